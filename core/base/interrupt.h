@@ -1,0 +1,19 @@
+#pragma once
+
+#include <exception>
+
+namespace aqhost {
+
+/// Thrown by check_interrupt(); unwinding removes what was half-written.
+class Interrupted : public std::exception {
+ public:
+  const char* what() const noexcept override { return "interrupted"; }
+};
+
+/// SIGINT and SIGTERM set a flag; a second one ends the process at once.
+void install_interrupt_handler();
+
+/// Throws Interrupted once a signal came. Cheap; called between batches and matrices, any thread.
+void check_interrupt();
+
+}  // namespace aqhost

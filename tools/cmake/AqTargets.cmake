@@ -1,0 +1,59 @@
+# How this project's targets are made, in one place.
+
+function(aq_compile_options target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wshadow
+    # no fused multiply-add behind our back: formats are defined to the bit
+    -ffp-contract=off
+    $<$<COMPILE_LANGUAGE:CXX>:-Wconversion>)
+  if(AQHOST_DEVELOPER)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(AQHOST_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${AQHOST_SANITIZE} -g1 -O1)
+    target_link_options(${target} PRIVATE -fsanitize=${AQHOST_SANITIZE})
+  endif()
+endfunction()
+
+# aq_core_library(NAME SOURCES a.cc ... [DEPS targets]): core/NAME as a static library aqhost_NAME.
+# A file sees only its own module and those it names, so a wrong #include does not build.
+function(aq_core_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(aqhost_${name} STATIC ${ARG_SOURCES})
+  # #include "NAME/x.h" works through a folder that holds nothing but a link to this module
+  set(view ${PROJECT_BINARY_DIR}/include/${name})
+  file(MAKE_DIRECTORY ${view})
+  file(CREATE_LINK ${CMAKE_CURRENT_SOURCE_DIR} ${view}/${name} SYMBOLIC)
+  target_include_directories(aqhost_${name} PUBLIC ${view})
+  target_link_libraries(aqhost_${name} PUBLIC ${ARG_DEPS})
+  aq_compile_options(aqhost_${name})
+endfunction()
+
+# aq_plugin(NAME SOURCES ... [DIR models|formats]): a shared library that exports aq_plugin_entry
+# alone and sees the SDK alone.
+function(aq_plugin name)
+  cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})
+  add_library(${name} MODULE ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE aq_sdk)
+  set_target_properties(${name} PROPERTIES PREFIX ""
+    LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/plugins
+    C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  # without the version script g++ makes inline statics unique across plugins
+  target_link_options(${name} PRIVATE
+    LINKER:--version-script=${PROJECT_SOURCE_DIR}/sdk/exports.map LINKER:--no-undefined)
+  set_property(TARGET ${name} APPEND PROPERTY LINK_DEPENDS ${PROJECT_SOURCE_DIR}/sdk/exports.map)
+  aq_compile_options(${name})
+endfunction()
+
+# aq_test(MODULE SOURCES ... [DEPS targets]): doctest cases of core/MODULE, each a ctest test.
+# The tests run in the source tree's tests/ folder.
+function(aq_test module)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(test_${module} ${ARG_SOURCES} ${PROJECT_SOURCE_DIR}/tests/main.cc)
+  target_include_directories(test_${module} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(test_${module} PRIVATE ${ARG_DEPS} doctest::doctest)
+  target_compile_definitions(test_${module} PRIVATE
+    AQ_TESTS_DIR="${PROJECT_SOURCE_DIR}/tests" AQ_BUILD_DIR="${PROJECT_BINARY_DIR}")
+  aq_compile_options(test_${module})
+  doctest_discover_tests(test_${module} TEST_PREFIX "${module}: " ADD_LABELS 0
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests PROPERTIES TIMEOUT 600)
+endfunction()
