@@ -8,8 +8,9 @@
  *              = round_scale(f * ((max - min) * global / (int_max - int_min))),
  *     zero     = clamp(rint(int_min - f * min / (scale / global)), int_min, int_max)  AQ_FIT_MINMAX
  *                where min <= 0 <= max
- *   code       = nearest to w / (scale / global); ties to the even code (TABLE), rint then + zero
- *                (INT); saturating. Of +0 and -0 in a table, the one with the weight's sign.
+ *   code       = nearest to t = w / (scale / global), saturating. INT: rint(t) + zero - int_min. TABLE:
+ *                by the midpoint (a + b) / 2 of neighbouring values, at it the even code; of equal
+ *                values the first code, of +0 and -0 the one with t's sign.
  * Every line is float32 arithmetic in the order written. round_scale rounds to the scale's kind as
  * scale_round says, to no less than its smallest number above 0 and no more than its largest; a
  * group of zeros has scale 1.

@@ -1,0 +1,216 @@
+// aq/sdk/hf_config.hpp - config.json of a Hugging Face checkpoint, read with errors that name the
+// key.
+#pragma once
+
+#include <algorithm>
+#include <aq/sdk/plugin.hpp>
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <map>
+#include <mutex>
+#include <numbers>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace aq {
+
+/// Typed access to an object of config.json. A key that is null counts as absent.
+class HfConfig {
+ public:
+  explicit HfConfig(nlohmann::json json, std::string path = "")
+      : json_(std::move(json)), path_(std::move(path)) {
+    if (!json_.is_object())
+      throw Error("config.json" + (path_.empty() ? "" : ": " + path_) + " is no object");
+  }
+
+  bool has(const char* key) const { return json_.contains(key) && !json_.at(key).is_null(); }
+  const nlohmann::json& json() const { return json_; }
+
+  /// A whole number within [least, 2^31).
+  int32_t integer(const char* key, int32_t least = 1) const {
+    return to_integer(key, value(key), least);
+  }
+  int32_t integer_or(const char* key, int32_t otherwise, int32_t least = 1) const {
+    return has(key) ? integer(key, least) : otherwise;
+  }
+  double number(const char* key) const {
+    const auto& v = value(key);
+    if (!v.is_number() || !std::isfinite(v.get<double>())) fail(key, v, "a finite number");
+    return v.get<double>();
+  }
+  double number_or(const char* key, double otherwise) const {
+    return has(key) ? number(key) : otherwise;
+  }
+  bool flag_or(const char* key, bool otherwise) const {
+    if (!has(key)) return otherwise;
+    if (!value(key).is_boolean()) fail(key, value(key), "true or false");
+    return value(key).get<bool>();
+  }
+  std::string text_or(const char* key, const std::string& otherwise) const {
+    if (!has(key)) return otherwise;
+    if (!value(key).is_string()) fail(key, value(key), "a string");
+    return value(key).get<std::string>();
+  }
+  HfConfig object(const char* key) const {
+    if (!value(key).is_object()) fail(key, value(key), "an object");
+    return HfConfig(value(key), path_ + key + ".");
+  }
+  std::vector<int32_t> integers_or_empty(const char* key) const {
+    std::vector<int32_t> list;
+    if (!has(key)) return list;
+    if (!value(key).is_array()) fail(key, value(key), "an array of whole numbers");
+    for (const auto& v : value(key)) list.push_back(to_integer(key, v, 0));
+    return list;
+  }
+
+  [[noreturn]] void fail(const char* key, const nlohmann::json& found,
+                         const std::string& expected) const {
+    throw Error("config.json: " + path_ + key + " is " + found.dump() + ", expected " + expected);
+  }
+
+ private:
+  const nlohmann::json& value(const char* key) const {
+    if (!has(key)) throw Error("config.json has no " + path_ + key);
+    return json_.at(key);
+  }
+  int32_t to_integer(const char* key, const nlohmann::json& v, int32_t least) const {
+    if (!v.is_number_integer() || v.get<int64_t>() < least || v.get<int64_t>() > INT32_MAX)
+      fail(key, v, "a whole number of at least " + std::to_string(least));
+    return v.get<int32_t>();
+  }
+
+  nlohmann::json json_;
+  std::string path_;
+};
+
+/// Rotary embedding as transformers 5 computes it (modeling_rope_utils.py), from either spelling of
+/// its settings: rope_theta with rope_scaling {type or rope_type}, or rope_parameters {rope_type,
+/// rope_theta}. Types default, linear, dynamic, yarn, llama3; another is an Error that names it.
+/// Frequencies for a sequence length live as long as this. Any thread.
+class Rope {
+ public:
+  Rope(const HfConfig& config, int32_t head_dim, double default_theta)
+      : max_positions_(config.number_or("max_position_embeddings", 0)) {
+    HfConfig settings(nlohmann::json::object());
+    if (config.has("rope_parameters")) {
+      settings = config.object("rope_parameters");
+    } else if (config.has("rope_scaling")) {
+      settings = config.object("rope_scaling");
+    }
+    type_ = settings.text_or("rope_type", settings.text_or("type", "default"));
+    theta_ = settings.number_or("rope_theta", config.number_or("rope_theta", default_theta));
+    const double fraction =
+        settings.number_or("partial_rotary_factor", config.number_or("partial_rotary_factor", 1.0));
+    dim_ = static_cast<int32_t>(head_dim * fraction);
+    if (theta_ <= 0)
+      throw Error("config.json: rope_theta is " + std::to_string(theta_) +
+                  ", expected a positive number");
+    if (dim_ <= 0 || dim_ > head_dim || dim_ % 2 != 0)
+      throw Error("config.json: partial_rotary_factor leaves " + std::to_string(dim_) +
+                  " dimensions of a head of " + std::to_string(head_dim) +
+                  " to rotate, expected an even number");
+    if (type_ == "default") return;
+    if (type_ != "linear" && type_ != "dynamic" && type_ != "yarn" && type_ != "llama3")
+      throw Error("config.json: the rope type \"" + type_ +
+                      "\" is not supported, known: default, linear, dynamic, yarn, llama3",
+                  AQ_UNSUPPORTED);
+    original_positions_ =
+        settings.number_or("original_max_position_embeddings",
+                           config.number_or("original_max_position_embeddings", max_positions_));
+    factor_ = settings.has("factor") || type_ != "yarn" ? settings.number("factor")
+                                                        : max_positions_ / original_positions_;
+    if (factor_ <= 0)
+      throw Error("config.json: the rope factor is " + std::to_string(factor_) +
+                  ", expected a positive number");
+    if (type_ == "yarn") read_yarn(settings);
+    if (type_ == "llama3") {
+      low_factor_ = settings.number("low_freq_factor");
+      high_factor_ = settings.number("high_freq_factor");
+      original_positions_ = settings.number("original_max_position_embeddings");
+    }
+  }
+
+  int32_t dim() const { return dim_; }
+  /// What cos and sin are multiplied with.
+  float scale() const { return static_cast<float>(attention_factor_); }
+
+  /// dim() / 2 frequencies for sequences of `seq_len`.
+  const float* inv_freq(int64_t seq_len) const {
+    const std::lock_guard lock(mutex_);
+    auto& values = cache_[type_ == "dynamic" ? seq_len : 0];
+    if (values.empty()) values = compute(seq_len);
+    return values.data();
+  }
+
+ private:
+  void read_yarn(const HfConfig& settings) {
+    const auto mscale = [](double scale, double m) {
+      return scale <= 1 ? 1.0 : 0.1 * m * std::log(scale) + 1.0;
+    };
+    const double m = settings.number_or("mscale", 0), all = settings.number_or("mscale_all_dim", 0);
+    attention_factor_ =
+        m != 0 && all != 0 ? mscale(factor_, m) / mscale(factor_, all) : mscale(factor_, 1);
+    attention_factor_ = settings.number_or("attention_factor", attention_factor_);
+    beta_fast_ = settings.number_or("beta_fast", 32);
+    beta_slow_ = settings.number_or("beta_slow", 1);
+    truncate_ = settings.flag_or("truncate", true);
+  }
+
+  std::vector<float> compute(int64_t seq_len) const {
+    double theta = theta_;
+    if (type_ == "dynamic" && static_cast<double>(seq_len) > max_positions_)
+      theta *= std::pow(factor_ * static_cast<double>(seq_len) / max_positions_ - (factor_ - 1),
+                        dim_ / (dim_ - 2.0));
+    std::vector<float> values;
+    for (int32_t i = 0; i < dim_; i += 2) {
+      const float plain = 1.0f / std::pow(static_cast<float>(theta),
+                                          static_cast<float>(i) / static_cast<float>(dim_));
+      values.push_back(type_ == "linear"   ? plain / static_cast<float>(factor_)
+                       : type_ == "yarn"   ? yarn(plain, i / 2)
+                       : type_ == "llama3" ? llama3(plain)
+                                           : plain);
+    }
+    return values;
+  }
+
+  /// YaRN, arXiv:2309.00071.
+  float yarn(float plain, int32_t i) const {
+    const auto dimension = [this](double rotations) {
+      return dim_ * std::log(original_positions_ / (rotations * 2 * std::numbers::pi)) /
+             (2 * std::log(theta_));
+    };
+    double low = dimension(beta_fast_), high = dimension(beta_slow_);
+    if (truncate_) {
+      low = std::floor(low);
+      high = std::ceil(high);
+    }
+    low = std::max(low, 0.0);
+    high = std::min(high, dim_ - 1.0);
+    if (low == high) high += 0.001;
+    const auto ramp = static_cast<float>(std::clamp((i - low) / (high - low), 0.0, 1.0));
+    return plain / static_cast<float>(factor_) * ramp + plain * (1 - ramp);
+  }
+
+  /// Llama 3.1: long wavelengths are stretched, short ones kept, those between blended.
+  float llama3(float plain) const {
+    const double wavelength = 2 * std::numbers::pi / plain;
+    if (wavelength > original_positions_ / low_factor_) return plain / static_cast<float>(factor_);
+    if (wavelength < original_positions_ / high_factor_) return plain;
+    const double smooth =
+        (original_positions_ / wavelength - low_factor_) / (high_factor_ - low_factor_);
+    return static_cast<float>((1 - smooth) * plain / factor_ + smooth * plain);
+  }
+
+  std::string type_;
+  double theta_ = 0, factor_ = 1, attention_factor_ = 1;
+  double max_positions_, original_positions_ = 0;
+  double beta_fast_ = 32, beta_slow_ = 1, low_factor_ = 1, high_factor_ = 1;
+  bool truncate_ = true;
+  int32_t dim_ = 0;
+  mutable std::mutex mutex_;
+  mutable std::map<int64_t, std::vector<float>> cache_;
+};
+
+}  // namespace aq

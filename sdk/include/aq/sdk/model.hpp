@@ -1,0 +1,430 @@
+// aq/sdk/model.hpp - model adapters in C++: a base class behind the ABI, and DecoderModel, which
+// makes a whole adapter from a description and a table of names.
+#pragma once
+
+#include <aq/model.h>
+
+#include <aq/sdk/names.hpp>
+#include <aq/sdk/plugin.hpp>
+#include <aq/sdk/router.hpp>
+#include <aq/sdk/tensor.hpp>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace aq {
+
+/// The checkpoint an adapter is made for; valid during create().
+class Checkpoint {
+ public:
+  explicit Checkpoint(const aq_checkpoint* raw) : raw_(raw) {}
+
+  nlohmann::json config() const { return nlohmann::json::parse(raw_->config_json); }
+  bool has(const std::string& tensor) const {
+    aq_tensor_meta meta;
+    return raw_->find(raw_, tensor.c_str(), &meta) == AQ_OK;
+  }
+
+ private:
+  const aq_checkpoint* raw_;
+};
+
+/// What an adapter implements; see aq_model for each. Const and safe from any thread. Errors are
+/// thrown (aq::Error); AQ_NOT_FOUND is returning false.
+class ModelAdapter {
+ public:
+  virtual ~ModelAdapter() = default;
+  virtual aq_model_desc describe() const = 0;
+  virtual aq_attention_desc describe_attention(int32_t layer, int64_t seq_len) const = 0;
+  virtual aq_ffn_desc describe_ffn(int32_t layer) const = 0;
+  virtual uint32_t module_count() const = 0;
+  virtual aq_module module(uint32_t i) const = 0;
+  virtual bool find_ref(const aq_tensor_key& key, aq_tensor_ref& out) const = 0;
+  virtual bool find_key(const std::string& name, aq_tensor_key& out) const = 0;
+  virtual void route(const aq_route_args& args) const = 0;
+  virtual const void* extension(const char*) const { return nullptr; }
+};
+
+namespace detail {
+
+/// aq_model in front of a ModelAdapter.
+struct ModelObject {
+  aq_model table;
+  std::unique_ptr<const ModelAdapter> adapter;
+
+  explicit ModelObject(std::unique_ptr<const ModelAdapter> made)
+      : table{}, adapter(std::move(made)) {
+    table.struct_size = sizeof table;
+    table.plugin_data = this;
+    table.destroy = [](const aq_model* self) noexcept {
+      delete static_cast<ModelObject*>(self->plugin_data);
+    };
+    table.get_extension = [](const aq_model* self, const char* id) noexcept {
+      return of(self).extension(id);
+    };
+    table.describe = [](const aq_model* self, aq_model_desc* out, aq_error* err) noexcept {
+      return guard(err, [&] { copy_out(out, of(self).describe()); });
+    };
+    table.describe_attention = [](const aq_model* self, int32_t layer, int64_t seq_len,
+                                  aq_attention_desc* out, aq_error* err) noexcept {
+      return guard(err, [&] { copy_out(out, of(self).describe_attention(layer, seq_len)); });
+    };
+    table.describe_ffn = [](const aq_model* self, int32_t layer, aq_ffn_desc* out,
+                            aq_error* err) noexcept {
+      return guard(err, [&] { copy_out(out, of(self).describe_ffn(layer)); });
+    };
+    table.module_count = [](const aq_model* self) noexcept { return of(self).module_count(); };
+    table.get_module = [](const aq_model* self, uint32_t i, aq_module* out,
+                          aq_error* err) noexcept {
+      return guard(err, [&] { copy_out(out, of(self).module(i)); });
+    };
+    table.find_ref = [](const aq_model* self, const aq_tensor_key* key, aq_tensor_ref* out,
+                        aq_error* err) noexcept {
+      return guard(err, [&] {
+        if (!of(self).find_ref(*key, *out)) throw Error("no such tensor", AQ_NOT_FOUND);
+      });
+    };
+    table.find_key = [](const aq_model* self, const char* name, aq_tensor_key* out,
+                        aq_error* err) noexcept {
+      return guard(err, [&] {
+        if (!of(self).find_key(name, *out)) throw Error("no such tensor", AQ_NOT_FOUND);
+      });
+    };
+    table.route = [](const aq_model* self, const aq_route_args* args, aq_error* err) noexcept {
+      return guard(err, [&] { of(self).route(*args); });
+    };
+  }
+
+  static const ModelAdapter& of(const aq_model* self) {
+    return *static_cast<ModelObject*>(self->plugin_data)->adapter;
+  }
+};
+
+/// The factory of one class with
+///   static constexpr aq::Descriptor kDescriptor;
+///   static int probe(const nlohmann::json& config, std::string& why);
+///   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint);
+template <typename Class>
+struct ModelFactory {
+  static constexpr aq_descriptor kDescriptor = Class::kDescriptor;
+
+  static uint32_t AQ_CALL count(const aq_model_factory*) noexcept { return 1; }
+  static const aq_descriptor* AQ_CALL descriptor(const aq_model_factory*, uint32_t) noexcept {
+    return &kDescriptor;
+  }
+  static int32_t AQ_CALL probe(const aq_model_factory*, uint32_t, const char* config, char* why,
+                               size_t why_size) noexcept {
+    aq_error ignored{};
+    int32_t score = 0;
+    guard(&ignored, [&] {
+      std::string reason;
+      score = Class::probe(nlohmann::json::parse(config), reason);
+      std::snprintf(why, why_size, "%s", reason.c_str());
+    });
+    return score;
+  }
+  static const aq_model* AQ_CALL create(const aq_model_factory*, uint32_t, const aq_host*,
+                                        const aq_checkpoint* checkpoint, aq_error* err) noexcept {
+    const aq_model* model = nullptr;
+    guard(err, [&] {
+      auto object = std::make_unique<ModelObject>(Class::create(Checkpoint(checkpoint)));
+      model = &object.release()->table;
+    });
+    return model;
+  }
+  static constexpr aq_model_factory kFactory{
+      sizeof(aq_model_factory), 0, count, descriptor, probe, create};
+  static const void* AQ_CALL get(const char* id) noexcept {
+    return std::string_view(id) == AQ_MODEL_FACTORY_ID ? &kFactory : nullptr;
+  }
+};
+
+}  // namespace detail
+
+/// How sure a family may be of a config.json: 100 for its model_type, 90 where only `architectures`
+/// names it, 0 otherwise.
+inline int probe_by_name(const nlohmann::json& config, const std::string& model_type,
+                         const std::string& architecture, std::string& why) {
+  if (config.contains("model_type")) {
+    why = "model_type is " + model_type;
+    return config["model_type"] == model_type ? 100 : 0;
+  }
+  const auto names = config.find("architectures");
+  if (names != config.end() && names->is_array())
+    for (const auto& name : *names)
+      if (name == architecture) {
+        why = "architectures has " + architecture;
+        return 90;
+      }
+  return 0;
+}
+
+/// One layer of a DecoderModel. rope_inv_freq is filled in from `rope` when asked for.
+struct LayerDesc {
+  aq_attention_desc attention{};
+  aq_ffn_desc ffn{};
+  bool qkv_bias = false, out_bias = false;
+};
+
+/// A decoder of standard blocks, wholly described: modules, their stages and shared inputs, names
+/// and routing follow from the description. Name rows are patterns without ".weight" or ".bias";
+/// see names.hpp. Rows of role AQ_ROLE_CUSTOM and above are whole names of tensors that checkpoints
+/// may carry and nobody needs.
+class DecoderModel : public ModelAdapter {
+ public:
+  /// `inv_freq` gives the frequencies for a sequence length, living as long as this.
+  using InvFreq = std::function<const float*(int64_t seq_len)>;
+
+  DecoderModel(const aq_model_desc& desc, std::vector<LayerDesc> layers, InvFreq inv_freq,
+               const std::vector<NameRow>& names, const Checkpoint& checkpoint)
+      : desc_(desc),
+        layers_(std::move(layers)),
+        inv_freq_(std::move(inv_freq)),
+        names_(with_parts(names)) {
+    find_stacks(names, checkpoint);
+    for (int32_t l = 0; l < desc_.n_layers; l++) add_layer(l);
+    if (!desc_.tied_embeddings)
+      add({-1, AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, 0}, desc_.vocab_size, desc_.hidden_size, 0, 0, 0);
+  }
+
+  aq_model_desc describe() const override { return desc_; }
+  aq_attention_desc describe_attention(int32_t layer, int64_t seq_len) const override {
+    aq_attention_desc desc = at(layer).attention;
+    if (desc.rope_dim > 0) desc.rope_inv_freq = inv_freq_(seq_len);
+    return desc;
+  }
+  aq_ffn_desc describe_ffn(int32_t layer) const override { return at(layer).ffn; }
+  uint32_t module_count() const override { return static_cast<uint32_t>(modules_.size()); }
+
+  aq_module module(uint32_t i) const override {
+    if (i >= modules_.size()) throw Error("there is no module " + std::to_string(i));
+    const Linear& linear = modules_[i];
+    aq_module out = linear.module;
+    out.name = linear.name.c_str();
+    find_ref(out.key, out.weight);
+    aq_tensor_key bias = out.key;
+    bias.part = AQ_PART_BIAS;
+    if (!find_ref(bias, out.bias)) out.bias = {};
+    return out;
+  }
+
+  bool find_ref(const aq_tensor_key& key, aq_tensor_ref& out) const override {
+    if (!exists(key)) return false;
+    out = {nullptr, -1, 0, 0, 0, 0, 0};
+    if (const Stack* stack = stack_of(key)) {
+      out.index = key.expert;
+      if (key.role != AQ_ROLE_FFN_DOWN) {
+        out.row_count = at(key.layer).ffn.inner_size;
+        out.row_begin = key.role == AQ_ROLE_FFN_UP ? out.row_count : 0;
+      }
+      out.name = intern(*stack->names.name({key.layer, stack->first_role, AQ_EXPERT_NONE, 0}));
+      return true;
+    }
+    out.name = intern(*names_.name(key));
+    return true;
+  }
+
+  bool find_key(const std::string& name, aq_tensor_key& out) const override {
+    for (const Stack& stack : stacks_)
+      if (const auto key = stack.names.key(name)) {
+        out = {key->layer, stack.first_role, 0, AQ_PART_WEIGHT};
+        return exists(out);
+      }
+    const auto key = names_.key(name);
+    if (!key || !exists(*key) || stack_of(*key) != nullptr) return false;
+    out = *key;
+    return true;
+  }
+
+  void route(const aq_route_args& args) const override {
+    const aq_ffn_desc& ffn = at(args.layer).ffn;
+    if (ffn.kind != AQ_FFN_MOE)
+      throw Error("layer " + std::to_string(args.layer) + " has no router");
+    const auto* logits = view<const float>(args.logits, "logits", {-1, ffn.n_experts});
+    const int64_t tokens = args.logits->shape[0];
+    const auto* bias = optional_view<const float>(args.bias, "bias", {ffn.n_experts});
+    auto* ids = view<int32_t>(args.expert_ids, "expert_ids", {tokens, ffn.top_k});
+    auto* weights = view<float>(args.weights, "weights", {tokens, ffn.top_k});
+    Router router(ffn);
+    for (int64_t t = 0; t < tokens; t++)
+      router.route(logits + t * ffn.n_experts, bias, ids + t * ffn.top_k, weights + t * ffn.top_k);
+  }
+
+ private:
+  struct Linear {
+    aq_module module;
+    std::string name;
+  };
+  /// A tensor that holds a matrix of every expert.
+  struct Stack {
+    int32_t first_role;
+    bool holds_up;
+    NameTable names;
+  };
+
+  static std::vector<NameRow> with_parts(const std::vector<NameRow>& rows) {
+    std::vector<NameRow> all;
+    for (const NameRow& row : rows) {
+      if (row.role >= AQ_ROLE_CUSTOM) {
+        all.push_back(row);
+        continue;
+      }
+      all.push_back({row.role, row.expert, AQ_PART_WEIGHT, row.pattern + ".weight"});
+      all.push_back({row.role, row.expert, AQ_PART_BIAS, row.pattern + ".bias"});
+    }
+    return all;
+  }
+
+  const LayerDesc& at(int32_t layer) const {
+    if (layer < 0 || layer >= desc_.n_layers)
+      throw Error("there is no layer " + std::to_string(layer));
+    return layers_[static_cast<std::size_t>(layer)];
+  }
+
+  /// "...experts.{E}.gate_proj" stacked is "...experts.gate_up_proj" and "...experts.down_proj", as
+  /// transformers 5 keeps them.
+  void find_stacks(const std::vector<NameRow>& rows, const Checkpoint& checkpoint) {
+    for (const NameRow& row : rows) {
+      const std::size_t hole = row.pattern.find(".{E}.");
+      if (hole == std::string::npos || row.role != AQ_ROLE_FFN_GATE) continue;
+      const std::string folder = row.pattern.substr(0, hole);
+      const NameTable both({{AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, folder + ".gate_up_proj"}});
+      const NameTable down({{AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, folder + ".down_proj"}});
+      for (int32_t l = 0; l < desc_.n_layers; l++) {
+        if (!checkpoint.has(*both.name({l, AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0}))) continue;
+        stacks_.push_back({AQ_ROLE_FFN_GATE, true, both});
+        stacks_.push_back({AQ_ROLE_FFN_DOWN, false, down});
+        return;
+      }
+    }
+  }
+
+  const Stack* stack_of(const aq_tensor_key& key) const {
+    if (key.expert < 0 || key.part != AQ_PART_WEIGHT) return nullptr;
+    for (const Stack& stack : stacks_)
+      if (key.role == stack.first_role || (stack.holds_up && key.role == AQ_ROLE_FFN_UP))
+        return &stack;
+    return nullptr;
+  }
+
+  bool exists(const aq_tensor_key& key) const {
+    if (key.role >= AQ_ROLE_CUSTOM)
+      return names_.name(key).has_value() && key.layer < desc_.n_layers;
+    const bool bias = key.part == AQ_PART_BIAS;
+    if (key.part != AQ_PART_WEIGHT && !bias) return false;
+    const bool norm_bias = desc_.norm_kind == AQ_NORM_LAYER;
+    if (key.layer < 0) {
+      if (key.layer != -1 || key.expert != AQ_EXPERT_NONE) return false;
+      if (key.role == AQ_ROLE_FINAL_NORM) return !bias || norm_bias;
+      return !bias && (key.role == AQ_ROLE_EMBEDDING ||
+                       (key.role == AQ_ROLE_LM_HEAD && !desc_.tied_embeddings));
+    }
+    if (key.layer >= desc_.n_layers) return false;
+    const LayerDesc& layer = at(key.layer);
+    const aq_ffn_desc& ffn = layer.ffn;
+    const bool moe = ffn.kind == AQ_FFN_MOE;
+    if (key.role == AQ_ROLE_FFN_GATE || key.role == AQ_ROLE_FFN_UP ||
+        key.role == AQ_ROLE_FFN_DOWN) {
+      if (bias) return false;
+      if (key.expert == AQ_EXPERT_NONE) return !moe;
+      if (key.expert == AQ_EXPERT_SHARED) return moe && ffn.shared_size > 0;
+      return moe && key.expert >= 0 && key.expert < ffn.n_experts;
+    }
+    if (key.expert != AQ_EXPERT_NONE) return false;
+    switch (key.role) {
+      case AQ_ROLE_ATTN_NORM:
+      case AQ_ROLE_FFN_NORM:
+        return !bias || norm_bias;
+      case AQ_ROLE_ATTN_Q:
+      case AQ_ROLE_ATTN_K:
+      case AQ_ROLE_ATTN_V:
+        return !bias || layer.qkv_bias;
+      case AQ_ROLE_ATTN_O:
+        return !bias || layer.out_bias;
+      case AQ_ROLE_ATTN_Q_NORM:
+      case AQ_ROLE_ATTN_K_NORM:
+        return !bias && layer.attention.qk_norm != AQ_QK_NORM_NONE;
+      case AQ_ROLE_ROUTER:
+        return !bias && moe;
+      case AQ_ROLE_SHARED_ROUTER:
+        return !bias && moe && ffn.shared_size > 0 && ffn.shared_gated != 0;
+      default:
+        return false;
+    }
+  }
+
+  void add_layer(int32_t l) {
+    const aq_attention_desc& a = at(l).attention;
+    const aq_ffn_desc& f = at(l).ffn;
+    const int64_t d = desc_.hidden_size, q = int64_t{a.n_heads} * a.head_dim,
+                  kv = int64_t{a.n_kv_heads} * a.head_dim;
+    const auto key = [l](int32_t role, int32_t expert = AQ_EXPERT_NONE) {
+      return aq_tensor_key{l, role, expert, AQ_PART_WEIGHT};
+    };
+    constexpr uint32_t kQuantize = AQ_MODULE_QUANTIZE;
+    add(key(AQ_ROLE_ATTN_Q), q, d, kQuantize, 0, 0);
+    add(key(AQ_ROLE_ATTN_K), kv, d, kQuantize, 0, 0);
+    add(key(AQ_ROLE_ATTN_V), kv, d, kQuantize, 0, 0);
+    add(key(AQ_ROLE_ATTN_O), d, q, kQuantize, 1, 1);
+    const auto add_ffn = [&](int32_t expert, int64_t inner, bool down) {
+      if (down) {
+        add(key(AQ_ROLE_FFN_DOWN, expert), d, inner, kQuantize, 3, 3);
+      } else {
+        add(key(AQ_ROLE_FFN_GATE, expert), inner, d, kQuantize, 2, 2);
+        add(key(AQ_ROLE_FFN_UP, expert), inner, d, kQuantize, 2, 2);
+      }
+    };
+    if (f.kind != AQ_FFN_MOE) {
+      add_ffn(AQ_EXPERT_NONE, f.inner_size, false);
+      add_ffn(AQ_EXPERT_NONE, f.inner_size, true);
+      return;
+    }
+    add(key(AQ_ROLE_ROUTER), f.n_experts, d, 0, 2, 2);
+    if (f.shared_size > 0 && f.shared_gated != 0) add(key(AQ_ROLE_SHARED_ROUTER), 1, d, 0, 2, 2);
+    for (const bool down : {false, true}) {
+      for (int32_t e = 0; e < f.n_experts; e++) add_ffn(e, f.inner_size, down);
+      if (f.shared_size > 0) add_ffn(AQ_EXPERT_SHARED, f.shared_size, down);
+    }
+  }
+
+  void add(const aq_tensor_key& key, int64_t out, int64_t in, uint32_t flags, int32_t stage,
+           int32_t group) {
+    Linear linear{};
+    const auto name = names_.name(key);
+    if (!name)
+      throw Error("the table of names has no row for role " + std::to_string(key.role),
+                  AQ_INTERNAL);
+    linear.name = name->substr(0, name->size() - std::string_view(".weight").size());
+    linear.module.struct_size = sizeof(aq_module);
+    linear.module.flags = flags;
+    linear.module.key = key;
+    linear.module.out_features = out;
+    linear.module.in_features = in;
+    linear.module.stage = stage;
+    linear.module.input_group = group;
+    modules_.push_back(std::move(linear));
+  }
+
+  /// A string that lives as long as this; each is kept once.
+  const char* intern(std::string text) const {
+    const std::lock_guard lock(mutex_);
+    return strings_.insert(std::move(text)).first->c_str();
+  }
+
+  aq_model_desc desc_;
+  std::vector<LayerDesc> layers_;
+  InvFreq inv_freq_;
+  NameTable names_;
+  std::vector<Stack> stacks_;
+  std::vector<Linear> modules_;
+  mutable std::mutex mutex_;
+  mutable std::set<std::string> strings_;
+};
+
+}  // namespace aq
+
+/// Exports one model adapter class; see aq::detail::ModelFactory for what it has.
+#define AQ_EXPORT_MODEL(Class) AQ_EXPORT_ENTRY(aq::detail::ModelFactory<Class>::get)

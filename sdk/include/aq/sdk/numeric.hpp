@@ -1,0 +1,97 @@
+// aq/sdk/numeric.hpp - rounding to small floating-point types, to the bit.
+#pragma once
+
+#include <aq/quantizer.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace aq {
+
+/// A binary floating-point type: numbers m * 2^(e - mantissa_bits), subnormals below
+/// 2^min_exponent, nothing above `max`.
+struct SmallFloat {
+  int mantissa_bits, min_exponent;
+  float max;
+
+  float smallest() const { return std::ldexp(1.0f, min_exponent - mantissa_bits); }
+
+  /// Nearest, ties to even, saturating; keeps the sign of zero. x is not NaN.
+  float round(float x) const {
+    const float magnitude = std::fabs(x);
+    if (magnitude >= max) return std::copysign(max, x);
+    const int exponent =
+        magnitude > 0 ? std::max(std::ilogb(magnitude), min_exponent) : min_exponent;
+    const float quantum = std::ldexp(1.0f, exponent - mantissa_bits);
+    return std::copysign(std::min(std::nearbyint(magnitude / quantum) * quantum, max), x);
+  }
+};
+
+inline constexpr SmallFloat kF16{10, -14, 65504.0f};
+inline constexpr SmallFloat kBF16{7, -126, 0x1.fep127f};
+inline constexpr SmallFloat kE4M3{3, -6, 448.0f};  // OCP FP8, no infinities
+inline constexpr SmallFloat kE5M2{2, -14, 57344.0f};
+inline constexpr SmallFloat kE2M1{1, 0, 6.0f};  // OCP MX v1.0, table 5 ff.
+inline constexpr SmallFloat kE2M3{3, 0, 7.5f};
+inline constexpr SmallFloat kE3M2{2, -2, 28.0f};
+
+inline uint16_t bf16_bits(float x) {  // of a number that is one
+  return static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
+}
+inline float from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+/// Nearest bfloat16 of a finite x within its range, ties to even: kBF16.round() by two integer
+/// operations, so that loops over it vectorize.
+inline float round_bf16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+}
+
+/// IEEE binary16 of a number that is one.
+inline uint16_t f16_bits(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  // scaled so that a binary16 subnormal becomes a float subnormal of the same fraction
+  const uint32_t magnitude = std::bit_cast<uint32_t>(std::fabs(x) * 0x1p-112f);
+  return static_cast<uint16_t>(sign | magnitude >> 13);
+}
+inline float from_f16(uint16_t bits) {
+  const float magnitude = std::bit_cast<float>(uint32_t{bits & 0x7fffu} << 13) * 0x1p112f;
+  return (bits & 0x8000u) != 0 ? -magnitude : magnitude;
+}
+
+/// The exponent of 2 that an E8M0 scale x > 0 is rounded to, in [-127, 127].
+inline int e8m0_exponent(float x, int32_t rounding, int32_t mantissa_bits) {
+  int exponent = std::ilogb(x);
+  const float mantissa = std::ldexp(x, -exponent);  // [1, 2)
+  if (rounding == AQ_ROUND_UP && mantissa > 1) exponent++;
+  // half up at mantissa_bits carries into the exponent from 2 - 2^-(bits + 1) on
+  if (rounding == AQ_ROUND_EVEN && mantissa >= 2 - std::ldexp(1.0f, -mantissa_bits - 1)) exponent++;
+  return std::clamp(exponent, -127, 127);
+}
+
+/// round_scale() of aq/quantizer.h, x > 0.
+inline float round_scale(const aq_format_desc& desc, float x) {
+  const auto kind = [x](const SmallFloat& type) {
+    return std::max(type.round(x), type.smallest());
+  };
+  switch (desc.scale_kind) {
+    case AQ_SCALE_F16:
+      return kind(kF16);
+    case AQ_SCALE_BF16:
+      return kind(kBF16);
+    case AQ_SCALE_E4M3:
+      return kind(kE4M3);
+    case AQ_SCALE_E8M0:
+      return std::ldexp(1.0f, e8m0_exponent(x, desc.scale_round, desc.scale_mantissa_bits));
+    default:
+      return std::clamp(x, std::numeric_limits<float>::denorm_min(),
+                        std::numeric_limits<float>::max());
+  }
+}
+
+}  // namespace aq
