@@ -1,0 +1,73 @@
+#include "checkpoint/convert.h"
+
+#include <bit>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace aqhost {
+namespace {
+
+float from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+/// IEEE 754 binary16. The exponent is moved by a multiplication, which handles subnormals too.
+float from_f16(uint16_t bits) {
+  const uint32_t magnitude = uint32_t{bits & 0x7fffu} << 13;
+  const uint32_t sign = uint32_t{bits & 0x8000u} << 16;
+  if (magnitude >= 0x7c00u << 13)  // infinity, NaN
+    return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x7fffffu));
+  const float value = std::bit_cast<float>(magnitude) * 0x1p112f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
+}
+
+/// Safetensors data has no alignment to rely on: elements are copied out.
+template <typename Element, typename Convert>
+void convert(const std::byte* from, std::span<float> out, Convert to_float) {
+  for (std::size_t i = 0; i < out.size(); i++) {
+    Element element;
+    std::memcpy(&element, from + i * sizeof element, sizeof element);
+    out[i] = to_float(element);
+  }
+}
+
+/// Whether all exponents are below that of infinity; no branch in the loop, so that it vectorizes.
+bool all_finite(std::span<const float> values) {
+  uint32_t worst = 0;
+  for (const float v : values) {
+    const uint32_t magnitude = std::bit_cast<uint32_t>(v) & 0x7fffffffu;
+    worst = magnitude > worst ? magnitude : worst;
+  }
+  return worst < 0x7f800000u;
+}
+
+}  // namespace
+
+void convert_f32(const StoredTensor& tensor, int64_t begin, std::span<float> out,
+                 const std::string& where) {
+  const auto count = static_cast<int64_t>(out.size());
+  if (begin < 0 || begin > tensor.numel() || count > tensor.numel() - begin)
+    fail("{}: tensor {}: elements {} to {} of {} were asked for", where, tensor.name, begin,
+         begin + count, tensor.numel());
+  const std::byte* from = tensor.bytes.data() + begin * dtype_size(tensor.dtype);
+  switch (tensor.dtype) {
+    case DType::kF32:
+      if (!out.empty()) std::memcpy(out.data(), from, out.size_bytes());
+      break;
+    case DType::kBF16:
+      convert<uint16_t>(from, out, from_bf16);
+      break;
+    case DType::kF16:
+      convert<uint16_t>(from, out, from_f16);
+      break;
+    default:
+      fail("{}: tensor {} is {}, expected F16, BF16 or F32", where, tensor.name,
+           dtype_name(tensor.dtype));
+  }
+  if (all_finite(out)) return;
+  for (std::size_t i = 0; i < out.size(); i++)
+    if (!all_finite(out.subspan(i, 1)))
+      fail("{}: tensor {}: element {} is {}", where, tensor.name, begin + static_cast<int64_t>(i),
+           out[i]);
+}
+
+}  // namespace aqhost

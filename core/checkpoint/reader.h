@@ -1,0 +1,46 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "checkpoint/safetensors.h"
+#include "checkpoint/source.h"
+
+namespace aqhost {
+
+/// A checkpoint folder in the Hugging Face layout: config.json, and model.safetensors or
+/// model.safetensors.index.json with its shards. Opening checks every file (SafetensorsFile) and
+/// the index: each tensor it names is in the shard it says, every shard is there, none is in two.
+class Reader : public Source {
+ public:
+  explicit Reader(const std::filesystem::path& directory);
+
+  const Json& config() const override { return config_; }
+  const std::string& directory() const override { return directory_; }
+  const std::vector<TensorInfo>& tensors() const override { return infos_; }
+  const TensorInfo* find(std::string_view name) const override;
+  void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
+
+  /// The stored bytes, or nullptr. Valid as long as this.
+  const StoredTensor* stored(std::string_view name) const;
+
+ private:
+  struct Location {
+    const SafetensorsFile* file;
+    const StoredTensor* tensor;
+  };
+
+  void open_index(const std::filesystem::path& index);
+  void add(const SafetensorsFile& file);
+  const Location* locate(std::string_view name) const;
+
+  std::string directory_;
+  Json config_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::vector<Location> locations_;  // sorted by name
+  std::vector<TensorInfo> infos_;    // in the same order
+};
+
+}  // namespace aqhost
