@@ -32,7 +32,7 @@ class FileDescriptor {
 };
 
 off_t regular_size(const FileDescriptor& file, const fs::path& path) {
-  struct stat status{};
+  struct stat status {};
   if (::fstat(file.get(), &status) != 0) fail("{}: {}", path.string(), std::strerror(errno));
   if (!S_ISREG(status.st_mode)) fail("{}: not a regular file", path.string());
   return status.st_size;

@@ -17,7 +17,7 @@ void on_signal(int signal) {
 }  // namespace
 
 void install_interrupt_handler() {
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = on_signal;
   sigemptyset(&action.sa_mask);
   ::sigaction(SIGINT, &action, nullptr);

@@ -1,0 +1,363 @@
+#include "plugin/format.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "base/error.h"
+#include "plugin/call.h"
+#include "plugin/dl_tensor.h"
+
+namespace aqhost {
+namespace {
+
+constexpr uint32_t kMostParams = 1u << 20;
+constexpr uint32_t kMostPacked = 16;
+constexpr uint32_t kMostSearch = 4096;
+constexpr uint32_t kMostGroupSizes = 64;
+
+bool known(int32_t value, std::initializer_list<int32_t> values) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+bool all_finite(std::span<const float> values) {
+  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+}
+
+}  // namespace
+
+void Format::Destroy::operator()(const aq_quantizer* quantizer) const {
+  if (AQ_HAS(quantizer, destroy)) quantizer->destroy(quantizer);
+}
+
+template <typename... Args>
+void Format::lie(fmt::format_string<Args...> format, Args&&... args) const {
+  fail("plugin {}: format \"{}\": {}", plugin_path_, id_,
+       fmt::format(format, std::forward<Args>(args)...));
+}
+
+void Format::check(aq_status status, const aq_error& error, const char* function) const {
+  if (status != AQ_OK)
+    fail("format \"{}\" ({}): {}: {}", id_, plugin_path_, function, error_text(status, error));
+}
+
+Format::Format(const aq_quantizer* raw, std::string id, std::string plugin_path, Json options)
+    : raw_(raw),
+      id_(std::move(id)),
+      plugin_path_(std::move(plugin_path)),
+      options_(std::move(options)) {
+  if (!AQ_HAS(raw, config_json) || !AQ_HAS(raw, describe) || !AQ_HAS(raw, fit) ||
+      !AQ_HAS(raw, quantize) || !AQ_HAS(raw, dequantize) || !AQ_HAS(raw, get_packed) ||
+      !AQ_HAS(raw, pack) || !AQ_HAS(raw, unpack))
+    lie("a function that every format has is missing");
+  describe();
+  check_description();
+  const char* config = raw->config_json(raw);
+  if (config == nullptr) lie("config_json is NULL");
+  config_ = parse_json(config, fmt::format("plugin {}: config_json", plugin_path_));
+  if (!config_.is_object() || !config_.contains("format") || !config_["format"].is_string() ||
+      !config_.contains("weights") || !config_["weights"].is_object())
+    lie("config_json is no object with \"format\" (a string) and \"weights\" (an object)");
+}
+
+Format::~Format() = default;
+
+void Format::describe() {
+  aq_format_desc d{};
+  d.struct_size = sizeof d;
+  aq_error error;
+  check(call_plugin(error, [&](aq_error* e) { return raw_->describe(raw_.get(), &d, e); }), error,
+        "describe");
+  if (!known(d.element_kind, {AQ_ELEM_INT, AQ_ELEM_TABLE, AQ_ELEM_CUSTOM}))
+    lie("element_kind {} is not known", d.element_kind);
+  if (d.element_bits < 1 || d.element_bits > 16)
+    lie("element_bits is {}, expected 1 to 16", d.element_bits);
+  if (d.group_params < 1 || d.group_params > kMostParams || d.tensor_params > kMostParams)
+    lie("{} group_params and {} tensor_params, expected 1 to {} and 0 to {}", d.group_params,
+        d.tensor_params, kMostParams, kMostParams);
+  if (d.n_packed < 1 || d.n_packed > kMostPacked)
+    lie("n_packed is {}, expected 1 to {}", d.n_packed, kMostPacked);
+  if (d.n_search > kMostSearch || (d.n_search > 0 && d.search == nullptr))
+    lie("{} search factors, expected 0 to {} and where they are", d.n_search, kMostSearch);
+  if (d.n_group_sizes < 1 || d.n_group_sizes > kMostGroupSizes || d.group_sizes == nullptr)
+    lie("{} group sizes, expected 1 to {} and where they are", d.n_group_sizes, kMostGroupSizes);
+  desc_.element_kind = d.element_kind;
+  desc_.element_bits = d.element_bits;
+  desc_.int_min = d.int_min;
+  desc_.int_max = d.int_max;
+  desc_.vector_dim = std::max(1, d.vector_dim);
+  desc_.fit_rule = d.fit_rule;
+  desc_.scale_divisor = d.scale_divisor;
+  desc_.global_max = d.global_max;
+  desc_.scale_kind = d.scale_kind;
+  desc_.scale_round = d.scale_round;
+  desc_.scale_mantissa_bits = d.scale_mantissa_bits;
+  desc_.group_size = d.group_size;
+  desc_.group_params = d.group_params;
+  desc_.tensor_params = d.tensor_params;
+  desc_.n_packed = d.n_packed;
+  desc_.zero_point = (d.flags & AQ_FORMAT_ZERO_POINT) != 0;
+  desc_.global_scale = (d.flags & AQ_FORMAT_GLOBAL_SCALE) != 0;
+  if (d.n_search > 0) desc_.search.assign(d.search, d.search + d.n_search);
+  desc_.group_sizes.assign(d.group_sizes, d.group_sizes + d.n_group_sizes);
+  if (d.element_kind == AQ_ELEM_TABLE) {
+    if (d.values == nullptr) lie("a table format without values");
+    desc_.values.assign(d.values, d.values + (std::size_t{1} << d.element_bits));
+  }
+}
+
+void Format::check_description() const {
+  const FormatDesc& d = desc_;
+  if (!known(d.fit_rule, {AQ_FIT_ABSMAX, AQ_FIT_MINMAX, AQ_FIT_CUSTOM}))
+    lie("fit_rule {} is not known", d.fit_rule);
+  if (std::find(d.group_sizes.begin(), d.group_sizes.end(), d.group_size) == d.group_sizes.end())
+    lie("group_size {} is not among its own group sizes", d.group_size);
+  for (const int32_t size : d.group_sizes)
+    if (size != -1 && (size < 1 || size % d.vector_dim != 0))
+      lie("group size {}, expected -1 or a positive multiple of vector_dim {}", size, d.vector_dim);
+  if (!all_finite(d.values)) lie("a grid value is not finite");
+  if (!all_finite(d.search) ||
+      std::any_of(d.search.begin(), d.search.end(), [](float f) { return f <= 0; }))
+    lie("a search factor is not a positive number");
+  if (d.element_kind == AQ_ELEM_INT &&
+      (d.int_min >= d.int_max || d.int_max - d.int_min >= (1 << d.element_bits)))
+    lie("integers {} to {} do not fit {} bits", d.int_min, d.int_max, d.element_bits);
+  if (!d.described()) return;
+  if (d.vector_dim != 1) lie("vector_dim {} of a format that is no custom one", d.vector_dim);
+  if (!known(d.scale_kind,
+             {AQ_SCALE_F32, AQ_SCALE_F16, AQ_SCALE_BF16, AQ_SCALE_E4M3, AQ_SCALE_E8M0}))
+    lie("scale_kind {} is not known", d.scale_kind);
+  const auto rounds = {AQ_ROUND_NEAREST, AQ_ROUND_DOWN, AQ_ROUND_UP, AQ_ROUND_EVEN};
+  const bool power_of_two = d.scale_kind == AQ_SCALE_E8M0;
+  if (std::find(rounds.begin(), rounds.end(), d.scale_round) == rounds.end() ||
+      power_of_two == (d.scale_round == AQ_ROUND_NEAREST))
+    lie("scale_round {} does not go with scale_kind {}", d.scale_round, d.scale_kind);
+  if (d.fit_rule == AQ_FIT_ABSMAX && !(d.scale_divisor > 0 && std::isfinite(d.scale_divisor)))
+    lie("scale_divisor is {}, expected a positive number", d.scale_divisor);
+  if (d.zero_point != (d.fit_rule == AQ_FIT_MINMAX) ||
+      (d.zero_point && d.element_kind != AQ_ELEM_INT))
+    lie("zero points go with integers and the min-max rule");
+  if (d.group_params != (d.zero_point ? 2u : 1u))
+    lie("{} group_params, a scale{} was expected", d.group_params,
+        d.zero_point ? " and a zero" : "");
+  if (d.tensor_params != (d.global_scale ? 1u : 0u) || (d.global_scale && !(d.global_max > 0)))
+    lie("{} tensor_params and global_max {} do not go with its global scale", d.tensor_params,
+        d.global_max);
+}
+
+std::vector<float> Format::fit_tensor(std::span<const float> weight, int64_t rows, int64_t cols,
+                                      std::span<const float> importance) const {
+  std::vector<float> params(desc_.tensor_params);
+  if (params.empty()) return params;
+  if (!AQ_HAS(raw_.get(), fit_tensor)) lie("tensor_params, but no fit_tensor");
+  DlTensor w(weight.data(), kDlF32, {rows, cols});
+  DlTensor h(importance.data(), kDlF32, {cols});
+  DlTensor out(params.data(), kDlF32, {static_cast<int64_t>(params.size())});
+  const aq_fit_args args{sizeof args, 0, w.get(), h.get_or_null(), nullptr, out.get()};
+  aq_error error;
+  check(call_plugin(error, [&](aq_error* e) { return raw_->fit_tensor(raw_.get(), &args, e); }),
+        error, "fit_tensor");
+  if (!all_finite(params)) lie("fit_tensor gave a parameter that is not finite");
+  return params;
+}
+
+void Format::fit(std::span<const float> weight, int64_t rows, int64_t n,
+                 std::span<const float> importance, std::span<const float> tensor_params,
+                 std::span<float> params) const {
+  DlTensor w(weight.data(), kDlF32, {rows, n});
+  DlTensor h(importance.data(), kDlF32, {n});
+  DlTensor t(tensor_params.data(), kDlF32, {static_cast<int64_t>(tensor_params.size())});
+  DlTensor out(params.data(), kDlF32, {rows, int64_t{desc_.group_params}});
+  std::fill(params.begin(), params.end(), NAN);
+  const aq_fit_args args{sizeof args, 0, w.get(), h.get_or_null(), t.get_or_null(), out.get()};
+  aq_error error;
+  check(call_plugin(error, [&](aq_error* e) { return raw_->fit(raw_.get(), &args, e); }), error,
+        "fit");
+  if (!all_finite(params)) lie("fit gave a parameter that is not finite");
+}
+
+void Format::quantize(std::span<const float> weight, int64_t rows, int64_t n,
+                      std::span<const float> params, std::span<const float> tensor_params,
+                      std::span<std::byte> codes, std::span<float> values) const {
+  DlTensor w(weight.data(), kDlF32, {rows, n});
+  DlTensor p(params.data(), kDlF32, {rows, int64_t{desc_.group_params}});
+  DlTensor t(tensor_params.data(), kDlF32, {static_cast<int64_t>(tensor_params.size())});
+  DlTensor c(codes.data(), dl_code(desc_.code_bytes()), {rows, n / desc_.vector_dim});
+  DlTensor v(values.data(), kDlF32, {rows, n});
+  const aq_code_args args{sizeof args,    0, w.get(), p.get(), t.get_or_null(), c.get_or_null(),
+                          v.get_or_null()};
+  aq_error error;
+  check(call_plugin(error, [&](aq_error* e) { return raw_->quantize(raw_.get(), &args, e); }),
+        error, "quantize");
+  if (!all_finite(values)) lie("quantize gave a value that is not finite");
+}
+
+void Format::dequantize(std::span<const std::byte> codes, int64_t rows, int64_t n,
+                        std::span<const float> params, std::span<const float> tensor_params,
+                        std::span<float> values) const {
+  DlTensor p(params.data(), kDlF32, {rows, int64_t{desc_.group_params}});
+  DlTensor t(tensor_params.data(), kDlF32, {static_cast<int64_t>(tensor_params.size())});
+  DlTensor c(codes.data(), dl_code(desc_.code_bytes()), {rows, n / desc_.vector_dim});
+  DlTensor v(values.data(), kDlF32, {rows, n});
+  const aq_code_args args{sizeof args, 0, nullptr, p.get(), t.get_or_null(), c.get(), v.get()};
+  aq_error error;
+  check(call_plugin(error, [&](aq_error* e) { return raw_->dequantize(raw_.get(), &args, e); }),
+        error, "dequantize");
+}
+
+std::vector<float> Format::dequantize(const QuantizedMatrix& m) const {
+  std::vector<float> values(static_cast<std::size_t>(m.rows * m.cols));
+  const int64_t groups = desc_.groups(m.cols);
+  if (groups == 1) {
+    dequantize(m.codes, m.rows, m.cols, m.group_params, m.tensor_params, values);
+    return values;
+  }
+  // row by row is too many calls, a group of all rows is not contiguous: gather and scatter
+  const int64_t width = desc_.group_size, bytes = desc_.code_bytes(), dim = desc_.vector_dim;
+  const std::size_t n_params = desc_.group_params;
+  std::vector<std::byte> codes;
+  std::vector<float> params, part;
+  for (int64_t g = 0; g < groups; g++) {
+    const int64_t begin = g * width, n = std::min(width, m.cols - begin);
+    codes.clear();
+    params.clear();
+    part.resize(static_cast<std::size_t>(m.rows * n));
+    for (int64_t r = 0; r < m.rows; r++) {
+      const auto code = m.codes.begin() + (r * m.cols + begin) / dim * bytes;
+      codes.insert(codes.end(), code, code + n / dim * bytes);
+      const auto param = m.group_params.begin() + (r * groups + g) * static_cast<int64_t>(n_params);
+      params.insert(params.end(), param, param + static_cast<int64_t>(n_params));
+    }
+    dequantize(codes, m.rows, n, params, m.tensor_params, part);
+    for (int64_t r = 0; r < m.rows; r++)
+      std::copy_n(part.begin() + r * n, n, values.begin() + r * m.cols + begin);
+  }
+  return values;
+}
+
+std::vector<TensorInfo> Format::packed(int64_t rows, int64_t cols) const {
+  std::vector<TensorInfo> infos;
+  std::set<std::string> suffixes;
+  for (uint32_t i = 0; i < desc_.n_packed; i++) {
+    aq_packed_tensor t{};
+    t.struct_size = sizeof t;
+    aq_error error;
+    const aq_status status = call_plugin(
+        error, [&](aq_error* e) { return raw_->get_packed(raw_.get(), rows, cols, i, &t, e); });
+    if (status != AQ_OK)
+      fail("format \"{}\" cannot store a {} x {} matrix: {}", id_, rows, cols,
+           error_text(status, error));
+    const std::string type_name = t.st_dtype == nullptr ? "" : t.st_dtype;
+    const auto dtype = parse_dtype(type_name);
+    if (t.suffix == nullptr || *t.suffix == '\0' || !suffixes.insert(t.suffix).second)
+      lie("packed tensor {} has no name of its own", i);
+    if (!dtype || dtype_size(*dtype) * 8 != t.dtype.bits * t.dtype.lanes)
+      lie("packed tensor {} has the type {} of {} bits", t.suffix, type_name, t.dtype.bits);
+    if (t.ndim < 0 || t.ndim > 4) lie("packed tensor {} has {} dimensions", t.suffix, t.ndim);
+    TensorInfo info{t.suffix, *dtype, {t.shape, t.shape + t.ndim}};
+    // nothing a format stores is larger than float32 weights with as many parameters
+    const int64_t most = rows * cols * 4 + rows * desc_.groups(cols) * desc_.group_params * 8 +
+                         int64_t{desc_.tensor_params} * 8 + 1024;
+    int64_t bytes = dtype_size(*dtype);
+    for (const int64_t d : info.shape)
+      if (d < 0 || __builtin_mul_overflow(bytes, d, &bytes) || bytes > most)
+        lie("packed tensor {} of a {} x {} matrix has a dimension of {}", t.suffix, rows, cols, d);
+    infos.push_back(std::move(info));
+  }
+  return infos;
+}
+
+std::vector<PackedTensor> Format::buffers(int64_t rows, int64_t cols) const {
+  std::vector<PackedTensor> tensors;
+  for (TensorInfo& info : packed(rows, cols)) {
+    const auto bytes = static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
+    tensors.push_back({std::move(info), std::vector<std::byte>(bytes)});
+  }
+  return tensors;
+}
+
+namespace {
+
+/// The DLTensors of packed tensors, as aq_pack_args has them.
+class PackedView {
+ public:
+  void add(const TensorInfo& info, const void* data) {
+    const auto bits = static_cast<uint8_t>(8 * dtype_size(info.dtype));
+    const bool is_float = info.dtype == DType::kF16 || info.dtype == DType::kF32;
+    const bool is_signed = info.dtype == DType::kI8 || info.dtype == DType::kI16 ||
+                           info.dtype == DType::kI32 || info.dtype == DType::kI64;
+    const uint8_t code = info.dtype == DType::kBF16 ? kDLBfloat
+                         : is_float                 ? kDLFloat
+                         : is_signed                ? kDLInt
+                                                    : kDLUInt;
+    tensors_.push_back(
+        std::make_unique<DlTensor>(data, DLDataType{code, bits, 1}, std::vector(info.shape)));
+    pointers_.push_back(tensors_.back()->get());
+  }
+  DLTensor* const* get() const { return pointers_.data(); }
+
+ private:
+  std::vector<std::unique_ptr<DlTensor>> tensors_;
+  std::vector<DLTensor*> pointers_;
+};
+
+}  // namespace
+
+std::vector<PackedTensor> Format::pack(const QuantizedMatrix& m) const {
+  std::vector<PackedTensor> tensors = buffers(m.rows, m.cols);
+  PackedView view;
+  for (PackedTensor& t : tensors) view.add(t.info, t.bytes.data());
+  DlTensor codes(m.codes.data(), dl_code(desc_.code_bytes()), {m.rows, m.cols / desc_.vector_dim});
+  DlTensor params(m.group_params.data(), kDlF32,
+                  {m.rows, desc_.groups(m.cols), int64_t{desc_.group_params}});
+  DlTensor whole(m.tensor_params.data(), kDlF32, {int64_t{desc_.tensor_params}});
+  const aq_pack_args args{sizeof args,         0,         m.rows, m.cols, codes.get(), params.get(),
+                          whole.get_or_null(), view.get()};
+  aq_error error;
+  check(call_plugin(error, [&](aq_error* e) { return raw_->pack(raw_.get(), &args, e); }), error,
+        "pack");
+  return tensors;
+}
+
+QuantizedMatrix Format::unpack(int64_t rows, int64_t cols,
+                               const std::vector<std::span<const std::byte>>& packed_bytes) const {
+  const std::vector<TensorInfo> infos = packed(rows, cols);
+  if (infos.size() != packed_bytes.size())
+    fail("{} packed tensors, format \"{}\" has {}", packed_bytes.size(), id_, infos.size());
+  PackedView view;
+  std::vector<std::vector<std::byte>> aligned;  // files give no alignment to rely on
+  for (std::size_t i = 0; i < infos.size(); i++) {
+    const auto bytes = infos[i].numel() * dtype_size(infos[i].dtype);
+    if (static_cast<int64_t>(packed_bytes[i].size()) != bytes)
+      fail("{} has {} bytes, expected {}", infos[i].name, packed_bytes[i].size(), bytes);
+    aligned.emplace_back(packed_bytes[i].begin(), packed_bytes[i].end());
+    view.add(infos[i], aligned.back().data());
+  }
+  QuantizedMatrix m;
+  m.rows = rows;
+  m.cols = cols;
+  m.codes.resize(static_cast<std::size_t>(rows * cols / desc_.vector_dim * desc_.code_bytes()));
+  m.group_params.resize(static_cast<std::size_t>(rows * desc_.groups(cols)) * desc_.group_params);
+  m.tensor_params.resize(desc_.tensor_params);
+  DlTensor codes(m.codes.data(), dl_code(desc_.code_bytes()), {rows, cols / desc_.vector_dim});
+  DlTensor params(m.group_params.data(), kDlF32,
+                  {rows, desc_.groups(cols), int64_t{desc_.group_params}});
+  DlTensor whole(m.tensor_params.data(), kDlF32, {int64_t{desc_.tensor_params}});
+  const aq_pack_args args{sizeof args,         0,         rows, cols, codes.get(), params.get(),
+                          whole.get_or_null(), view.get()};
+  aq_error error;
+  check(call_plugin(error, [&](aq_error* e) { return raw_->unpack(raw_.get(), &args, e); }), error,
+        "unpack");
+  if (!all_finite(m.group_params) || !all_finite(m.tensor_params))
+    fail("a scale is not finite: the file is damaged");
+  const auto most = 1u << desc_.element_bits;
+  for (std::size_t i = 0; i < m.codes.size(); i += static_cast<std::size_t>(desc_.code_bytes())) {
+    uint32_t code = std::to_integer<uint32_t>(m.codes[i]);
+    if (desc_.code_bytes() == 2) code |= std::to_integer<uint32_t>(m.codes[i + 1]) << 8;
+    if (code >= most)
+      lie("unpack gave the code {}, which {} bits cannot hold", code, desc_.element_bits);
+  }
+  return m;
+}
+
+}  // namespace aqhost

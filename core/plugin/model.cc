@@ -1,0 +1,360 @@
+#include "plugin/model.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "base/error.h"
+#include "plugin/call.h"
+#include "plugin/dl_tensor.h"
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kMostSize = int64_t{1} << 24;  // of hidden states, vocabularies, heads x size
+constexpr int32_t kMostLayers = 1 << 16, kMostExperts = 1 << 16;
+constexpr uint32_t kMostModules = 1u << 24;
+
+std::string key_text(const aq_tensor_key& key) {
+  return fmt::format("layer {}, role {}, expert {}, part {}", key.layer, key.role, key.expert,
+                     key.part);
+}
+
+bool same(const aq_tensor_key& a, const aq_tensor_key& b) {
+  return a.layer == b.layer && a.role == b.role && a.expert == b.expert && a.part == b.part;
+}
+
+bool is_ffn_role(int32_t role) { return role >= AQ_ROLE_FFN_GATE && role <= AQ_ROLE_FFN_DOWN; }
+
+template <typename T>
+bool within(T value, T least, T most) {
+  return value >= least && value <= most;
+}
+
+}  // namespace
+
+void Model::Destroy::operator()(const aq_model* model) const {
+  if (AQ_HAS(model, destroy)) model->destroy(model);
+}
+
+template <typename... Args>
+void Model::lie(fmt::format_string<Args...> format, Args&&... args) const {
+  fail("plugin {}: model \"{}\": {}", plugin_path_, id_,
+       fmt::format(format, std::forward<Args>(args)...));
+}
+
+Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source)
+    : raw_(raw), id_(std::move(id)), plugin_path_(std::move(plugin_path)) {
+  if (!AQ_HAS(raw, describe) || !AQ_HAS(raw, describe_attention) || !AQ_HAS(raw, describe_ffn) ||
+      !AQ_HAS(raw, module_count) || !AQ_HAS(raw, get_module) || !AQ_HAS(raw, find_ref) ||
+      !AQ_HAS(raw, find_key) || !AQ_HAS(raw, route))
+    lie("a function that every adapter has is missing");
+  describe();
+  for (int32_t l = 0; l < desc_.n_layers; l++) ffns_.push_back(describe_ffn(l));
+  for (int32_t l = 0; l < desc_.n_layers; l++) attention(l, 1);
+  list_modules();
+  check_modules();
+  check_tensors(source);
+}
+
+Model::~Model() = default;
+
+void Model::describe() {
+  aq_model_desc d{};
+  d.struct_size = sizeof d;
+  aq_error error;
+  const aq_status status =
+      call_plugin(error, [&](aq_error* e) { return raw_->describe(raw_.get(), &d, e); });
+  if (status != AQ_OK) lie("describe: {}", error_text(status, error));
+  if (!within(d.n_layers, 1, kMostLayers) || !within(d.hidden_size, int64_t{1}, kMostSize) ||
+      !within(d.vocab_size, int64_t{1}, kMostSize) || d.max_positions < 0)
+    lie("describe: {} layers, hidden size {}, vocabulary {}, {} positions make no model",
+        d.n_layers, d.hidden_size, d.vocab_size, d.max_positions);
+  if (d.norm_kind != AQ_NORM_RMS && d.norm_kind != AQ_NORM_LAYER)
+    lie("describe: norm_kind {} is not known", d.norm_kind);
+  if (!(d.norm_eps >= 0 && d.norm_eps < 1)) lie("describe: norm_eps is {}", d.norm_eps);
+  desc_ = {d.n_layers,  d.hidden_size, d.vocab_size,          d.max_positions,
+           d.norm_kind, d.norm_eps,    d.tied_embeddings != 0};
+}
+
+AttentionDesc Model::attention(int32_t layer, int64_t seq_len) const {
+  aq_attention_desc d{};
+  d.struct_size = sizeof d;
+  aq_error error;
+  const aq_status status = call_plugin(error, [&](aq_error* e) {
+    return raw_->describe_attention(raw_.get(), layer, seq_len, &d, e);
+  });
+  if (status != AQ_OK) lie("describe_attention({}): {}", layer, error_text(status, error));
+  const auto wrong = [&](const std::string& what) { lie("layer {}: attention: {}", layer, what); };
+  AttentionDesc a;
+  a.kind = d.kind;
+  if (d.kind == AQ_ATTN_CUSTOM) return a;
+  if (d.kind != AQ_ATTN_STANDARD) wrong(fmt::format("kind {} is not known", d.kind));
+  if (!within(d.n_heads, 1, 1 << 16) || !within(d.head_dim, 1, 1 << 16) || d.n_kv_heads < 1 ||
+      d.n_heads % d.n_kv_heads != 0)
+    wrong(
+        fmt::format("{} heads of {}, {} for keys and values", d.n_heads, d.head_dim, d.n_kv_heads));
+  if (!within(d.qk_norm, 0, int32_t{AQ_QK_NORM_FULL}))
+    wrong(fmt::format("qk_norm {} is not known", d.qk_norm));
+  if (d.sliding_window < 0 || !(d.clip_qkv >= 0) || !(d.scale >= 0) || !(d.rope_scale >= 0))
+    wrong("a window, clip or scale is negative or no number");
+  if (d.rope_dim < 0 || d.rope_dim > d.head_dim || d.rope_dim % 2 != 0 ||
+      (d.rope_dim > 0 && d.rope_inv_freq == nullptr))
+    wrong(fmt::format("rope_dim {} of heads of {}", d.rope_dim, d.head_dim));
+  a.n_heads = d.n_heads;
+  a.n_kv_heads = d.n_kv_heads;
+  a.head_dim = d.head_dim;
+  a.qk_norm = d.qk_norm;
+  a.sliding_window = d.sliding_window;
+  a.clip_qkv = d.clip_qkv;
+  a.scale = d.scale > 0 ? d.scale : 1.0f / std::sqrt(static_cast<float>(d.head_dim));
+  a.rope_scale = d.rope_scale > 0 ? d.rope_scale : 1.0f;
+  a.rope_interleaved = d.rope_interleaved != 0;
+  a.rope_inv_freq.assign(d.rope_inv_freq, d.rope_inv_freq + d.rope_dim / 2);
+  for (const float f : a.rope_inv_freq)
+    if (!std::isfinite(f)) wrong("rope_inv_freq holds a number that is not finite");
+  return a;
+}
+
+FfnDesc Model::describe_ffn(int32_t layer) const {
+  aq_ffn_desc d{};
+  d.struct_size = sizeof d;
+  aq_error error;
+  const aq_status status =
+      call_plugin(error, [&](aq_error* e) { return raw_->describe_ffn(raw_.get(), layer, &d, e); });
+  if (status != AQ_OK) lie("describe_ffn({}): {}", layer, error_text(status, error));
+  const auto wrong = [&](const std::string& what) { lie("layer {}: ffn: {}", layer, what); };
+  FfnDesc f;
+  f.kind = d.kind;
+  if (d.kind == AQ_FFN_CUSTOM) return f;
+  if (d.kind != AQ_FFN_DENSE && d.kind != AQ_FFN_MOE)
+    wrong(fmt::format("kind {} is not known", d.kind));
+  if (!within(d.activation, int32_t{AQ_ACT_SILU_GLU}, int32_t{AQ_ACT_GELU_TANH_GLU}))
+    wrong(fmt::format("activation {} is not known", d.activation));
+  if (!within(d.inner_size, int64_t{1}, kMostSize))
+    wrong(fmt::format("inner size {}", d.inner_size));
+  f.activation = d.activation;
+  f.inner_size = d.inner_size;
+  if (d.kind == AQ_FFN_DENSE) return f;
+  if (!within(d.n_experts, 1, kMostExperts) || !within(d.top_k, 1, d.n_experts))
+    wrong(fmt::format("top {} of {} experts", d.top_k, d.n_experts));
+  if (d.router != AQ_ROUTER_SOFTMAX_TOPK && d.router != AQ_ROUTER_SIGMOID_TOPK &&
+      d.router != AQ_ROUTER_CUSTOM)
+    wrong(fmt::format("router {} is not known", d.router));
+  if (!std::isfinite(d.routed_scale) || d.routed_scale < 0)
+    wrong(fmt::format("routed_scale {}", d.routed_scale));
+  if (d.n_groups < 0 ||
+      (d.n_groups > 0 && (d.n_experts % d.n_groups != 0 || !within(d.top_groups, 1, d.n_groups))))
+    wrong(fmt::format("top {} of {} groups of {} experts", d.top_groups, d.n_groups, d.n_experts));
+  if (!within(d.shared_size, int64_t{0}, kMostSize))
+    wrong(fmt::format("shared size {}", d.shared_size));
+  f.n_experts = d.n_experts;
+  f.top_k = d.top_k;
+  f.router = d.router;
+  f.norm_topk = d.norm_topk != 0;
+  f.routed_scale = d.routed_scale > 0 ? d.routed_scale : 1.0f;
+  f.n_groups = d.n_groups;
+  f.top_groups = d.top_groups;
+  f.shared_size = d.shared_size;
+  f.shared_gated = d.shared_gated != 0;
+  f.route_hidden = d.route_hidden != 0;
+  return f;
+}
+
+TensorRef Model::take_ref(const aq_tensor_ref& raw, const std::string& what) const {
+  if (raw.name == nullptr || *raw.name == '\0') lie("{} has no tensor name", what);
+  if (raw.index < -1 || raw.row_begin < 0 || raw.row_step < 0 || raw.row_count < 0)
+    lie("{} lies at index {}, rows from {} in steps of {}, {} of them", what, raw.index,
+        raw.row_begin, raw.row_step, raw.row_count);
+  return {raw.name,      raw.index,          raw.row_begin, std::max<int64_t>(1, raw.row_step),
+          raw.row_count, raw.transposed != 0};
+}
+
+Module Model::get_module(uint32_t index) const {
+  aq_module m{};
+  m.struct_size = sizeof m;
+  aq_error error;
+  const aq_status status =
+      call_plugin(error, [&](aq_error* e) { return raw_->get_module(raw_.get(), index, &m, e); });
+  if (status != AQ_OK) lie("get_module({}): {}", index, error_text(status, error));
+  if (m.name == nullptr || *m.name == '\0') lie("module {} has no name", index);
+  Module module;
+  module.index = index;
+  module.name = m.name;
+  module.key = m.key;
+  const std::string what = "module " + module.name;
+  if (m.key.layer < -1 || m.key.layer >= desc_.n_layers || m.key.part != AQ_PART_WEIGHT)
+    lie("{} has the key {}", what, key_text(m.key));
+  if (!within(m.out_features, int64_t{1}, kMostSize) ||
+      !within(m.in_features, int64_t{1}, kMostSize))
+    lie("{} is {} x {}", what, m.out_features, m.in_features);
+  module.weight = take_ref(m.weight, what);
+  if (m.bias.name != nullptr) module.bias = take_ref(m.bias, what + "'s bias");
+  module.out_features = m.out_features;
+  module.in_features = m.in_features;
+  module.stage = m.stage;
+  module.input_group = m.input_group;
+  module.label = m.label == nullptr ? "" : m.label;
+  module.quantize = (m.flags & AQ_MODULE_QUANTIZE) != 0;
+  module.sensitive = (m.flags & AQ_MODULE_SENSITIVE) != 0;
+  return module;
+}
+
+void Model::list_modules() {
+  const uint32_t count = raw_->module_count(raw_.get());
+  if (!within(count, 1u, kMostModules)) lie("module_count is {}", count);
+  std::set<std::string> names;
+  const auto place = [](const Module& m) {
+    return std::pair(m.key.layer < 0 ? kMostLayers : m.key.layer, m.stage);
+  };
+  for (uint32_t i = 0; i < count; i++) {
+    modules_.push_back(get_module(i));
+    const Module& m = modules_.back();
+    if (!names.insert(m.name).second) lie("two modules are named {}", m.name);
+    if (i > 0 && place(m) < place(modules_[i - 1]))
+      lie("module {} comes after {}, which belongs behind it", m.name, modules_[i - 1].name);
+    if (!by_key_.try_emplace({m.key.layer, m.key.role, m.key.expert}, i).second &&
+        m.key.role < AQ_ROLE_CUSTOM)
+      lie("two modules have the key {}", key_text(m.key));
+  }
+}
+
+const Module* Model::find_module(const aq_tensor_key& key) const {
+  const auto it = by_key_.find({key.layer, key.role, key.expert});
+  return it == by_key_.end() ? nullptr : &modules_[it->second];
+}
+
+/// Every linear map that follows from the description is listed, with the shape that follows.
+void Model::check_modules() const {
+  std::size_t expected = 0;
+  const auto expect = [&](int32_t layer, int32_t role, int32_t expert, int64_t out, int64_t in) {
+    const Module* m = find_module({layer, role, expert, AQ_PART_WEIGHT});
+    if (m == nullptr)
+      lie("no module for {}, which its description has", key_text({layer, role, expert, 0}));
+    if (m->out_features != out || m->in_features != in)
+      lie("module {} is {} x {}, the description makes it {} x {}", m->name, m->out_features,
+          m->in_features, out, in);
+    expected++;
+  };
+  const int64_t d = desc_.hidden_size;
+  for (int32_t l = 0; l < desc_.n_layers; l++) {
+    const AttentionDesc a = attention(l, 1);
+    if (a.kind == AQ_ATTN_STANDARD) {
+      const int64_t q = int64_t{a.n_heads} * a.head_dim, kv = int64_t{a.n_kv_heads} * a.head_dim;
+      expect(l, AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, q, d);
+      expect(l, AQ_ROLE_ATTN_K, AQ_EXPERT_NONE, kv, d);
+      expect(l, AQ_ROLE_ATTN_V, AQ_EXPERT_NONE, kv, d);
+      expect(l, AQ_ROLE_ATTN_O, AQ_EXPERT_NONE, d, q);
+    }
+    const FfnDesc& f = ffn(l);
+    const auto expect_ffn = [&](int32_t expert, int64_t inner) {
+      expect(l, AQ_ROLE_FFN_GATE, expert, inner, d);
+      expect(l, AQ_ROLE_FFN_UP, expert, inner, d);
+      expect(l, AQ_ROLE_FFN_DOWN, expert, d, inner);
+    };
+    if (f.kind == AQ_FFN_DENSE) expect_ffn(AQ_EXPERT_NONE, f.inner_size);
+    if (f.kind != AQ_FFN_MOE) continue;
+    for (int32_t e = 0; e < f.n_experts; e++) expect_ffn(e, f.inner_size);
+    expect(l, AQ_ROLE_ROUTER, AQ_EXPERT_NONE, f.n_experts, d);
+    if (f.shared_size > 0) expect_ffn(AQ_EXPERT_SHARED, f.shared_size);
+    if (f.shared_size > 0 && f.shared_gated) expect(l, AQ_ROLE_SHARED_ROUTER, AQ_EXPERT_NONE, 1, d);
+  }
+  if (!desc_.tied_embeddings)
+    expect(-1, AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, desc_.vocab_size, desc_.hidden_size);
+  for (const Module& m : modules_)
+    if (is_ffn_role(m.key.role) && m.key.layer >= 0 && m.key.expert >= 0 &&
+        m.key.expert >= ffn(m.key.layer).n_experts)
+      lie("module {} is of expert {} of {}", m.name, m.key.expert, ffn(m.key.layer).n_experts);
+}
+
+std::optional<TensorRef> Model::find_ref(const aq_tensor_key& key) const {
+  aq_tensor_ref ref{};
+  aq_error error;
+  const aq_status status =
+      call_plugin(error, [&](aq_error* e) { return raw_->find_ref(raw_.get(), &key, &ref, e); });
+  if (status == AQ_NOT_FOUND) return std::nullopt;
+  if (status != AQ_OK) lie("find_ref({}): {}", key_text(key), error_text(status, error));
+  return take_ref(ref, key_text(key));
+}
+
+std::optional<aq_tensor_key> Model::find_key(const std::string& name) const {
+  aq_tensor_key key{};
+  aq_error error;
+  const aq_status status = call_plugin(
+      error, [&](aq_error* e) { return raw_->find_key(raw_.get(), name.c_str(), &key, e); });
+  if (status == AQ_NOT_FOUND) return std::nullopt;
+  if (status != AQ_OK) lie("find_key({}): {}", name, error_text(status, error));
+  return key;
+}
+
+/// Names and keys are inverse, every tensor has someone who claims it, and every module's is there.
+void Model::check_tensors(const Source& source) const {
+  for (const TensorInfo& info : source.tensors()) {
+    const auto key = find_key(info.name);
+    if (!key)
+      fail("{}: tensor {} is not one that model \"{}\" knows; is config.json that of this model?",
+           source.directory(), info.name, id_);
+    const auto ref = find_ref(*key);
+    if (!ref || ref->name != info.name)
+      lie("tensor {} has the key {}, whose tensor is {}", info.name, key_text(*key),
+          ref ? ref->name : "not there");
+  }
+  for (const Module& m : modules_) {
+    const TensorInfo* info = source.find(m.weight.name);
+    if (info == nullptr)
+      fail("{}: tensor {} is missing; model \"{}\" with this config.json needs it for {}",
+           source.directory(), m.weight.name, id_, m.name);
+    const auto ref = find_ref(m.key);
+    if (!ref || ref->name != m.weight.name || ref->index != m.weight.index)
+      lie("module {} lies in {}, but its key's tensor is {}", m.name, m.weight.name,
+          ref ? ref->name : "not there");
+    const auto key = find_key(m.weight.name);
+    if (m.weight.index < 0 && (!key || !same(*key, m.key)))
+      lie("tensor {} has another key than its module {}", m.weight.name, m.name);
+    std::vector<int64_t> shape = info->shape;
+    if (m.weight.index >= 0 && !shape.empty()) {
+      if (shape.size() != 3 || m.weight.index >= shape[0])
+        fail("{}: tensor {} is [{}], expected three dimensions and an entry {}", source.directory(),
+             info->name, fmt::join(info->shape, ", "), m.weight.index);
+      shape.erase(shape.begin());
+    }
+    if (m.weight.transposed && shape.size() == 2) std::swap(shape[0], shape[1]);
+    const int64_t count = m.weight.row_count;
+    const bool fits =
+        shape.size() == 2 && shape[1] == m.in_features &&
+        (count == 0 ? m.weight.row_begin + (m.out_features - 1) * m.weight.row_step + 1 == shape[0]
+                    : count == m.out_features &&
+                          m.weight.row_begin + (count - 1) * m.weight.row_step < shape[0]);
+    if (!fits)
+      fail("{}: tensor {} is [{}], config.json makes {} {} x {}", source.directory(), info->name,
+           fmt::join(info->shape, ", "), m.name, m.out_features, m.in_features);
+  }
+}
+
+void Model::route(const RouteArgs& args) const {
+  const FfnDesc& f = ffn(args.layer);
+  DlTensor logits(args.logits.data(), kDlF32, {args.tokens, int64_t{f.n_experts}});
+  DlTensor bias(args.bias.data(), kDlF32, {int64_t{f.n_experts}});
+  DlTensor hidden(args.hidden.data(), kDlF32, {args.tokens, desc_.hidden_size});
+  DlTensor ids(args.ids.data(), kDlI32, {args.tokens, int64_t{f.top_k}});
+  DlTensor weights(args.weights.data(), kDlF32, {args.tokens, int64_t{f.top_k}});
+  const aq_route_args raw{sizeof raw,           args.layer, logits.get(), bias.get_or_null(),
+                          hidden.get_or_null(), ids.get(),  weights.get()};
+  aq_error error;
+  const aq_status status =
+      call_plugin(error, [&](aq_error* e) { return raw_->route(raw_.get(), &raw, e); });
+  if (status != AQ_OK) lie("route: {}", error_text(status, error));
+  const auto k = static_cast<std::size_t>(f.top_k);
+  for (std::size_t i = 0; i < args.ids.size(); i++) {
+    if (!within(args.ids[i], -1, f.n_experts - 1) || !std::isfinite(args.weights[i]))
+      lie("route: token {} goes to expert {} of {} with weight {}", i / k, args.ids[i], f.n_experts,
+          args.weights[i]);
+    for (std::size_t j = i / k * k; j < i; j++)
+      if (args.ids[j] == args.ids[i] && args.ids[i] >= 0)
+        lie("route: token {} goes to expert {} twice", i / k, args.ids[i]);
+  }
+}
+
+}  // namespace aqhost

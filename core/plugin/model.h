@@ -1,0 +1,127 @@
+#pragma once
+
+#include <aq/model.h>
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/source.h"
+
+namespace aqhost {
+
+struct TensorRef {  // aq_tensor_ref, owning its name
+  std::string name;
+  int64_t index = -1, row_begin = 0, row_step = 1, row_count = 0;
+  bool transposed = false;
+};
+
+struct Module {        // aq_module, checked
+  uint32_t index = 0;  // as get_module() counts
+  std::string name;
+  aq_tensor_key key{};
+  TensorRef weight;
+  std::optional<TensorRef> bias;
+  int64_t out_features = 0, in_features = 0;
+  int32_t stage = 0, input_group = 0;
+  std::string label;
+  bool quantize = false, sensitive = false;
+};
+
+struct ModelDesc {
+  int32_t n_layers = 0;
+  int64_t hidden_size = 0, vocab_size = 0, max_positions = 0;
+  int32_t norm_kind = AQ_NORM_RMS;
+  float norm_eps = 0;
+  bool tied_embeddings = false;
+};
+
+struct AttentionDesc {
+  int32_t kind = AQ_ATTN_STANDARD;
+  int32_t n_heads = 0, n_kv_heads = 0, head_dim = 0, qk_norm = AQ_QK_NORM_NONE;
+  int32_t sliding_window = 0;
+  float clip_qkv = 0, scale = 0 /* never 0 once described */, rope_scale = 1;
+  bool rope_interleaved = false;
+  std::vector<float> rope_inv_freq;  // empty: no RoPE
+};
+
+struct FfnDesc {
+  int32_t kind = AQ_FFN_DENSE, activation = AQ_ACT_SILU_GLU;
+  int32_t n_experts = 0, top_k = 0, router = 0;
+  bool norm_topk = false;
+  float routed_scale = 1;
+  int32_t n_groups = 0, top_groups = 0;
+  int64_t inner_size = 0, shared_size = 0;
+  bool shared_gated = false, route_hidden = false;
+};
+
+struct RouteArgs {
+  int32_t layer = 0;
+  int64_t tokens = 0;
+  std::span<const float> logits;  // [tokens, n_experts]
+  std::span<const float> bias;    // [n_experts] or empty
+  std::span<const float> hidden;  // [tokens, hidden_size] or empty
+  std::span<int32_t> ids;         // out [tokens, top_k]; -1: slot not used
+  std::span<float> weights;       // out [tokens, top_k]
+};
+
+/// A model adapter behind its checks: what the plugin returns is validated once, here (ids and
+/// sizes in range, finite numbers, tensors that exist with the shapes that follow from the
+/// description, every name the inverse of its key), and Error names the plugin's file and what it
+/// returned. Const functions may be called from any thread.
+class Model {
+ public:
+  /// Describes and checks `raw` (taken over; destroyed with this, also on failure) against
+  /// `source`, and every tensor of `source`: claimed by the adapter, and every module's there.
+  Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const std::string& id() const { return id_; }  // "olmoe"
+  const ModelDesc& desc() const { return desc_; }
+  AttentionDesc attention(int32_t layer, int64_t seq_len) const;
+  const FfnDesc& ffn(int32_t layer) const { return ffns_[static_cast<std::size_t>(layer)]; }
+
+  const std::vector<Module>& modules() const { return modules_; }
+  /// Where the tensor of `key` lies; nullopt if the model has none such.
+  std::optional<TensorRef> find_ref(const aq_tensor_key& key) const;
+  std::optional<aq_tensor_key> find_key(const std::string& name) const;
+  /// The module of `key` (part: weight), or nullptr.
+  const Module* find_module(const aq_tensor_key& key) const;
+
+  /// The adapter's router; the result is checked (ids in range and distinct, weights finite).
+  void route(const RouteArgs& args) const;
+
+  const aq_model* raw() const { return raw_.get(); }
+
+ private:
+  void describe();
+  FfnDesc describe_ffn(int32_t layer) const;
+  void list_modules();
+  Module get_module(uint32_t index) const;
+  TensorRef take_ref(const aq_tensor_ref& raw, const std::string& what) const;
+  void check_modules() const;
+  void check_tensors(const Source& source) const;
+  template <typename... Args>
+  [[noreturn]] void lie(fmt::format_string<Args...> format, Args&&... args) const;
+
+  struct Destroy {
+    void operator()(const aq_model* model) const;
+  };
+  std::unique_ptr<const aq_model, Destroy> raw_;
+  std::string id_, plugin_path_;
+  ModelDesc desc_;
+  std::vector<FfnDesc> ffns_;
+  std::vector<Module> modules_;
+  std::map<std::array<int32_t, 3>, std::size_t> by_key_;  // (layer, role, expert) -> modules_
+};
+
+}  // namespace aqhost

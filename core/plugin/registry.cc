@@ -1,0 +1,308 @@
+#include "plugin/registry.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <boost/dll/runtime_symbol_info.hpp>
+#include <boost/dll/shared_library.hpp>
+#include <cstdlib>
+#include <map>
+#include <set>
+
+#include "base/error.h"
+#include "base/nearest.h"
+#include "plugin/call.h"
+
+namespace aqhost {
+namespace fs = std::filesystem;
+namespace dll = boost::dll;
+namespace {
+
+constexpr uint32_t kMostOffered = 256;
+constexpr const char* kHostVersion = "0.1.0";
+
+// A plugin may log from any thread, and until the process ends.
+void AQ_CALL log_message(const aq_host*, int32_t severity, const char* message) {
+  const auto level = severity >= AQ_LOG_ERROR     ? spdlog::level::err
+                     : severity == AQ_LOG_WARNING ? spdlog::level::warn
+                     : severity == AQ_LOG_INFO    ? spdlog::level::info
+                                                  : spdlog::level::debug;
+  spdlog::log(level, "{}", message == nullptr ? "" : message);
+}
+const void* AQ_CALL no_extension(const aq_host*, const char*) { return nullptr; }
+
+const aq_host kHost{sizeof(aq_host), AQ_ABI_MINOR, nullptr,     "aqhost",
+                    kHostVersion,    log_message,  no_extension};
+
+/// Of what a factory offers.
+template <typename Factory>
+struct Offer {
+  const Factory* factory;
+  uint32_t index;
+  std::string path;
+};
+
+std::string text_or_empty(const char* text) { return text == nullptr ? "" : text; }
+
+/// Copies an id, checked to be usable in recipes.
+std::string checked_id(const aq_descriptor* d) {
+  if (d == nullptr || d->struct_size < sizeof(aq_descriptor))
+    fail("its descriptor is missing or too short");
+  const std::string id = text_or_empty(d->id);
+  const bool clean =
+      !id.empty() && id.size() <= 64 && std::all_of(id.begin(), id.end(), [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+      });
+  if (!clean) fail("its id \"{}\" is not made of a-z, 0-9, '_', '-' and '.'", id);
+  return id;
+}
+
+/// Runs a call that cannot report an error; an exception out of it is one.
+template <typename Function>
+auto scan_call(const char* what, Function function) {
+  try {
+    return function();
+  } catch (const std::exception& e) {
+    fail("{} let an exception out: {}", what, e.what());
+  } catch (...) {
+    fail("{} let an exception out", what);
+  }
+}
+
+}  // namespace
+
+struct Registry::Impl {
+  std::vector<PluginInfo> listed;
+  std::map<std::string, Offer<aq_model_factory>> models;
+  std::map<std::string, Offer<aq_quantizer_factory>> formats;
+
+  void scan(const fs::path& folder, std::set<fs::path>& seen) {
+    std::vector<fs::path> files;
+    for (const auto& entry : fs::directory_iterator(folder))
+      if (entry.path().extension() == ".so" && entry.is_regular_file())
+        files.push_back(entry.path());
+    std::sort(files.begin(), files.end());
+    for (const fs::path& file : files) {
+      if (!seen.insert(fs::canonical(file)).second) continue;
+      PluginInfo info;
+      info.path = file.string();
+      try {
+        load(file, info);
+      } catch (const std::exception& e) {
+        info.refused = e.what();
+        listed.push_back(info);
+      }
+    }
+  }
+
+  void load(const fs::path& file, PluginInfo& info) {
+    // never unloaded: what plugins hand out points into them
+    static std::vector<dll::shared_library> libraries;
+    dll::shared_library library;
+    try {
+      library.load(file.string(), dll::load_mode::rtld_now | dll::load_mode::rtld_local);
+    } catch (const std::exception& e) {
+      fail("cannot be loaded: {}", e.what());
+    }
+    if (!library.has("aq_plugin_entry"))
+      fail("has no symbol aq_plugin_entry: not a plugin of aqhost");
+    const auto& entry = library.get<const aq_entry>("aq_plugin_entry");
+    libraries.push_back(library);
+    if (entry.struct_size < offsetof(aq_entry, init))
+      fail("its entry says it has {} bytes: not a plugin of aqhost", entry.struct_size);
+    info.abi = fmt::format("{}.{}", entry.abi_major, entry.abi_minor);
+    if (entry.abi_major != AQ_ABI_MAJOR)
+      fail("it is built for plugin ABI {}, this aqhost has {}.{}; rebuild it with this SDK",
+           info.abi, AQ_ABI_MAJOR, AQ_ABI_MINOR);
+    if (!AQ_HAS(&entry, get_factory)) fail("its entry has no get_factory");
+    init(entry, info.path);
+    offer(entry, info);
+  }
+
+  static void init(const aq_entry& entry, const std::string& path) {
+    if (!AQ_HAS(&entry, init)) return;
+    aq_error error;
+    const aq_status status =
+        call_plugin(error, [&](aq_error* e) { return entry.init(&kHost, path.c_str(), e); });
+    if (status != AQ_OK) fail("its init failed: {}", error_text(status, error));
+  }
+
+  void offer(const aq_entry& entry, const PluginInfo& info) {
+    const auto get = [&](const char* id) {
+      return scan_call("get_factory", [&] { return entry.get_factory(id); });
+    };
+    const auto* model = static_cast<const aq_model_factory*>(get(AQ_MODEL_FACTORY_ID));
+    const auto* format = static_cast<const aq_quantizer_factory*>(get(AQ_QUANTIZER_FACTORY_ID));
+    if (model == nullptr && format == nullptr) fail("it offers neither models nor formats");
+    if (model != nullptr) {
+      if (!AQ_HAS(model, count) || !AQ_HAS(model, descriptor) || !AQ_HAS(model, probe) ||
+          !AQ_HAS(model, create))
+        fail("its model factory lacks a function");
+      add(*model, "model", info, models);
+    }
+    if (format != nullptr) {
+      if (!AQ_HAS(format, count) || !AQ_HAS(format, descriptor) || !AQ_HAS(format, create))
+        fail("its quantizer factory lacks a function");
+      add(*format, "quantizer", info, formats);
+    }
+  }
+
+  template <typename Factory>
+  void add(const Factory& factory, const char* kind, PluginInfo info,
+           std::map<std::string, Offer<Factory>>& offers) {
+    const uint32_t count = scan_call("count", [&] { return factory.count(&factory); });
+    if (count == 0 || count > kMostOffered) fail("it offers {} of kind {}", count, kind);
+    for (uint32_t i = 0; i < count; i++) {
+      const aq_descriptor* d =
+          scan_call("descriptor", [&] { return factory.descriptor(&factory, i); });
+      info.id = checked_id(d);
+      info.kind = kind;
+      info.name = text_or_empty(d->name);
+      info.version = text_or_empty(d->version);
+      info.vendor = text_or_empty(d->vendor);
+      info.description = text_or_empty(d->description);
+      const auto [it, added] = offers.try_emplace(info.id, Offer<Factory>{&factory, i, info.path});
+      info.refused = added ? ""
+                           : fmt::format("the id \"{}\" is taken by {}, found first", info.id,
+                                         it->second.path);
+      listed.push_back(info);
+    }
+  }
+};
+
+std::vector<fs::path> plugin_search_path(const std::vector<fs::path>& given) {
+  std::vector<fs::path> folders;
+  for (const fs::path& folder : given) {
+    if (!fs::is_directory(folder)) fail("--plugin-dir {}: no such folder", folder.string());
+    folders.push_back(folder);
+  }
+  const auto add_if_there = [&](const fs::path& folder) {
+    if (fs::is_directory(folder)) folders.push_back(folder);
+  };
+  if (const char* list = std::getenv("AQ_PLUGIN_PATH")) {
+    std::string_view rest = list;
+    while (!rest.empty()) {
+      const std::string_view folder = rest.substr(0, rest.find(':'));
+      rest.remove_prefix(std::min(rest.size(), folder.size() + 1));
+      if (!folder.empty()) add_if_there(folder);
+    }
+  }
+  const fs::path bin = fs::path(dll::program_location().string()).parent_path();
+  add_if_there(bin / "../lib/aqhost/plugins");
+  add_if_there(bin / "../plugins");
+  return folders;
+}
+
+Registry::Registry(const std::vector<fs::path>& folders) : impl_(std::make_unique<Impl>()) {
+  std::set<fs::path> seen;
+  for (const fs::path& folder : folders) impl_->scan(folder, seen);
+}
+
+Registry::~Registry() = default;
+
+const std::vector<PluginInfo>& Registry::plugins() const { return impl_->listed; }
+
+namespace {
+
+template <typename Map>
+std::vector<std::string> keys_of(const Map& map) {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : map) keys.push_back(key);
+  return keys;
+}
+
+/// "; the model plugins found are ..." or where to look for them.
+std::string found_text(const std::vector<std::string>& ids, const char* kind) {
+  if (ids.empty()) return fmt::format("; no {} plugin was found, give --plugin-dir", kind);
+  std::string text = fmt::format("; the {} plugins found are:", kind);
+  for (const std::string& id : ids) text += " " + id;
+  return text;
+}
+
+aq_status AQ_CALL find_tensor(const aq_checkpoint* self, const char* name, aq_tensor_meta* out) {
+  const auto* source = static_cast<const Source*>(self->host_data);
+  const TensorInfo* info = name == nullptr ? nullptr : source->find(name);
+  if (info == nullptr || info->shape.size() > 8) return AQ_NOT_FOUND;
+  *out = {};
+  const auto bits = static_cast<uint8_t>(8 * dtype_size(info->dtype));
+  const uint8_t code = info->dtype == DType::kBF16                                ? kDLBfloat
+                       : info->dtype == DType::kF16 || info->dtype == DType::kF32 ? kDLFloat
+                                                                                  : kDLUInt;
+  out->dtype = {code, bits, 1};
+  out->ndim = static_cast<int32_t>(info->shape.size());
+  std::copy(info->shape.begin(), info->shape.end(), out->shape);
+  return AQ_OK;
+}
+
+}  // namespace
+
+std::vector<std::string> Registry::model_ids() const { return keys_of(impl_->models); }
+std::vector<std::string> Registry::format_ids() const { return keys_of(impl_->formats); }
+
+std::vector<ModelMatch> Registry::probe(const Json& config) const {
+  const std::string text = config.dump();
+  std::vector<ModelMatch> matches;
+  for (const auto& [id, offer] : impl_->models) {
+    char why[256] = "";
+    const int32_t score = scan_call("probe", [&] {
+      return offer.factory->probe(offer.factory, offer.index, text.c_str(), why, sizeof why);
+    });
+    why[sizeof why - 1] = '\0';
+    if (score > 0) matches.push_back({id, why, std::min(score, 100)});
+  }
+  std::stable_sort(matches.begin(), matches.end(),
+                   [](const ModelMatch& a, const ModelMatch& b) { return a.score > b.score; });
+  return matches;
+}
+
+std::unique_ptr<const Model> Registry::create_model(const Source& source,
+                                                    const std::string& type) const {
+  std::string id = type;
+  if (type == "auto") {
+    const std::vector<ModelMatch> matches = probe(source.config());
+    if (matches.empty())
+      fail("{}/config.json: no plugin knows the model_type {}{}", source.directory(),
+           source.config().value("model_type", Json("(none)")).dump(),
+           found_text(model_ids(), "model"));
+    if (matches.size() > 1 && matches[0].score == matches[1].score)
+      fail("{}/config.json: both {} and {} say it is theirs; choose with --model-type",
+           source.directory(), matches[0].id, matches[1].id);
+    id = matches[0].id;
+  }
+  const auto it = impl_->models.find(id);
+  if (it == impl_->models.end())
+    fail("--model-type \"{}\": no such model plugin{}", id, did_you_mean(id, model_ids()));
+  const std::string config = source.config().dump();
+  const aq_checkpoint checkpoint{sizeof checkpoint, 0, const_cast<Source*>(&source), config.c_str(),
+                                 find_tensor};
+  const aq_model* raw = nullptr;
+  aq_error error;
+  call_plugin(error, [&](aq_error* e) {
+    const auto& offer = it->second;
+    raw = offer.factory->create(offer.factory, offer.index, &kHost, &checkpoint, e);
+    return raw == nullptr ? AQ_INTERNAL : AQ_OK;
+  });
+  if (raw == nullptr)
+    fail("{}: model \"{}\": {}", source.directory(), id, error_text(AQ_INTERNAL, error));
+  return std::make_unique<const Model>(raw, id, it->second.path, source);
+}
+
+std::shared_ptr<const Format> Registry::create_format(const std::string& id,
+                                                      const Json& options) const {
+  const auto it = impl_->formats.find(id);
+  if (it == impl_->formats.end())
+    fail("no plugin offers the format \"{}\"{}", id,
+         impl_->formats.empty() ? found_text({}, "format") : did_you_mean(id, format_ids()));
+  const std::string text = options.dump();
+  const aq_quantizer* raw = nullptr;
+  aq_error error;
+  call_plugin(error, [&](aq_error* e) {
+    const auto& offer = it->second;
+    raw = offer.factory->create(offer.factory, offer.index, &kHost, text.c_str(), e);
+    return raw == nullptr ? AQ_INTERNAL : AQ_OK;
+  });
+  if (raw == nullptr) fail("format \"{}\": {}", id, error_text(AQ_INTERNAL, error));
+  return std::make_shared<const Format>(raw, id, it->second.path, options);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "plugin/format.h"
+#include "plugin/model.h"
+
+namespace aqhost {
+
+struct PluginInfo {
+  std::string path;
+  std::string id, kind /* "model", "quantizer" */, name, version, vendor, description;
+  std::string abi;      // "1.0"
+  std::string refused;  // a sentence, empty if it is in use
+};
+
+struct ModelMatch {
+  std::string id, why;
+  int score = 0;  // 0..100
+};
+
+/// Folders to look in, in this order: `given` (--plugin-dir; Error if one is missing),
+/// AQ_PLUGIN_PATH (colon-separated), <exe>/../lib/aqhost/plugins, <exe>/../plugins.
+std::vector<std::filesystem::path> plugin_search_path(
+    const std::vector<std::filesystem::path>& given);
+
+/// The plugins found at run time. Libraries stay loaded until the process ends. Not copied; const
+/// functions may be called from any thread.
+class Registry {
+ public:
+  /// Opens every *.so in `folders` (not below them). A file that is no plugin, is of another ABI
+  /// major, throws, or lies is refused with a reason; the others still load. An id offered twice:
+  /// the first found is used, the second refused (the same file found twice is not listed twice).
+  explicit Registry(const std::vector<std::filesystem::path>& folders);
+  ~Registry();
+  Registry(const Registry&) = delete;
+  Registry& operator=(const Registry&) = delete;
+
+  const std::vector<PluginInfo>& plugins() const;
+  std::vector<std::string> model_ids() const;
+  std::vector<std::string> format_ids() const;
+
+  /// Adapters that know this config.json, best first; those that do not are left out.
+  std::vector<ModelMatch> probe(const Json& config) const;
+
+  /// The adapter of `source`; `type` is an id or "auto" (the best probe). Error: nobody knows it, a
+  /// tie, or the adapter refuses, with its message.
+  std::unique_ptr<const Model> create_model(const Source& source, const std::string& type) const;
+
+  /// The format `id` with `options` (group_size, symmetric ...). Error: unknown id (with the
+  /// nearest), or the plugin refuses, with its message.
+  std::shared_ptr<const Format> create_format(const std::string& id, const Json& options) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace aqhost
