@@ -1,0 +1,146 @@
+#include "forward/layer.h"
+
+#include "base/error.h"
+#include "tensor/tensor.h"
+
+namespace aqhost {
+namespace {
+
+aq_tensor_key key_of(int32_t layer, int32_t role) {
+  return {layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
+}
+
+at::Tensor activate(at::Tensor gate, int32_t activation) {
+  switch (activation) {
+    case AQ_ACT_GELU_GLU:
+      return at::gelu(gate);
+    case AQ_ACT_GELU_TANH_GLU:
+      return at::gelu(gate, "tanh");
+    default:
+      return at::silu_(gate);
+  }
+}
+
+}  // namespace
+
+Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len)
+    : model_(model),
+      index_(layer),
+      attention_norm_(source, model, key_of(layer, AQ_ROLE_ATTN_NORM), model.desc().hidden_size),
+      ffn_norm_(source, model, key_of(layer, AQ_ROLE_FFN_NORM), model.desc().hidden_size),
+      attention_(source, model, layer, seq_len) {
+  const FfnDesc& ffn = model.ffn(layer);
+  if (ffn.kind == AQ_FFN_CUSTOM)
+    fail(
+        "model \"{}\", layer {}: an FFN that only the adapter knows (block-forward) is not "
+        "supported by this aqhost",
+        model.id(), layer);
+  if (ffn.kind == AQ_FFN_MOE) {
+    const int64_t d = model.desc().hidden_size, e = ffn.n_experts, inner = ffn.inner_size;
+    experts_[AQ_ROLE_FFN_GATE] = at::empty({e, inner, d});
+    experts_[AQ_ROLE_FFN_UP] = at::empty({e, inner, d});
+    experts_[AQ_ROLE_FFN_DOWN] = at::empty({e, d, inner});
+    read_router_bias(source);
+  }
+  for (const Module& module : model.modules())
+    if (module.key.layer == layer) read_linear(source, module);
+}
+
+void Layer::read_linear(const Source& source, const Module& module) {
+  const at::Tensor weight =
+      read_tensor(source, module.weight, {module.out_features, module.in_features});
+  Linear linear{weight, {}};
+  const auto stack = experts_.find(module.key.role);
+  if (module.key.expert >= 0 && stack != experts_.end()) {
+    linear.weight = stack->second[module.key.expert];
+    linear.weight.copy_(weight);
+  }
+  if (module.bias) linear.bias = read_tensor(source, *module.bias, {module.out_features});
+  linears_[{module.key.role, module.key.expert}] = std::move(linear);
+}
+
+void Layer::read_router_bias(const Source& source) {
+  const auto ref = model_.find_ref(key_of(index_, AQ_ROLE_ROUTER_BIAS));
+  if (ref) router_bias_ = read_tensor(source, *ref, {ffn_desc().n_experts});
+}
+
+const Linear& Layer::linear(int32_t role, int32_t expert) const {
+  return linears_.at({role, expert});
+}
+
+at::Tensor Layer::attention_input(const at::Tensor& x) const { return attention_norm_(x); }
+
+at::Tensor Layer::attention_context(const at::Tensor& a) const {
+  return attention_(linear(AQ_ROLE_ATTN_Q)(a), linear(AQ_ROLE_ATTN_K)(a),
+                    linear(AQ_ROLE_ATTN_V)(a));
+}
+
+at::Tensor Layer::attention_output(const at::Tensor& c) const { return linear(AQ_ROLE_ATTN_O)(c); }
+
+at::Tensor Layer::ffn_input(const at::Tensor& x) const { return ffn_norm_(x); }
+
+Routing Layer::route(const at::Tensor& f) const {
+  const FfnDesc& desc = ffn_desc();
+  const int64_t n = f.size(0);
+  Routing routing{linear(AQ_ROLE_ROUTER)(f), at::empty({n, desc.top_k}, at::kInt),
+                  at::empty({n, desc.top_k}, at::kFloat)};
+  RouteArgs args;
+  args.layer = index_;
+  args.tokens = n;
+  args.logits = span_of<float>(routing.logits);
+  if (router_bias_.defined()) args.bias = span_of<float>(router_bias_);
+  const at::Tensor hidden = desc.route_hidden ? f.contiguous() : at::Tensor();
+  if (hidden.defined()) args.hidden = span_of<float>(hidden);
+  args.ids = span_of<int32_t>(routing.ids);
+  args.weights = span_of<float>(routing.weights);
+  model_.route(args);
+  return routing;
+}
+
+at::Tensor Layer::shared_weight(const at::Tensor& f) const {
+  if (!ffn_desc().shared_gated) return {};
+  return at::sigmoid(linear(AQ_ROLE_SHARED_ROUTER)(f));
+}
+
+at::Tensor Layer::ffn_hidden(int32_t expert, const at::Tensor& f) const {
+  at::Tensor gate = activate(linear(AQ_ROLE_FFN_GATE, expert)(f), ffn_desc().activation);
+  return gate.mul_(linear(AQ_ROLE_FFN_UP, expert)(f));
+}
+
+at::Tensor Layer::ffn_output(int32_t expert, const at::Tensor& h) const {
+  return linear(AQ_ROLE_FFN_DOWN, expert)(h);
+}
+
+at::Tensor Layer::ffn(const at::Tensor& f) const {
+  const FfnDesc& desc = ffn_desc();
+  if (desc.kind == AQ_FFN_DENSE) return ffn_output(AQ_EXPERT_NONE, ffn_hidden(AQ_EXPERT_NONE, f));
+  at::Tensor out = at::zeros_like(f);
+  if (desc.shared_size > 0) {
+    out = ffn_output(AQ_EXPERT_SHARED, ffn_hidden(AQ_EXPERT_SHARED, f));
+    if (const at::Tensor weight = shared_weight(f); weight.defined()) out.mul_(weight);
+  }
+  const auto routed = tokens_by_expert(route(f), desc.n_experts);
+  for (int32_t e = 0; e < desc.n_experts; e++) {
+    const auto& [rows, weights] = routed[static_cast<std::size_t>(e)];
+    if (rows.size(0) == 0) continue;
+    at::Tensor y = ffn_output(e, ffn_hidden(e, f.index_select(0, rows)));
+    out.index_add_(0, rows, y.mul_(weights.unsqueeze(1)));
+  }
+  return out;
+}
+
+at::Tensor Layer::forward(const at::Tensor& x) const {
+  const at::Tensor y = x + attention_output(attention_context(attention_input(x)));
+  const at::Tensor f = ffn_input(y).flatten(0, 1);
+  return y + ffn(f).view_as(y);
+}
+
+at::Tensor Layer::weight(const Module& module) const {
+  return linear(module.key.role, module.key.expert).weight;
+}
+
+void Layer::set_weight(const Module& module, const at::Tensor& weight) {
+  linears_.at({module.key.role, module.key.expert}).weight.copy_(weight);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <map>
+#include <utility>
+
+#include "checkpoint/source.h"
+#include "forward/attention.h"
+#include "forward/linear.h"
+#include "forward/norm.h"
+#include "forward/routing.h"
+#include "plugin/model.h"
+
+namespace aqhost {
+
+/// One transformer layer on the CPU in float32, built from the adapter's description, as a sequence
+/// of steps between the inputs of its linear maps; so a calibration can stop at each, quantize what
+/// comes next, and go on with the new weights:
+///
+///   a = attention_input(x)        input of q, k, v
+///   c = attention_context(a)      input of o
+///   x = x + attention_output(c)
+///   f = ffn_input(x)              input of router, gate, up
+///   h = ffn_hidden(expert, f[rows])   input of down
+///   y = ffn_output(expert, h)
+///
+/// `expert` is 0.., AQ_EXPERT_NONE (dense FFN) or AQ_EXPERT_SHARED. forward() and ffn() are these
+/// steps in a row. Shapes: x, a, c [batch, tokens, features]; f, h, y [N, features].
+/// Const functions may be called from any thread. `model` must outlive this.
+class Layer {
+ public:
+  /// Reads the layer's weights; `seq_len` is the longest sequence that will be run.
+  Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len);
+
+  at::Tensor attention_input(const at::Tensor& x) const;
+  at::Tensor attention_context(const at::Tensor& a) const;
+  at::Tensor attention_output(const at::Tensor& c) const;
+  at::Tensor ffn_input(const at::Tensor& x) const;
+
+  /// MoE layers only.
+  Routing route(const at::Tensor& f) const;
+  /// The sigmoid gate of the shared experts, [N, 1]; undefined where they have none.
+  at::Tensor shared_weight(const at::Tensor& f) const;
+
+  at::Tensor ffn_hidden(int32_t expert, const at::Tensor& f) const;
+  at::Tensor ffn_output(int32_t expert, const at::Tensor& h) const;
+
+  /// f [N, hidden] to the sum of all experts' weighted outputs [N, hidden].
+  at::Tensor ffn(const at::Tensor& f) const;
+  /// Of the whole layer; x [batch, tokens, hidden].
+  at::Tensor forward(const at::Tensor& x) const;
+
+  /// The weight [out, in] in use for a module of this layer (a view; experts of one role lie behind
+  /// one another in a tensor [n_experts, out, in]), and its replacement.
+  at::Tensor weight(const Module& module) const;
+  void set_weight(const Module& module, const at::Tensor& weight);
+
+  const FfnDesc& ffn_desc() const { return model_.ffn(index_); }
+
+ private:
+  const Linear& linear(int32_t role, int32_t expert = AQ_EXPERT_NONE) const;
+  void read_linear(const Source& source, const Module& module);
+  void read_router_bias(const Source& source);
+
+  const Model& model_;
+  int32_t index_;
+  Norm attention_norm_, ffn_norm_;
+  Attention attention_;
+  std::map<int32_t, at::Tensor> experts_;                  // role -> [n_experts, out, in]
+  std::map<std::pair<int32_t, int32_t>, Linear> linears_;  // (role, expert)
+  at::Tensor router_bias_;                                 // [n_experts] or undefined
+};
+
+}  // namespace aqhost

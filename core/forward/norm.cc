@@ -1,0 +1,34 @@
+#include "forward/norm.h"
+
+#include "base/error.h"
+#include "tensor/tensor.h"
+
+namespace aqhost {
+namespace {
+
+at::Tensor read_vector(const Source& source, const Model& model, const aq_tensor_key& key,
+                       int64_t size) {
+  const auto ref = model.find_ref(key);
+  if (!ref)
+    fail("model \"{}\" has no norm for layer {}, role {}, part {}", model.id(), key.layer, key.role,
+         key.part);
+  return read_tensor(source, *ref, {size});
+}
+
+}  // namespace
+
+Norm::Norm(const Source& source, const Model& model, aq_tensor_key key, int64_t size)
+    : kind_(model.desc().norm_kind), eps_(model.desc().norm_eps) {
+  weight_ = read_vector(source, model, key, size);
+  if (kind_ != AQ_NORM_LAYER) return;
+  key.part = AQ_PART_BIAS;
+  bias_ = read_vector(source, model, key, size);
+}
+
+at::Tensor Norm::operator()(const at::Tensor& x) const {
+  if (kind_ == AQ_NORM_LAYER) return at::layer_norm(x, weight_.sizes(), weight_, bias_, eps_);
+  const at::Tensor factor = at::rsqrt(x.square().mean(-1, true) + eps_);
+  return (x * factor).mul_(weight_);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,37 @@
+#include "forward/routing.h"
+
+#include "tensor/tensor.h"
+
+namespace aqhost {
+
+std::vector<ExpertTokens> tokens_by_expert(const Routing& routing, int32_t n_experts) {
+  const at::Tensor ids_tensor = routing.ids.contiguous();
+  const at::Tensor weights_tensor = routing.weights.contiguous();
+  const auto ids = span_of<int32_t>(ids_tensor);
+  const auto weights = span_of<float>(weights_tensor);
+  const int64_t top_k = routing.ids.size(1);
+  std::vector<int64_t> counts(static_cast<std::size_t>(n_experts));
+  for (const int32_t id : ids)
+    if (id >= 0) counts[static_cast<std::size_t>(id)]++;
+
+  struct Cursor {
+    int64_t* row;
+    float* weight;
+  };
+  std::vector<ExpertTokens> experts;
+  std::vector<Cursor> cursors;
+  for (const int64_t count : counts) {
+    experts.push_back({at::empty({count}, at::kLong), at::empty({count}, at::kFloat)});
+    cursors.push_back(
+        {experts.back().rows.data_ptr<int64_t>(), experts.back().weights.data_ptr<float>()});
+  }
+  for (std::size_t i = 0; i < ids.size(); i++) {
+    if (ids[i] < 0) continue;
+    Cursor& cursor = cursors[static_cast<std::size_t>(ids[i])];
+    *cursor.row++ = static_cast<int64_t>(i) / top_k;
+    *cursor.weight++ = weights[i];
+  }
+  return experts;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <aq/model.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "plugin/model.h"
+#include "tensor/memory_source.h"
+
+namespace aqhost {
+
+/// A small model of one layer, whatever its description says, with random weights that depend on
+/// nothing but the tensor's name and shape. Set the descriptions, then call open().
+struct FakeModel {
+  FakeModel();
+
+  aq_model_desc desc{};
+  aq_attention_desc attention{};
+  std::vector<float> rope_inv_freq;
+  aq_ffn_desc ffn{};
+  bool attention_biases = false, expert_biases = false, head_bias = false, router_bias = false;
+
+  std::map<std::string, at::Tensor> tensors;  // filled by open()
+
+  /// Tensors by role; the name is "role.expert.part", with "top." before those outside the layer.
+  const at::Tensor& tensor(int32_t role, int32_t expert = AQ_EXPERT_NONE,
+                           int32_t part = AQ_PART_WEIGHT, bool top = false) const;
+  bool has(int32_t role, int32_t expert, int32_t part) const;
+
+  /// Makes the tensors and the adapter; this must outlive the result. Call once.
+  std::unique_ptr<const Model> open();
+  MemorySource source() const { return MemorySource(tensors); }
+
+ private:
+  struct Matrix {
+    aq_tensor_key key;
+    int64_t out, in;
+    int32_t stage, input_group;
+    std::string name;
+  };
+
+  void list_matrices();
+  void add(int32_t role, int32_t expert, int64_t out, int64_t in, int32_t stage, int32_t group,
+           bool bias);
+  void add_tensor(const aq_tensor_key& key, std::vector<int64_t> shape);
+  void add_norm(int32_t role, int64_t size, int32_t layer);
+
+  static aq_status route(const aq_model* self, const aq_route_args* args, aq_error* err);
+  static aq_status get_module(const aq_model* self, uint32_t i, aq_module* out, aq_error* err);
+  static aq_status find_ref(const aq_model* self, const aq_tensor_key* key, aq_tensor_ref* out,
+                            aq_error* err);
+  static aq_status find_key(const aq_model* self, const char* name, aq_tensor_key* out,
+                            aq_error* err);
+
+  std::vector<Matrix> matrices_;
+  aq_model raw_{};
+};
+
+}  // namespace aqhost

@@ -1,0 +1,77 @@
+#include "tensor/tensor.h"
+
+#include "tensor/memory_source.h"
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+
+const at::Tensor kMatrix = at::arange(24, at::kFloat).view({6, 4});
+const at::Tensor kStack = at::arange(48, at::kFloat).view({2, 6, 4});
+const at::Tensor kVector = at::arange(5, at::kFloat);
+
+MemorySource source() { return MemorySource({{"m", kMatrix}, {"s", kStack}, {"v", kVector}}); }
+
+TEST_CASE("read_tensor gives whole matrices and vectors") {
+  CHECK(at::equal(read_tensor(source(), {"m"}, {6, 4}), kMatrix));
+  CHECK(at::equal(read_tensor(source(), {"v"}, {5}), kVector));
+}
+
+TEST_CASE("read_tensor gives one entry of stacked experts") {
+  CHECK(at::equal(read_tensor(source(), {"s", 1}, {6, 4}), kStack[1]));
+  CHECK(at::equal(read_tensor(source(), {"s", 1, 2, 1, 3}, {3, 4}), kStack[1].slice(0, 2, 5)));
+}
+
+TEST_CASE("read_tensor gives rows from row_begin on, each row_step-th of them") {
+  CHECK(at::equal(read_tensor(source(), {"m", -1, 3, 1, 3}, {3, 4}), kMatrix.slice(0, 3, 6)));
+  CHECK(at::equal(read_tensor(source(), {"m", -1, 0, 2, 3}, {3, 4}), kMatrix.slice(0, 0, 6, 2)));
+  CHECK(at::equal(read_tensor(source(), {"m", -1, 1, 2, 3}, {3, 4}), kMatrix.slice(0, 1, 6, 2)));
+}
+
+TEST_CASE("read_tensor transposes first, then takes rows") {
+  CHECK(at::equal(read_tensor(source(), {"m", -1, 0, 1, 0, true}, {4, 6}), kMatrix.t()));
+  CHECK(at::equal(read_tensor(source(), {"s", 1, 1, 2, 2, true}, {2, 6}),
+                  kStack[1].t().slice(0, 1, 4, 2)));
+}
+
+TEST_CASE("read_tensor gives contiguous tensors of their own") {
+  const at::Tensor rows = read_tensor(source(), {"m", -1, 0, 1, 0, true}, {4, 6});
+  CHECK(rows.is_contiguous());
+  CHECK(rows.storage().nbytes() == 24 * sizeof(float));
+  const at::Tensor every_second = read_tensor(source(), {"m", -1, 0, 2, 3}, {3, 4});
+  CHECK(every_second.is_contiguous());
+  CHECK(every_second.storage().nbytes() == 12 * sizeof(float));
+}
+
+TEST_CASE("read_tensor refuses what does not fit, with the tensor's name and both shapes") {
+  const MemorySource s = source();
+  CHECK_THROWS_WITH_AS(read_tensor(s, {"m"}, {6, 5}),
+                       "memory: tensor m is [6, 4], expected to hold [6, 5]", Error);
+  CHECK_THROWS_WITH_AS(read_tensor(s, {"none"}, {6}), "memory: there is no tensor none", Error);
+  const int64_t huge = int64_t{1} << 62;
+  const std::vector<std::pair<TensorRef, std::vector<int64_t>>> misfits{
+      {{"m"}, {7, 4}},                          // more rows than there are
+      {{"m"}, {24}},                            // a matrix is no vector
+      {{"v"}, {1, 5}},                          // nor the other way round
+      {{"s"}, {6, 4}},                          // experts without an index
+      {{"s", 2}, {6, 4}},                       // an expert too many
+      {{"m", 0}, {6, 4}},                       // an index without experts
+      {{"m", -1, 1}, {6, 4}},                   // past the end
+      {{"m", -1, 2, 2, 3}, {3, 4}},             // past the end, in steps
+      {{"m", -1, 0, 1, 0, true}, {6, 4}},       // as it was before it was transposed
+      {{"m", -1, huge, 1, 1}, {1, 4}},          // sums and products that would overflow
+      {{"m", -1, 0, huge, 3}, {3, 4}},          //
+      {{"m", -1, huge, huge, 6, true}, {6, 6}}  //
+  };
+  for (const auto& [ref, shape] : misfits) CHECK_THROWS_AS(read_tensor(s, ref, shape), Error);
+}
+
+TEST_CASE("span_of lends a tensor's own elements") {
+  at::Tensor t = at::zeros({2, 3});
+  span_of<float>(t)[4] = 7;
+  CHECK(t[1][1].item<float>() == 7);
+  CHECK(span_of<float>(t).size() == 6);
+}
+
+}  // namespace
+}  // namespace aqhost
