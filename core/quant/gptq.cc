@@ -1,0 +1,106 @@
+#include "quant/gptq.h"
+
+#include <cstring>
+
+#include "base/error.h"
+#include "quant/factor.h"
+#include "quant/rounder.h"
+#include "quant/solver.h"
+#include "tensor/tensor.h"
+
+namespace aqhost {
+namespace {
+
+QuantizedBatch make_batch(const FormatDesc& desc, const at::Tensor& weights) {
+  const int64_t count = weights.size(0), rows = weights.size(1), in = weights.size(2);
+  if (in % desc.vector_dim != 0)
+    fail("{} input features, codes of this format stand for {} weights each", in, desc.vector_dim);
+  QuantizedBatch batch;
+  batch.codes = at::empty({count, rows, in / desc.vector_dim},
+                          desc.code_bytes() == 1 ? at::kByte : at::kShort);
+  batch.values = at::empty({count, rows, in}, at::kFloat);
+  batch.loss = at::zeros({count, rows}, at::kDouble);
+  batch.rtn_loss = at::zeros({count, rows}, at::kDouble);
+  return batch;
+}
+
+/// 1/2 d H d^T of every row, d = weights - values [E, out, in].
+at::Tensor row_losses(const at::Tensor& weights, const at::Tensor& values,
+                      const at::Tensor& damped) {
+  const at::Tensor d = weights - values;
+  return at::bmm(d, damped).mul_(d).sum(2, false, at::kDouble).mul_(0.5);
+}
+
+at::Tensor diagonals(const at::Tensor& damped) { return damped.diagonal(0, 1, 2).contiguous(); }
+
+QuantizedBatch round_nearest(const Format& format, const at::Tensor& weights,
+                             const at::Tensor& importance) {
+  QuantizedBatch batch = make_batch(format.desc(), weights);
+  batch.tensor_params = fit_tensors(format, weights, importance);
+  batch.params = fit_groups(format, weights, importance, batch.tensor_params);
+  round_groups(format, weights, batch);
+  batch.rtn.assign(static_cast<std::size_t>(weights.size(0)), true);
+  return batch;
+}
+
+template <typename T>
+void append(std::vector<T>& to, const at::Tensor& from) {
+  const at::Tensor whole = from.contiguous();
+  const auto* data = static_cast<const std::byte*>(whole.data_ptr());
+  to.resize(static_cast<std::size_t>(whole.nbytes()) / sizeof(T));
+  if (!to.empty()) std::memcpy(to.data(), data, whole.nbytes());
+}
+
+}  // namespace
+
+QuantizedMatrix QuantizedBatch::matrix(int64_t e, int64_t begin, int64_t rows) const {
+  QuantizedMatrix m;
+  m.rows = rows;
+  m.cols = values.size(2);
+  append(m.codes, codes[e].narrow(0, begin, rows));
+  append(m.group_params, params[e].narrow(0, begin, rows));
+  append(m.tensor_params, tensor_params[e]);
+  return m;
+}
+
+QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
+                            const at::Tensor& hessians, const GptqOptions& options) {
+  const at::Tensor w = weights.contiguous();
+  if (!hessians.defined()) return round_nearest(format, w, {});
+  const at::Tensor damped = damp(hessians, options.percdamp);
+  QuantizedBatch batch = round_nearest(format, w, diagonals(damped));
+  batch.rtn_loss = row_losses(w, batch.values, damped);
+  batch.loss = batch.rtn_loss;
+  return batch;
+}
+
+QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
+                             const at::Tensor& hessians, const GptqOptions& options) {
+  const FormatDesc& desc = format.desc();
+  const at::Tensor w = weights.contiguous();
+  GptqOptions used = options;
+  used.actorder = options.actorder && desc.vector_dim == 1;
+  const Factors factors = factor_hessians(hessians, used.percdamp, used.actorder);
+  const at::Tensor importance = diagonals(factors.damped);
+  const QuantizedBatch nearest = round_nearest(format, w, importance);
+
+  QuantizedBatch batch = make_batch(desc, w);
+  batch.tensor_params = nearest.tensor_params;
+  batch.params = nearest.params.clone();  // static groups; fitted anew on the way without act-order
+  if (host_rounds(desc))
+    solve_described(format, w, factors, importance, used, batch);
+  else
+    solve_by_callbacks(format, w, factors, importance, used.actorder, batch);
+  batch.rtn_loss = row_losses(w, nearest.values, factors.damped);
+  batch.rtn = factors.failed;
+  for (int64_t e = 0; e < w.size(0); e++) {
+    if (!factors.failed[static_cast<std::size_t>(e)]) continue;
+    batch.codes[e].copy_(nearest.codes[e]);
+    batch.values[e].copy_(nearest.values[e]);
+    batch.params[e].copy_(nearest.params[e]);
+    batch.loss[e].copy_(batch.rtn_loss[e]);
+  }
+  return batch;
+}
+
+}  // namespace aqhost

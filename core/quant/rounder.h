@@ -1,0 +1,40 @@
+#pragma once
+
+#include <aq/quantizer.h>
+
+#include <aq/sdk/grid.hpp>
+#include <cstdint>
+
+#include "plugin/format.h"
+
+namespace aqhost {
+
+/// Whether the host does a format's arithmetic itself (see Rounder) or asks the plugin.
+inline bool host_rounds(const FormatDesc& desc) {
+  return desc.described() && desc.element_bits <= 8;
+}
+
+/// A described format of at most 8 bits, fitted and rounded as aq/quantizer.h says, bit for bit
+/// what the plugin's callbacks give, but over many rows at once. Any thread.
+class Rounder {
+ public:
+  explicit Rounder(const FormatDesc& desc);
+  Rounder(const Rounder&) = delete;
+  Rounder& operator=(const Rounder&) = delete;
+
+  float fit_global(const float* weights, int64_t n) const;
+
+  /// Scale and zero of one group of n weights; importance [n] or nullptr.
+  aq::GroupParams fit(const float* weights, int64_t n, const float* importance, float global) const;
+
+  /// n weights, each of a group of its own: step = scale / global, zero; their codes and what those
+  /// stand for.
+  void round(int64_t n, const float* weights, const float* step, const float* zero, uint8_t* codes,
+             float* values) const;
+
+ private:
+  aq_format_desc desc_;  // borrows the vectors of the FormatDesc it was made from
+  aq::Grid grid_;
+};
+
+}  // namespace aqhost

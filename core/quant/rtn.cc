@@ -1,0 +1,106 @@
+#include <ATen/Parallel.h>
+
+#include "quant/rounder.h"
+#include "quant/solver.h"
+#include "tensor/tensor.h"
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kRowGrain = 4;  // rows a thread takes at least
+
+std::span<const float> row_span(const at::Tensor& t, int64_t e) {
+  if (!t.defined()) return {};
+  const auto n = static_cast<std::size_t>(t.size(1));
+  return {t.data_ptr<float>() + e * t.size(1), n};
+}
+
+/// Calls body(e, group, first column, columns) for every group of every matrix, in parallel.
+template <typename Body>
+void each_group(const FormatDesc& desc, const at::Tensor& weights, Body body) {
+  const int64_t in = weights.size(2), groups = desc.groups(in);
+  const int64_t width = desc.group_size < 0 ? in : desc.group_size;
+  at::parallel_for(0, weights.size(0) * groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t e = i / groups, g = i % groups;
+      body(e, g, g * width, std::min(width, in - g * width));
+    }
+  });
+}
+
+at::Tensor columns(const at::Tensor& matrix, int64_t begin, int64_t count) {
+  return matrix.narrow(1, begin, count).contiguous();
+}
+
+}  // namespace
+
+at::Tensor fit_tensors(const Format& format, const at::Tensor& weights,
+                       const at::Tensor& importance) {
+  const auto n = static_cast<int64_t>(format.desc().tensor_params);
+  at::Tensor params = at::empty({weights.size(0), n}, at::kFloat);
+  for (int64_t e = 0; n > 0 && e < weights.size(0); e++) {
+    const auto fitted = format.fit_tensor(span_of<float>(weights[e]), weights.size(1),
+                                          weights.size(2), row_span(importance, e));
+    std::copy(fitted.begin(), fitted.end(), params.data_ptr<float>() + e * n);
+  }
+  return params;
+}
+
+at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at::Tensor& importance,
+                      const at::Tensor& tensor_params) {
+  const FormatDesc& desc = format.desc();
+  const int64_t rows = weights.size(1), in = weights.size(2), groups = desc.groups(in);
+  const auto n_params = static_cast<int64_t>(desc.group_params);
+  at::Tensor params = at::empty({weights.size(0), rows, groups, n_params}, at::kFloat);
+  float* out = params.data_ptr<float>();
+  if (!host_rounds(desc)) {
+    each_group(desc, weights, [&](int64_t e, int64_t g, int64_t begin, int64_t n) {
+      const at::Tensor part = columns(weights[e], begin, n);
+      const at::Tensor fitted = at::empty({rows, n_params}, at::kFloat);
+      auto h = row_span(importance, e);
+      if (!h.empty()) h = h.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n));
+      format.fit(span_of<float>(part), rows, n, h, row_span(tensor_params, e),
+                 span_of<float>(fitted));
+      params[e].select(1, g).copy_(fitted);
+    });
+    return params;
+  }
+  const Rounder rounder(desc);
+  const float* w = weights.data_ptr<float>();
+  const int64_t width = desc.group_size < 0 ? in : desc.group_size;
+  at::parallel_for(0, weights.size(0) * rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+      const auto h = row_span(importance, r / rows), whole = row_span(tensor_params, r / rows);
+      const float global = whole.empty() ? 1.0f : whole[0];
+      for (int64_t g = 0; g < groups; g++) {
+        const int64_t c = g * width;
+        const aq::GroupParams fitted = rounder.fit(w + r * in + c, std::min(width, in - c),
+                                                   h.empty() ? nullptr : h.data() + c, global);
+        float* p = out + (r * groups + g) * n_params;
+        p[0] = fitted.scale;
+        if (n_params > 1) p[1] = fitted.zero;
+      }
+    }
+  });
+  return params;
+}
+
+void round_groups(const Format& format, const at::Tensor& weights, QuantizedBatch& batch) {
+  const FormatDesc& desc = format.desc();
+  const int64_t rows = weights.size(1), dim = desc.vector_dim;
+  const auto code_bytes = static_cast<std::size_t>(desc.code_bytes());
+  each_group(desc, weights, [&](int64_t e, int64_t g, int64_t begin, int64_t n) {
+    const at::Tensor part = columns(weights[e], begin, n);
+    const at::Tensor params = batch.params[e].select(1, g).contiguous();
+    const at::Tensor codes = at::empty({rows, n / dim}, batch.codes.options());
+    const at::Tensor values = at::empty({rows, n}, at::kFloat);
+    const std::span code_span{static_cast<std::byte*>(codes.data_ptr()),
+                              static_cast<std::size_t>(codes.numel()) * code_bytes};
+    format.quantize(span_of<float>(part), rows, n, span_of<float>(params),
+                    row_span(batch.tensor_params, e), code_span, span_of<float>(values));
+    batch.codes[e].narrow(1, begin / dim, n / dim).copy_(codes);
+    batch.values[e].narrow(1, begin, n).copy_(values);
+  });
+}
+
+}  // namespace aqhost
