@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -94,18 +96,20 @@ void check_coverage(const std::vector<StoredTensor>& tensors, std::span<const st
   std::vector<const StoredTensor*> order;
   for (const StoredTensor& t : tensors) order.push_back(&t);
   std::sort(order.begin(), order.end(), [](const StoredTensor* a, const StoredTensor* b) {
-    return std::pair(a->bytes.data(), a->bytes.size()) <
-           std::pair(b->bytes.data(), b->bytes.size());
+    return std::tuple(a->bytes.data(), a->bytes.size(), std::string_view(a->name)) <
+           std::tuple(b->bytes.data(), b->bytes.size(), std::string_view(b->name));
   });
+  for (std::size_t i = 1; i < order.size(); i++) {
+    const auto& before = order[i - 1]->bytes;
+    if (order[i]->bytes.data() < before.data() + before.size())
+      fail("{}: tensors {} and {} overlap", where, order[i - 1]->name, order[i]->name);
+  }
   const std::byte* next = data.data();
-  const StoredTensor* last = nullptr;
   for (const StoredTensor* t : order) {
-    if (t->bytes.data() < next) fail("{}: tensors {} and {} overlap", where, last->name, t->name);
     if (t->bytes.data() > next)
       fail("{}: {} bytes before tensor {} belong to no tensor", where, t->bytes.data() - next,
            t->name);
     next = t->bytes.data() + t->bytes.size();
-    last = t;
   }
   if (next != data.data() + data.size())
     fail("{}: the last {} bytes belong to no tensor", where, data.data() + data.size() - next);

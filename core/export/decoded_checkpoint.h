@@ -1,0 +1,56 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "checkpoint/reader.h"
+#include "checkpoint/source.h"
+#include "plugin/registry.h"
+
+namespace aqhost {
+
+/// A module as a quantized checkpoint stores it.
+struct StoredModule {
+  std::string name;
+  std::shared_ptr<const Format> format;
+  int64_t rows = 0, cols = 0;
+};
+
+/// A checkpoint quantized by aqhost or another writer of compressed-tensors, as the dense tensors
+/// it stands for. Formats are recognised from config.json alone: by asking every format plugin for
+/// its config() under the group's options. Opening checks that every packed tensor is there with
+/// the type and shape its format says; codes and scales are checked when read.
+class DecodedCheckpoint : public Source {
+ public:
+  DecodedCheckpoint(std::unique_ptr<Reader> reader, const Registry& registry);
+
+  const Json& config() const override { return reader_->config(); }
+  const std::string& directory() const override { return reader_->directory(); }
+  const std::vector<TensorInfo>& tensors() const override { return infos_; }
+  const TensorInfo* find(std::string_view name) const override;
+  /// Decodes the whole matrix each time it is asked for a quantized one.
+  void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
+
+  const std::vector<StoredModule>& modules() const { return modules_; }  // sorted by name
+  QuantizedMatrix read(const StoredModule& module) const;
+  /// Bytes of the packed tensors of all modules (weight_shape left out), and weights in them.
+  int64_t packed_bytes() const;
+  int64_t packed_weights() const;
+
+ private:
+  void add_module(const std::string& name, std::shared_ptr<const Format> format);
+  const StoredModule* find_module(std::string_view tensor) const;
+
+  std::unique_ptr<Reader> reader_;
+  std::vector<StoredModule> modules_;
+  std::vector<TensorInfo> infos_;
+};
+
+/// A plain checkpoint, or a quantized one decoded: what config.json says it is.
+std::unique_ptr<Source> open_source(const std::filesystem::path& directory,
+                                    const Registry& registry);
+
+}  // namespace aqhost

@@ -1,0 +1,162 @@
+#include "export/quantization_config.h"
+
+#include <algorithm>
+#include <map>
+#include <regex>
+#include <set>
+
+#include "base/error.h"
+
+namespace aqhost {
+namespace {
+
+/// The compressed-tensors release whose conventions are followed.
+constexpr const char* kVersion = "0.20.0";
+
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
+/// `name` as a pattern in which the numbers from the `keep`-th on are any number. Number n of a
+/// name is a whole component: "layers.3.mlp.experts.12.w1" has two.
+std::string generalize(const std::string& name, std::size_t keep) {
+  std::string pattern = "re:";
+  std::size_t number = 0;
+  for (std::size_t i = 0; i < name.size();) {
+    const bool starts = is_digit(name[i]) && (i == 0 || name[i - 1] == '.');
+    std::size_t end = i;
+    while (end < name.size() && is_digit(name[end])) end++;
+    if (starts && (end == name.size() || name[end] == '.')) {
+      pattern += number++ < keep ? name.substr(i, end - i) : "\\d+";
+      i = end;
+    } else if (name[i] == '.') {
+      pattern += "\\.";
+      i++;
+    } else {
+      pattern += name[i++];
+    }
+  }
+  return pattern + "$";
+}
+
+/// Numbers per name are few: two in an expert's, one in an attention's.
+constexpr std::size_t kMostNumbers = 3;
+
+/// Targets that match all of `mine` and none of `others`.
+std::set<std::string> targets_for(const std::vector<std::string>& mine,
+                                  const std::vector<std::string>& others) {
+  // patterns of the others at each level: a pattern is safe if no other module has the same
+  std::vector<std::set<std::string>> taken(kMostNumbers);
+  for (const std::string& name : others)
+    for (std::size_t keep = 0; keep < kMostNumbers; keep++)
+      taken[keep].insert(generalize(name, keep));
+  std::set<std::string> targets;
+  for (const std::string& name : mine) {
+    std::string target = name;
+    for (std::size_t keep = 0; keep < kMostNumbers && target == name; keep++)
+      if (std::string p = generalize(name, keep); !taken[keep].contains(p)) target = std::move(p);
+    targets.insert(std::move(target));
+  }
+  return targets;
+}
+
+std::string string_at(const Json& object, const char* key, const std::string& where) {
+  const auto it = object.find(key);
+  if (it == object.end() || !it->is_string())
+    fail("{}: quantization_config.{} is missing or no string", where, key);
+  return it->get<std::string>();
+}
+
+}  // namespace
+
+Json quantization_config(const std::vector<ExportedModule>& modules) {
+  std::map<std::string, std::vector<std::string>> groups;  // by format, as text
+  std::vector<std::string> dense, quantized;
+  for (const ExportedModule& m : modules) {
+    if (m.format != nullptr) groups[m.format->dump()].push_back(m.name);
+    (m.format != nullptr ? quantized : dense).push_back(m.name);
+  }
+  std::vector<std::pair<std::string, std::vector<std::string>>> ordered(groups.begin(),
+                                                                        groups.end());
+  std::stable_sort(ordered.begin(), ordered.end(),
+                   [](const auto& a, const auto& b) { return a.second.size() > b.second.size(); });
+
+  Json config{{"quant_method", "compressed-tensors"},
+              {"quantization_status", "compressed"},
+              {"version", kVersion},
+              {"kv_cache_scheme", nullptr},
+              {"sparsity_config", Json::object()},
+              {"transform_config", Json::object()},
+              {"ignore", dense}};
+  std::set<std::string> formats;
+  for (std::size_t i = 0; i < ordered.size(); i++) {
+    const Json format = Json::parse(ordered[i].first);
+    const auto& mine = ordered[i].second;
+    Json targets = Json::array({"Linear"});
+    if (ordered.size() > 1) {
+      std::vector<std::string> others = dense;
+      for (std::size_t j = 0; j < ordered.size(); j++)
+        if (j != i) others.insert(others.end(), ordered[j].second.begin(), ordered[j].second.end());
+      targets = targets_for(mine, others);
+    }
+    formats.insert(format.at("format").get<std::string>());
+    if (format.contains("quant_method")) config["quant_method"] = format.at("quant_method");
+    config["config_groups"]["group_" + std::to_string(i)] = {{"targets", targets},
+                                                             {"weights", format.at("weights")},
+                                                             {"input_activations", nullptr},
+                                                             {"output_activations", nullptr},
+                                                             {"format", format.at("format")}};
+  }
+  config["format"] = formats.size() == 1 ? *formats.begin() : "mixed-precision";
+  return config;
+}
+
+std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std::string& where) {
+  const std::string method = string_at(config, "quant_method", where);
+  if (method != "compressed-tensors" && method != "alphaquant")
+    fail("{}: quantization_config.quant_method is \"{}\", expected \"compressed-tensors\"", where,
+         method);
+  const std::string format = string_at(config, "format", where);
+  const auto groups = config.find("config_groups");
+  if (groups == config.end() || !groups->is_object())
+    fail("{}: quantization_config.config_groups is missing or no object", where);
+  std::vector<ConfigGroup> result;
+  for (const auto& [name, group] : groups->items()) {
+    ConfigGroup parsed;
+    parsed.name = name;
+    const std::string at = "quantization_config.config_groups." + name;
+    if (!group.is_object() || !group.contains("targets") || !group["targets"].is_array() ||
+        !group.contains("weights") || !group["weights"].is_object())
+      fail("{}: {} has not the targets (array) and weights (object) that were expected", where, at);
+    for (const Json& target : group["targets"]) {
+      if (!target.is_string()) fail("{}: {}.targets holds something that is no string", where, at);
+      parsed.targets.push_back(target.get<std::string>());
+    }
+    const auto own = group.find("format");
+    const bool has_own = own != group.end() && own->is_string();
+    parsed.format = {{"format", has_own ? own->get<std::string>() : format},
+                     {"weights", group["weights"]}};
+    result.push_back(std::move(parsed));
+  }
+  return result;
+}
+
+const ConfigGroup* find_group(const std::vector<ConfigGroup>& groups, const std::string& module) {
+  const ConfigGroup* pattern = nullptr;
+  const ConfigGroup* any = nullptr;
+  for (const ConfigGroup& group : groups)
+    for (const std::string& target : group.targets) {
+      if (target == module) return &group;
+      if (target == "Linear") any = any == nullptr ? &group : any;
+      if (pattern != nullptr || !target.starts_with("re:")) continue;
+      try {
+        // Python's re.match: from the start, not to the end
+        if (std::regex_search(module, std::regex(target.substr(3)),
+                              std::regex_constants::match_continuous))
+          pattern = &group;
+      } catch (const std::regex_error& e) {
+        fail("quantization_config: target \"{}\" is no valid pattern: {}", target, e.what());
+      }
+    }
+  return pattern != nullptr ? pattern : any;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,56 @@
+#include "pipeline/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "forward/decoder.h"
+#include "forward/layer.h"
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kBatchTokens = 8192;
+
+}  // namespace
+
+at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor& windows,
+                      const std::function<void(int32_t layer)>& progress) {
+  const int64_t length = windows.size(1);
+  const int64_t step = std::max<int64_t>(1, kBatchTokens / length);
+  at::Tensor x = Ends(source, model).embed(windows);
+  for (int32_t l = 0; l < model.desc().n_layers; l++) {
+    const Layer layer(source, model, l, length);
+    for (int64_t begin = 0; begin < x.size(0); begin += step) {
+      check_interrupt();
+      at::Tensor batch = x.narrow(0, begin, std::min(step, x.size(0) - begin));
+      batch.copy_(layer.forward(batch));
+    }
+    if (progress) progress(l);
+  }
+  return x;
+}
+
+Perplexity perplexity(const Source& source, const Model& model, const at::Tensor& windows,
+                      const std::function<void(int32_t layer)>& progress) {
+  const int64_t length = windows.size(1);
+  if (length < 2) fail("a window of {} tokens has no next token to predict, use 2 or more", length);
+  const at::Tensor x = run_layers(source, model, windows, progress);
+  const Ends ends(source, model);
+  double loss = 0;
+  for (int64_t w = 0; w < windows.size(0); w++) {
+    check_interrupt();
+    const at::Tensor logits = ends.logits(x[w].narrow(0, 0, length - 1));
+    const at::Tensor targets = windows[w].narrow(0, 1, length - 1).unsqueeze(1);
+    loss -= at::log_softmax(logits, -1).gather(1, targets).sum(at::kDouble).item<double>();
+  }
+  Perplexity result;
+  result.tokens = windows.size(0) * (length - 1);
+  result.value = std::exp(loss / static_cast<double>(result.tokens));
+  if (!std::isfinite(result.value))
+    fail("the perplexity is not finite: the model's outputs overflow");
+  return result;
+}
+
+}  // namespace aqhost

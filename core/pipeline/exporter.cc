@@ -1,0 +1,113 @@
+#include "pipeline/exporter.h"
+
+#include <array>
+#include <cstring>
+#include <set>
+
+#include "base/error.h"
+#include "export/quantization_config.h"
+#include "tensor/tensor.h"
+
+namespace aqhost {
+namespace fs = std::filesystem;
+namespace {
+
+/// Written anew, not carried over.
+constexpr std::array kOwnFiles{"config.json", "model.safetensors.index.json",
+                               "quantization_report.json", "quantize_config.json"};
+/// Kinds of side files that readers of a checkpoint look for: tokenizer, chat template, remote
+/// code.
+constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"};
+
+template <typename List>
+bool contains(const List& list, const std::string& value) {
+  return std::find(list.begin(), list.end(), value) != list.end();
+}
+
+/// float32 values as elements of `dtype`; exact, as they came from there.
+std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
+  const auto type = dtype == DType::kBF16  ? at::kBFloat16
+                    : dtype == DType::kF16 ? at::kHalf
+                                           : at::kFloat;
+  const at::Tensor converted = values.to(type).contiguous();
+  const auto* data = static_cast<const std::byte*>(converted.data_ptr());
+  return {data, data + converted.nbytes()};
+}
+
+}  // namespace
+
+Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan,
+                   const fs::path& target, int64_t max_shard_bytes, bool overwrite)
+    : original_(original), plan_(plan), staged_(target, overwrite) {
+  plan_tensors(model, plan);
+  writer_ = std::make_unique<Writer>(staged_.path(), tensors_, max_shard_bytes);
+}
+
+void Exporter::plan_tensors(const Model& model, const Plan& plan) {
+  std::set<std::string> replaced;
+  for (const PlannedModule& m : plan.modules) {
+    if (!m.format) continue;
+    replaced.insert(m.module->weight.name);
+    for (const TensorInfo& info : m.packed)
+      tensors_.push_back({m.module->name + "." + info.name, info.dtype, info.shape});
+  }
+  for (const Module& module : model.modules()) {
+    const bool planned = plan.modules[module.index].format != nullptr;
+    if (planned || !replaced.contains(module.weight.name)) continue;
+    const DType dtype = original_.find(module.weight.name)->dtype;
+    splits_.push_back({&module, dtype});
+    tensors_.push_back({module.name + ".weight", dtype, {module.out_features, module.in_features}});
+  }
+  for (const TensorInfo& info : original_.tensors())
+    if (!replaced.contains(info.name)) {
+      copied_.push_back(info.name);
+      tensors_.push_back(info);
+    }
+}
+
+void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix) {
+  for (const PackedTensor& tensor : planned.format->pack(matrix))
+    writer_->write(planned.module->name + "." + tensor.info.name, tensor.bytes);
+}
+
+int64_t Exporter::commit(const Json& report) {
+  write_dense();
+  const int64_t bytes = writer_->finish();
+  write_config(plan_);
+  copy_side_files();
+  write_file(staged_.path() / "quantization_report.json", report.dump(2) + "\n");
+  staged_.commit();
+  return bytes;
+}
+
+void Exporter::write_dense() {
+  for (const std::string& name : copied_) writer_->write(name, original_.stored(name)->bytes);
+  for (const auto& [module, dtype] : splits_) {
+    const at::Tensor weight =
+        read_tensor(original_, module->weight, {module->out_features, module->in_features});
+    writer_->write(module->name + ".weight", bytes_of(weight, dtype));
+  }
+}
+
+void Exporter::write_config(const Plan& plan) {
+  std::vector<ExportedModule> modules;
+  for (const PlannedModule& m : plan.modules)
+    modules.push_back({m.module->name, m.format ? &m.format->config() : nullptr});
+  // keys stay in the order of the original, so that a diff shows what was added
+  auto config =
+      nlohmann::ordered_json::parse(read_file(fs::path(original_.directory()) / "config.json"));
+  config["quantization_config"] = quantization_config(modules);
+  write_file(staged_.path() / "config.json", config.dump(2) + "\n");
+}
+
+void Exporter::copy_side_files() {
+  for (const auto& entry : fs::directory_iterator(original_.directory())) {
+    const std::string name = entry.path().filename().string();
+    if (!entry.is_regular_file() || contains(kOwnFiles, name)) continue;
+    if (name.ends_with(".index.json") || !contains(kSideFiles, entry.path().extension().string()))
+      continue;
+    fs::copy_file(entry.path(), staged_.path() / name);
+  }
+}
+
+}  // namespace aqhost

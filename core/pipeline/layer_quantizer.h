@@ -1,0 +1,100 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "calibrate/hessian.h"
+#include "forward/layer.h"
+#include "pipeline/phase_timer.h"
+#include "pipeline/plan.h"
+#include "quant/gptq.h"
+
+namespace aqhost {
+
+/// How one module came out.
+struct ModuleResult {
+  QuantizedMatrix matrix;
+  double loss = 0, rtn_loss = 0;  // see QuantizedBatch
+  bool rtn = false;               // rounded to nearest, not solved
+  bool calibrated = false;        // the losses and the next two mean something
+  int64_t tokens = 0;             // its Hessian was made of (its own; see `starved`)
+  double weight = 0;              // the sum of their routing weights to the routing power
+  bool starved = false;           // too few: mixed with the Hessian of all tokens
+};
+
+/// What calibration saw of one expert.
+struct ExpertCoverage {
+  int32_t layer = 0, expert = 0;
+  int64_t tokens = 0;
+  double weight = 0;  // sum of routing weights
+};
+
+/// Called with every module once it is done, from the calling thread.
+using ModuleSink = std::function<void(const PlannedModule&, ModuleResult)>;
+
+/// Takes calibration data through one layer and quantizes its modules on the way, stage by stage,
+/// each stage seeing the earlier ones quantized (see Layer). Experts of one shape and format are
+/// solved as one batch, in chunks that fit in memory.
+class LayerQuantizer {
+ public:
+  LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, ModuleSink sink, PhaseTimer& timer);
+
+  /// x [windows, tokens, hidden] before the layer, replaced by what the quantized layer gives.
+  void run(at::Tensor& x);
+
+  const std::vector<ExpertCoverage>& coverage() const { return coverage_; }
+
+ private:
+  /// Modules that share one input, as rows of one matrix.
+  struct Shared {
+    std::vector<const PlannedModule*> modules;
+    int64_t tokens = 0;
+    double weight = 0;
+    bool starved = false;
+  };
+  /// Groups to be solved at once, each with its Hessian.
+  struct ExpertBatch {
+    std::vector<Shared> groups;
+    std::vector<at::Tensor> hessians;  // [in, in]
+  };
+
+  void attention(at::Tensor& x);
+  at::Tensor ffn(const at::Tensor& f);
+  void dense_ffn(int32_t expert, const at::Tensor& f, const at::Tensor& gate, at::Tensor& out);
+  void routed_experts(const at::Tensor& f, at::Tensor& out);
+  void expert_chunk(int32_t begin, int32_t end, const std::vector<ExpertTokens>& routed,
+                    const at::Tensor& f, at::Tensor& out);
+  void add_expert(ExpertBatch& batch, std::vector<const PlannedModule*> modules,
+                  const at::Tensor& x, const at::Tensor& c,
+                  const std::function<Hessian()>& all) const;
+  Hessian hidden_hessian(int32_t expert, const at::Tensor& f) const;
+  const Hessian& input_hessian(const at::Tensor& f);
+
+  /// The modules among `roles` of `expert` that are to be quantized.
+  std::vector<const PlannedModule*> planned(std::initializer_list<int32_t> roles,
+                                            int32_t expert) const;
+  void solve_one(std::vector<const PlannedModule*> modules, const Hessian& hessian);
+  void solve(const std::vector<Shared>& groups, const std::vector<at::Tensor>& hessians);
+  void solve_batch(const ExpertBatch& batch);
+  void finish(const Shared& group, const QuantizedBatch& solved, int64_t e);
+  void use(const Module& module, at::Tensor values);
+
+  const Plan& plan_;
+  const int32_t index_;
+  Layer& layer_;
+  ModuleSink sink_;
+  PhaseTimer& timer_;
+  std::map<std::pair<int32_t, int32_t>, const PlannedModule*> modules_;  // by role and expert
+  std::vector<std::pair<const Module*, at::Tensor>> pending_;            // unless sequential
+  std::vector<ExpertCoverage> coverage_;
+  std::unique_ptr<Hessian> input_hessian_;  // of all tokens at the FFN's input, made when needed
+  double mean_routing_weight_ = 1;
+};
+
+}  // namespace aqhost

@@ -1,0 +1,156 @@
+#include "pipeline/plan.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+
+#include "base/error.h"
+#include "base/nearest.h"
+
+namespace aqhost {
+namespace {
+
+/// Formats by id and options, so that equal ones are one object (and may share a solve).
+class FormatCache {
+ public:
+  explicit FormatCache(const Registry& registry) : registry_(registry) {}
+
+  std::shared_ptr<const Format> get(const std::string& id, const Json& options) {
+    auto& format = formats_[id + options.dump()];
+    if (!format) format = registry_.create_format(id, options);
+    return format;
+  }
+
+ private:
+  const Registry& registry_;
+  std::map<std::string, std::shared_ptr<const Format>> formats_;
+};
+
+bool divides(int64_t group_size, int64_t features) {
+  return group_size < 0 || features % group_size == 0;
+}
+
+/// The largest group size that the format allows, is at most `wanted`, and divides `features`.
+std::optional<int32_t> fitting_group_size(const FormatDesc& desc, int64_t wanted,
+                                          int64_t features) {
+  std::optional<int32_t> best;
+  for (const int32_t size : desc.group_sizes)
+    if (size > 0 && size <= wanted && features % size == 0 && size > best.value_or(0)) best = size;
+  return best;
+}
+
+/// `wanted` as the format can take it: MX blocks are 32, whatever a recipe asks.
+int64_t allowed_group_size(const FormatDesc& desc, int64_t wanted) {
+  const auto& sizes = desc.group_sizes;
+  if (std::find(sizes.begin(), sizes.end(), wanted) != sizes.end()) return wanted;
+  return sizes.size() == 1 ? sizes.front() : wanted;
+}
+
+/// Makes the format of one module, with a group size that divides its rows.
+void choose_format(PlannedModule& planned, FormatCache& cache, bool strict) {
+  const Module& module = *planned.module;
+  const std::string& id = planned.recipe.wq;
+  Json options = planned.recipe.options;
+  // the format with its defaults says which group sizes there are
+  const FormatDesc defaults = cache
+                                  .get(id,
+                                       [&] {
+                                         Json other = options;
+                                         other.erase("group_size");
+                                         return other;
+                                       }())
+                                  ->desc();
+  const int64_t asked = options.value("group_size", int64_t{defaults.group_size});
+  int64_t size = allowed_group_size(defaults, asked);
+  if (size != asked)
+    planned.note = fmt::format("group size {}: {} has no other ({} asked)", size, id, asked);
+  if (!divides(size, module.in_features)) {
+    const auto smaller = fitting_group_size(defaults, size, module.in_features);
+    if (strict || !smaller)
+      fail("{}: group size {} of {} does not divide its {} input features{}", module.name, size, id,
+           module.in_features,
+           smaller ? fmt::format("; {} does (without \"strict\" it is taken)", *smaller)
+                   : fmt::format(", nor does any smaller of: {}",
+                                 fmt::join(defaults.group_sizes, ", ")));
+    planned.note =
+        fmt::format("group size {}: {} does not divide {}", *smaller, size, module.in_features);
+    size = *smaller;
+  }
+  options["group_size"] = size;
+  planned.format = cache.get(id, options);
+  planned.packed = planned.format->packed(module.out_features, module.in_features);
+}
+
+void check_formats_known(const Recipe& recipe, const Registry& registry) {
+  const std::vector<std::string> known = registry.format_ids();
+  for (const auto& [id, where] : recipe.formats())
+    if (std::find(known.begin(), known.end(), id) == known.end())
+      fail("{}: no plugin offers the format \"{}\"{}", where, id, did_you_mean(id, known));
+}
+
+}  // namespace
+
+int64_t PlannedModule::stored_bits() const {
+  int64_t bits = 0;
+  for (const TensorInfo& info : packed)
+    if (info.name != "weight_shape") bits += 8 * info.numel() * dtype_size(info.dtype);
+  return bits;
+}
+
+int64_t Plan::quantized_weights() const {
+  int64_t n = 0;
+  for (const PlannedModule& m : modules)
+    if (m.format) n += m.weights();
+  return n;
+}
+
+double Plan::bits_per_weight() const {
+  int64_t bits = 0;
+  for (const PlannedModule& m : modules)
+    if (m.format) bits += m.stored_bits();
+  return static_cast<double>(bits) / static_cast<double>(std::max<int64_t>(1, quantized_weights()));
+}
+
+bool Plan::needs_calibration() const {
+  return std::any_of(modules.begin(), modules.end(), [](const PlannedModule& m) {
+    return m.format && m.recipe.algorithm == "gptq";
+  });
+}
+
+Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
+               const std::string& algorithm) {
+  check_formats_known(recipe, registry);
+  Plan plan;
+  plan.settings = recipe.settings();
+  FormatCache cache(registry);
+  std::vector<std::string> names;
+  for (const Module& module : model.modules()) {
+    names.push_back(module.name);
+    PlannedModule planned;
+    planned.module = &module;
+    planned.recipe = recipe.resolve(module.name);
+    if (!algorithm.empty()) planned.recipe.algorithm = algorithm;
+    const bool wanted = module.quantize || planned.recipe.named;
+    if (wanted && !planned.recipe.skip) {
+      if (planned.recipe.aq != "bf16")
+        fail("{}: aq: {} is not supported yet, only weights are quantized (aq: bf16)", module.name,
+             planned.recipe.aq);
+      choose_format(planned, cache, plan.settings.strict);
+      if (!planned.note.empty()) plan.warnings.push_back({module.name, planned.note});
+      if (module.sensitive && planned.format->desc().element_bits < 4)
+        plan.warnings.push_back({module.name, fmt::format("the model marks it as sensitive, and {} "
+                                                          "has less than 4 bits",
+                                                          planned.recipe.wq)});
+    }
+    plan.modules.push_back(std::move(planned));
+  }
+  for (const RecipeWarning& warning : recipe.lint(names))
+    plan.warnings.push_back({warning.where, warning.message});
+  if (plan.quantized_weights() == 0) fail("the recipe leaves nothing to quantize");
+  return plan;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "config/recipe.h"
+#include "plugin/format.h"
+#include "plugin/model.h"
+#include "plugin/registry.h"
+
+namespace aqhost {
+
+/// What one module will become.
+struct PlannedModule {
+  const Module* module = nullptr;
+  ModuleRecipe recipe;
+  std::shared_ptr<const Format> format;  // null: stays as it is
+  std::vector<TensorInfo> packed;        // its tensors on disk, by suffix
+  std::string note;                      // "group size 64: 128 does not divide 10944"
+
+  int64_t weights() const { return module->out_features * module->in_features; }
+  /// Stored bits with scales and zero points, without the 128 bits of weight_shape.
+  int64_t stored_bits() const;
+};
+
+/// A warning or finding, with where it comes from ("recipe.yaml:7", a module's name, or "").
+struct PlanWarning {
+  std::string where, message;
+};
+
+struct Plan {
+  std::vector<PlannedModule> modules;  // every module of the model, in its order
+  std::vector<PlanWarning> warnings;
+  RunSettings settings;
+
+  int64_t quantized_weights() const;
+  double bits_per_weight() const;  // over the quantized modules, with scales
+  bool needs_calibration() const;  // some module is to be solved by GPTQ
+};
+
+/// Applies `recipe` to every module before any work is done: formats are made, group sizes settled
+/// (one that does not divide in_features becomes the largest allowed smaller one that does, unless
+/// the recipe is strict), shapes checked against what each format can store. `algorithm`, if not
+/// empty, replaces every "gptq" and "rtn" of the recipe. Error names module and recipe line.
+Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
+               const std::string& algorithm);
+
+}  // namespace aqhost

@@ -1,0 +1,182 @@
+#include "pipeline/quantize.h"
+
+#include <spdlog/spdlog.h>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/progress.h"
+#include "calibrate/windows.h"
+#include "forward/decoder.h"
+#include "forward/layer.h"
+#include "pipeline/exporter.h"
+#include "pipeline/layer_quantizer.h"
+#include "pipeline/report.h"
+#include "quant/gptq.h"
+#include "tensor/tensor.h"
+#include "tokenizer/tokenizer.h"
+
+namespace aqhost {
+namespace {
+
+/// Takes finished modules to the export, the report and the progress line.
+class Finisher {
+ public:
+  Finisher(Exporter& exporter, Report& report, const Plan& plan, bool quiet)
+      : exporter_(exporter),
+        report_(report),
+        progress_("quantizing", static_cast<double>(plan.quantized_weights()), quiet) {}
+
+  void operator()(const PlannedModule& planned, ModuleResult result) {
+    exporter_.write(planned, result.matrix);
+    report_.add(planned, result);
+    done_ += static_cast<double>(planned.weights());
+    std::string detail = planned.module->name;
+    if (result.calibrated) detail += fmt::format("  loss {:.4g}", result.loss);
+    progress_.update(done_, detail);
+  }
+
+ private:
+  Exporter& exporter_;
+  Report& report_;
+  Progress progress_;
+  double done_ = 0;
+};
+
+at::Tensor read_calibration(const Reader& original, const Model& model,
+                            const CalibrationOptions& options) {
+  const int64_t longest = model.desc().max_positions;
+  if (longest > 0 && options.seqlen > longest)
+    fail("--seqlen {} is longer than the {} positions the model was made for", options.seqlen,
+         longest);
+  const Tokenizer tokenizer = Tokenizer::load(original.directory());
+  const at::Tensor windows = cut_windows(read_tokens(tokenizer, options.text), options.seqlen);
+  if (windows.size(0) < options.nsamples)
+    spdlog::warn("{}: {} windows of {} tokens, {} were asked for", options.text.string(),
+                 windows.size(0), options.seqlen, options.nsamples);
+  return sample_windows(windows, options.nsamples, options.seed);
+}
+
+/// Module by module, without a forward pass.
+void round_all(const Reader& original, const Plan& plan, Finisher& finish) {
+  for (const PlannedModule& planned : plan.modules) {
+    if (!planned.format) continue;
+    check_interrupt();
+    const Module& module = *planned.module;
+    const at::Tensor weight =
+        read_tensor(original, module.weight, {module.out_features, module.in_features});
+    const QuantizedBatch batch = quantize_rtn(*planned.format, weight.unsqueeze(0), {}, {});
+    ModuleResult result;
+    result.matrix = batch.matrix(0, 0, module.out_features);
+    result.rtn = true;
+    finish(planned, std::move(result));
+  }
+}
+
+/// lm_head, where a recipe names it: its input is the normed output of the last layer.
+void quantize_head(const Reader& original, const Model& model, const Plan& plan,
+                   const at::Tensor& x, Finisher& finish) {
+  for (const PlannedModule& planned : plan.modules) {
+    if (!planned.format || planned.module->key.layer >= 0) continue;
+    const Module& module = *planned.module;
+    if (module.key.role != AQ_ROLE_LM_HEAD)
+      fail("{}: only lm_head can be quantized outside the layers", module.name);
+    const Ends ends(original, model);
+    Hessian hessian(module.in_features);
+    for (int64_t w = 0; w < x.size(0); w++) hessian.add(ends.final_norm(x[w]), {});
+    const at::Tensor weight =
+        read_tensor(original, module.weight, {module.out_features, module.in_features});
+    const auto solve = planned.recipe.algorithm == "gptq" ? quantize_gptq : quantize_rtn;
+    const GptqOptions options{plan.settings.percdamp, plan.settings.actorder, 128};
+    const QuantizedBatch batch =
+        solve(*planned.format, weight.unsqueeze(0), hessian.sum().unsqueeze(0), options);
+    finish(planned, {batch.matrix(0, 0, module.out_features), batch.loss.sum().item<double>(),
+                     batch.rtn_loss.sum().item<double>(), batch.rtn[0], true, hessian.tokens(),
+                     hessian.weight(), false});
+  }
+}
+
+bool has_head(const Plan& plan) {
+  return std::any_of(plan.modules.begin(), plan.modules.end(),
+                     [](const PlannedModule& m) { return m.format && m.module->key.layer < 0; });
+}
+
+/// The last layer that has something to quantize; what lies behind need not be run.
+int32_t last_layer(const Model& model, const Plan& plan) {
+  if (has_head(plan)) return model.desc().n_layers - 1;
+  int32_t last = -1;
+  for (const PlannedModule& m : plan.modules)
+    if (m.format) last = std::max(last, m.module->key.layer);
+  return last;
+}
+
+void calibrate_and_solve(const Reader& original, const Model& model, const Plan& plan,
+                         const at::Tensor& windows, Report& report, Finisher& finish,
+                         PhaseTimer& timer) {
+  at::Tensor x = Ends(original, model).embed(windows);
+  for (int32_t l = 0; l <= last_layer(model, plan); l++) {
+    timer.begin("read");
+    Layer layer(original, model, l, windows.size(1));
+    LayerQuantizer quantizer(plan, l, layer, std::ref(finish), timer);
+    quantizer.run(x);
+    report.add(quantizer.coverage());
+  }
+  timer.begin("calibrate");
+  quantize_head(original, model, plan, x, finish);
+}
+
+void warn_starved(const Json& report) {
+  const Json& totals = report["totals"];
+  const auto starved = totals["starved_experts"].get<int64_t>();
+  if (starved > 0)
+    spdlog::warn(
+        "{} of {} experts saw fewer tokens than they need and were solved with their layer's "
+        "inputs mixed in; more calibration text helps (see quantization_report.json)",
+        starved, report["experts"].size());
+}
+
+}  // namespace
+
+Reader open_original(const std::filesystem::path& directory) {
+  Reader reader(directory);
+  if (reader.config().contains("quantization_config"))
+    fail("{}: is quantized already (config.json has a quantization_config)", reader.directory());
+  return reader;
+}
+
+Json quantize(const Reader& original, const Model& model, const Plan& plan,
+              const QuantizeOptions& options) {
+  if (plan.needs_calibration() && !options.calibration)
+    fail("GPTQ needs calibration text: give --calib FILE, or --algorithm rtn to round to nearest");
+  PhaseTimer timer;
+  timer.begin("tokenize");
+  at::Tensor windows;
+  if (options.calibration) windows = read_calibration(original, model, *options.calibration);
+  timer.begin("prepare");
+  Exporter exporter(original, model, plan, options.target, options.max_shard_bytes,
+                    options.overwrite);
+  Report report;
+  {
+    Finisher finish(exporter, report, plan, options.quiet);
+    if (windows.defined()) {
+      calibrate_and_solve(original, model, plan, windows, report, finish, timer);
+    } else {
+      timer.begin("solve");
+      round_all(original, plan, finish);
+    }
+  }
+  timer.end();
+  Json result = report.finish(plan, model, timer);
+  if (windows.defined())
+    result["calibration"] = {{"text", options.calibration->text.filename().string()},
+                             {"windows", windows.size(0)},
+                             {"seqlen", windows.size(1)},
+                             {"seed", options.calibration->seed}};
+  warn_starved(result);
+  const auto start = std::chrono::steady_clock::now();
+  result["totals"]["bytes"] = exporter.commit(result);
+  result["totals"]["seconds"]["write"] =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "base/json.h"
+#include "checkpoint/reader.h"
+#include "pipeline/plan.h"
+#include "plugin/model.h"
+
+namespace aqhost {
+
+struct CalibrationOptions {
+  std::filesystem::path text;
+  int64_t nsamples = 128;
+  int64_t seqlen = 512;
+  uint64_t seed = 0;
+};
+
+struct QuantizeOptions {
+  std::optional<CalibrationOptions> calibration;  // none: every module must be planned as RTN
+  std::filesystem::path target;
+  int64_t max_shard_bytes = int64_t{5} << 30;
+  bool overwrite = false;
+  bool quiet = false;  // no progress
+};
+
+/// Opens a checkpoint that is to be quantized. Error if it is quantized already.
+Reader open_original(const std::filesystem::path& directory);
+
+/// Quantizes `original` as planned and writes it to options.target; the loop over layers. Returns
+/// the report that lies beside the checkpoint as quantization_report.json (see report.h). On any
+/// failure nothing is left at the target.
+Json quantize(const Reader& original, const Model& model, const Plan& plan,
+              const QuantizeOptions& options);
+
+}  // namespace aqhost

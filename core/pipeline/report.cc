@@ -1,0 +1,78 @@
+#include "pipeline/report.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <set>
+
+namespace aqhost {
+namespace {
+
+int64_t peak_memory_bytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+}  // namespace
+
+void Report::add(const PlannedModule& planned, const ModuleResult& result) {
+  const Module& module = *planned.module;
+  Json entry{{"format", planned.recipe.wq},
+             {"group_size", planned.format->desc().group_size},
+             {"bits_per_weight",
+              static_cast<double>(planned.stored_bits()) / static_cast<double>(planned.weights())},
+             {"algorithm", result.rtn ? "rtn" : "gptq"},
+             {"out_features", module.out_features},
+             {"in_features", module.in_features}};
+  if (result.rtn && planned.recipe.algorithm == "gptq")
+    entry["note"] = "the Hessian could not be factored, rounded to nearest instead";
+  if (result.calibrated) {
+    entry["loss"] = result.loss;
+    entry["rtn_loss"] = result.rtn_loss;
+    entry["tokens"] = result.tokens;
+    entry["weight"] = result.weight;
+    if (result.starved) {
+      entry["starved"] = true;
+      starved_.emplace_back(module.key.layer, module.key.expert);
+    }
+    loss_ += result.loss;
+    rtn_loss_ += result.rtn_loss;
+  }
+  modules_[module.name] = std::move(entry);
+}
+
+void Report::add(const std::vector<ExpertCoverage>& coverage) {
+  for (const ExpertCoverage& c : coverage)
+    experts_.push_back(
+        {{"layer", c.layer}, {"expert", c.expert}, {"tokens", c.tokens}, {"weight", c.weight}});
+}
+
+Json Report::finish(const Plan& plan, const Model& model, const PhaseTimer& timer) const {
+  Json experts = experts_;
+  const std::set<std::pair<int32_t, int32_t>> starved(starved_.begin(), starved_.end());
+  for (Json& e : experts)
+    e["starved"] = starved.contains({e["layer"].get<int32_t>(), e["expert"].get<int32_t>()});
+  Json seconds = Json::object();
+  double total = 0;
+  for (const auto& [phase, value] : timer.seconds()) {
+    seconds[phase] = value;
+    total += value;
+  }
+  seconds["total"] = total;
+  return {{"generator", "aqhost"},
+          {"model_type", model.id()},
+          {"modules", modules_},
+          {"experts", experts},
+          {"totals",
+           {{"modules", modules_.size()},
+            {"weights", plan.quantized_weights()},
+            {"bits_per_weight", plan.bits_per_weight()},
+            {"loss", loss_},
+            {"rtn_loss", rtn_loss_},
+            {"starved_experts", starved.size()},
+            {"seconds", seconds},
+            {"peak_memory_bytes", peak_memory_bytes()}}}};
+}
+
+}  // namespace aqhost

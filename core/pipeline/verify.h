@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "plugin/registry.h"
+
+namespace aqhost {
+
+struct VerifySummary {
+  std::string model_type;
+  int64_t modules = 0;  // stored quantized
+  int64_t tensors = 0;  // in the files
+  int64_t weights = 0;  // in quantized modules
+  double bits_per_weight = 0;
+  std::map<std::string, int64_t> formats;  // id -> modules
+};
+
+/// Reads an exported checkpoint back: files and headers, quantization_config against what is
+/// stored, every packed tensor's type and shape, every code and scale (finite, in range), every
+/// dense value (finite), and the model adapter's names and shapes. Error names the first thing that
+/// is wrong.
+VerifySummary verify(const std::filesystem::path& directory, const Registry& registry);
+
+}  // namespace aqhost

@@ -1,0 +1,68 @@
+#include "torch_doctest.h"
+
+#include "base/error.h"
+#include "calibrate/hessian.h"
+#include "calibrate/windows.h"
+
+namespace aqhost {
+namespace {
+
+/// sum of s x x^T in float64.
+at::Tensor reference(const at::Tensor& x, const at::Tensor& s) {
+  const at::Tensor d = x.to(at::kDouble);
+  return (d * s.to(at::kDouble).unsqueeze(1)).t().mm(d);
+}
+
+double relative_error(const at::Tensor& a, const at::Tensor& b) {
+  return ((a.to(at::kDouble) - b).norm() / b.norm()).item<double>();
+}
+
+}  // namespace
+
+TEST_CASE("a Hessian is the weighted sum of x x^T, in float32 within 1e-5 of float64") {
+  const at::Tensor x = at::randn({5000, 48}), s = at::rand({5000});
+  Hessian h(48);
+  h.add(x.narrow(0, 0, 1234), s.narrow(0, 0, 1234));
+  h.add(x.narrow(0, 1234, 3766), s.narrow(0, 1234, 3766));
+  h.add(at::empty({0, 48}), at::empty({0}));
+  CHECK(relative_error(h.sum(), reference(x, s)) < 1e-5);
+  CHECK(h.tokens() == 5000);
+  CHECK(h.weight() == doctest::Approx(s.sum().item<double>()));
+
+  Hessian plain(48);
+  plain.add(x, {});
+  CHECK(relative_error(plain.sum(), reference(x, at::ones({5000}))) < 1e-5);
+  CHECK(plain.weight() == 5000);
+}
+
+TEST_CASE("a starved expert counts as min_tokens: its own and the layer's at its mean weight") {
+  Hessian own(8), all(8);
+  const at::Tensor x = at::randn({10, 8}), layer = at::randn({200, 8});
+  own.add(x, at::full({10}, 0.5f));
+  all.add(layer, {});
+  const at::Tensor mixed = mix_starved(own, all, 50, 0.5);
+  // 40 tokens are missing; 200 of weight 1 become 40 of weight 0.5
+  const at::Tensor expected = reference(x, at::full({10}, 0.5)) + reference(layer, at::full({200}, 0.1));
+  CHECK(relative_error(mixed, expected) < 1e-5);
+
+  const Hessian none(8);
+  CHECK(mix_starved(none, all, 50, 0.5).equal(all.sum()));
+}
+
+TEST_CASE("windows are consecutive, and a sample is seeded, ordered and without repeats") {
+  std::vector<int32_t> ids(1000);
+  for (std::size_t i = 0; i < ids.size(); i++) ids[i] = static_cast<int32_t>(i);
+  const at::Tensor windows = cut_windows(ids, 30);
+  CHECK(windows.size(0) == 33);
+  CHECK(windows[32][29].item<int64_t>() == 989);
+
+  const at::Tensor sample = sample_windows(windows, 10, 7);
+  CHECK(sample.equal(sample_windows(windows, 10, 7)));
+  CHECK_FALSE(sample.equal(sample_windows(windows, 10, 8)));
+  for (int64_t i = 1; i < 10; i++)
+    CHECK(sample[i][0].item<int64_t>() > sample[i - 1][0].item<int64_t>());
+  CHECK(sample_windows(windows, 40, 7).equal(windows));
+  CHECK_THROWS_AS(cut_windows(ids, 1001), Error);
+}
+
+}  // namespace aqhost

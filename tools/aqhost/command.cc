@@ -1,0 +1,70 @@
+#include "command.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <array>
+
+#include "base/error.h"
+
+namespace aqhost {
+
+void add_plugin_option(po::options_description_easy_init& add) {
+  add("plugin-dir", po::value<std::vector<std::string>>()->composing(),
+      "folder with plugins, may be repeated; looked at before AQ_PLUGIN_PATH and the installed "
+      "ones");
+}
+
+std::unique_ptr<Registry> open_registry(const po::variables_map& options) {
+  std::vector<std::filesystem::path> given;
+  if (options.contains("plugin-dir"))
+    for (const auto& folder : options["plugin-dir"].as<std::vector<std::string>>())
+      given.emplace_back(folder);
+  auto registry = std::make_unique<Registry>(plugin_search_path(given));
+  for (const PluginInfo& plugin : registry->plugins())
+    if (!plugin.refused.empty()) spdlog::warn("plugin {} refused: {}", plugin.path, plugin.refused);
+  return registry;
+}
+
+void add_model_options(po::options_description_easy_init& add) {
+  add("model", po::value<std::string>(), "folder of the checkpoint (config.json, *.safetensors)");
+  add("model-type", po::value<std::string>()->default_value("auto"),
+      "id of the model plugin to use, or auto");
+}
+
+std::string required(const po::variables_map& options, const char* name) {
+  if (!options.contains(name)) throw UsageError(fmt::format("--{} is missing", name));
+  auto value = options[name].as<std::string>();
+  if (value.empty()) throw UsageError(fmt::format("--{} is empty", name));
+  return value;
+}
+
+int64_t integer(const po::variables_map& options, const char* name, int64_t least, int64_t most) {
+  const auto value = options[name].as<int64_t>();
+  if (value < least || value > most)
+    throw UsageError(fmt::format("--{} {}: expected {} to {}", name, value, least, most));
+  return value;
+}
+
+bool wants_json(const po::variables_map& options) { return options.contains("json"); }
+
+bool quiet(const po::variables_map& options) {
+  return wants_json(options) || !spdlog::should_log(spdlog::level::info);
+}
+
+std::string with_commas(int64_t n) {
+  std::string digits = std::to_string(n);
+  for (auto i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3)
+    digits.insert(static_cast<std::size_t>(i), ",");
+  return digits;
+}
+
+std::string format_bytes(int64_t bytes) {
+  constexpr std::array units{"bytes", "kB", "MB", "GB", "TB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  for (; value >= 1000 && unit + 1 < units.size(); unit++) value /= 1000;
+  return unit == 0 ? fmt::format("{} bytes", bytes) : fmt::format("{:.2f} {}", value, units[unit]);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <boost/program_options.hpp>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "plugin/registry.h"
+
+namespace aqhost {
+namespace po = boost::program_options;
+
+/// One thing that aqhost does. `run` prints its result to stdout and throws Error or UsageError.
+struct Command {
+  const char* name;
+  const char* summary;  // one line
+  const char* details;  // shown by --help, below the usage line
+  void (*add_options)(po::options_description_easy_init add);
+  void (*run)(const po::variables_map& options);
+};
+
+extern const Command kQuantize, kInspect, kPlan, kEval, kTokenize, kVerify, kPlugins;
+
+/// Adds --plugin-dir, and opens what is found under it and in the usual places.
+void add_plugin_option(po::options_description_easy_init& add);
+std::unique_ptr<Registry> open_registry(const po::variables_map& options);
+
+/// Adds --model (and --model-type).
+void add_model_options(po::options_description_easy_init& add);
+
+/// The value of a required option; UsageError names it if it is not there.
+std::string required(const po::variables_map& options, const char* name);
+/// An integer option within [least, most]; UsageError otherwise.
+int64_t integer(const po::variables_map& options, const char* name, int64_t least, int64_t most);
+
+bool wants_json(const po::variables_map& options);
+/// Progress is for people: none with --json or below log level info.
+bool quiet(const po::variables_map& options);
+
+/// "12,345,678".
+std::string with_commas(int64_t n);
+/// "6.2 MB", in powers of 1000.
+std::string format_bytes(int64_t bytes);
+
+}  // namespace aqhost

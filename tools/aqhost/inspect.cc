@@ -1,0 +1,117 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "base/error.h"
+#include "command.h"
+#include "export/decoded_checkpoint.h"
+
+namespace aqhost {
+namespace {
+
+void add_options(po::options_description_easy_init add) {
+  add_model_options(add);
+  add_plugin_option(add);
+}
+
+struct LayerKinds {
+  int32_t moe = 0, dense = 0;
+  FfnDesc first_moe;
+};
+
+LayerKinds count_layers(const Model& model) {
+  LayerKinds kinds;
+  for (int32_t l = 0; l < model.desc().n_layers; l++) {
+    if (model.ffn(l).kind != AQ_FFN_MOE) {
+      kinds.dense++;
+    } else if (kinds.moe++ == 0) {
+      kinds.first_moe = model.ffn(l);
+    }
+  }
+  return kinds;
+}
+
+int64_t parameters(const Source& source) {
+  int64_t n = 0;
+  for (const TensorInfo& info : source.tensors()) n += info.numel();
+  return n;
+}
+
+/// Parameters that one token meets: all, less those of the experts it is not routed to.
+int64_t active_parameters(const Source& source, const Model& model) {
+  int64_t n = parameters(source);
+  for (const Module& module : model.modules()) {
+    if (module.key.expert < 0) continue;
+    const FfnDesc& ffn = model.ffn(module.key.layer);
+    if (module.key.expert >= ffn.top_k) n -= module.out_features * module.in_features;
+  }
+  return n;
+}
+
+Json describe(const Source& source, const Model& model, const ModelMatch& match) {
+  const LayerKinds kinds = count_layers(model);
+  const AttentionDesc attention = model.attention(0, 1);
+  const FfnDesc& moe = kinds.first_moe;
+  return {{"family", model.id()},
+          {"score", match.score},
+          {"why", match.why},
+          {"layers", model.desc().n_layers},
+          {"moe_layers", kinds.moe},
+          {"dense_layers", kinds.dense},
+          {"hidden_size", model.desc().hidden_size},
+          {"vocab_size", model.desc().vocab_size},
+          {"heads", attention.n_heads},
+          {"kv_heads", attention.n_kv_heads},
+          {"head_dim", attention.head_dim},
+          {"experts", moe.n_experts},
+          {"top_k", moe.top_k},
+          {"expert_size", moe.inner_size},
+          {"shared_size", moe.shared_size},
+          {"modules", model.modules().size()},
+          {"parameters", parameters(source)},
+          {"active_parameters", active_parameters(source, model)},
+          {"quantized", source.config().contains("quantization_config")}};
+}
+
+void print(const Json& d) {
+  const auto number = [&d](const char* key) { return d[key].get<int64_t>(); };
+  fmt::print("family      {} ({} %: {})\n", d["family"].get<std::string>(), number("score"),
+             d["why"].get<std::string>());
+  fmt::print("layers      {} ({} with experts, {} dense), hidden {}, vocabulary {}\n",
+             number("layers"), number("moe_layers"), number("dense_layers"), number("hidden_size"),
+             number("vocab_size"));
+  fmt::print("attention   {} heads of {}, {} for keys and values\n", number("heads"),
+             number("head_dim"), number("kv_heads"));
+  fmt::print("experts     {} a layer, top {}, inner size {}{}\n", number("experts"),
+             number("top_k"), number("expert_size"),
+             number("shared_size") > 0 ? fmt::format(", shared {}", number("shared_size")) : "");
+  fmt::print("modules     {}\n", number("modules"));
+  fmt::print("parameters  {}, {} of them active for a token\n", with_commas(number("parameters")),
+             with_commas(number("active_parameters")));
+  fmt::print("quantized   {}\n", d["quantized"].get<bool>() ? "yes" : "no");
+}
+
+void run(const po::variables_map& options) {
+  const std::string directory = required(options, "model");
+  const auto registry = open_registry(options);
+  const auto source = open_source(directory, *registry);
+  const auto model = registry->create_model(*source, options["model-type"].as<std::string>());
+  const auto matches = registry->probe(source->config());
+  const auto match = std::find_if(matches.begin(), matches.end(),
+                                  [&](const ModelMatch& m) { return m.id == model->id(); });
+  const Json description = describe(
+      *source, *model,
+      match != matches.end() ? *match : ModelMatch{model->id(), "chosen by --model-type", 0});
+  if (wants_json(options))
+    fmt::print("{}\n", description.dump());
+  else
+    print(description);
+}
+
+}  // namespace
+
+const Command kInspect{"inspect", "shows what a checkpoint is: family, layers, experts, parameters",
+                       "  aqhost inspect --model DIR [--json]", add_options, run};
+
+}  // namespace aqhost

@@ -1,0 +1,159 @@
+// aqhost: quantizes Mixture-of-Experts checkpoints. This file: which command, its options, and how
+// it ends (0 done, 1 failed, 2 wrong usage, 130 interrupted).
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <iostream>
+#include <new>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/nearest.h"
+#include "command.h"
+#include "version.h"
+
+namespace aqhost {
+namespace {
+
+constexpr std::array kCommands{&kQuantize, &kInspect, &kPlan,   &kEval,
+                               &kTokenize, &kVerify,  &kPlugins};
+constexpr std::array kLogLevels{"debug", "info", "warn", "error", "off"};
+
+po::options_description options_of(const Command& command) {
+  po::options_description all(fmt::format("Options of aqhost {}", command.name), 100, 60);
+  command.add_options(all.add_options());
+  all.add_options()("json", "print the result as JSON")("threads", po::value<int64_t>(),
+                                                        "threads to use (default: all cores)")(
+      "seed", po::value<uint64_t>()->default_value(0), "seed of every random choice")(
+      "log-level", po::value<std::string>()->default_value("info"),
+      "debug, info, warn, error or off; messages go to stderr")("help,h", "this text")(
+      "version", "print the version");
+  return all;
+}
+
+void print_help(const Command& command) {
+  const bool is_default = &command == &kQuantize;
+  fmt::print("aqhost {} - {}\n\nusage: aqhost {}[options]\n{}\n", command.name, command.summary,
+             is_default ? "" : fmt::format("{} ", command.name), command.details);
+  if (is_default) {
+    fmt::print("\nOther commands (aqhost COMMAND --help):\n");
+    for (const Command* other : kCommands)
+      if (other != &command) fmt::print("  {:<10} {}\n", other->name, other->summary);
+  }
+  std::ostringstream text;
+  text << options_of(command);
+  fmt::print("\n{}", text.str());
+}
+
+/// Boost's message, with the nearest option where one is misspelled.
+std::string explain(const po::error& error, const po::options_description& known) {
+  const auto* unknown = dynamic_cast<const po::unknown_option*>(&error);
+  if (unknown == nullptr) return error.what();
+  std::vector<std::string> names;
+  for (const auto& option : known.options()) names.push_back("--" + option->long_name());
+  const std::string nearest = nearest_name(unknown->get_option_name(), names);
+  std::string message = fmt::format("unknown option {}", unknown->get_option_name());
+  if (!nearest.empty()) message += fmt::format(", did you mean {}?", nearest);
+  return message;
+}
+
+po::variables_map parse(const Command& command, const std::vector<std::string>& arguments) {
+  const po::options_description known = options_of(command);
+  po::variables_map values;
+  try {
+    const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
+    const po::positional_options_description no_positionals;
+    po::store(po::command_line_parser(arguments)
+                  .options(known)
+                  .positional(no_positionals)
+                  .style(style)
+                  .run(),
+              values);
+    po::notify(values);
+  } catch (const po::too_many_positional_options_error&) {
+    throw UsageError(
+        fmt::format("aqhost {} takes options only; another command comes before them: "
+                    "aqhost COMMAND [options]",
+                    command.name));
+  } catch (const po::error& e) {
+    throw UsageError(explain(e, known));
+  }
+  return values;
+}
+
+const Command& choose(std::vector<std::string>& arguments) {
+  if (arguments.empty() || arguments.front().starts_with("-")) return kQuantize;
+  const std::string name = arguments.front();
+  arguments.erase(arguments.begin());
+  std::vector<std::string> names;
+  for (const Command* command : kCommands) {
+    if (name == command->name) return *command;
+    names.emplace_back(command->name);
+  }
+  throw UsageError(fmt::format("unknown command \"{}\"{}", name, did_you_mean(name, names)));
+}
+
+void set_log_level(const std::string& level) {
+  if (std::find(kLogLevels.begin(), kLogLevels.end(), level) == kLogLevels.end())
+    throw UsageError(
+        fmt::format("--log-level \"{}\": expected debug, info, warn, error or off", level));
+  spdlog::set_level(spdlog::level::from_str(level));
+}
+
+void run(std::vector<std::string> arguments) {
+  const bool bare = arguments.empty();
+  const Command& command = choose(arguments);
+  const po::variables_map options = parse(command, arguments);
+  if (options.contains("help") || bare) return print_help(command);
+  if (options.contains("version")) {
+    fmt::print("aqhost {} (plugin ABI {}.{})\n", kVersion, AQ_ABI_MAJOR, AQ_ABI_MINOR);
+    return;
+  }
+  set_log_level(options["log-level"].as<std::string>());
+  if (options.contains("threads"))
+    at::set_num_threads(static_cast<int>(integer(options, "threads", 1, 1024)));
+  const at::NoGradGuard no_grad;
+  command.run(options);
+}
+
+int run_and_report(int argc, char** argv) {
+  try {
+    run({argv + 1, argv + argc});
+    if (std::fflush(stdout) != 0) fail("cannot write the result to stdout");
+    return 0;
+  } catch (const UsageError& e) {
+    fmt::print(stderr, "aqhost: {}\nTry aqhost --help.\n", e.what());
+    return 2;
+  } catch (const Interrupted&) {
+    fmt::print(stderr, "aqhost: interrupted, nothing was written\n");
+    return 130;
+  } catch (const Error& e) {
+    fmt::print(stderr, "aqhost: {}\n", e.what());
+  } catch (const c10::Error& e) {
+    fmt::print(stderr, "aqhost: LibTorch: {}\n", e.what_without_backtrace());
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "aqhost: out of memory; use fewer --nsamples or a shorter --seqlen\n");
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "aqhost: {}\n", e.what());
+  }
+  return 1;
+}
+
+}  // namespace
+}  // namespace aqhost
+
+int main(int argc, char** argv) {
+  aqhost::install_interrupt_handler();
+  spdlog::set_default_logger(spdlog::stderr_color_mt("aqhost"));
+  spdlog::set_pattern("aqhost: %^%l%$: %v");
+  return aqhost::run_and_report(argc, argv);
+}

@@ -1,0 +1,53 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "command.h"
+
+namespace aqhost {
+namespace {
+
+void add_options(po::options_description_easy_init add) { add_plugin_option(add); }
+
+void print(const std::vector<PluginInfo>& plugins) {
+  std::size_t width = 2;
+  for (const PluginInfo& p : plugins) width = std::max(width, p.id.size());
+  fmt::print("{:<{}}  {:<9}  {:<8}  {:<4}  {}\n", "id", width, "kind", "version", "abi",
+             "description and path");
+  for (const PluginInfo& p : plugins)
+    if (p.refused.empty())
+      fmt::print("{:<{}}  {:<9}  {:<8}  {:<4}  {}\n{:<{}}  {}\n", p.id, width, p.kind, p.version,
+                 p.abi, p.description, "", width + 27, p.path);
+  for (const PluginInfo& p : plugins)
+    if (!p.refused.empty()) fmt::print("refused  {}\n         {}\n", p.path, p.refused);
+}
+
+void run(const po::variables_map& options) {
+  std::vector<std::filesystem::path> given;
+  if (options.contains("plugin-dir"))
+    for (const auto& folder : options["plugin-dir"].as<std::vector<std::string>>())
+      given.emplace_back(folder);
+  const auto folders = plugin_search_path(given);
+  const Registry registry(folders);
+  if (!wants_json(options)) {
+    print(registry.plugins());
+    return;
+  }
+  Json list = Json::array();
+  for (const PluginInfo& p : registry.plugins()) {
+    Json entry{{"path", p.path},       {"id", p.id},
+               {"kind", p.kind},       {"name", p.name},
+               {"version", p.version}, {"vendor", p.vendor},
+               {"abi", p.abi},         {"description", p.description}};
+    if (!p.refused.empty()) entry["refused"] = p.refused;
+    list.push_back(std::move(entry));
+  }
+  fmt::print("{}\n", list.dump());
+}
+
+}  // namespace
+
+const Command kPlugins{"plugins", "lists the plugins found, and what was refused and why",
+                       "  aqhost plugins [--plugin-dir DIR] [--json]", add_options, run};
+
+}  // namespace aqhost

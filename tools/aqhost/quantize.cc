@@ -1,0 +1,93 @@
+#include "pipeline/quantize.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "command.h"
+
+namespace aqhost {
+namespace {
+
+void add_options(po::options_description_easy_init add) {
+  add_model_options(add);
+  add_plugin_option(add);
+  add("config", po::value<std::string>(),
+      "recipe in YAML or JSON (see configs/); default: int4, group size 128");
+  add("calib", po::value<std::string>(), "calibration text, UTF-8; GPTQ needs it");
+  add("nsamples", po::value<int64_t>()->default_value(128), "windows of calibration text");
+  add("seqlen", po::value<int64_t>()->default_value(512), "tokens of a window");
+  add("algorithm", po::value<std::string>(),
+      "gptq or rtn for all modules, whatever the recipe says");
+  add("save", po::value<std::string>(), "folder to write, made by the run");
+  add("overwrite", "replace the folder if it exists");
+  add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
+}
+
+std::string algorithm(const po::variables_map& options) {
+  if (!options.contains("algorithm")) return "";
+  auto name = options["algorithm"].as<std::string>();
+  if (name != "gptq" && name != "rtn")
+    throw UsageError(fmt::format("--algorithm \"{}\": expected gptq or rtn", name));
+  return name;
+}
+
+void print_summary(const Json& report, const std::string& target, int64_t original_bytes) {
+  const Json& totals = report["totals"];
+  const double loss = totals["loss"], rtn_loss = totals["rtn_loss"];
+  fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n",
+             totals["modules"].get<int64_t>(), with_commas(totals["weights"].get<int64_t>()),
+             totals["bits_per_weight"].get<double>());
+  if (rtn_loss > 0)
+    fmt::print("loss {:.4g}, {:.1f} % of rounding to nearest\n", loss, 100 * loss / rtn_loss);
+  fmt::print("{} -> {}, {}, peak memory {}\n", format_bytes(original_bytes),
+             format_bytes(totals["bytes"].get<int64_t>()),
+             format_duration(totals["seconds"]["total"].get<double>()),
+             format_bytes(totals["peak_memory_bytes"].get<int64_t>()));
+  fmt::print("written to {}\n", target);
+}
+
+void run(const po::variables_map& options) {
+  const std::string directory = required(options, "model");
+  QuantizeOptions quantize_options;
+  quantize_options.target = required(options, "save");
+  quantize_options.max_shard_bytes =
+      integer(options, "max-shard-size", 1, int64_t{1} << 40) * 1'000'000;
+  quantize_options.overwrite = options.contains("overwrite");
+  quantize_options.quiet = quiet(options);
+  if (options.contains("calib"))
+    quantize_options.calibration =
+        CalibrationOptions{required(options, "calib"), integer(options, "nsamples", 1, 1 << 24),
+                           integer(options, "seqlen", 2, 1 << 24), options["seed"].as<uint64_t>()};
+  const std::string chosen = algorithm(options);
+  const Recipe recipe =
+      options.contains("config") ? Recipe::load(required(options, "config")) : Recipe{};
+
+  const auto registry = open_registry(options);
+  const Reader reader = open_original(directory);
+  const auto model = registry->create_model(reader, options["model-type"].as<std::string>());
+  const Plan plan = make_plan(*model, recipe, *registry, chosen);
+  for (const PlanWarning& w : plan.warnings) spdlog::warn("{}: {}", w.where, w.message);
+  const Json report = quantize(reader, *model, plan, quantize_options);
+  if (wants_json(options)) {
+    fmt::print("{}\n", report["totals"].dump());
+    return;
+  }
+  int64_t original_bytes = 0;
+  for (const TensorInfo& info : reader.tensors())
+    original_bytes += info.numel() * dtype_size(info.dtype);
+  print_summary(report, quantize_options.target.string(), original_bytes);
+}
+
+}  // namespace
+
+const Command kQuantize{
+    "quantize", "quantizes a checkpoint (the default command)",
+    "  aqhost --plugin-dir plugins --model DIR --config RECIPE --calib TEXT --save OUT\n\n"
+    "Runs the model over calibration text, solves every linear map by GPTQ under Hessians "
+    "weighted\n"
+    "by the router, and writes a compressed-tensors checkpoint with quantization_report.json.",
+    add_options, run};
+
+}  // namespace aqhost
