@@ -15,8 +15,8 @@ TEST_CASE("JSON: repeated keys, depth and syntax are refused with the file's nam
   CHECK(parse_json(R"({"a": {"b": 1}, "c": {"b": 2}})", "x.json")["c"]["b"] == 2);
   CHECK_THROWS_WITH_AS(parse_json(R"({"a": 1, "a": 2})", "x.json"),
                        "x.json: key \"a\" appears twice", Error);
-  CHECK_THROWS_WITH_AS(parse_json("{\"a\": ", "x.json"), doctest::Contains("x.json: not valid JSON"),
-                       Error);
+  CHECK_THROWS_WITH_AS(parse_json("{\"a\": ", "x.json"),
+                       doctest::Contains("x.json: not valid JSON"), Error);
   CHECK_THROWS_AS(parse_json(std::string(100, '[') + std::string(100, ']'), "x"), Error);
 }
 

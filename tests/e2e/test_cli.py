@@ -1,0 +1,370 @@
+"""aqhost as its users meet it: the real binary, from the command line to the files it leaves.
+
+Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+ROOT = TESTS.parent
+BUILD = pathlib.Path(os.environ["AQ_BUILD"])
+AQHOST = BUILD / "bin/aqhost"
+MODEL = TESTS / "models/olmoe-tiny"
+CALIB = TESTS / "data/kjv_calib.txt"
+EVAL = TESTS / "data/kjv_eval.txt"
+RECIPE = ROOT / "configs/olmoe_int4.yaml"
+
+
+def aqhost(*arguments, plugins=BUILD / "plugins"):
+    command = [str(AQHOST), *map(str, arguments)]
+    if plugins:
+        command += ["--plugin-dir", str(plugins)]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def read_safetensors(path):
+    """({name: entry}, data)"""
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8:8 + size]), raw[8 + size:]
+
+
+def write_safetensors(path, header, data):
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+class WorkFolder(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.work = pathlib.Path(folder.name)
+
+    def ok(self, *arguments, **keywords):
+        done = aqhost(*arguments, **keywords)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def fails(self, code, message, *arguments, **keywords):
+        """The command exits with `code`, says `message` in one line, and prints no result."""
+        done = aqhost(*arguments, **keywords)
+        self.assertEqual(done.returncode, code, done.stderr)
+        self.assertIn(message, done.stderr)
+        self.assertEqual(done.stdout, "")
+        errors = [l for l in done.stderr.splitlines() if not l.startswith("aqhost: warning")]
+        self.assertLessEqual(len(errors), 2 if code == 2 else 1, done.stderr)
+        return done.stderr
+
+    def copy_model(self):
+        target = self.work / "model"
+        shutil.copytree(MODEL, target)
+        return target
+
+
+class Usage(WorkFolder):
+    def test_help_of_every_command_and_version(self):
+        self.assertIn("--calib", self.ok("--help"))
+        for command in ("inspect", "plan", "eval", "tokenize", "verify", "plugins"):
+            self.assertIn(f"aqhost {command}", self.ok(command, "--help", plugins=None))
+        self.assertIn("plugin ABI 1.", self.ok("--version"))
+
+    def test_wrong_usage_exits_with_2_and_names_the_nearest(self):
+        self.fails(2, "unknown option --nsample, did you mean --nsamples?", "--nsample", 3)
+        self.fails(2, 'unknown command "inspekt", did you mean "inspect"?', "inspekt")
+        self.fails(2, "--model is missing", "inspect")
+        self.fails(2, "--save is missing", "--model", MODEL)
+        self.fails(2, "--nsamples 0: expected 1 to", "--model", MODEL, "--save", self.work / "o",
+                   "--calib", CALIB, "--nsamples", 0)
+        self.fails(2, "expected gptq or rtn", "--model", MODEL, "--save", self.work / "o",
+                   "--algorithm", "awq")
+        self.fails(2, "--log-level", "inspect", "--model", MODEL, "--log-level", "loud")
+
+
+class Inspecting(WorkFolder):
+    def test_plugins_lists_model_and_format_with_their_paths(self):
+        listed = {p["id"]: p for p in json.loads(self.ok("plugins", "--json"))}
+        self.assertEqual(listed["olmoe"]["kind"], "model")
+        self.assertEqual(listed["int4"]["kind"], "quantizer")
+        self.assertTrue(listed["int4"]["path"].endswith("int4.so"))
+        self.assertEqual(listed["int4"]["abi"], "1.0")
+
+    def test_plugins_are_found_beside_the_binary_and_by_the_environment(self):
+        self.assertIn("olmoe", self.ok("plugins", plugins=None))
+        self.fails(1, "no/such/folder", "plugins", plugins="no/such/folder")
+
+    def test_a_refused_plugin_is_named_and_the_others_still_load(self):
+        shutil.copy(BUILD / "plugins/olmoe.so", self.work)
+        (self.work / "broken.so").write_text("not a library")
+        listed = json.loads(self.ok("plugins", "--json", plugins=self.work))
+        refused = [p for p in listed if "refused" in p]
+        self.assertIn("broken.so", [pathlib.Path(p["path"]).name for p in refused])
+        self.assertIn("id \"olmoe\" is taken by", " ".join(p["refused"] for p in refused))
+        self.assertIn("olmoe", [p["id"] for p in listed])
+
+    def test_inspect_tells_the_family_and_its_sizes(self):
+        told = json.loads(self.ok("inspect", "--model", MODEL, "--json"))
+        expected = {"family": "olmoe", "layers": 3, "experts": 16, "top_k": 4, "hidden_size": 128,
+                    "modules": 3 * (4 + 1 + 16 * 3) + 1, "quantized": False}
+        self.assertEqual({k: told[k] for k in expected}, expected)
+        self.assertIn("model_type", told["why"])
+        self.assertIn("olmoe", self.ok("inspect", "--model", MODEL))
+
+    def test_plan_says_what_each_module_becomes(self):
+        plan = json.loads(self.ok("plan", "--model", MODEL, "--config", RECIPE, "--json"))
+        by_name = {m["name"]: m for m in plan["modules"]}
+        self.assertEqual(by_name["model.layers.0.mlp.experts.3.up_proj"]["format"], "int4")
+        self.assertIsNone(by_name["model.layers.0.mlp.gate"]["format"])
+        self.assertIsNone(by_name["lm_head"]["format"])
+        self.assertAlmostEqual(plan["bits_per_weight"], 4 + 16 / 128)
+        self.assertIn("int4 g128", self.ok("plan", "--model", MODEL, "--config", RECIPE))
+
+    def test_tokenize_line_by_line(self):
+        cases = json.loads((TESTS / "golden/tokenizer_cases.json").read_text())
+        lines = self.work / "lines.jsonl"
+        lines.write_text("".join(json.dumps(c["text"]) + "\n" for c in cases))
+        out = self.ok("tokenize", "--model", MODEL, "--jsonl", lines, plugins=None)
+        self.assertEqual([json.loads(l) for l in out.splitlines()],
+                         [c["olmoe-tiny"][0] for c in cases])
+        lines.write_text('"a"\n{}\n')
+        done = aqhost("tokenize", "--model", MODEL, "--jsonl", lines, plugins=None)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("lines.jsonl:2: expected a JSON string, found object", done.stderr)
+
+
+class Quantizing(WorkFolder):
+    def quantize(self, out, *more, model=MODEL):
+        return self.ok("--model", model, "--config", RECIPE, "--calib", CALIB, "--save", out, *more)
+
+    def perplexity(self, model):
+        return json.loads(self.ok("eval", "--model", model, "--text", EVAL, "--window", 512, "--json"))
+
+    def test_gptq_int4_keeps_the_perplexity_it_should(self):
+        out = self.work / "out"
+        text = self.quantize(out, "--nsamples", 128, "--seqlen", 512)
+        self.assertIn(str(out), text)
+        original, quantized = self.perplexity(MODEL), self.perplexity(out)
+        self.assertEqual(original["tokens"], 127 * 511)
+        self.assertAlmostEqual(original["perplexity"], 19.822492, delta=1e-3 * 19.82)
+        self.assertLess(quantized["perplexity"], 21.2)
+        rounded = self.work / "rtn"
+        self.ok("--model", MODEL, "--config", RECIPE, "--algorithm", "rtn", "--save", rounded)
+        self.assertLess(quantized["perplexity"], self.perplexity(rounded)["perplexity"])
+
+        verified = json.loads(self.ok("verify", "--model", out, "--json"))
+        self.assertEqual(verified["formats"], {"int4": 3 * (4 + 16 * 3)})
+        told = json.loads(self.ok("inspect", "--model", out, "--json"))
+        self.assertTrue(told["quantized"])
+
+        report = json.loads((out / "quantization_report.json").read_text())
+        module = report["modules"]["model.layers.1.mlp.experts.7.down_proj"]
+        self.assertEqual((module["format"], module["group_size"], module["algorithm"]),
+                         ("int4", 128, "gptq"))
+        self.assertLess(module["loss"], module["rtn_loss"])
+        self.assertEqual(len(report["experts"]), 3 * 16)
+        for layer in range(3):
+            mine = [e for e in report["experts"] if e["layer"] == layer]
+            self.assertEqual(sum(e["tokens"] for e in mine), 128 * 512 * 4)
+        totals = report["totals"]
+        self.assertAlmostEqual(totals["bits_per_weight"], 4.125)
+        self.assertGreater(totals["peak_memory_bytes"], 10_000_000)
+        self.assertGreater(totals["seconds"]["solve"], 0)
+
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            self.assertEqual((out / name).read_bytes(), (MODEL / name).read_bytes())
+        config = json.loads((out / "config.json").read_text())
+        quantization = config.pop("quantization_config")
+        self.assertEqual(config, json.loads((MODEL / "config.json").read_text()))
+        self.assertEqual(quantization["quant_method"], "compressed-tensors")
+        self.assertIn("model.layers.0.mlp.gate", quantization["ignore"])
+        # the file holds what the format says, and the rest to the byte
+        header, data = read_safetensors(out / "model.safetensors")
+        before, old = read_safetensors(MODEL / "model.safetensors")
+        for name in ("model.embed_tokens.weight", "model.layers.2.mlp.gate.weight"):
+            (a, b), (c, d) = header[name]["data_offsets"], before[name]["data_offsets"]
+            self.assertEqual(data[a:b], old[c:d])
+        self.assertEqual(header["model.layers.0.self_attn.q_proj.weight_packed"]["shape"], [128, 16])
+
+    def test_same_seed_same_bytes_and_another_seed_others(self):
+        few = ("--nsamples", 6, "--seqlen", 64)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            self.quantize(self.work / name, *few, "--seed", seed)
+        a, b, c = ((self.work / n / "model.safetensors").read_bytes() for n in "abc")
+        self.assertEqual(a, b)
+        self.assertNotEqual(a, c)
+
+    def test_shards_are_written_and_read(self):
+        out = self.work / "out"
+        self.quantize(out, "--nsamples", 4, "--seqlen", 64, "--max-shard-size", 1)
+        self.assertGreater(len(list(out.glob("model-*-of-*.safetensors"))), 2)
+        self.assertIn("ok:", self.ok("verify", "--model", out))
+
+    def test_few_tokens_starve_experts_and_are_said_to(self):
+        out = self.work / "out"
+        done = aqhost("--model", MODEL, "--config", RECIPE, "--calib", CALIB, "--save", out,
+                      "--nsamples", 1, "--seqlen", 16)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("experts saw fewer tokens than they need", done.stderr)
+        report = json.loads((out / "quantization_report.json").read_text())
+        self.assertTrue(any(e["starved"] and e["tokens"] == 0 for e in report["experts"]))
+        self.assertLess(self.perplexity(out)["perplexity"], 40)
+
+    def test_without_text_gptq_says_what_it_needs(self):
+        out = self.work / "out"
+        self.fails(1, "GPTQ needs calibration text", "--model", MODEL, "--config", RECIPE,
+                   "--save", out)
+        self.assertFalse(out.exists())
+
+    def test_an_existing_folder_is_kept_unless_told(self):
+        out = self.work / "out"
+        out.mkdir()
+        (out / "precious").write_text("x")
+        self.fails(1, "already exists", "--model", MODEL, "--config", RECIPE, "--algorithm", "rtn",
+                   "--save", out)
+        self.assertTrue((out / "precious").exists())
+        self.ok("--model", MODEL, "--config", RECIPE, "--algorithm", "rtn", "--save", out,
+                "--overwrite")
+        self.assertTrue((out / "model.safetensors").exists())
+
+    def test_a_quantized_checkpoint_is_not_quantized_again(self):
+        out = self.work / "out"
+        self.ok("--model", MODEL, "--algorithm", "rtn", "--save", out)
+        self.fails(1, "is quantized already", "--model", out, "--algorithm", "rtn", "--save",
+                   self.work / "again")
+
+    def test_interrupt_leaves_nothing(self):
+        out = self.work / "out"
+        process = subprocess.Popen(
+            [str(AQHOST), "--plugin-dir", str(BUILD / "plugins"), "--model", str(MODEL), "--config",
+             str(RECIPE), "--calib", str(CALIB), "--nsamples", "200", "--seqlen", "512", "--save",
+             str(out)], stderr=subprocess.PIPE, text=True)
+        while not list(self.work.iterdir()) and process.poll() is None:  # until it writes
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130, errors)
+        self.assertIn("interrupted", errors)
+        self.assertEqual(list(self.work.iterdir()), [])
+
+
+class BadInput(WorkFolder):
+    """One sentence that names file and field, exit 1, nothing written."""
+
+    def refused(self, message, model, *more):
+        out = self.work / "out"
+        self.fails(1, message, "--model", model, "--algorithm", "rtn", "--save", out, *more)
+        self.assertEqual([p.name for p in self.work.iterdir() if p.name.startswith("out")], [])
+
+    def change_header(self, change):
+        model = self.copy_model()
+        header, data = read_safetensors(model / "model.safetensors")
+        change(header)
+        write_safetensors(model / "model.safetensors", header, data)
+        return model
+
+    def test_missing_model_and_config(self):
+        self.refused("no/such/model", "no/such/model")
+        model = self.copy_model()
+        (model / "config.json").unlink()
+        self.refused("config.json", model)
+
+    def test_truncated_file(self):
+        model = self.copy_model()
+        file = model / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1000])
+        self.refused("model.safetensors", model)
+
+    def test_offsets_past_the_end_and_overlapping(self):
+        def past(header):
+            header["lm_head.weight"]["data_offsets"] = [1 << 40, (1 << 40) + 2048 * 128 * 2]
+        self.refused("lm_head.weight", self.change_header(past))
+        shutil.rmtree(self.work / "model")
+
+        def overlap(header):
+            header["lm_head.weight"]["data_offsets"] = header["model.embed_tokens.weight"]["data_offsets"]
+        self.refused("tensors lm_head.weight and model.embed_tokens.weight overlap",
+                     self.change_header(overlap))
+
+    def test_shape_that_disagrees_with_config(self):
+        model = self.copy_model()
+        config = json.loads((model / "config.json").read_text())
+        config["intermediate_size"] = 256
+        (model / "config.json").write_text(json.dumps(config))
+        self.refused("experts.0", model)
+
+    def test_nan_weight(self):
+        model = self.copy_model()
+        header, data = read_safetensors(model / "model.safetensors")
+        begin = header["model.layers.1.self_attn.k_proj.weight"]["data_offsets"][0]
+        data = data[:begin + 20] + b"\xc0\x7f" + data[begin + 22:]
+        write_safetensors(model / "model.safetensors", header, data)
+        self.refused("model.layers.1.self_attn.k_proj.weight", model)
+
+    def test_tensor_that_no_one_claims(self):
+        def rename(header):
+            header["model.layers.0.mystery.weight"] = header.pop("model.layers.0.mlp.gate.weight")
+        self.refused("tensor model.layers.0.mystery.weight is not one that model \"olmoe\" knows",
+                     self.change_header(rename))
+
+    def test_missing_tensor(self):
+        model = self.copy_model()
+        header, data = read_safetensors(model / "model.safetensors")
+        begin, end = header.pop("model.layers.0.mlp.gate.weight")["data_offsets"]
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["data_offsets"][0] >= end:
+                entry["data_offsets"] = [offset - (end - begin) for offset in entry["data_offsets"]]
+        write_safetensors(model / "model.safetensors", header, data[:begin] + data[end:])
+        self.refused("tensor model.layers.0.mlp.gate.weight is missing", model)
+
+    def test_missing_shard(self):
+        model = self.work / "model"
+        shutil.copytree(TESTS / "models/mixtral-tiny", model)
+        (model / "model-00002-of-00003.safetensors").unlink()
+        self.refused("model-00002-of-00003.safetensors", model)
+
+    def test_unknown_recipe_key_with_line_and_nearest_name(self):
+        recipe = self.work / "r.yaml"
+        recipe.write_text("default:\n  wq: int4\n  groupsize: 64\n")
+        self.refused("r.yaml:3", MODEL, "--config", recipe)
+        message = self.fails(1, "groupsize", "plan", "--model", MODEL, "--config", recipe)
+        self.assertIn("group_size", message)
+
+    def test_unknown_format_names_the_line_and_the_nearest(self):
+        recipe = self.work / "r.yaml"
+        recipe.write_text("default:\n  wq: itn4\n")
+        self.refused("r.yaml:2", MODEL, "--config", recipe)
+
+    def test_unknown_model(self):
+        model = self.copy_model()
+        config = json.loads((model / "config.json").read_text())
+        config.update(model_type="mamba", architectures=["MambaForCausalLM"])
+        (model / "config.json").write_text(json.dumps(config))
+        self.refused("mamba", model)
+
+    def test_text_that_is_no_utf8_or_too_short(self):
+        text = self.work / "text.txt"
+        text.write_bytes(b"abc \xff def")
+        self.fails(1, "text.txt", "--model", MODEL, "--calib", text, "--save", self.work / "out")
+        text.write_text("short")
+        self.fails(1, "tokens", "--model", MODEL, "--calib", text, "--save", self.work / "out")
+
+    def test_damaged_export_is_found_by_verify(self):
+        out = self.work / "out"
+        self.ok("--model", MODEL, "--algorithm", "rtn", "--save", out)
+        header, data = read_safetensors(out / "model.safetensors")
+        name = "model.layers.0.self_attn.q_proj.weight_scale"
+        begin = header[name]["data_offsets"][0]
+        write_safetensors(out / "model.safetensors", header,
+                          data[:begin] + b"\x80\x7f" + data[begin + 2:])  # inf
+        self.fails(1, "model.layers.0.self_attn.q_proj", "verify", "--model", out)
+
+
+if __name__ == "__main__":
+    unittest.main()
