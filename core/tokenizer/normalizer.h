@@ -1,0 +1,34 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tokenizer/field.h"
+
+namespace aqhost {
+
+/// A stretch of the text on its way through the tokenizer.
+struct Normalized {
+  std::string text;
+  /// Whether its first character comes from the very beginning of what was given to encode().
+  bool at_origin = true;
+};
+
+/// The `normalizer` of tokenizer.json: NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace and
+/// Sequence. Const functions may be called from any thread.
+class Normalizer {
+ public:
+  /// `config` may be null: then nothing is changed.
+  explicit Normalizer(const Field& config);
+
+  void apply(Normalized& text) const;
+
+ private:
+  using Step = std::function<void(Normalized&)>;
+  void add(const Field& config);
+
+  std::vector<Step> steps_;
+};
+
+}  // namespace aqhost

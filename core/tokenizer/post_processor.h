@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tokenizer/field.h"
+
+namespace aqhost {
+
+/// The `post_processor` of tokenizer.json, as far as it concerns a single text's ids: ids that go
+/// before and after it. TemplateProcessing, ByteLevel (which moves offsets only) and Sequence.
+class PostProcessor {
+ public:
+  /// `config` may be null: then nothing is added.
+  explicit PostProcessor(const Field& config);
+
+  const std::vector<int32_t>& prefix() const { return prefix_; }
+  const std::vector<int32_t>& suffix() const { return suffix_; }
+
+ private:
+  void add(const Field& config);
+  void add_template(const Field& config);
+
+  std::vector<int32_t> prefix_, suffix_;
+  bool templated_ = false;
+};
+
+}  // namespace aqhost

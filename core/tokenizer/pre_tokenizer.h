@@ -1,0 +1,49 @@
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tokenizer/field.h"
+
+namespace aqhost {
+
+/// The `pre_tokenizer` of tokenizer.json: ByteLevel, Split, Digits, Metaspace and Sequence. Const
+/// functions may be called from any thread.
+class PreTokenizer {
+ public:
+  /// `config` may be null: then the whole text is one word.
+  explicit PreTokenizer(const Field& config);
+
+  /// Words to look up are in ByteLevel's alphabet (byte_level()); split() leaves them as they are.
+  bool byte_level() const { return byte_level_; }
+
+  /// Words in order, none empty, into `pieces`; they point into `text` or `changed`, to which
+  /// rewritten pieces are added.
+  /// `at_origin` as in Normalized.
+  void split(std::string_view text, bool at_origin, std::vector<std::string_view>& pieces,
+             std::deque<std::string>& changed) const;
+
+ private:
+  struct Output {
+    std::vector<std::string_view>& pieces;
+    std::deque<std::string>& changed;
+    bool at_origin;
+  };
+  using Step = std::function<void(std::string_view, const Output&)>;
+  void add(const Field& config);
+  void add_byte_level(const Field& config);
+  void add_split(const Field& config);
+  void add_metaspace(const Field& config);
+
+  std::vector<Step> steps_;
+  bool byte_level_ = false;
+};
+
+/// `bytes` in ByteLevel's alphabet, where each byte is a printable character (GPT-2's
+/// bytes_to_unicode()).
+std::string to_byte_level(std::string_view bytes);
+
+}  // namespace aqhost

@@ -1,0 +1,93 @@
+#include "tokenizer/tokenizer.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "base/file.h"
+#include "tokenizer/added_tokens.h"
+#include "tokenizer/bpe.h"
+#include "tokenizer/file_reader.h"
+#include "tokenizer/normalizer.h"
+#include "tokenizer/post_processor.h"
+#include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/unicode.h"
+
+namespace aqhost {
+
+struct Tokenizer::Impl {
+  Impl(const Field& config, TokenizerFile& file)
+      : normalizer(config["normalizer"]),
+        pre_tokenizer(config["pre_tokenizer"]),
+        model(config["model"], file, pre_tokenizer.byte_level()),
+        added_tokens(config["added_tokens"], model, normalizer),
+        post_processor(config["post_processor"]) {}
+
+  Normalizer normalizer;
+  PreTokenizer pre_tokenizer;
+  Bpe model;
+  AddedTokens added_tokens;
+  PostProcessor post_processor;
+
+  /// Kept between calls; a call that finds it in use does with a cache of its own.
+  mutable std::mutex cache_mutex;
+  mutable WordCache cache;
+
+  /// A stretch without added tokens of the first kind.
+  void encode_raw(Normalized text, WordCache& words, std::vector<int32_t>& ids) const {
+    normalizer.apply(text);
+    std::vector<std::string_view> pieces;
+    std::deque<std::string> changed;
+    for (const AddedTokens::Part& part : added_tokens.split_normalized(text.text)) {
+      if (part.id) {
+        ids.push_back(*part.id);
+        continue;
+      }
+      const std::string_view view(text.text);
+      pre_tokenizer.split(view.substr(part.begin, part.end - part.begin),
+                          text.at_origin && part.begin == 0, pieces, changed);
+      for (const std::string_view piece : pieces) model.encode(piece, words, ids);
+    }
+  }
+
+  void encode(std::string_view text, WordCache& words, std::vector<int32_t>& ids) const {
+    for (const AddedTokens::Part& part : added_tokens.split_raw(text)) {
+      if (part.id) {
+        ids.push_back(*part.id);
+      } else {
+        encode_raw({std::string(text.substr(part.begin, part.end - part.begin)), part.begin == 0},
+                   words, ids);
+      }
+    }
+  }
+};
+
+Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
+Tokenizer::~Tokenizer() = default;
+
+Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / "tokenizer.json";
+  TokenizerFile file = parse_tokenizer_file(read_file(path), path.string());
+  return Tokenizer(std::make_unique<Impl>(Field(file.rest, path.string()), file));
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
+  check_utf8(text);
+  std::vector<int32_t> ids;
+  const PostProcessor& post = impl_->post_processor;
+  if (add_special_tokens) ids = post.prefix();
+  const std::unique_lock lock(impl_->cache_mutex, std::try_to_lock);
+  WordCache own;
+  impl_->encode(text, lock ? impl_->cache : own, ids);
+  if (add_special_tokens) ids.insert(ids.end(), post.suffix().begin(), post.suffix().end());
+  return ids;
+}
+
+int64_t Tokenizer::vocab_size() const {
+  int64_t size = impl_->added_tokens.largest_id() + int64_t{1};
+  for (const auto& [token, id] : impl_->model.vocab()) size = std::max(size, int64_t{id} + 1);
+  return size;
+}
+
+}  // namespace aqhost

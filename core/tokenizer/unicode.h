@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace aqhost {
+
+using CodePoint = int32_t;
+
+/// Error with the offset of the first byte that does not belong to well-formed UTF-8.
+void check_utf8(std::string_view text);
+
+/// The code point that starts at `at`, which is moved past it. `text` is well-formed.
+CodePoint next_code_point(std::string_view text, size_t& at);
+/// The code point that ends at `at`, which is moved before it.
+CodePoint previous_code_point(std::string_view text, size_t& at);
+void append_utf8(std::string& text, CodePoint c);
+
+/// Rust's char::is_whitespace: the White_Space property.
+bool is_space(CodePoint c);
+
+/// True where all bytes are below 0x80.
+bool is_ascii(std::string_view text);
+
+}  // namespace aqhost
