@@ -5,7 +5,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <filesystem>
