@@ -1,8 +1,7 @@
-#include "torch_doctest.h"
-
 #include "base/error.h"
 #include "calibrate/hessian.h"
 #include "calibrate/windows.h"
+#include "torch_doctest.h"
 
 namespace aqhost {
 namespace {
@@ -42,7 +41,8 @@ TEST_CASE("a starved expert counts as min_tokens: its own and the layer's at its
   all.add(layer, {});
   const at::Tensor mixed = mix_starved(own, all, 50, 0.5);
   // 40 tokens are missing; 200 of weight 1 become 40 of weight 0.5
-  const at::Tensor expected = reference(x, at::full({10}, 0.5)) + reference(layer, at::full({200}, 0.1));
+  const at::Tensor expected =
+      reference(x, at::full({10}, 0.5)) + reference(layer, at::full({200}, 0.1));
   CHECK(relative_error(mixed, expected) < 1e-5);
 
   const Hessian none(8);

@@ -9,7 +9,8 @@ namespace {
 
 const Json kInt4{{"format", "pack-quantized"}, {"weights", {{"num_bits", 4}, {"type", "int"}}}};
 const Json kInt8{{"format", "pack-quantized"}, {"weights", {{"num_bits", 8}, {"type", "int"}}}};
-const Json kMx{{"format", "mxfp4-pack-quantized"}, {"weights", {{"num_bits", 4}, {"type", "float"}}}};
+const Json kMx{{"format", "mxfp4-pack-quantized"},
+               {"weights", {{"num_bits", 4}, {"type", "float"}}}};
 
 /// The weights object that a reader finds for `module`.
 Json weights_of(const Json& config, const std::string& module) {
@@ -45,7 +46,8 @@ TEST_CASE("several formats: every module is found in its own group, by few patte
   const Json config = quantization_config(modules);
   CHECK(config["format"] == "mixed-precision");
   std::size_t targets = 0;
-  for (const auto& [name, group] : config["config_groups"].items()) targets += group["targets"].size();
+  for (const auto& [name, group] : config["config_groups"].items())
+    targets += group["targets"].size();
   for (const ExportedModule& m : modules)
     if (m.format != nullptr) CHECK(weights_of(config, m.name) == (*m.format)["weights"]);
   CHECK(targets < 200);  // of 276 modules; names only where layers and experts are mixed

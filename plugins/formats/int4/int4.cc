@@ -1,4 +1,5 @@
-// int4: 4-bit integers, symmetric or with zero points; what vLLM, SGLang and transformers load best.
+// int4: 4-bit integers, symmetric or with zero points; what vLLM, SGLang and transformers load
+// best.
 
 #include <aq/sdk/int_format.hpp>
 

@@ -13,24 +13,24 @@ extern "C" {
 /* --- naming --------------------------------------------------------------------------------- */
 
 enum { /* aq_tensor_key.role */
-  AQ_ROLE_EMBEDDING = 1,
-  AQ_ROLE_FINAL_NORM = 2,
-  AQ_ROLE_LM_HEAD = 3,
-  AQ_ROLE_ATTN_NORM = 16,
-  AQ_ROLE_ATTN_Q = 17,
-  AQ_ROLE_ATTN_K = 18,
-  AQ_ROLE_ATTN_V = 19,
-  AQ_ROLE_ATTN_O = 20,
-  AQ_ROLE_ATTN_Q_NORM = 21,
-  AQ_ROLE_ATTN_K_NORM = 22,
-  AQ_ROLE_FFN_NORM = 32,
-  AQ_ROLE_FFN_GATE = 33, /* dense, routed or shared: see aq_tensor_key.expert */
-  AQ_ROLE_FFN_UP = 34,
-  AQ_ROLE_FFN_DOWN = 35,
-  AQ_ROLE_ROUTER = 48,
-  AQ_ROLE_ROUTER_BIAS = 49,   /* added to the scores to pick experts, not to weigh them */
-  AQ_ROLE_SHARED_ROUTER = 50, /* sigmoid gate of the shared expert */
-  AQ_ROLE_CUSTOM = 4096,      /* from here on an adapter's own, told apart by aq_module.label */
+       AQ_ROLE_EMBEDDING = 1,
+       AQ_ROLE_FINAL_NORM = 2,
+       AQ_ROLE_LM_HEAD = 3,
+       AQ_ROLE_ATTN_NORM = 16,
+       AQ_ROLE_ATTN_Q = 17,
+       AQ_ROLE_ATTN_K = 18,
+       AQ_ROLE_ATTN_V = 19,
+       AQ_ROLE_ATTN_O = 20,
+       AQ_ROLE_ATTN_Q_NORM = 21,
+       AQ_ROLE_ATTN_K_NORM = 22,
+       AQ_ROLE_FFN_NORM = 32,
+       AQ_ROLE_FFN_GATE = 33, /* dense, routed or shared: see aq_tensor_key.expert */
+       AQ_ROLE_FFN_UP = 34,
+       AQ_ROLE_FFN_DOWN = 35,
+       AQ_ROLE_ROUTER = 48,
+       AQ_ROLE_ROUTER_BIAS = 49,   /* added to the scores to pick experts, not to weigh them */
+       AQ_ROLE_SHARED_ROUTER = 50, /* sigmoid gate of the shared expert */
+       AQ_ROLE_CUSTOM = 4096, /* from here on an adapter's own, told apart by aq_module.label */
 };
 enum { AQ_EXPERT_NONE = -1, AQ_EXPERT_SHARED = -2 };
 enum { AQ_PART_WEIGHT = 0, AQ_PART_BIAS = 1 };
@@ -46,8 +46,8 @@ typedef struct aq_tensor_key {
 /* Where a matrix [out, in] (or a vector) lies in a checkpoint. Read in this order: entry `index` of
  * dimension 0, transpose, rows begin, begin + step, ... (count of them). Frozen. */
 typedef struct aq_tensor_ref {
-  const char *name;
-  int64_t index;      /* -1: the tensor does not stack experts */
+  const char* name;
+  int64_t index; /* -1: the tensor does not stack experts */
   int64_t row_begin;
   int64_t row_step;   /* 2 where gate and up rows alternate; 0: 1 */
   int64_t row_count;  /* 0: all rows from row_begin on */
@@ -63,9 +63,9 @@ enum { AQ_QK_NORM_NONE = 0, AQ_QK_NORM_HEAD = 1 /* Qwen3 */, AQ_QK_NORM_FULL = 2
 enum { AQ_FFN_DENSE = 1, AQ_FFN_MOE = 2, AQ_FFN_CUSTOM = 4096 };
 enum { AQ_ACT_SILU_GLU = 1, AQ_ACT_GELU_GLU = 2, AQ_ACT_GELU_TANH_GLU = 3 };
 enum { /* aq_ffn_desc.router: what route() computes, so that the host may do it on the GPU */
-  AQ_ROUTER_SOFTMAX_TOPK = 1, /* softmax over all experts, then top k */
-  AQ_ROUTER_SIGMOID_TOPK = 2,
-  AQ_ROUTER_CUSTOM = 4096, /* only route() knows */
+       AQ_ROUTER_SOFTMAX_TOPK = 1, /* softmax over all experts, then top k */
+       AQ_ROUTER_SIGMOID_TOPK = 2,
+       AQ_ROUTER_CUSTOM = 4096, /* only route() knows */
 };
 
 typedef struct aq_model_desc {
@@ -86,13 +86,13 @@ typedef struct aq_attention_desc {
   int32_t n_heads, n_kv_heads;
   int32_t head_dim;
   int32_t qk_norm;
-  int32_t sliding_window; /* a token sees itself and the window - 1 before it; 0: none */
-  float clip_qkv;         /* q, k, v clamped to +-this after q/k norm; 0: none */
-  float scale;            /* of q k^T; 0: 1 / sqrt(head_dim) */
-  float rope_scale;       /* multiplies cos and sin; 0: 1 */
-  int32_t rope_dim;       /* first dimensions of a head that rotate; 0: no RoPE */
-  int32_t rope_interleaved; /* 0: pairs (i, i + rope_dim / 2); 1: pairs (2 i, 2 i + 1) */
-  const float *rope_inv_freq; /* rope_dim / 2 values: theta, linear, YaRN ... all end up here */
+  int32_t sliding_window;     /* a token sees itself and the window - 1 before it; 0: none */
+  float clip_qkv;             /* q, k, v clamped to +-this after q/k norm; 0: none */
+  float scale;                /* of q k^T; 0: 1 / sqrt(head_dim) */
+  float rope_scale;           /* multiplies cos and sin; 0: 1 */
+  int32_t rope_dim;           /* first dimensions of a head that rotate; 0: no RoPE */
+  int32_t rope_interleaved;   /* 0: pairs (i, i + rope_dim / 2); 1: pairs (2 i, 2 i + 1) */
+  const float* rope_inv_freq; /* rope_dim / 2 values: theta, linear, YaRN ... all end up here */
 } aq_attention_desc;
 
 typedef struct aq_ffn_desc {
@@ -121,14 +121,14 @@ typedef struct aq_module {
   uint32_t struct_size;
   uint32_t flags;
   aq_tensor_key key;
-  const char *name; /* "model.layers.0.mlp.experts.3.up_proj": unique; for recipes, reports, and
+  const char* name; /* "model.layers.0.mlp.experts.3.up_proj": unique; for recipes, reports, and
                        "<name>.weight..." in exports, however the checkpoint stores it */
   aq_tensor_ref weight;
   aq_tensor_ref bias; /* name NULL: none */
   int64_t out_features, in_features;
   int32_t stage;       /* within a layer, later stages see earlier ones quantized */
   int32_t input_group; /* same layer, expert and group: same input, hence one Hessian */
-  const char *label;   /* "kv_a_proj"; for reports and custom roles */
+  const char* label;   /* "kv_a_proj"; for reports and custom roles */
 } aq_module;
 
 /* --- router --------------------------------------------------------------------------------- */
@@ -136,11 +136,11 @@ typedef struct aq_module {
 typedef struct aq_route_args {
   uint32_t struct_size;
   int32_t layer;
-  const DLTensor *logits; /* [tokens, n_experts] f32 */
-  const DLTensor *bias;   /* [n_experts] f32, AQ_ROLE_ROUTER_BIAS; or NULL */
-  const DLTensor *hidden; /* [tokens, hidden_size] f32 if route_hidden; or NULL */
-  DLTensor *expert_ids;   /* out [tokens, top_k] i32, best first; -1: slot not used */
-  DLTensor *weights;      /* out [tokens, top_k] f32: what the expert's output is multiplied with */
+  const DLTensor* logits; /* [tokens, n_experts] f32 */
+  const DLTensor* bias;   /* [n_experts] f32, AQ_ROLE_ROUTER_BIAS; or NULL */
+  const DLTensor* hidden; /* [tokens, hidden_size] f32 if route_hidden; or NULL */
+  DLTensor* expert_ids;   /* out [tokens, top_k] i32, best first; -1: slot not used */
+  DLTensor* weights;      /* out [tokens, top_k] f32: what the expert's output is multiplied with */
 } aq_route_args;
 
 /* --- adapter -------------------------------------------------------------------------------- */
@@ -149,36 +149,36 @@ typedef struct aq_model aq_model;
 struct aq_model {
   uint32_t struct_size;
   uint32_t reserved;
-  void *plugin_data;
+  void* plugin_data;
 
-  void(AQ_CALL *destroy)(const aq_model *self);                               /* [serial] */
-  const void *(AQ_CALL *get_extension)(const aq_model *self, const char *id); /* [concurrent] */
+  void(AQ_CALL* destroy)(const aq_model* self);                              /* [serial] */
+  const void*(AQ_CALL* get_extension)(const aq_model* self, const char* id); /* [concurrent] */
 
   /* What the host cannot guess. `seq_len` is the length of the sequences that will be run, for rope
    * settings that depend on it (dynamic NTK, LongRoPE).  [concurrent] */
-  aq_status(AQ_CALL *describe)(const aq_model *self, aq_model_desc *out, aq_error *err);
-  aq_status(AQ_CALL *describe_attention)(const aq_model *self, int32_t layer, int64_t seq_len,
-                                         aq_attention_desc *out, aq_error *err);
-  aq_status(AQ_CALL *describe_ffn)(const aq_model *self, int32_t layer, aq_ffn_desc *out,
-                                   aq_error *err);
+  aq_status(AQ_CALL* describe)(const aq_model* self, aq_model_desc* out, aq_error* err);
+  aq_status(AQ_CALL* describe_attention)(const aq_model* self, int32_t layer, int64_t seq_len,
+                                         aq_attention_desc* out, aq_error* err);
+  aq_status(AQ_CALL* describe_ffn)(const aq_model* self, int32_t layer, aq_ffn_desc* out,
+                                   aq_error* err);
 
   /* Every linear map, ordered by layer, then stage; those outside the layers come last.
    * [concurrent] */
-  uint32_t(AQ_CALL *module_count)(const aq_model *self);
-  aq_status(AQ_CALL *get_module)(const aq_model *self, uint32_t i, aq_module *out, aq_error *err);
+  uint32_t(AQ_CALL* module_count)(const aq_model* self);
+  aq_status(AQ_CALL* get_module)(const aq_model* self, uint32_t i, aq_module* out, aq_error* err);
 
   /* Name of a tensor and back; each inverts the other. AQ_NOT_FOUND: the model has no such tensor.
    * Of a tensor that holds several matrices, find_key() gives the first.  [concurrent] */
-  aq_status(AQ_CALL *find_ref)(const aq_model *self, const aq_tensor_key *key, aq_tensor_ref *out,
-                               aq_error *err);
-  aq_status(AQ_CALL *find_key)(const aq_model *self, const char *name, aq_tensor_key *out,
-                               aq_error *err);
+  aq_status(AQ_CALL* find_ref)(const aq_model* self, const aq_tensor_key* key, aq_tensor_ref* out,
+                               aq_error* err);
+  aq_status(AQ_CALL* find_key)(const aq_model* self, const char* name, aq_tensor_key* out,
+                               aq_error* err);
 
   /* Router logits to chosen experts. The reference: where aq_ffn_desc.router is not
    * AQ_ROUTER_CUSTOM, the host's own code must agree with it, and checks. Of equal scores the lower
    * id comes first. NaN counts as -inf; an expert of score -inf is not chosen, and a slot that
    * nobody fills has id -1 and weight 0.  [concurrent] */
-  aq_status(AQ_CALL *route)(const aq_model *self, const aq_route_args *args, aq_error *err);
+  aq_status(AQ_CALL* route)(const aq_model* self, const aq_route_args* args, aq_error* err);
 };
 
 /* --- factory -------------------------------------------------------------------------------- */
@@ -193,30 +193,30 @@ typedef struct aq_checkpoint aq_checkpoint; /* the host's; valid during create()
 struct aq_checkpoint {
   uint32_t struct_size;
   uint32_t reserved;
-  void *host_data;
-  const char *config_json; /* the whole of config.json */
+  void* host_data;
+  const char* config_json; /* the whole of config.json */
   /* Of a quantized checkpoint, the tensors as they were before. AQ_NOT_FOUND if there is no such
    * tensor.  [concurrent] */
-  aq_status(AQ_CALL *find)(const aq_checkpoint *self, const char *name, aq_tensor_meta *out);
+  aq_status(AQ_CALL* find)(const aq_checkpoint* self, const char* name, aq_tensor_meta* out);
 };
 
 typedef struct aq_model_factory aq_model_factory;
 struct aq_model_factory {
   uint32_t struct_size;
   uint32_t reserved;
-  uint32_t(AQ_CALL *count)(const aq_model_factory *self);                               /* [scan] */
-  const aq_descriptor *(AQ_CALL *descriptor)(const aq_model_factory *self, uint32_t i); /* [scan] */
+  uint32_t(AQ_CALL* count)(const aq_model_factory* self);                              /* [scan] */
+  const aq_descriptor*(AQ_CALL* descriptor)(const aq_model_factory* self, uint32_t i); /* [scan] */
 
   /* 0: not this architecture; 100: certainly this one. The highest wins, a tie is the user's to
    * break. `why` (why_size bytes, at least 64) gets one line for the user: "model_type is olmoe".
    * [scan] */
-  int32_t(AQ_CALL *probe)(const aq_model_factory *self, uint32_t i, const char *config_json,
-                          char *why, size_t why_size);
+  int32_t(AQ_CALL* probe)(const aq_model_factory* self, uint32_t i, const char* config_json,
+                          char* why, size_t why_size);
 
   /* NULL on failure: an option of config.json that is set and not supported is an error that names
    * it.  [serial] */
-  const aq_model *(AQ_CALL *create)(const aq_model_factory *self, uint32_t i, const aq_host *host,
-                                    const aq_checkpoint *checkpoint, aq_error *err);
+  const aq_model*(AQ_CALL* create)(const aq_model_factory* self, uint32_t i, const aq_host* host,
+                                   const aq_checkpoint* checkpoint, aq_error* err);
 };
 
 #ifdef __cplusplus
