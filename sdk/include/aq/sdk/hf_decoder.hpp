@@ -49,4 +49,64 @@ inline int32_t hf_activation(const HfConfig& config) {
               AQ_UNSUPPORTED);
 }
 
+/// An FFN of `n_experts` routed experts of hidden size `inner`, num_experts_per_tok of which see a
+/// token; softmax over all, then the top k.
+inline aq_ffn_desc hf_experts(const HfConfig& config, int32_t n_experts, int32_t inner) {
+  aq_ffn_desc ffn{};
+  ffn.kind = AQ_FFN_MOE;
+  ffn.activation = hf_activation(config);
+  ffn.router = AQ_ROUTER_SOFTMAX_TOPK;
+  ffn.n_experts = n_experts;
+  ffn.top_k = config.integer("num_experts_per_tok");
+  ffn.inner_size = inner;
+  if (ffn.top_k > n_experts)
+    throw Error("config.json: num_experts_per_tok is " + std::to_string(ffn.top_k) +
+                ", the model has " + std::to_string(n_experts) + " experts");
+  return ffn;
+}
+
+/// A dense FFN of hidden size `inner`.
+inline aq_ffn_desc hf_dense(const HfConfig& config, int32_t inner) {
+  aq_ffn_desc ffn{};
+  ffn.kind = AQ_FFN_DENSE;
+  ffn.activation = hf_activation(config);
+  ffn.inner_size = inner;
+  return ffn;
+}
+
+/// The rows of a family's own tensors, after those that nearly all decoders share.
+inline std::vector<NameRow> hf_names(const std::vector<NameRow>& family) {
+  std::vector<NameRow> rows{
+      {AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, 0, "model.embed_tokens"},
+      {AQ_ROLE_FINAL_NORM, AQ_EXPERT_NONE, 0, "model.norm"},
+      {AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, 0, "lm_head"},
+      {AQ_ROLE_ATTN_NORM, AQ_EXPERT_NONE, 0, "model.layers.{L}.input_layernorm"},
+      {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.q_proj"},
+      {AQ_ROLE_ATTN_K, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.k_proj"},
+      {AQ_ROLE_ATTN_V, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.v_proj"},
+      {AQ_ROLE_ATTN_O, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.o_proj"},
+      {AQ_ROLE_FFN_NORM, AQ_EXPERT_NONE, 0, "model.layers.{L}.post_attention_layernorm"},
+      {AQ_ROLE_CUSTOM, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.rotary_emb.inv_freq"},
+  };
+  rows.insert(rows.end(), family.begin(), family.end());
+  return rows;
+}
+
+/// The adapter of `layers` (one for each of num_hidden_layers) with rotary embeddings as
+/// config.json sets them; `default_theta` where it has no rope_theta.
+inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
+                                                std::vector<LayerDesc> layers, double default_theta,
+                                                const std::vector<NameRow>& names,
+                                                const Checkpoint& checkpoint) {
+  const auto rope =
+      std::make_shared<Rope>(config, layers.front().attention.head_dim, default_theta);
+  for (LayerDesc& layer : layers) {
+    layer.attention.rope_dim = rope->dim();
+    layer.attention.rope_scale = rope->scale();
+  }
+  return std::make_unique<DecoderModel>(
+      hf_model_desc(config), std::move(layers),
+      [rope](int64_t seq_len) { return rope->inv_freq(seq_len); }, names, checkpoint);
+}
+
 }  // namespace aq

@@ -1,0 +1,40 @@
+// Mixtral (Jiang et al., arXiv:2401.04088): every layer a mixture of experts, keys and values
+// shared by several heads, the chosen experts' weights divided by their sum. Published checkpoints
+// name an expert's gate w1, up w3 and down w2.
+
+#include <aq/sdk/hf_decoder.hpp>
+
+namespace {
+
+const std::vector<aq::NameRow> kNames = aq::hf_names({
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.block_sparse_moe.gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.block_sparse_moe.experts.{E}.w1"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.block_sparse_moe.experts.{E}.w3"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.block_sparse_moe.experts.{E}.w2"},
+});
+
+class Mixtral {
+ public:
+  static constexpr aq::Descriptor kDescriptor{
+      "mixtral", "Mixtral", "1.0.0", "AlphaQuant",
+      "Mixtral (model_type mixtral): mistralai/Mixtral-8x7B, Mixtral-8x22B"};
+
+  static int probe(const nlohmann::json& config, std::string& why) {
+    return aq::probe_by_name(config, "mixtral", "MixtralForCausalLM", why);
+  }
+
+  static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
+    const aq::HfConfig config(checkpoint.config());
+    aq::LayerDesc layer = aq::hf_attention(config);
+    layer.attention.sliding_window = config.integer_or("sliding_window", 0);
+    layer.ffn = aq::hf_experts(config, config.integer("num_local_experts"),
+                               config.integer("intermediate_size"));
+    layer.ffn.norm_topk = 1;
+    const auto count = static_cast<std::size_t>(config.integer("num_hidden_layers"));
+    return aq::hf_decoder(config, std::vector(count, layer), 1e6, kNames, checkpoint);
+  }
+};
+
+}  // namespace
+
+AQ_EXPORT_MODEL(Mixtral);

@@ -1,0 +1,74 @@
+// Qwen2-MoE (Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B; Yang et al., arXiv:2407.10671, section 2.2.2): bias
+// on q, k and v, a shared expert weighed by a sigmoid gate, and dense layers where config.json
+// says.
+
+#include <algorithm>
+#include <aq/sdk/hf_decoder.hpp>
+
+namespace {
+
+const std::vector<aq::NameRow> kNames = aq::hf_names({
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_SHARED_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.shared_expert_gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_expert.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_expert.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_expert.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.down_proj"},
+});
+
+class Qwen2Moe {
+ public:
+  static constexpr aq::Descriptor kDescriptor{
+      "qwen2_moe", "Qwen2-MoE", "1.0.0", "AlphaQuant",
+      "Qwen2-MoE (model_type qwen2_moe): Qwen/Qwen1.5-MoE-A2.7B, Qwen/Qwen2-57B-A14B"};
+
+  static int probe(const nlohmann::json& config, std::string& why) {
+    return aq::probe_by_name(config, "qwen2_moe", "Qwen2MoeForCausalLM", why);
+  }
+
+  static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
+    const aq::HfConfig config(checkpoint.config());
+    const aq_ffn_desc moe = experts(config);
+    const std::vector<int32_t> dense = config.integers_or_empty("mlp_only_layers");
+    const int32_t step = config.integer_or("decoder_sparse_step", 1);
+    std::vector<aq::LayerDesc> layers;
+    for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
+      aq::LayerDesc layer = aq::hf_attention(config);
+      layer.qkv_bias = config.flag_or("qkv_bias", true);
+      layer.attention.sliding_window = window(config, l);
+      const bool listed = std::find(dense.begin(), dense.end(), l) != dense.end();
+      layer.ffn = listed || (l + 1) % step != 0
+                      ? aq::hf_dense(config, config.integer("intermediate_size"))
+                      : moe;
+      layers.push_back(layer);
+    }
+    return aq::hf_decoder(config, std::move(layers), 10000.0, kNames, checkpoint);
+  }
+
+ private:
+  static aq_ffn_desc experts(const aq::HfConfig& config) {
+    aq_ffn_desc ffn = aq::hf_experts(config, config.integer("num_experts"),
+                                     config.integer("moe_intermediate_size"));
+    ffn.norm_topk = config.flag_or("norm_topk_prob", false);
+    ffn.shared_size = config.integer("shared_expert_intermediate_size");
+    ffn.shared_gated = 1;
+    return ffn;
+  }
+
+  /// As transformers 5 reads it: layer_types where there is one; otherwise every other layer below
+  /// max_window_layers, beginning with the first, has a window.
+  static int32_t window(const aq::HfConfig& config, int32_t layer) {
+    if (!config.flag_or("use_sliding_window", false)) return 0;
+    const bool windowed = layer % 2 == 0 && layer < config.integer_or("max_window_layers", 28, 0);
+    return windowed ? config.integer("sliding_window") : 0;
+  }
+};
+
+}  // namespace
+
+AQ_EXPORT_MODEL(Qwen2Moe);
