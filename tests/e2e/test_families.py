@@ -1,0 +1,62 @@
+"""Each model family from its checkpoint to a quantized one and back: quantize, verify, eval.
+
+Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+"""
+import json
+import struct
+import unittest
+
+from test_cli import CALIB, EVAL, TESTS, WorkFolder
+
+FAMILIES = {"olmoe-tiny": "olmoe", "qwen2-moe-tiny": "qwen2_moe", "mixtral-tiny": "mixtral",
+            "deepseek-moe-tiny": "deepseek_moe"}
+
+
+def golden_perplexity(name):
+    """Of the original implementation in float32, window 512."""
+    raw = (TESTS / "golden" / (name + ".safetensors")).read_bytes()
+    header = json.loads(raw[8:8 + struct.unpack("<Q", raw[:8])[0]])
+    return float(header["__metadata__"]["ppl_kjv_eval_w512_f32"])
+
+
+class Families(WorkFolder):
+    def perplexity(self, model, text):
+        return json.loads(self.ok("eval", "--model", model, "--text", text, "--window", 512,
+                                  "--json"))["perplexity"]
+
+    def check(self, name):
+        model = TESTS / "models" / name
+        told = json.loads(self.ok("inspect", "--model", model, "--json"))
+        self.assertEqual(told["family"], FAMILIES[name])
+        golden = golden_perplexity(name)
+        self.assertAlmostEqual(self.perplexity(model, EVAL), golden, delta=1e-3 * golden)
+
+        gptq, rtn = self.work / "gptq", self.work / "rtn"
+        self.ok("--model", model, "--calib", CALIB, "--nsamples", 24, "--seqlen", 512, "--save", gptq)
+        self.ok("--model", model, "--algorithm", "rtn", "--save", rtn)
+        text = self.work / "text.txt"  # enough to tell them apart
+        text.write_text(EVAL.read_text()[:40000])
+        original, quantized, rounded = (self.perplexity(m, text) for m in (model, gptq, rtn))
+        self.assertGreater(quantized, original)
+        self.assertLess(quantized, rounded)
+        self.assertLess(rounded, 1.2 * original)
+
+        verified = json.loads(self.ok("verify", "--model", gptq, "--json"))
+        plan = json.loads(self.ok("plan", "--model", model, "--json"))
+        packed = [m["name"] for m in plan["modules"] if m["format"]]
+        self.assertEqual(verified["formats"], {"int4": len(packed)})
+        # what is small and decides much stays as it is
+        for module in plan["modules"]:
+            last = module["name"].rsplit(".", 1)[-1]
+            self.assertEqual(module["format"] is None, last in ("gate", "shared_expert_gate", "lm_head"),
+                             module["name"])
+
+
+for model_name in FAMILIES:
+    def test(self, name=model_name):
+        self.check(name)
+    setattr(Families, "test_" + model_name.replace("-", "_"), test)
+
+
+if __name__ == "__main__":
+    unittest.main()
