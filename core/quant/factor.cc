@@ -58,6 +58,10 @@ Factors factor_hessians(const at::Tensor& hessians, double percdamp, bool actord
       upper = inverse_factor(permute(factors.damped[e], factors.order[e]));
     }
     factors.failed.push_back(!upper.defined());
+    if (!upper.defined()) {  // as when rounding to nearest was asked for
+      factors.damped[e].copy_(hessians[e]);
+      add_damping(factors.damped[e], percdamp);
+    }
     factors.upper[e].copy_(upper.defined() ? upper : at::eye(n));
   }
   return factors;

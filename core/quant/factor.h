@@ -9,7 +9,8 @@ namespace aqhost {
 /// A batch of Hessians made ready for solving.
 struct Factors {
   at::Tensor order;   // [E, in] i64: columns in the order they are solved
-  at::Tensor damped;  // [E, in, in] f32, in original column order: H + damping, dead columns at 1
+  at::Tensor damped;  // [E, in, in] f32, in original column order: H + damping, dead columns at 1;
+                      // damped at first where it failed
   at::Tensor upper;   // [E, in, in] f32, permuted by `order`: U with H^-1 = U^T U
   std::vector<bool> failed;  // E: not positive definite even when damped most; U is the identity
 };

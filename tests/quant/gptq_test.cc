@@ -1,0 +1,204 @@
+#include "quant/gptq.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "quant/formats.h"
+#include "quant/problem.h"
+#include "quant/reference.h"
+#include "tensor/tensor.h"
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+
+constexpr double kTie = 1e-3;  // of w / step: closer than this float32 may round the other way
+constexpr double kLoss = 1e-4;
+
+/// Rows equal to the reference, of those of matrix e. A row may differ from the first code on that
+/// lies on a tie; nothing else may.
+int64_t equal_rows(const QuantizedBatch& batch, int64_t e, const ReferenceResult& expected) {
+  const int64_t rows = batch.values.size(1), cols = batch.values.size(2);
+  const QuantizedMatrix found = batch.matrix(e, 0, rows);
+  const std::size_t params = found.group_params.size() / static_cast<std::size_t>(rows);
+  int64_t equal = 0;
+  for (int64_t r = 0; r < rows; r++) {
+    const auto first = static_cast<std::ptrdiff_t>(params) * r;
+    if (!std::equal(expected.params.begin() + first,
+                    expected.params.begin() + first + static_cast<std::ptrdiff_t>(params),
+                    found.group_params.begin() + first))
+      continue;
+    bool same = true;
+    for (const int64_t column : expected.order) {
+      const auto i = static_cast<std::size_t>(r * cols + column);
+      if (std::to_integer<uint32_t>(found.codes[i]) == expected.codes[i]) continue;
+      same = false;
+      CAPTURE(r);
+      CAPTURE(column);
+      CHECK(expected.margin[i] < kTie);
+      break;
+    }
+    if (!same) continue;
+    equal++;
+    CHECK(batch.loss[e][r].item<double>() ==
+          doctest::Approx(expected.row_loss[static_cast<std::size_t>(r)]).epsilon(kLoss));
+  }
+  return equal;
+}
+
+void check_gptq(const Format& format, const Problem& problem, const GptqOptions& options) {
+  const QuantizedBatch batch = quantize_gptq(format, problem.weights, problem.hessians, options);
+  const int64_t count = problem.weights.size(0), rows = problem.weights.size(1);
+  int64_t equal = 0;
+  for (int64_t e = 0; e < count; e++) {
+    const ReferenceResult expected =
+        reference_gptq(format.desc(), span_of<float>(problem.weights[e]), problem.weights.size(2),
+                       span_of<float>(problem.hessians[e]), options);
+    CHECK(batch.rtn[static_cast<std::size_t>(e)] == expected.failed);
+    if (!expected.failed) equal += equal_rows(batch, e, expected);
+  }
+  CHECK(equal * 10 >= count * rows * 9);
+}
+
+/// 1/2 d H d^T of each row, with d = w - q and H damped at first.
+at::Tensor losses_of(const Problem& problem, const QuantizedBatch& batch, double percdamp) {
+  const at::Tensor d = (problem.weights - batch.values).to(at::kDouble);
+  at::Tensor h = problem.hessians.to(at::kDouble).clone();
+  const at::Tensor mean = h.diagonal(0, 1, 2).mean(1, true);
+  h.diagonal(0, 1, 2).add_(mean * percdamp);
+  return d.matmul(h).mul(d).sum(2) / 2;
+}
+
+}  // namespace
+
+TEST_CASE("GPTQ equals the float64 reference, with and without act-order, for all group sizes") {
+  for (const bool actorder : {true, false})
+    for (const int32_t group_size : {-1, 32, 128})
+      for (const bool symmetric : {true, false}) {
+        CAPTURE(actorder);
+        CAPTURE(group_size);
+        CAPTURE(symmetric);
+        const auto format = int_format(4, {{"group_size", group_size}, {"symmetric", symmetric}});
+        check_gptq(*format, Problem(2, 13, 160, 1), {0.01, actorder, 128});
+      }
+}
+
+TEST_CASE("GPTQ equals the reference for odd shapes, many experts and any block size") {
+  const auto format = int_format(4, {{"group_size", 16}});
+  check_gptq(*format, Problem(9, 1, 16, 2), {});
+  check_gptq(*format, Problem(3, 65, 48, 3), {});
+  for (const int64_t block : {16, 24, 64, 1000})
+    for (const bool actorder : {true, false})
+      check_gptq(*format, Problem(1, 67, 112, 4), {0.01, actorder, block});
+}
+
+TEST_CASE("GPTQ equals the reference for table formats, with shared and global scales") {
+  for (const bool actorder : {true, false}) {
+    check_gptq(*fp4_format("mx", 32), Problem(2, 21, 96, 7), {0.01, actorder, 128});
+    check_gptq(*fp4_format("nv", 16), Problem(2, 21, 96, 8), {0.01, actorder, 128});
+  }
+}
+
+TEST_CASE("GPTQ through callbacks equals the reference") {
+  for (const bool actorder : {true, false}) {
+    const Problem problem(2, 11, 96, 9);
+    const Json options{{"group_size", 32}, {"symmetric", false}};
+    const GptqOptions gptq{0.01, actorder, 128};
+    const auto described = int_format(4, options), asked = int_format_by_callbacks(4, options);
+    const QuantizedBatch batch = quantize_gptq(*asked, problem.weights, problem.hessians, gptq);
+    int64_t equal = 0;
+    for (int64_t e = 0; e < 2; e++)
+      equal += equal_rows(batch, e,
+                          reference_gptq(described->desc(), span_of<float>(problem.weights[e]), 96,
+                                         span_of<float>(problem.hessians[e]), gptq));
+    CHECK(equal >= 20);
+  }
+}
+
+TEST_CASE("the loss reported is half d H d^T, and less than rounding's") {
+  const Problem problem(2, 12, 96, 10);
+  for (const auto& format : {int_format(4, {{"group_size", 32}}), fp4_format("mx", 32),
+                             int_format_by_callbacks(3, {{"group_size", 32}}), pair_format()}) {
+    const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
+    const QuantizedBatch rounded = quantize_rtn(*format, problem.weights, problem.hessians, {});
+    const at::Tensor expected = losses_of(problem, solved, 0.01);
+    CHECK(at::allclose(solved.loss, expected, 1e-3, 1e-9));
+    CHECK(at::allclose(solved.rtn_loss, losses_of(problem, rounded, 0.01), 1e-3, 1e-9));
+    CHECK(solved.rtn_loss.equal(rounded.loss));
+    CHECK(solved.loss.sum().item<double>() < 0.8 * rounded.loss.sum().item<double>());
+  }
+}
+
+TEST_CASE("dead columns are rounded as they are") {
+  Problem problem(2, 10, 64, 11);
+  for (const int64_t column : {0, 17, 63}) {
+    problem.hessians.select(1, column).zero_();
+    problem.hessians.select(2, column).zero_();
+  }
+  const auto format = int_format(4, {{"group_size", 32}});
+  check_gptq(*format, problem, {});
+  const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
+  const QuantizedBatch rounded = quantize_rtn(*format, problem.weights, problem.hessians, {});
+  CHECK(solved.codes.select(2, 17).equal(rounded.codes.select(2, 17)));
+}
+
+TEST_CASE("a singular Hessian is damped until it can be solved") {
+  const Problem problem(2, 10, 64, 12, /*tokens=*/8);  // rank 8
+  const auto format = int_format(4, {{"group_size", 32}});
+  check_gptq(*format, problem, {});
+  // a negative eigenvalue that only a hundred times the damping lifts
+  Problem indefinite(1, 10, 64, 12);
+  const double mean = indefinite.hessians.diagonal(0, 1, 2).mean().item<double>();
+  indefinite.hessians[0] = at::eye(64) * mean;
+  indefinite.hessians[0][3][4] = indefinite.hessians[0][4][3] = mean * 1.5;
+  check_gptq(*format, indefinite, {});
+  const QuantizedBatch solved = quantize_gptq(*format, indefinite.weights, indefinite.hessians, {});
+  CHECK_FALSE(solved.rtn[0]);
+}
+
+TEST_CASE("a Hessian that no damping helps is rounded to nearest, alone, and said so") {
+  Problem problem(3, 10, 64, 13);
+  const double mean = problem.hessians[1].diagonal().mean().item<double>();
+  problem.hessians[1][3][4] = problem.hessians[1][4][3] = mean * 100;
+  const auto format = int_format(4, {{"group_size", 32}});
+  const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
+  CHECK(solved.rtn == std::vector<bool>{false, true, false});
+  const QuantizedBatch rounded = quantize_rtn(*format, problem.weights, problem.hessians, {});
+  CHECK(solved.codes[1].equal(rounded.codes[1]));
+  CHECK(solved.values[1].equal(rounded.values[1]));
+  CHECK_FALSE(solved.codes[0].equal(rounded.codes[0]));
+}
+
+TEST_CASE("a Hessian that is not finite is an error") {
+  Problem problem(2, 4, 32, 14);
+  problem.hessians[1][5][6] = std::numeric_limits<float>::quiet_NaN();
+  const auto format = int_format(4, {{"group_size", 32}});
+  CHECK_THROWS_WITH_AS(quantize_gptq(*format, problem.weights, problem.hessians, {}),
+                       doctest::Contains("a Hessian is not finite"), Error);
+  CHECK_THROWS_AS(quantize_rtn(*format, problem.weights, problem.hessians, {}), Error);
+}
+
+TEST_CASE("one thread count gives the same bytes every time, and any gives the reference's") {
+  const Problem problem(5, 70, 96, 15);
+  const auto format = int_format(4, {{"group_size", 32}});
+  const int before = at::get_num_threads();
+  for (const int threads : {1, 3}) {
+    at::set_num_threads(threads);
+    const QuantizedBatch a = quantize_gptq(*format, problem.weights, problem.hessians, {});
+    const QuantizedBatch b = quantize_gptq(*format, problem.weights, problem.hessians, {});
+    CHECK(a.codes.equal(b.codes));
+    CHECK(a.loss.equal(b.loss));
+    check_gptq(*format, problem, {});
+  }
+  at::set_num_threads(before);
+}
+
+TEST_CASE("codes of several weights need columns that they divide") {
+  CHECK_THROWS_WITH_AS(
+      quantize_gptq(*pair_format(), at::zeros({1, 2, 15}), at::eye(15).unsqueeze(0), {}),
+      doctest::Contains("15 input features"), Error);
+}
+
+}  // namespace aqhost

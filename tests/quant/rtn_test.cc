@@ -1,0 +1,76 @@
+#include "quant/formats.h"
+#include "quant/gptq.h"
+#include "quant/problem.h"
+#include "quant/reference.h"
+#include "tensor/tensor.h"
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+
+/// Codes, parameters and values of every matrix equal the contract's, to the bit.
+void check_rtn(const Format& format, int64_t rows, int64_t cols, bool with_hessian) {
+  CAPTURE(rows);
+  CAPTURE(cols);
+  CAPTURE(with_hessian);
+  const Problem problem(3, rows, cols, 5);
+  const at::Tensor hessians = with_hessian ? problem.hessians : at::Tensor();
+  const QuantizedBatch batch = quantize_rtn(format, problem.weights, hessians, {});
+  for (int64_t e = 0; e < 3; e++) {
+    at::Tensor importance = at::empty({0});
+    if (with_hessian) {
+      importance = problem.hessians[e].diagonal();
+      importance = importance + importance.mean() * 0.01;
+    }
+    const ReferenceResult expected = reference_rtn(
+        format.desc(), span_of<float>(problem.weights[e]), cols, span_of<float>(importance));
+    const QuantizedMatrix found = batch.matrix(e, 0, rows);
+    CHECK(found.group_params == expected.params);
+    int64_t different = 0;
+    for (std::size_t i = 0; i < expected.codes.size(); i++)
+      different += std::to_integer<uint32_t>(found.codes[i]) != expected.codes[i] ? 1 : 0;
+    CHECK(different == 0);
+    CHECK(at::tensor(format.dequantize(found)).equal(batch.values[e].flatten()));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("rounding to nearest is what aq/quantizer.h says, to the bit, for every kind of format") {
+  const Json asymmetric{{"group_size", 32}, {"symmetric", false}};
+  for (const bool with_hessian : {false, true}) {
+    check_rtn(*int_format(4, {{"group_size", -1}}), 7, 96, with_hessian);
+    check_rtn(*int_format(4, {{"group_size", 32}, {"scale_rule", "absmax"}}), 7, 96, with_hessian);
+    check_rtn(*int_format(4, asymmetric), 5, 100, with_hessian);
+    check_rtn(*int_format(8, asymmetric), 5, 64, with_hessian);
+    check_rtn(*int_format(2, {{"group_size", 16}, {"scale_dtype", "float16"}}), 3, 64,
+              with_hessian);
+    check_rtn(*fp4_format("mx", 32), 7, 80, with_hessian);
+    check_rtn(*fp4_format("nv", 16), 7, 80, with_hessian);
+  }
+}
+
+TEST_CASE("rounding through a plugin's callbacks gives the same bits as the host's own") {
+  for (const bool symmetric : {true, false}) {
+    const Json options{{"group_size", 32}, {"symmetric", symmetric}};
+    const Problem problem(2, 9, 96, 6);
+    const QuantizedBatch own =
+        quantize_rtn(*int_format(4, options), problem.weights, problem.hessians, {});
+    const QuantizedBatch asked =
+        quantize_rtn(*int_format_by_callbacks(4, options), problem.weights, problem.hessians, {});
+    CHECK(own.codes.equal(asked.codes));
+    CHECK(own.params.equal(asked.params));
+    CHECK(own.values.equal(asked.values));
+    CHECK(own.loss.equal(asked.loss));
+  }
+}
+
+TEST_CASE("a matrix of zeros rounds to zeros with scale 1") {
+  for (const auto& format : {int_format(4, {{"group_size", 16}}), fp4_format("nv", 16)}) {
+    const QuantizedBatch batch = quantize_rtn(*format, at::zeros({1, 2, 32}), {}, {});
+    CHECK(batch.values.abs().max().item<float>() == 0);
+    CHECK(batch.params.eq(1).all().item<bool>());
+  }
+}
+
+}  // namespace aqhost
