@@ -5,6 +5,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/pattern.h"
 
 namespace aqhost {
 namespace {
@@ -17,33 +18,27 @@ bool is_full_precision(const std::string& id) {
   return id == "bf16" || id == "fp16" || id == "fp32";
 }
 
-bool only_wildcards(const std::string& pattern) {
-  return pattern.find_first_not_of("*?.") == std::string::npos || pattern == "re:.*";
+/// Whether every module of `inner` is one of `outer`.
+bool within(const std::vector<bool>& inner, const std::vector<bool>& outer) {
+  for (std::size_t m = 0; m < inner.size(); m++)
+    if (inner[m] && !outer[m]) return false;
+  return true;
 }
 
 }  // namespace
 
-bool glob_match(std::string_view pattern, std::string_view text) {
-  std::size_t p = 0, t = 0, star = std::string_view::npos, resume = 0;
-  while (t < text.size()) {
-    if (p < pattern.size() && pattern[p] == '*') {
-      star = p++;
-      resume = t;
-    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == text[t])) {
-      p++;
-      t++;
-    } else if (star != std::string_view::npos) {  // let the last star take one more
-      p = star + 1;
-      t = ++resume;
-    } else {
-      return false;
-    }
-  }
-  return pattern.find_first_not_of('*', p) == std::string_view::npos;
-}
-
 bool Recipe::Row::matches(const std::string& module) const {
   return regex ? std::regex_match(module, *regex) : glob_match(pattern, module);
+}
+
+bool Recipe::Row::names(const std::string& module) const {
+  std::string_view end = pattern;
+  if (regex && end.ends_with('$')) end.remove_suffix(1);
+  return end.ends_with(std::string_view(module).substr(module.rfind('.') + 1));
+}
+
+bool Recipe::Row::skips() const {
+  return keys.value("skip", false) || is_full_precision(keys.value("wq", ""));
 }
 
 void Recipe::apply(const Json& keys, ModuleRecipe& recipe) {
@@ -69,7 +64,7 @@ ModuleRecipe Recipe::resolve(const std::string& module) const {
   for (const Row& row : overrides_) {
     if (!row.matches(module)) continue;
     apply(row.keys, recipe);
-    recipe.named = recipe.named || !only_wildcards(row.pattern);
+    recipe.named = recipe.named || row.names(module);
   }
   recipe.skip = recipe.skip || is_full_precision(recipe.wq);
   return recipe;
@@ -88,27 +83,55 @@ std::vector<std::pair<std::string, std::string>> Recipe::formats() const {
 
 std::vector<RecipeWarning> Recipe::lint(const std::vector<std::string>& modules) const {
   std::vector<RecipeWarning> warnings;
+  std::vector<std::vector<bool>> matches;  // [override][module]
+  for (const Row& row : overrides_) {
+    matches.emplace_back();
+    for (const std::string& module : modules) matches.back().push_back(row.matches(module));
+  }
+  std::vector<bool> skipped;
+  for (const std::string& module : modules) skipped.push_back(resolve(module).skip);
   for (std::size_t i = 0; i < overrides_.size(); i++) {
-    const Row& row = overrides_[i];
-    bool matched = false, used = false;
-    for (const std::string& module : modules) {
-      if (used || !row.matches(module)) continue;
-      matched = true;
-      for (const auto& [key, value] : row.keys.items())
-        used = used || std::none_of(overrides_.begin() + static_cast<std::ptrdiff_t>(i) + 1,
-                                    overrides_.end(), [&, k = key](const Row& later) {
-                                      return later.keys.contains(k) && later.matches(module);
-                                    });
-    }
-    if (!matched)
-      warnings.push_back(
-          {row.where, fmt::format("the pattern \"{}\" matches no module", row.pattern)});
-    else if (!used)
-      warnings.push_back({row.where, fmt::format("the override \"{}\" has no effect: later ones "
-                                                 "replace all it says",
-                                                 row.pattern)});
+    const std::string problem = lint_row(i, matches, skipped);
+    if (!problem.empty())
+      warnings.push_back({overrides_[i].where,
+                          fmt::format("the pattern \"{}\" {}", overrides_[i].pattern, problem)});
   }
   return warnings;
+}
+
+/// What is wrong with override i, or "".
+std::string Recipe::lint_row(std::size_t i, const std::vector<std::vector<bool>>& matches,
+                             const std::vector<bool>& skipped) const {
+  const Row& row = overrides_[i];
+  if (row.keys.empty()) return "sets nothing";
+  std::vector<bool> crosses(overrides_.size());  // another wq, not just for some of the modules
+  for (std::size_t j = i + 1; j < overrides_.size(); j++)
+    crosses[j] = row.keys.contains("wq") && overrides_[j].keys.contains("wq") &&
+                 overrides_[j].keys["wq"] != row.keys["wq"] && !within(matches[j], matches[i]);
+  bool kept = false, used = false;  // a key in some module; and where that is not skipped
+  int64_t matched = 0, replaced = 0;
+  for (std::size_t m = 0; m < skipped.size(); m++) {
+    if (!matches[i][m]) continue;
+    Json left = row.keys;
+    bool crossed = false;
+    for (std::size_t j = i + 1; j < overrides_.size(); j++) {
+      if (!matches[j][m]) continue;
+      crossed = crossed || crosses[j];
+      for (const auto& [key, value] : overrides_[j].keys.items()) left.erase(key);
+    }
+    kept = kept || !left.empty();
+    used = used || (!left.empty() && (!skipped[m] || row.skips()));
+    matched++;
+    replaced += crossed ? 1 : 0;
+  }
+  if (matched == 0) return "matches no module";
+  if (!kept) return "has no effect: later ones replace all it sets";
+  if (!used) return "has no effect: the modules it matches are skipped";
+  if (2 * replaced > matched)
+    return fmt::format(
+        "sets wq: {}, but later ones replace that in {} of the {} modules it matches",
+        row.keys["wq"].get<std::string>(), replaced, matched);
+  return "";
 }
 
 }  // namespace aqhost

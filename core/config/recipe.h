@@ -20,7 +20,7 @@ struct ModuleRecipe {
   Json options = Json::object();   // of the weight format: group_size, symmetric, element ...
   std::string algorithm = "gptq";  // or "rtn"
   double routing_power = 1;        // of the routing weight in Hessians: 0, 1 or 2, or between
-  bool named = false;              // a pattern with more in it than wildcards matched
+  bool named = false;              // an override's pattern ends in the module's own name
 };
 
 /// Settings of the whole run.
@@ -44,10 +44,10 @@ struct RecipeWarning {
 ///   overrides: [{pattern: "*.mlp.experts.*", wq: mxfp4, group_size: 32}, {pattern: ..., skip:
 ///   true}]
 /// Patterns are globs over module names (`*` crosses dots, `?` is one character) or, after "re:",
-/// regular expressions (ECMAScript, the whole name). Later overrides win key by key; what describes
-/// a format (symmetric, element, scale_rule, scale_dtype) is dropped where a later row changes wq,
-/// and group_size is kept. A default-constructed recipe is the one with nothing in it: int4, group
-/// 128.
+/// regular expressions (base/pattern.h, the whole name). Later overrides win key by key; what
+/// describes a format (symmetric, element, scale_rule, scale_dtype) is dropped where a later row
+/// changes wq, and group_size is kept. A default-constructed recipe is the one with nothing in it:
+/// int4, group 128.
 class Recipe {
  public:
   Recipe() = default;
@@ -60,8 +60,9 @@ class Recipe {
   const RunSettings& settings() const { return settings_; }
   /// Every format id named, with where ("file:line"), for checking against what is loaded.
   std::vector<std::pair<std::string, std::string>> formats() const;
-  /// Overrides that match none of `modules`, or whose every key later overrides replace wherever
-  /// they match.
+  /// Overrides that set nothing, match none of `modules`, or have no effect there (later ones
+  /// replace every key, or the modules are skipped); and those whose wq a later override, one that
+  /// is not just narrower, replaces in most of the modules.
   std::vector<RecipeWarning> lint(const std::vector<std::string>& modules) const;
 
  private:
@@ -74,15 +75,17 @@ class Recipe {
     Json keys = Json::object();
 
     bool matches(const std::string& module) const;
+    /// Whether the pattern ends in the last part of the module's name, spelled out.
+    bool names(const std::string& module) const;
+    bool skips() const;
   };
   static void apply(const Json& keys, ModuleRecipe& recipe);
+  std::string lint_row(std::size_t i, const std::vector<std::vector<bool>>& matches,
+                       const std::vector<bool>& skipped) const;
 
   Row default_;
   std::vector<Row> overrides_;
   RunSettings settings_;
 };
-
-/// Whether `text` matches a glob: `*` any characters, `?` one.
-bool glob_match(std::string_view pattern, std::string_view text);
 
 }  // namespace aqhost

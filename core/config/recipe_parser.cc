@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/nearest.h"
+#include "base/pattern.h"
 #include "config/recipe.h"
 
 namespace aqhost {
@@ -29,12 +30,7 @@ class RecipeParser {
 
   Recipe parse(const std::string& text) {
     if (text.size() > kMostText) fail("{}: {} bytes are too many for a recipe", file_, text.size());
-    YAML::Node root;
-    try {
-      root = YAML::Load(text);
-    } catch (const YAML::Exception& e) {
-      fail("{}:{}: {}", file_, e.mark.line + 1, e.msg);
-    }
+    const YAML::Node root = load(text);
     if (!root.IsMap())
       fail("{}: expected a map with the keys default and overrides, found {}", file_, kind(root));
     check_keys(root, kTopKeys, "recipe");
@@ -49,6 +45,18 @@ class RecipeParser {
   }
 
  private:
+  /// The one document of the text.
+  YAML::Node load(const std::string& text) const {
+    try {
+      const std::vector<YAML::Node> documents = YAML::LoadAll(text);
+      if (documents.size() > 1)
+        fail("{}: a second document begins (after \"---\"), a recipe is one", at(documents[1]));
+      return documents.empty() ? YAML::Node() : documents[0];
+    } catch (const YAML::Exception& e) {
+      fail("{}:{}: {}", file_, e.mark.line + 1, e.msg);
+    }
+  }
+
   std::string at(const YAML::Node& node) const {
     return fmt::format("{}:{}", file_, node.Mark().line + 1);
   }
@@ -97,13 +105,8 @@ class RecipeParser {
     const YAML::Node pattern = node["pattern"];
     if (!pattern) fail("{}: an override without a pattern", at(node));
     row.pattern = word(pattern, "pattern");
-    if (!row.pattern.starts_with("re:")) return;
-    try {
-      row.regex = std::regex(row.pattern.substr(3));
-    } catch (const std::regex_error& e) {
-      fail("{}: the pattern \"{}\" is no valid regular expression: {}", at(pattern), row.pattern,
-           e.what());
-    }
+    if (row.pattern.starts_with("re:"))
+      row.regex = compile_regex(row.pattern.substr(3), at(pattern));
   }
 
   Json read_key(const std::string& key, const YAML::Node& node) const {

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <map>
-#include <regex>
 #include <set>
 
 #include "base/error.h"
+#include "base/pattern.h"
 
 namespace aqhost {
 namespace {
@@ -147,14 +147,11 @@ const ConfigGroup* find_group(const std::vector<ConfigGroup>& groups, const std:
       if (target == module) return &group;
       if (target == "Linear") any = any == nullptr ? &group : any;
       if (pattern != nullptr || !target.starts_with("re:")) continue;
-      try {
-        // Python's re.match: from the start, not to the end
-        if (std::regex_search(module, std::regex(target.substr(3)),
-                              std::regex_constants::match_continuous))
-          pattern = &group;
-      } catch (const std::regex_error& e) {
-        fail("quantization_config: target \"{}\" is no valid pattern: {}", target, e.what());
-      }
+      // Python's re.match: from the start, not to the end
+      if (std::regex_search(module,
+                            compile_regex(target.substr(3), "config.json: quantization_config"),
+                            std::regex_constants::match_continuous))
+        pattern = &group;
     }
   return pattern != nullptr ? pattern : any;
 }

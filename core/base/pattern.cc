@@ -1,0 +1,42 @@
+#include "base/pattern.h"
+
+#include "base/error.h"
+
+namespace aqhost {
+namespace {
+
+constexpr std::size_t kMostCharacters = 1000;  // std::regex compiles by recursion
+
+}  // namespace
+
+bool glob_match(std::string_view pattern, std::string_view text) {
+  std::size_t p = 0, t = 0, star = std::string_view::npos, resume = 0;
+  while (t < text.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      resume = t;
+    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == text[t])) {
+      p++;
+      t++;
+    } else if (star != std::string_view::npos) {  // let the last star take one more
+      p = star + 1;
+      t = ++resume;
+    } else {
+      return false;
+    }
+  }
+  return pattern.find_first_not_of('*', p) == std::string_view::npos;
+}
+
+std::regex compile_regex(const std::string& expression, const std::string& where) {
+  if (expression.size() > kMostCharacters)
+    fail("{}: a regular expression of {} characters, expected at most {}", where, expression.size(),
+         kMostCharacters);
+  try {
+    return std::regex(expression, std::regex::ECMAScript | std::regex_constants::__polynomial);
+  } catch (const std::regex_error& e) {
+    fail("{}: \"{}\" is no valid regular expression: {}", where, expression, e.what());
+  }
+}
+
+}  // namespace aqhost

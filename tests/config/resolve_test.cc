@@ -1,0 +1,88 @@
+#include <doctest/doctest.h>
+
+#include "config/recipe.h"
+
+namespace aqhost {
+namespace {
+
+Recipe recipe_of(const std::string& text) { return Recipe::parse(text, "r.yaml"); }
+
+TEST_CASE("re: patterns are regular expressions over the whole name") {
+  const Recipe recipe = recipe_of(R"(overrides:
+  - {pattern: 're:model\.layers\.(0|1)\..*_proj', wq: int8}
+)");
+  CHECK(recipe.resolve("model.layers.1.mlp.up_proj").wq == "int8");
+  CHECK(recipe.resolve("model.layers.2.mlp.up_proj").wq == "int4");
+  CHECK(recipe.resolve("model.layers.1.mlp.up_proj.x").wq == "int4");
+  CHECK(recipe.resolve("xmodel.layers.1.mlp.up_proj").wq == "int4");
+}
+
+TEST_CASE("later overrides win key by key") {
+  const Recipe recipe = recipe_of(R"(default: {group_size: 64, algorithm: rtn}
+overrides:
+  - {pattern: "a.*", wq: int8, group_size: 32, routing_power: 2}
+  - {pattern: "*.b", group_size: 16}
+)");
+  const ModuleRecipe both = recipe.resolve("a.b");
+  CHECK(both.wq == "int8");
+  CHECK(both.options["group_size"] == 16);
+  CHECK(both.algorithm == "rtn");
+  CHECK(both.routing_power == 2);
+  CHECK(recipe.resolve("a.c").options["group_size"] == 32);
+  CHECK(recipe.resolve("x.b").wq == "int4");
+  CHECK(recipe.resolve("x.b").options["group_size"] == 16);
+  CHECK(recipe.resolve("x.c").options["group_size"] == 64);
+}
+
+TEST_CASE("another format forgets what described the one before, but not the group size") {
+  const Recipe recipe = recipe_of(R"(
+default: {wq: int4, group_size: 64, symmetric: false, scale_dtype: fp16}
+overrides:
+  - {pattern: "a", wq: mxfp4}
+  - {pattern: "b", wq: int4}
+  - {pattern: "c", wq: mxfp6, element: e3m2}
+)");
+  CHECK(recipe.resolve("a").options == Json{{"group_size", 64}});
+  CHECK(recipe.resolve("b").options ==
+        Json{{"group_size", 64}, {"symmetric", false}, {"scale_dtype", "fp16"}});
+  CHECK(recipe.resolve("c").options == Json{{"group_size", 64}, {"element", "e3m2"}});
+}
+
+TEST_CASE("full precision as format, and skip, leave a module as it is") {
+  const Recipe recipe = recipe_of(R"(
+overrides:
+  - {pattern: "a", wq: bf16}
+  - {pattern: "b", wq: fp16}
+  - {pattern: "c", skip: true}
+  - {pattern: "d", wq: fp32}
+  - {pattern: "d", wq: int8}
+  - {pattern: "e", skip: true}
+  - {pattern: "e", skip: false, wq: int8}
+)");
+  for (const char* name : {"a", "b", "c"}) CHECK(recipe.resolve(name).skip);
+  for (const char* name : {"d", "e"}) {
+    CHECK(!recipe.resolve(name).skip);
+    CHECK(recipe.resolve(name).wq == "int8");
+  }
+  CHECK(recipe_of("default: {wq: bf16}").resolve("x").skip);
+}
+
+TEST_CASE("a module is named where a pattern ends in its own name") {
+  const auto named = [](const std::string& pattern, const std::string& module) {
+    return recipe_of("overrides: [{pattern: '" + pattern + "', wq: int8}]").resolve(module).named;
+  };
+  CHECK(named("lm_head", "lm_head"));
+  CHECK(named("*.mlp.gate", "model.layers.0.mlp.gate"));
+  CHECK(named("*gate", "model.layers.0.mlp.gate"));
+  CHECK(named("re:.*\\.gate", "model.layers.0.mlp.gate"));
+  CHECK(named("re:^lm_head$", "lm_head"));
+  CHECK(!named("*", "lm_head"));
+  CHECK(!named("*.mlp.*", "model.layers.0.mlp.gate"));
+  CHECK(!named("model.layers.0.*", "model.layers.0.mlp.gate"));
+  CHECK(!named("*head", "lm_head"));
+  CHECK(!named("re:.*", "lm_head"));
+  CHECK(!named("lm_head", "model.layers.0.mlp.gate"));
+}
+
+}  // namespace
+}  // namespace aqhost
