@@ -26,7 +26,7 @@ Shards read_index(const fs::path& path) {
     if (!shard.is_string())
       fail("{}: weight_map.{} is {}, expected a file name", path.string(), tensor, shard.dump());
     const auto& file = shard.get_ref<const std::string&>();
-    if (file.empty() || file.find('/') != file.npos || file.find('\\') != file.npos || file == "..")
+    if (file.empty() || file == "." || file == ".." || file.find_first_of("/\\") != file.npos)
       fail("{}: weight_map.{} names \"{}\", expected a file of the same folder", path.string(),
            tensor, file);
     shards[file].insert(tensor);

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/interrupt.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -116,8 +117,12 @@ struct Writer::Impl {
       offset += it->second.size;
       total += it->second.size;
     }
-    if (const int error = ::posix_fallocate(shard.fd, 0, offset); error != 0)
-      fail("{}: cannot reserve {} bytes: {}", path, offset, std::strerror(error));
+    int error = EINTR;
+    while (error == EINTR) {
+      check_interrupt();
+      error = ::posix_fallocate(shard.fd, 0, offset);
+    }
+    if (error != 0) fail("{}: cannot reserve {} bytes: {}", path, offset, std::strerror(error));
     write_at(shard.fd, reinterpret_cast<const std::byte*>(header.data()), header.size(), 0, path);
   }
 

@@ -1,0 +1,153 @@
+#include "checkpoint/writer.h"
+
+#include <doctest/doctest.h>
+
+#include <thread>
+
+#include "base/error.h"
+#include "checkpoint/reader.h"
+#include "stored_file.h"
+#include "temp_folder.h"
+
+namespace aqhost {
+namespace {
+namespace fs = std::filesystem;
+
+constexpr int64_t kOneFile = int64_t{1} << 40;
+
+std::vector<std::string> files(const TempFolder& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder.path()))
+    names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+/// Content of a tensor of `size` bytes, other for every name.
+std::string content(const std::string& name, std::size_t size) {
+  std::string bytes(size, '\0');
+  for (std::size_t i = 0; i < size; i++) bytes[i] = static_cast<char>(name.back() + 31 * i);
+  return bytes;
+}
+
+std::vector<TensorInfo> some_tensors() {
+  return {{"a", DType::kBF16, {3, 5}}, {"b", DType::kU8, {7}},  {"c", DType::kF32, {2, 2}},
+          {"d", DType::kI64, {1}},     {"e", DType::kF32, {0}}, {"f", DType::kF32, {}}};
+}
+
+std::size_t size_of(const TensorInfo& info) {
+  return static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
+}
+
+void write(Writer& writer, const TensorInfo& info) {
+  writer.write(info.name, bytes_of(content(info.name, size_of(info))));
+}
+
+TEST_CASE("what was written is what is read, and every tensor is aligned to its elements") {
+  const TempFolder folder;
+  write_file(folder / "config.json", "{}");
+  Writer writer(folder.path(), some_tensors(), kOneFile);
+  for (const TensorInfo& info : some_tensors()) write(writer, info);
+  CHECK(writer.finish() == 30 + 7 + 16 + 8 + 0 + 4);
+  CHECK(files(folder) == std::vector<std::string>{"config.json", "model.safetensors"});
+
+  const Reader reader(folder.path());
+  REQUIRE(reader.tensors().size() == some_tensors().size());
+  const std::byte* start = nullptr;
+  for (const TensorInfo& info : some_tensors()) {
+    const StoredTensor* stored = reader.stored(info.name);
+    REQUIRE(stored != nullptr);
+    CHECK(stored->dtype == info.dtype);
+    CHECK(stored->shape == info.shape);
+    const std::string expected = content(info.name, size_of(info));
+    CHECK(std::equal(stored->bytes.begin(), stored->bytes.end(), bytes_of(expected).begin(),
+                     bytes_of(expected).end()));
+    if (start == nullptr || stored->bytes.data() < start) start = stored->bytes.data();
+  }
+  for (const TensorInfo& info : some_tensors())  // the mapping starts at a page
+    CHECK(reinterpret_cast<uintptr_t>(reader.stored(info.name)->bytes.data()) %
+              static_cast<uintptr_t>(dtype_size(info.dtype)) ==
+          0);
+  const SafetensorsFile file(folder / "model.safetensors");
+  CHECK(file.metadata().at("format") == "pt");
+}
+
+TEST_CASE("the files do not depend on the order or thread of writing") {
+  const TempFolder first, second;
+  Writer one(first.path(), some_tensors(), 20), two(second.path(), some_tensors(), 20);
+  const auto tensors = some_tensors();
+  for (const TensorInfo& info : tensors) write(one, info);
+  std::vector<std::thread> threads;
+  for (auto it = tensors.rbegin(); it != tensors.rend(); ++it)
+    threads.emplace_back([&two, &info = *it] { write(two, info); });
+  for (std::thread& thread : threads) thread.join();
+  one.finish();
+  two.finish();
+  REQUIRE(files(first) == files(second));
+  for (const std::string& name : files(first))
+    CHECK(read_file(first / name) == read_file(second / name));
+}
+
+TEST_CASE("shards are cut by size, a larger tensor has one to itself, and the index tells") {
+  const TempFolder folder;
+  write_file(folder / "config.json", "{}");
+  const std::vector<TensorInfo> tensors{{"a", DType::kU8, {6}},
+                                        {"b", DType::kU8, {4}},
+                                        {"c", DType::kU8, {25}},
+                                        {"d", DType::kU8, {1}},
+                                        {"e", DType::kU8, {9}}};
+  Writer writer(folder.path(), tensors, 10);
+  for (const TensorInfo& info : tensors) write(writer, info);
+  CHECK(writer.finish() == 45);
+  const Json index = read_json(folder / "model.safetensors.index.json");
+  CHECK(index["metadata"]["total_size"] == 45);
+  const Json expected{{"a", "model-00001-of-00003.safetensors"},
+                      {"b", "model-00001-of-00003.safetensors"},
+                      {"c", "model-00002-of-00003.safetensors"},
+                      {"d", "model-00003-of-00003.safetensors"},
+                      {"e", "model-00003-of-00003.safetensors"}};
+  CHECK(index["weight_map"] == expected);
+  CHECK(files(folder).size() == 5);
+  CHECK(Reader(folder.path()).tensors().size() == 5);
+}
+
+TEST_CASE("the files stand at their full size from the beginning") {
+  const TempFolder folder;
+  const Writer writer(folder.path(), {{"a", DType::kF32, {1000}}}, kOneFile);
+  CHECK(fs::file_size(folder / "model.safetensors") > 4000);
+}
+
+TEST_CASE("a tensor that was announced must be written, once, and whole") {
+  const TempFolder folder;
+  Writer writer(folder.path(), some_tensors(), kOneFile);
+  CHECK_THROWS_WITH_AS(writer.write("z", {}), "tensor z was not announced to be written", Error);
+  CHECK_THROWS_WITH_AS(writer.write("b", bytes_of("123456")),
+                       "tensor b: 6 bytes to write, 7 were announced", Error);
+  writer.write("b", bytes_of("1234567"));
+  CHECK_THROWS_WITH_AS(writer.write("b", bytes_of("1234567")), "tensor b is written twice", Error);
+  for (const TensorInfo& info : some_tensors())
+    if (info.name != "b" && info.name != "e") write(writer, info);
+  CHECK_THROWS_WITH_AS(writer.finish(), "tensor e was never written", Error);
+}
+
+TEST_CASE("a name twice, and a file that is there already, are refused") {
+  const TempFolder folder;
+  const std::vector<TensorInfo> twice{{"a", DType::kU8, {1}}, {"a", DType::kF32, {1}}};
+  CHECK_THROWS_WITH_AS(Writer(folder.path(), twice, kOneFile),
+                       doctest::Contains("tensor a is to be written twice"), Error);
+  CHECK_THROWS_WITH_AS(Writer(folder.path(), {}, kOneFile),
+                       doctest::Contains("model.safetensors: File exists"), Error);
+  CHECK_THROWS_WITH_AS(Writer(folder / "none", {}, kOneFile),
+                       doctest::Contains("none/model.safetensors: No such file or directory"),
+                       Error);
+}
+
+TEST_CASE("a checkpoint larger than the disk is refused before any work") {
+  const TempFolder folder;
+  const std::vector<TensorInfo> huge{{"a", DType::kU8, {int64_t{1} << 60}}};
+  CHECK_THROWS_WITH_AS(Writer(folder.path(), huge, kOneFile),
+                       doctest::Contains("cannot reserve 1152921504606"), Error);
+}
+
+}  // namespace
+}  // namespace aqhost
