@@ -68,8 +68,12 @@ Tokenizer::~Tokenizer() = default;
 
 Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
   const std::filesystem::path path = directory / "tokenizer.json";
-  TokenizerFile file = parse_tokenizer_file(read_file(path), path.string());
-  return Tokenizer(std::make_unique<Impl>(Field(file.rest, path.string()), file));
+  return parse(read_file(path), path.string());
+}
+
+Tokenizer Tokenizer::parse(std::string_view content, const std::string& file_name) {
+  TokenizerFile file = parse_tokenizer_file(content, file_name);
+  return Tokenizer(std::make_unique<Impl>(Field(file.rest, file_name), file));
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -17,6 +18,8 @@ class Tokenizer {
  public:
   /// `directory` holds tokenizer.json.
   static Tokenizer load(const std::filesystem::path& directory);
+  /// From the content of a tokenizer.json; `file_name` begins the messages of errors.
+  static Tokenizer parse(std::string_view content, const std::string& file_name);
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();

@@ -15,6 +15,9 @@ function(aq_compile_options target)
       -fno-sanitize-recover=all -g1 -O1)
     target_link_options(${target} PRIVATE -fsanitize=${AQHOST_SANITIZE})
   endif()
+  if(AQHOST_FUZZ)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
 endfunction()
 
 # aq_core_library(NAME SOURCES a.cc ... [DEPS targets]): core/NAME as a static library aqhost_NAME.
