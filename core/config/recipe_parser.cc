@@ -1,7 +1,11 @@
+#include <yaml-cpp/anchor.h>
+#include <yaml-cpp/emitterstyle.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <cmath>
 #include <set>
+#include <sstream>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -20,6 +24,24 @@ const std::vector<std::string> kTopKeys{"default",  "overrides", "sequential",
 const std::vector<std::string> kRowKeys{
     "wq",          "aq",        "group_size",    "symmetric", "element", "scale_rule",
     "scale_dtype", "algorithm", "routing_power", "skip",      "comment"};
+
+/// Keeps the line that a document begins at.
+struct DocumentStart : YAML::EventHandler {
+  int line = 0;
+
+  void OnDocumentStart(const YAML::Mark& mark) override { line = mark.line + 1; }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+};
 
 }  // namespace
 
@@ -47,13 +69,32 @@ class RecipeParser {
  private:
   /// The one document of the text.
   YAML::Node load(const std::string& text) const {
+    refuse_control_characters(text);
     try {
-      const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-      if (documents.size() > 1)
-        fail("{}: a second document begins (after \"---\"), a recipe is one", at(documents[1]));
-      return documents.empty() ? YAML::Node() : documents[0];
+      refuse_second_document(text);
+      return YAML::Load(text);
     } catch (const YAML::Exception& e) {
       fail("{}:{}: {}", file_, e.mark.line + 1, e.msg);
+    }
+  }
+
+  /// Two documents at most: where text follows that begins none, YAML::LoadAll() never ends.
+  void refuse_second_document(const std::string& text) const {
+    std::istringstream stream(text);
+    YAML::Parser parser(stream);
+    DocumentStart start;
+    if (parser.HandleNextDocument(start) && parser.HandleNextDocument(start))
+      fail("{}:{}: the recipe has ended before, and this follows", file_, start.line);
+  }
+
+  /// YAML allows none of them (1.2, section 5.1), and yaml-cpp takes 0x04 for the end of the text.
+  void refuse_control_characters(const std::string& text) const {
+    int64_t line = 1;
+    for (const char c : text) {
+      if (c == '\n') line++;
+      const auto byte = static_cast<unsigned char>(c);
+      if ((byte < 0x20 && c != '\t' && c != '\n' && c != '\r') || byte == 0x7f)
+        fail("{}:{}: the byte 0x{:02x} is no character of a text", file_, line, byte);
     }
   }
 

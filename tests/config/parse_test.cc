@@ -143,7 +143,9 @@ TEST_CASE("a recipe of another shape is refused") {
   CHECK(refused("overrides:\n- {wq: int4}") == "r.yaml:2: an override without a pattern");
   CHECK(refused("overrides:\n- {pattern: [a]}") == "r.yaml:2: pattern is a list, expected a word");
   CHECK(refused("default: {wq: int4}\n---\ndefault: {wq: int8}\n") ==
-        Contains("a second document begins"));
+        Contains("r.yaml:2: the recipe has ended before"));
+  CHECK(refused("{\"default\": {\"wq\": \"int4\"}\n}\n]}") ==
+        Contains("r.yaml:3: illegal flow end"));
 }
 
 TEST_CASE("syntax errors name the line") {
@@ -151,6 +153,12 @@ TEST_CASE("syntax errors name the line") {
   CHECK(refused("{\"default\": {\"wq\": \"int4\"") == Contains("r.yaml:1: "));
   CHECK(refused("default: *nowhere\n") == Contains("r.yaml:1: "));
   CHECK(refused("a: b: c\n") == Contains("r.yaml:1: "));
+}
+
+TEST_CASE("control characters are refused, which yaml-cpp would read on and on") {
+  const std::string inside("default: {wq: int4}\n\x04{\"a\": [\0", 28);
+  CHECK(refused(inside) == "r.yaml:2: the byte 0x04 is no character of a text");
+  CHECK(refused("default: {wq: int4}\r\n#\ttab\n") == "accepted");
 }
 
 TEST_CASE("a regular expression that is none is refused with its line") {
