@@ -25,19 +25,29 @@ class DeepseekMoe {
       "DeepSeek-MoE (model_type deepseek): deepseek-ai/deepseek-moe-16b"};
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_by_name(config, "deepseek", "DeepseekForCausalLM", why);
+    return aq::probe_config(
+        config, "deepseek", "DeepseekForCausalLM",
+        {"n_routed_experts", "n_shared_experts", "first_k_dense_replace", "moe_intermediate_size"},
+        {"kv_lora_rank", "n_group", "topk_group"}, why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint.config());
-    const aq_ffn_desc moe = experts(config);
+    aq::hf_fixed(config, {{"sliding_window", nullptr},
+                          {"use_sliding_window", false},
+                          {"layer_types", nullptr},
+                          {"topk_method", "greedy"},
+                          {"n_group", 1},
+                          {"topk_group", 1}});
+    const bool has_experts = config.has("n_routed_experts");
+    const aq_ffn_desc moe = has_experts ? experts(config) : aq_ffn_desc{};
     const int32_t first = config.integer_or("first_k_dense_replace", 0, 0);
     const int32_t frequency = config.integer_or("moe_layer_freq", 1);
     std::vector<aq::LayerDesc> layers;
     for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
       aq::LayerDesc layer = aq::hf_attention(config);
       layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
-      layer.ffn = l >= first && l % frequency == 0
+      layer.ffn = has_experts && l >= first && l % frequency == 0
                       ? moe
                       : aq::hf_dense(config, config.integer("intermediate_size"));
       layers.push_back(layer);

@@ -11,6 +11,9 @@ const std::vector<aq::NameRow> kNames = aq::hf_names({
     {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.block_sparse_moe.experts.{E}.w1"},
     {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.block_sparse_moe.experts.{E}.w3"},
     {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.block_sparse_moe.experts.{E}.w2"},
+    // as transformers 5 keeps them, experts stacked
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.w1"},
 });
 
 class Mixtral {
@@ -20,12 +23,17 @@ class Mixtral {
       "Mixtral (model_type mixtral): mistralai/Mixtral-8x7B, Mixtral-8x22B"};
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_by_name(config, "mixtral", "MixtralForCausalLM", why);
+    return aq::probe_config(config, "mixtral", "MixtralForCausalLM",
+                            {"num_local_experts", "num_experts_per_tok", "router_aux_loss_coef"},
+                            {"layer_types", "attention_multiplier", "lm_head_bias", "swiglu_limit"},
+                            why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint.config());
+    aq::hf_fixed(config, {{"norm_topk_prob", true}, {"layer_types", nullptr}});
     aq::LayerDesc layer = aq::hf_attention(config);
+    layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
     layer.attention.sliding_window = config.integer_or("sliding_window", 0);
     layer.ffn = aq::hf_experts(config, config.integer("num_local_experts"),
                                config.integer("intermediate_size"));

@@ -20,20 +20,32 @@ class Olmoe {
                                               "OLMoE (model_type olmoe): allenai/OLMoE-1B-7B"};
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_by_name(config, "olmoe", "OlmoeForCausalLM", why);
+    return aq::probe_config(config, "olmoe", "OlmoeForCausalLM",
+                            {"num_experts", "num_experts_per_tok", "clip_qkv"},
+                            {"moe_intermediate_size", "shared_expert_intermediate_size"}, why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint.config());
+    aq::hf_fixed(
+        config,
+        {{"sliding_window", nullptr}, {"use_sliding_window", false}, {"layer_types", nullptr}});
     aq::LayerDesc layer = aq::hf_attention(config);
     layer.attention.qk_norm = AQ_QK_NORM_FULL;
-    layer.attention.clip_qkv = static_cast<float>(config.number_or("clip_qkv", 0));
+    if (config.has("clip_qkv")) layer.attention.clip_qkv = clip(config);
     layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
     layer.ffn =
         aq::hf_experts(config, config.integer("num_experts"), config.integer("intermediate_size"));
     layer.ffn.norm_topk = config.flag_or("norm_topk_prob", false);
     const auto count = static_cast<std::size_t>(config.integer("num_hidden_layers"));
     return aq::hf_decoder(config, std::vector(count, layer), 10000.0, kNames, checkpoint);
+  }
+
+ private:
+  static float clip(const aq::HfConfig& config) {
+    const auto value = static_cast<float>(config.number("clip_qkv"));
+    if (!(value > 0)) config.fail("clip_qkv", config.json()["clip_qkv"], "a positive number");
+    return value;
   }
 };
 

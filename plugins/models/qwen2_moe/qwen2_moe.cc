@@ -28,19 +28,24 @@ class Qwen2Moe {
       "Qwen2-MoE (model_type qwen2_moe): Qwen/Qwen1.5-MoE-A2.7B, Qwen/Qwen2-57B-A14B"};
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_by_name(config, "qwen2_moe", "Qwen2MoeForCausalLM", why);
+    return aq::probe_config(
+        config, "qwen2_moe", "Qwen2MoeForCausalLM",
+        {"num_experts", "shared_expert_intermediate_size", "decoder_sparse_step"},
+        {"linear_num_key_heads", "full_attention_interval"}, why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint.config());
     const aq_ffn_desc moe = experts(config);
     const std::vector<int32_t> dense = config.integers_or_empty("mlp_only_layers");
+    const std::vector<int32_t> windows = sliding_windows(config);
     const int32_t step = config.integer_or("decoder_sparse_step", 1);
     std::vector<aq::LayerDesc> layers;
     for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
       aq::LayerDesc layer = aq::hf_attention(config);
-      layer.qkv_bias = config.flag_or("qkv_bias", true);
-      layer.attention.sliding_window = window(config, l);
+      layer.out_bias = config.flag_or("attention_bias", false);
+      layer.qkv_bias = layer.out_bias || config.flag_or("qkv_bias", true);
+      layer.attention.sliding_window = windows[static_cast<std::size_t>(l)];
       const bool listed = std::find(dense.begin(), dense.end(), l) != dense.end();
       layer.ffn = listed || (l + 1) % step != 0
                       ? aq::hf_dense(config, config.integer("intermediate_size"))
@@ -60,12 +65,28 @@ class Qwen2Moe {
     return ffn;
   }
 
-  /// As transformers 5 reads it: layer_types where there is one; otherwise every other layer below
-  /// max_window_layers, beginning with the first, has a window.
-  static int32_t window(const aq::HfConfig& config, int32_t layer) {
-    if (!config.flag_or("use_sliding_window", false)) return 0;
-    const bool windowed = layer % 2 == 0 && layer < config.integer_or("max_window_layers", 28, 0);
-    return windowed ? config.integer("sliding_window") : 0;
+  /// Of each layer, 0 for none, as transformers 5 reads them: layer_types says which layers have
+  /// one; without it every other layer below max_window_layers, beginning with the first.
+  static std::vector<int32_t> sliding_windows(const aq::HfConfig& config) {
+    const auto n = static_cast<std::size_t>(config.integer("num_hidden_layers"));
+    const bool used = config.flag_or("use_sliding_window", false);
+    std::vector<int32_t> windows(n, 0);
+    const nlohmann::json types = config.has("layer_types") ? config.json()["layer_types"] : nullptr;
+    if (!types.is_null() && (!types.is_array() || types.size() != n))
+      config.fail("layer_types", types, std::to_string(n) + " strings");
+    for (std::size_t l = 0; l < n; l++) {
+      bool sliding = used && l % 2 == 0 &&
+                     static_cast<int32_t>(l) < config.integer_or("max_window_layers", 28, 0);
+      if (!types.is_null()) {
+        sliding = types[l] == "sliding_attention";
+        if (!sliding && types[l] != "full_attention")
+          config.fail("layer_types", types[l], "full_attention or sliding_attention");
+        if (sliding && !used)
+          config.fail("layer_types", types[l], "full_attention, as use_sliding_window is not true");
+      }
+      if (sliding) windows[l] = config.integer("sliding_window");
+    }
+    return windows;
   }
 };
 

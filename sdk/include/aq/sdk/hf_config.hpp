@@ -94,11 +94,14 @@ class Rope {
   Rope(const HfConfig& config, int32_t head_dim, double default_theta)
       : max_positions_(config.number_or("max_position_embeddings", 0)) {
     HfConfig settings(nlohmann::json::object());
-    if (config.has("rope_parameters")) {
-      settings = config.object("rope_parameters");
-    } else if (config.has("rope_scaling")) {
-      settings = config.object("rope_scaling");
-    }
+    const bool old = config.has("rope_scaling") && !config.json()["rope_scaling"].empty();
+    const char* key = old ? "rope_scaling" : "rope_parameters";
+    if (config.has(key)) settings = config.object(key);
+    for (const auto& [name, value] : settings.json().items())
+      if (value.is_object())
+        throw Error(std::string("config.json: ") + key + "." + name +
+                        ": rope settings of a kind of layer are not supported",
+                    AQ_UNSUPPORTED);
     type_ = settings.text_or("rope_type", settings.text_or("type", "default"));
     theta_ = settings.number_or("rope_theta", config.number_or("rope_theta", default_theta));
     const double fraction =
@@ -117,8 +120,10 @@ class Rope {
                       "\" is not supported, known: default, linear, dynamic, yarn, llama3",
                   AQ_UNSUPPORTED);
     original_positions_ =
-        settings.number_or("original_max_position_embeddings",
-                           config.number_or("original_max_position_embeddings", max_positions_));
+        config.number_or("original_max_position_embeddings",
+                         settings.number_or("original_max_position_embeddings", max_positions_));
+    if (type_ != "linear" && (original_positions_ <= 0 || max_positions_ <= 0))
+      throw Error("config.json: the rope type \"" + type_ + "\" needs max_position_embeddings");
     factor_ = settings.has("factor") || type_ != "yarn" ? settings.number("factor")
                                                         : max_positions_ / original_positions_;
     if (factor_ <= 0)
@@ -128,7 +133,6 @@ class Rope {
     if (type_ == "llama3") {
       low_factor_ = settings.number("low_freq_factor");
       high_factor_ = settings.number("high_freq_factor");
-      original_positions_ = settings.number("original_max_position_embeddings");
     }
   }
 

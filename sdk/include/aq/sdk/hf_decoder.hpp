@@ -38,6 +38,17 @@ inline LayerDesc hf_attention(const HfConfig& config) {
   return layer;
 }
 
+/// Options that a family has in one setting only: an Error that names the first that config.json
+/// sets otherwise.
+inline void hf_fixed(const HfConfig& config,
+                     std::initializer_list<std::pair<const char*, nlohmann::json>> options) {
+  for (const auto& [key, value] : options)
+    if (config.has(key) && config.json().at(key) != value)
+      throw Error(std::string("config.json: ") + key + " is " + config.json().at(key).dump() +
+                      ", which is not supported for this model_type, expected " + value.dump(),
+                  AQ_UNSUPPORTED);
+}
+
 /// hidden_act of a gated FFN.
 inline int32_t hf_activation(const HfConfig& config) {
   const std::string act = config.text_or("hidden_act", "silu");
@@ -98,8 +109,17 @@ inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
                                                 std::vector<LayerDesc> layers, double default_theta,
                                                 const std::vector<NameRow>& names,
                                                 const Checkpoint& checkpoint) {
+  hf_fixed(config, {{"mlp_bias", false},
+                    {"use_qk_norm", false},
+                    {"partial_rotary_factor", 1},
+                    {"kv_lora_rank", nullptr},
+                    {"attn_logit_softcapping", nullptr},
+                    {"final_logit_softcapping", nullptr}});
   const auto rope =
       std::make_shared<Rope>(config, layers.front().attention.head_dim, default_theta);
+  if (rope->dim() != layers.front().attention.head_dim)
+    throw Error("config.json: partial_rotary_factor is not supported for this model_type",
+                AQ_UNSUPPORTED);
   for (LayerDesc& layer : layers) {
     layer.attention.rope_dim = rope->dim();
     layer.attention.rope_scale = rope->scale();

@@ -4,6 +4,7 @@
 
 #include <aq/model.h>
 
+#include <algorithm>
 #include <aq/sdk/names.hpp>
 #include <aq/sdk/plugin.hpp>
 #include <aq/sdk/router.hpp>
@@ -144,22 +145,33 @@ struct ModelFactory {
 
 }  // namespace detail
 
-/// How sure a family may be of a config.json: 100 for its model_type, 90 where only `architectures`
-/// names it, 0 otherwise.
-inline int probe_by_name(const nlohmann::json& config, const std::string& model_type,
-                         const std::string& architecture, std::string& why) {
-  if (config.contains("model_type")) {
+/// How sure a family may be of a config.json: 100 for its model_type; 90 where only `architectures`
+/// names it; 50 where neither is there, but every key of `has` and none of `lacks`; 0 otherwise.
+/// `why` gets the reason.
+inline int probe_config(const nlohmann::json& config, const std::string& model_type,
+                        const std::string& architecture, std::initializer_list<const char*> has,
+                        std::initializer_list<const char*> lacks, std::string& why) {
+  if (!config.is_object()) return 0;
+  const auto is_set = [&config](const char* key) {
+    return config.contains(key) && !config[key].is_null();
+  };
+  if (is_set("model_type") && config["model_type"] == model_type) {
     why = "model_type is " + model_type;
-    return config["model_type"] == model_type ? 100 : 0;
+    return 100;
   }
-  const auto names = config.find("architectures");
-  if (names != config.end() && names->is_array())
-    for (const auto& name : *names)
+  if (is_set("architectures") && config["architectures"].is_array())
+    for (const auto& name : config["architectures"])
       if (name == architecture) {
         why = "architectures has " + architecture;
         return 90;
       }
-  return 0;
+  if (is_set("model_type") || is_set("architectures") ||
+      !std::all_of(has.begin(), has.end(), is_set) ||
+      std::any_of(lacks.begin(), lacks.end(), is_set))
+    return 0;
+  why = "neither model_type nor architectures is there, but";
+  for (const char* key : has) why += std::string(" ") + key;
+  return 50;
 }
 
 /// One layer of a DecoderModel. rope_inv_freq is filled in from `rope` when asked for.
@@ -171,8 +183,10 @@ struct LayerDesc {
 
 /// A decoder of standard blocks, wholly described: modules, their stages and shared inputs, names
 /// and routing follow from the description. Name rows are patterns without ".weight" or ".bias";
-/// see names.hpp. Rows of role AQ_ROLE_CUSTOM and above are whole names of tensors that checkpoints
-/// may carry and nobody needs.
+/// see names.hpp. Of two rows for the same tensor the first names the module, and the second is
+/// where the tensor lies in a checkpoint that has it there. Rows of role AQ_ROLE_CUSTOM and above,
+/// each of a role of its own, are whole names of tensors that checkpoints may carry and nobody
+/// needs.
 class DecoderModel : public ModelAdapter {
  public:
   /// `inv_freq` gives the frequencies for a sequence length, living as long as this.
@@ -183,7 +197,8 @@ class DecoderModel : public ModelAdapter {
       : desc_(desc),
         layers_(std::move(layers)),
         inv_freq_(std::move(inv_freq)),
-        names_(with_parts(names)) {
+        module_names_(with_parts(names)),
+        names_(with_parts(stored_rows(names, checkpoint))) {
     find_stacks(names, checkpoint);
     for (int32_t l = 0; l < desc_.n_layers; l++) add_layer(l);
     if (!desc_.tied_embeddings)
@@ -231,7 +246,7 @@ class DecoderModel : public ModelAdapter {
     for (const Stack& stack : stacks_)
       if (const auto key = stack.names.key(name)) {
         out = {key->layer, stack.first_role, 0, AQ_PART_WEIGHT};
-        return exists(out);
+        return exists(out) && stack_of(out) == &stack;
       }
     const auto key = names_.key(name);
     if (!key || !exists(*key) || stack_of(*key) != nullptr) return false;
@@ -254,22 +269,29 @@ class DecoderModel : public ModelAdapter {
   }
 
  private:
+  static constexpr int32_t kUnusedHead = AQ_ROLE_CUSTOM + (1 << 16);
+
   struct Linear {
     aq_module module;
     std::string name;
   };
-  /// A tensor that holds a matrix of every expert.
+  /// A tensor that holds a matrix of every expert, in some layers.
   struct Stack {
     int32_t first_role;
     bool holds_up;
     NameTable names;
+    std::set<int32_t> layers;
   };
 
-  static std::vector<NameRow> with_parts(const std::vector<NameRow>& rows) {
+  std::vector<NameRow> with_parts(const std::vector<NameRow>& rows) const {
     std::vector<NameRow> all;
     for (const NameRow& row : rows) {
       if (row.role >= AQ_ROLE_CUSTOM) {
         all.push_back(row);
+        continue;
+      }
+      if (row.role == AQ_ROLE_LM_HEAD && desc_.tied_embeddings) {  // some store it all the same
+        all.push_back({kUnusedHead, AQ_EXPERT_NONE, 0, row.pattern + ".weight"});
         continue;
       }
       all.push_back({row.role, row.expert, AQ_PART_WEIGHT, row.pattern + ".weight"});
@@ -284,20 +306,45 @@ class DecoderModel : public ModelAdapter {
     return layers_[static_cast<std::size_t>(layer)];
   }
 
+  /// One row for each kind of tensor: the last that this checkpoint has, or the first.
+  std::vector<NameRow> stored_rows(const std::vector<NameRow>& rows,
+                                   const Checkpoint& checkpoint) const {
+    std::vector<NameRow> chosen;
+    for (const NameRow& row : rows) {
+      const auto same = std::find_if(chosen.begin(), chosen.end(), [&row](const NameRow& other) {
+        return other.role == row.role && other.expert == row.expert;
+      });
+      if (same == chosen.end())
+        chosen.push_back(row);
+      else if (!layers_with(row.pattern + ".weight", checkpoint).empty())
+        *same = row;
+    }
+    return chosen;
+  }
+
+  /// Layers whose tensor `pattern` (of expert 0, if of experts) is in the checkpoint.
+  std::set<int32_t> layers_with(const std::string& pattern, const Checkpoint& checkpoint) const {
+    const NameTable table({{0, 0, 0, pattern}});
+    std::set<int32_t> found;
+    for (int32_t l = 0; l < desc_.n_layers; l++)
+      if (checkpoint.has(*table.name({l, 0, 0, 0}))) found.insert(l);
+    return found;
+  }
+
   /// "...experts.{E}.gate_proj" stacked is "...experts.gate_up_proj" and "...experts.down_proj", as
   /// transformers 5 keeps them.
   void find_stacks(const std::vector<NameRow>& rows, const Checkpoint& checkpoint) {
     for (const NameRow& row : rows) {
       const std::size_t hole = row.pattern.find(".{E}.");
       if (hole == std::string::npos || row.role != AQ_ROLE_FFN_GATE) continue;
-      const std::string folder = row.pattern.substr(0, hole);
-      const NameTable both({{AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, folder + ".gate_up_proj"}});
-      const NameTable down({{AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, folder + ".down_proj"}});
-      for (int32_t l = 0; l < desc_.n_layers; l++) {
-        if (!checkpoint.has(*both.name({l, AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0}))) continue;
-        stacks_.push_back({AQ_ROLE_FFN_GATE, true, both});
-        stacks_.push_back({AQ_ROLE_FFN_DOWN, false, down});
-        return;
+      for (const bool down : {false, true}) {
+        const std::string name =
+            row.pattern.substr(0, hole) + (down ? ".down_proj" : ".gate_up_proj");
+        const int32_t role = down ? AQ_ROLE_FFN_DOWN : AQ_ROLE_FFN_GATE;
+        auto layers = layers_with(name, checkpoint);
+        if (!layers.empty())
+          stacks_.push_back(
+              {role, !down, NameTable({{role, AQ_EXPERT_NONE, 0, name}}), std::move(layers)});
       }
     }
   }
@@ -305,7 +352,8 @@ class DecoderModel : public ModelAdapter {
   const Stack* stack_of(const aq_tensor_key& key) const {
     if (key.expert < 0 || key.part != AQ_PART_WEIGHT) return nullptr;
     for (const Stack& stack : stacks_)
-      if (key.role == stack.first_role || (stack.holds_up && key.role == AQ_ROLE_FFN_UP))
+      if (stack.layers.contains(key.layer) &&
+          (key.role == stack.first_role || (stack.holds_up && key.role == AQ_ROLE_FFN_UP)))
         return &stack;
     return nullptr;
   }
@@ -393,7 +441,7 @@ class DecoderModel : public ModelAdapter {
   void add(const aq_tensor_key& key, int64_t out, int64_t in, uint32_t flags, int32_t stage,
            int32_t group) {
     Linear linear{};
-    const auto name = names_.name(key);
+    const auto name = module_names_.name(key);
     if (!name)
       throw Error("the table of names has no row for role " + std::to_string(key.role),
                   AQ_INTERNAL);
@@ -417,7 +465,7 @@ class DecoderModel : public ModelAdapter {
   aq_model_desc desc_;
   std::vector<LayerDesc> layers_;
   InvFreq inv_freq_;
-  NameTable names_;
+  NameTable module_names_, names_;
   std::vector<Stack> stacks_;
   std::vector<Linear> modules_;
   mutable std::mutex mutex_;

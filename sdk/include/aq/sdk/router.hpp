@@ -13,7 +13,8 @@ namespace aq {
 
 /// One token's router. Scores are float32 softmax (over all experts) or sigmoid of the logits; the
 /// bias is added to pick experts, not to weigh them (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
-/// See aq_model.route for ties, NaN and -inf.
+/// Without a bias experts are picked by their logits, which scores follow: so the choice does not
+/// hang on the last bit of an exp(). See aq_model.route for ties, NaN and -inf.
 class Router {
  public:
   explicit Router(const aq_ffn_desc& desc)
@@ -26,7 +27,9 @@ class Router {
   void route(const float* logits, const float* bias, int32_t* ids, float* weights) {
     score(logits);
     for (std::size_t e = 0; e < scores_.size(); e++)
-      choice_[e] = logits[e] > kNever ? scores_[e] + (bias != nullptr ? bias[e] : 0.0f) : kNever;
+      choice_[e] = !(logits[e] > kNever) ? kNever
+                   : bias == nullptr     ? logits[e]
+                                         : scores_[e] + bias[e];
     if (desc_.n_groups > 1) keep_best_groups();
     for (std::size_t e = 0; e < order_.size(); e++) order_[e] = static_cast<int32_t>(e);
     const auto better = [this](int32_t a, int32_t b) {

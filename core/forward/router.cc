@@ -1,0 +1,57 @@
+#include "forward/router.h"
+
+#include <limits>
+
+#include "base/error.h"
+
+namespace aqhost {
+namespace {
+
+constexpr double kNever = -std::numeric_limits<double>::infinity();
+
+/// Softmax over the last dimension in which -inf is 0 even where nothing else is, and +inf takes
+/// all.
+at::Tensor softmax(const at::Tensor& logits) {
+  const at::Tensor most = logits.amax(-1, true);
+  const at::Tensor shifted = at::where(logits == most, 0.0, logits - most);
+  const at::Tensor e = shifted.exp().masked_fill_(logits == kNever, 0.0);
+  const at::Tensor sum = e.sum(-1, true);
+  return e / at::where(sum > 0, sum, 1.0);
+}
+
+/// Positions of the `count` largest of the last dimension, best first; of equals the first.
+at::Tensor best(const at::Tensor& values, int64_t count) {
+  return std::get<1>(values.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(-1, 0, count);
+}
+
+/// choice [N, n_experts] with -inf outside the groups whose best is among the best.
+at::Tensor keep_best_groups(const at::Tensor& choice, const FfnDesc& desc) {
+  const at::Tensor groups = choice.unflatten(1, {desc.n_groups, -1});
+  const at::Tensor kept = best(groups.amax(-1), desc.top_groups);
+  const at::Tensor mask =
+      at::ones({choice.size(0), desc.n_groups}, choice.options().dtype(at::kBool))
+          .scatter_(1, kept, false);
+  return groups.masked_fill(mask.unsqueeze(2), kNever).flatten(1);
+}
+
+}  // namespace
+
+Routing route_batch(const FfnDesc& desc, const at::Tensor& logits, const at::Tensor& bias) {
+  if (desc.router == AQ_ROUTER_CUSTOM) fail("only the adapter knows how its router chooses");
+  // -0 becomes 0, so that they are equal in every sort
+  const at::Tensor clean = logits.masked_fill(logits.isnan(), kNever) + 0.0;
+  const at::Tensor scores =
+      desc.router == AQ_ROUTER_SIGMOID_TOPK ? clean.sigmoid() : softmax(clean);
+  at::Tensor choice = bias.defined() ? at::where(clean == kNever, clean, scores + bias) : clean;
+  if (desc.n_groups > 1) choice = keep_best_groups(choice, desc);
+  const at::Tensor ids = best(choice, desc.top_k);
+  const at::Tensor unused = choice.gather(1, ids) == kNever;
+  at::Tensor weights = scores.gather(1, ids).masked_fill_(unused, 0.0);
+  if (desc.norm_topk) {
+    const at::Tensor sum = weights.sum(-1, true);
+    weights = weights / at::where(sum > 0, sum, 1.0);
+  }
+  return {logits, ids.to(at::kInt).masked_fill_(unused, -1), weights * desc.routed_scale};
+}
+
+}  // namespace aqhost
