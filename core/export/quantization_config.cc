@@ -111,11 +111,12 @@ Json quantization_config(const std::vector<ExportedModule>& modules) {
 
 std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std::string& where) {
   const std::string method = string_at(config, "quant_method", where);
-  if (method != "compressed-tensors" && method != "alphaquant")
+  const auto groups = config.find("config_groups");
+  // a format's own quant_method is no obstacle: its config_groups are what is read
+  if (method != "compressed-tensors" && groups == config.end())
     fail("{}: quantization_config.quant_method is \"{}\", expected \"compressed-tensors\"", where,
          method);
   const std::string format = string_at(config, "format", where);
-  const auto groups = config.find("config_groups");
   if (groups == config.end() || !groups->is_object())
     fail("{}: quantization_config.config_groups is missing or no object", where);
   std::vector<ConfigGroup> result;

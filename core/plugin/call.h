@@ -5,6 +5,9 @@
 #include <exception>
 #include <string>
 
+#include "base/error.h"
+#include "base/json.h"
+
 namespace aqhost {
 
 /// A call into a plugin's function that reports through *err: whatever happens becomes a status.
@@ -31,10 +34,48 @@ aq_status call_plugin(aq_error& error, Function function) {
   return status;
 }
 
-/// What the plugin said, or the status where it said nothing.
+/// A call that has no way to report an error; Error where it lets an exception out.
+template <typename Function>
+auto call_or_fail(const char* what, Function function) {
+  try {
+    return function();
+  } catch (const std::exception& e) {
+    fail("{} let an exception out: {}", what, e.what());
+  } catch (...) {
+    fail("{} let an exception out", what);
+  }
+}
+
+/// A call that ends the life of something: what it throws is dropped.
+template <typename Function>
+void call_quietly(Function function) noexcept {
+  try {
+    function();
+  } catch (...) {  // there is nothing left to refuse
+  }
+}
+
+/// Whether a plugin's string can stand in messages and files: there, not empty, UTF-8, no control
+/// characters.
+inline bool is_name(const char* text) {
+  if (text == nullptr || *text == '\0') return false;
+  for (const char* c = text; *c != '\0'; c++)
+    if (static_cast<unsigned char>(*c) < 0x20 || *c == 0x7f) return false;
+  try {
+    (void)Json(text).dump();
+  } catch (const Json::exception&) {
+    return false;
+  }
+  return true;
+}
+
+/// What the plugin said, in one line, or the status where it said nothing.
 inline std::string error_text(aq_status status, const aq_error& error) {
-  if (error.message[0] != '\0') return error.message;
-  return "status " + std::to_string(status) + " without a message";
+  std::string text = error.message;
+  if (text.empty()) return "status " + std::to_string(status) + " without a message";
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20) c = ' ';
+  return text;
 }
 
 }  // namespace aqhost

@@ -11,7 +11,7 @@
 namespace aqhost {
 namespace {
 
-constexpr uint32_t kMostParams = 1u << 20;
+constexpr uint32_t kMostGroupParams = 1u << 16, kMostTensorParams = 1u << 24;
 constexpr uint32_t kMostPacked = 16;
 constexpr uint32_t kMostSearch = 4096;
 constexpr uint32_t kMostGroupSizes = 64;
@@ -27,7 +27,7 @@ bool all_finite(std::span<const float> values) {
 }  // namespace
 
 void Format::Destroy::operator()(const aq_quantizer* quantizer) const {
-  if (AQ_HAS(quantizer, destroy)) quantizer->destroy(quantizer);
+  if (AQ_HAS(quantizer, destroy)) call_quietly([&] { quantizer->destroy(quantizer); });
 }
 
 template <typename... Args>
@@ -41,8 +41,10 @@ void Format::check(aq_status status, const aq_error& error, const char* function
     fail("format \"{}\" ({}): {}: {}", id_, plugin_path_, function, error_text(status, error));
 }
 
-Format::Format(const aq_quantizer* raw, std::string id, std::string plugin_path, Json options)
-    : raw_(raw),
+Format::Format(const aq_quantizer* raw, std::string id, std::string plugin_path, Json options,
+               std::shared_ptr<const Library> library)
+    : library_(std::move(library)),
+      raw_(raw),
       id_(std::move(id)),
       plugin_path_(std::move(plugin_path)),
       options_(std::move(options)) {
@@ -52,9 +54,13 @@ Format::Format(const aq_quantizer* raw, std::string id, std::string plugin_path,
     lie("a function that every format has is missing");
   describe();
   check_description();
-  const char* config = raw->config_json(raw);
-  if (config == nullptr) lie("config_json is NULL");
-  config_ = parse_json(config, fmt::format("plugin {}: config_json", plugin_path_));
+  try {
+    const char* config = call_or_fail("config_json", [&] { return raw->config_json(raw); });
+    if (config == nullptr) fail("config_json is NULL");
+    config_ = parse_json(config, "config_json");
+  } catch (const Error& e) {
+    lie("{}", e.what());
+  }
   if (!config_.is_object() || !config_.contains("format") || !config_["format"].is_string() ||
       !config_.contains("weights") || !config_["weights"].is_object())
     lie("config_json is no object with \"format\" (a string) and \"weights\" (an object)");
@@ -72,9 +78,10 @@ void Format::describe() {
     lie("element_kind {} is not known", d.element_kind);
   if (d.element_bits < 1 || d.element_bits > 16)
     lie("element_bits is {}, expected 1 to 16", d.element_bits);
-  if (d.group_params < 1 || d.group_params > kMostParams || d.tensor_params > kMostParams)
+  if (d.group_params < 1 || d.group_params > kMostGroupParams ||
+      d.tensor_params > kMostTensorParams)
     lie("{} group_params and {} tensor_params, expected 1 to {} and 0 to {}", d.group_params,
-        d.tensor_params, kMostParams, kMostParams);
+        d.tensor_params, kMostGroupParams, kMostTensorParams);
   if (d.n_packed < 1 || d.n_packed > kMostPacked)
     lie("n_packed is {}, expected 1 to {}", d.n_packed, kMostPacked);
   if (d.n_search > kMostSearch || (d.n_search > 0 && d.search == nullptr))
@@ -145,9 +152,19 @@ void Format::check_description() const {
         d.global_max);
 }
 
+void Format::check_codes(std::span<const std::byte> codes, const char* function) const {
+  const auto bytes = static_cast<std::size_t>(desc_.code_bytes());
+  for (std::size_t i = 0; i < codes.size(); i += bytes) {
+    uint32_t code = std::to_integer<uint32_t>(codes[i]);
+    if (bytes == 2) code |= std::to_integer<uint32_t>(codes[i + 1]) << 8;
+    if (code >> desc_.element_bits != 0)
+      lie("{} gave the code {}, which {} bits cannot hold", function, code, desc_.element_bits);
+  }
+}
+
 std::vector<float> Format::fit_tensor(std::span<const float> weight, int64_t rows, int64_t cols,
                                       std::span<const float> importance) const {
-  std::vector<float> params(desc_.tensor_params);
+  std::vector<float> params(desc_.tensor_params, NAN);
   if (params.empty()) return params;
   if (!AQ_HAS(raw_.get(), fit_tensor)) lie("tensor_params, but no fit_tensor");
   DlTensor w(weight.data(), kDlF32, {rows, cols});
@@ -190,6 +207,7 @@ void Format::quantize(std::span<const float> weight, int64_t rows, int64_t n,
   check(call_plugin(error, [&](aq_error* e) { return raw_->quantize(raw_.get(), &args, e); }),
         error, "quantize");
   if (!all_finite(values)) lie("quantize gave a value that is not finite");
+  check_codes(codes, "quantize");
 }
 
 void Format::dequantize(std::span<const std::byte> codes, int64_t rows, int64_t n,
@@ -236,6 +254,9 @@ std::vector<float> Format::dequantize(const QuantizedMatrix& m) const {
 }
 
 std::vector<TensorInfo> Format::packed(int64_t rows, int64_t cols) const {
+  if (cols % desc_.vector_dim != 0)
+    fail("format \"{}\" cannot store a {} x {} matrix: it codes {} weights of a row at once", id_,
+         rows, cols, desc_.vector_dim);
   std::vector<TensorInfo> infos;
   std::set<std::string> suffixes;
   for (uint32_t i = 0; i < desc_.n_packed; i++) {
@@ -249,18 +270,20 @@ std::vector<TensorInfo> Format::packed(int64_t rows, int64_t cols) const {
            error_text(status, error));
     const std::string type_name = t.st_dtype == nullptr ? "" : t.st_dtype;
     const auto dtype = parse_dtype(type_name);
-    if (t.suffix == nullptr || *t.suffix == '\0' || !suffixes.insert(t.suffix).second)
+    if (!is_name(t.suffix) || !suffixes.insert(t.suffix).second)
       lie("packed tensor {} has no name of its own", i);
     if (!dtype || dtype_size(*dtype) * 8 != t.dtype.bits * t.dtype.lanes)
       lie("packed tensor {} has the type {} of {} bits", t.suffix, type_name, t.dtype.bits);
     if (t.ndim < 0 || t.ndim > 4) lie("packed tensor {} has {} dimensions", t.suffix, t.ndim);
     TensorInfo info{t.suffix, *dtype, {t.shape, t.shape + t.ndim}};
     // nothing a format stores is larger than float32 weights with as many parameters
-    const int64_t most = rows * cols * 4 + rows * desc_.groups(cols) * desc_.group_params * 8 +
-                         int64_t{desc_.tensor_params} * 8 + 1024;
+    const double params =
+        static_cast<double>(rows) * static_cast<double>(desc_.groups(cols)) * desc_.group_params +
+        desc_.tensor_params;
+    const double most = 4.0 * static_cast<double>(rows * cols) + 8.0 * params + 1024;
     int64_t bytes = dtype_size(*dtype);
     for (const int64_t d : info.shape)
-      if (d < 0 || __builtin_mul_overflow(bytes, d, &bytes) || bytes > most)
+      if (d < 0 || __builtin_mul_overflow(bytes, d, &bytes) || static_cast<double>(bytes) > most)
         lie("packed tensor {} of a {} x {} matrix has a dimension of {}", t.suffix, rows, cols, d);
     infos.push_back(std::move(info));
   }
@@ -350,13 +373,7 @@ QuantizedMatrix Format::unpack(int64_t rows, int64_t cols,
         "unpack");
   if (!all_finite(m.group_params) || !all_finite(m.tensor_params))
     fail("a scale is not finite: the file is damaged");
-  const auto most = 1u << desc_.element_bits;
-  for (std::size_t i = 0; i < m.codes.size(); i += static_cast<std::size_t>(desc_.code_bytes())) {
-    uint32_t code = std::to_integer<uint32_t>(m.codes[i]);
-    if (desc_.code_bytes() == 2) code |= std::to_integer<uint32_t>(m.codes[i + 1]) << 8;
-    if (code >= most)
-      lie("unpack gave the code {}, which {} bits cannot hold", code, desc_.element_bits);
-  }
+  check_codes(m.codes, "unpack");
   return m;
 }
 

@@ -15,6 +15,8 @@
 
 namespace aqhost {
 
+class Library;
+
 /// aq_format_desc, owning what it points to. See aq/quantizer.h for what the fields mean.
 struct FormatDesc {
   int32_t element_kind = AQ_ELEM_INT, element_bits = 0, int_min = 0, int_max = 0, vector_dim = 1;
@@ -52,7 +54,10 @@ struct PackedTensor {
 /// A quantization format behind its checks, as Model is for adapters. Any thread.
 class Format {
  public:
-  Format(const aq_quantizer* raw, std::string id, std::string plugin_path, Json options);
+  /// Describes and checks `raw` (taken over; destroyed with this, also on failure); Error names the
+  /// plugin's file. `library` is kept open for as long as this lives.
+  Format(const aq_quantizer* raw, std::string id, std::string plugin_path, Json options,
+         std::shared_ptr<const Library> library = nullptr);
   ~Format();
   Format(const Format&) = delete;
   Format& operator=(const Format&) = delete;
@@ -93,6 +98,7 @@ class Format {
  private:
   void describe();
   void check_description() const;
+  void check_codes(std::span<const std::byte> codes, const char* function) const;
   std::vector<PackedTensor> buffers(int64_t rows, int64_t cols) const;
   template <typename... Args>
   [[noreturn]] void lie(fmt::format_string<Args...> format, Args&&... args) const;
@@ -101,6 +107,7 @@ class Format {
   struct Destroy {
     void operator()(const aq_quantizer* quantizer) const;
   };
+  std::shared_ptr<const Library> library_;
   std::unique_ptr<const aq_quantizer, Destroy> raw_;
   std::string id_, plugin_path_;
   Json options_, config_;

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kMostSize = int64_t{1} << 24;  // of hidden states, vocabularies, heads x size
 constexpr int32_t kMostLayers = 1 << 16, kMostExperts = 1 << 16;
+constexpr int64_t kMostRows = int64_t{1} << 38;  // of a tensor: of all its experts
 constexpr uint32_t kMostModules = 1u << 24;
 
 std::string key_text(const aq_tensor_key& key) {
@@ -28,6 +29,9 @@ bool same(const aq_tensor_key& a, const aq_tensor_key& b) {
 
 bool is_ffn_role(int32_t role) { return role >= AQ_ROLE_FFN_GATE && role <= AQ_ROLE_FFN_DOWN; }
 
+/// A finite number that is not negative.
+bool is_limit(float value) { return std::isfinite(value) && value >= 0; }
+
 template <typename T>
 bool within(T value, T least, T most) {
   return value >= least && value <= most;
@@ -36,7 +40,7 @@ bool within(T value, T least, T most) {
 }  // namespace
 
 void Model::Destroy::operator()(const aq_model* model) const {
-  if (AQ_HAS(model, destroy)) model->destroy(model);
+  if (AQ_HAS(model, destroy)) call_quietly([&] { model->destroy(model); });
 }
 
 template <typename... Args>
@@ -45,8 +49,12 @@ void Model::lie(fmt::format_string<Args...> format, Args&&... args) const {
        fmt::format(format, std::forward<Args>(args)...));
 }
 
-Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source)
-    : raw_(raw), id_(std::move(id)), plugin_path_(std::move(plugin_path)) {
+Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source,
+             std::shared_ptr<const Library> library)
+    : library_(std::move(library)),
+      raw_(raw),
+      id_(std::move(id)),
+      plugin_path_(std::move(plugin_path)) {
   if (!AQ_HAS(raw, describe) || !AQ_HAS(raw, describe_attention) || !AQ_HAS(raw, describe_ffn) ||
       !AQ_HAS(raw, module_count) || !AQ_HAS(raw, get_module) || !AQ_HAS(raw, find_ref) ||
       !AQ_HAS(raw, find_key) || !AQ_HAS(raw, route))
@@ -98,7 +106,8 @@ AttentionDesc Model::attention(int32_t layer, int64_t seq_len) const {
         fmt::format("{} heads of {}, {} for keys and values", d.n_heads, d.head_dim, d.n_kv_heads));
   if (!within(d.qk_norm, 0, int32_t{AQ_QK_NORM_FULL}))
     wrong(fmt::format("qk_norm {} is not known", d.qk_norm));
-  if (d.sliding_window < 0 || !(d.clip_qkv >= 0) || !(d.scale >= 0) || !(d.rope_scale >= 0))
+  if (d.sliding_window < 0 || !is_limit(d.clip_qkv) || !is_limit(d.scale) ||
+      !is_limit(d.rope_scale))
     wrong("a window, clip or scale is negative or no number");
   if (d.rope_dim < 0 || d.rope_dim > d.head_dim || d.rope_dim % 2 != 0 ||
       (d.rope_dim > 0 && d.rope_inv_freq == nullptr))
@@ -143,8 +152,7 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   if (d.router != AQ_ROUTER_SOFTMAX_TOPK && d.router != AQ_ROUTER_SIGMOID_TOPK &&
       d.router != AQ_ROUTER_CUSTOM)
     wrong(fmt::format("router {} is not known", d.router));
-  if (!std::isfinite(d.routed_scale) || d.routed_scale < 0)
-    wrong(fmt::format("routed_scale {}", d.routed_scale));
+  if (!is_limit(d.routed_scale)) wrong(fmt::format("routed_scale {}", d.routed_scale));
   if (d.n_groups < 0 ||
       (d.n_groups > 0 && (d.n_experts % d.n_groups != 0 || !within(d.top_groups, 1, d.n_groups))))
     wrong(fmt::format("top {} of {} groups of {} experts", d.top_groups, d.n_groups, d.n_experts));
@@ -164,8 +172,10 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
 }
 
 TensorRef Model::take_ref(const aq_tensor_ref& raw, const std::string& what) const {
-  if (raw.name == nullptr || *raw.name == '\0') lie("{} has no tensor name", what);
-  if (raw.index < -1 || raw.row_begin < 0 || raw.row_step < 0 || raw.row_count < 0)
+  if (!is_name(raw.name)) lie("{} has no tensor name", what);
+  if (!within(raw.index, int64_t{-1}, int64_t{kMostExperts}) ||
+      !within(raw.row_begin, int64_t{0}, kMostRows) ||
+      !within(raw.row_step, int64_t{0}, kMostRows) || !within(raw.row_count, int64_t{0}, kMostRows))
     lie("{} lies at index {}, rows from {} in steps of {}, {} of them", what, raw.index,
         raw.row_begin, raw.row_step, raw.row_count);
   return {raw.name,      raw.index,          raw.row_begin, std::max<int64_t>(1, raw.row_step),
@@ -179,13 +189,14 @@ Module Model::get_module(uint32_t index) const {
   const aq_status status =
       call_plugin(error, [&](aq_error* e) { return raw_->get_module(raw_.get(), index, &m, e); });
   if (status != AQ_OK) lie("get_module({}): {}", index, error_text(status, error));
-  if (m.name == nullptr || *m.name == '\0') lie("module {} has no name", index);
+  if (!is_name(m.name)) lie("module {} has no name", index);
   Module module;
   module.index = index;
   module.name = m.name;
   module.key = m.key;
   const std::string what = "module " + module.name;
-  if (m.key.layer < -1 || m.key.layer >= desc_.n_layers || m.key.part != AQ_PART_WEIGHT)
+  if (m.key.layer < -1 || m.key.layer >= desc_.n_layers || m.key.expert < AQ_EXPERT_SHARED ||
+      m.key.part != AQ_PART_WEIGHT)
     lie("{} has the key {}", what, key_text(m.key));
   if (!within(m.out_features, int64_t{1}, kMostSize) ||
       !within(m.in_features, int64_t{1}, kMostSize))
@@ -196,14 +207,22 @@ Module Model::get_module(uint32_t index) const {
   module.in_features = m.in_features;
   module.stage = m.stage;
   module.input_group = m.input_group;
-  module.label = m.label == nullptr ? "" : m.label;
+  module.label = is_name(m.label) ? m.label : "";
   module.quantize = (m.flags & AQ_MODULE_QUANTIZE) != 0;
   module.sensitive = (m.flags & AQ_MODULE_SENSITIVE) != 0;
   return module;
 }
 
+uint32_t Model::module_count() const {
+  try {
+    return call_or_fail("module_count", [&] { return raw_->module_count(raw_.get()); });
+  } catch (const Error& e) {
+    lie("{}", e.what());
+  }
+}
+
 void Model::list_modules() {
-  const uint32_t count = raw_->module_count(raw_.get());
+  const uint32_t count = module_count();
   if (!within(count, 1u, kMostModules)) lie("module_count is {}", count);
   std::set<std::string> names;
   const auto place = [](const Module& m) {
@@ -263,10 +282,23 @@ void Model::check_modules() const {
   }
   if (!desc_.tied_embeddings)
     expect(-1, AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, desc_.vocab_size, desc_.hidden_size);
+  check_input_groups();
   for (const Module& m : modules_)
     if (is_ffn_role(m.key.role) && m.key.layer >= 0 && m.key.expert >= 0 &&
         m.key.expert >= ffn(m.key.layer).n_experts)
       lie("module {} is of expert {} of {}", m.name, m.key.expert, ffn(m.key.layer).n_experts);
+}
+
+/// Modules that say they have the same input can have it.
+void Model::check_input_groups() const {
+  std::map<std::array<int32_t, 3>, const Module*> first;
+  for (const Module& m : modules_) {
+    const Module& other =
+        *first.try_emplace({m.key.layer, m.key.expert, m.input_group}, &m).first->second;
+    if (m.in_features != other.in_features || m.stage != other.stage)
+      lie("modules {} and {} share the input group {}, but not their input's size and stage",
+          other.name, m.name, m.input_group);
+  }
 }
 
 std::optional<TensorRef> Model::find_ref(const aq_tensor_key& key) const {
@@ -340,6 +372,8 @@ void Model::route(const RouteArgs& args) const {
   DlTensor hidden(args.hidden.data(), kDlF32, {args.tokens, desc_.hidden_size});
   DlTensor ids(args.ids.data(), kDlI32, {args.tokens, int64_t{f.top_k}});
   DlTensor weights(args.weights.data(), kDlF32, {args.tokens, int64_t{f.top_k}});
+  // what it forgets to fill is found below
+  std::fill(args.ids.begin(), args.ids.end(), f.n_experts);
   const aq_route_args raw{sizeof raw,           args.layer, logits.get(), bias.get_or_null(),
                           hidden.get_or_null(), ids.get(),  weights.get()};
   aq_error error;
@@ -348,7 +382,8 @@ void Model::route(const RouteArgs& args) const {
   if (status != AQ_OK) lie("route: {}", error_text(status, error));
   const auto k = static_cast<std::size_t>(f.top_k);
   for (std::size_t i = 0; i < args.ids.size(); i++) {
-    if (!within(args.ids[i], -1, f.n_experts - 1) || !std::isfinite(args.weights[i]))
+    if (!within(args.ids[i], -1, f.n_experts - 1) || !std::isfinite(args.weights[i]) ||
+        (args.ids[i] < 0 && args.weights[i] != 0))
       lie("route: token {} goes to expert {} of {} with weight {}", i / k, args.ids[i], f.n_experts,
           args.weights[i]);
     for (std::size_t j = i / k * k; j < i; j++)

@@ -17,6 +17,8 @@
 
 namespace aqhost {
 
+class Library;
+
 struct TensorRef {  // aq_tensor_ref, owning its name
   std::string name;
   int64_t index = -1, row_begin = 0, row_step = 1, row_count = 0;
@@ -80,7 +82,9 @@ class Model {
  public:
   /// Describes and checks `raw` (taken over; destroyed with this, also on failure) against
   /// `source`, and every tensor of `source`: claimed by the adapter, and every module's there.
-  Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source);
+  /// `library` is kept open for as long as this lives.
+  Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source,
+        std::shared_ptr<const Library> library = nullptr);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
@@ -105,10 +109,12 @@ class Model {
  private:
   void describe();
   FfnDesc describe_ffn(int32_t layer) const;
+  uint32_t module_count() const;
   void list_modules();
   Module get_module(uint32_t index) const;
   TensorRef take_ref(const aq_tensor_ref& raw, const std::string& what) const;
   void check_modules() const;
+  void check_input_groups() const;
   void check_tensors(const Source& source) const;
   template <typename... Args>
   [[noreturn]] void lie(fmt::format_string<Args...> format, Args&&... args) const;
@@ -116,6 +122,7 @@ class Model {
   struct Destroy {
     void operator()(const aq_model* model) const;
   };
+  std::shared_ptr<const Library> library_;
   std::unique_ptr<const aq_model, Destroy> raw_;
   std::string id_, plugin_path_;
   ModelDesc desc_;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <boost/dll/runtime_symbol_info.hpp>
-#include <boost/dll/shared_library.hpp>
 #include <cstdlib>
 #include <map>
 #include <set>
@@ -12,10 +11,10 @@
 #include "base/error.h"
 #include "base/nearest.h"
 #include "plugin/call.h"
+#include "plugin/library.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
-namespace dll = boost::dll;
 namespace {
 
 constexpr uint32_t kMostOffered = 256;
@@ -34,12 +33,12 @@ const void* AQ_CALL no_extension(const aq_host*, const char*) { return nullptr; 
 const aq_host kHost{sizeof(aq_host), AQ_ABI_MINOR, nullptr,     "aqhost",
                     kHostVersion,    log_message,  no_extension};
 
-/// Of what a factory offers.
+/// One model or format of a factory.
 template <typename Factory>
 struct Offer {
   const Factory* factory;
   uint32_t index;
-  std::string path;
+  std::shared_ptr<const Library> library;
 };
 
 std::string text_or_empty(const char* text) { return text == nullptr ? "" : text; }
@@ -57,18 +56,6 @@ std::string checked_id(const aq_descriptor* d) {
   return id;
 }
 
-/// Runs a call that cannot report an error; an exception out of it is one.
-template <typename Function>
-auto scan_call(const char* what, Function function) {
-  try {
-    return function();
-  } catch (const std::exception& e) {
-    fail("{} let an exception out: {}", what, e.what());
-  } catch (...) {
-    fail("{} let an exception out", what);
-  }
-}
-
 }  // namespace
 
 struct Registry::Impl {
@@ -78,9 +65,11 @@ struct Registry::Impl {
 
   void scan(const fs::path& folder, std::set<fs::path>& seen) {
     std::vector<fs::path> files;
-    for (const auto& entry : fs::directory_iterator(folder))
+    std::error_code error;
+    for (const auto& entry : fs::directory_iterator(folder, error))
       if (entry.path().extension() == ".so" && entry.is_regular_file())
         files.push_back(entry.path());
+    if (error) fail("plugin folder {}: {}", folder.string(), error.message());
     std::sort(files.begin(), files.end());
     for (const fs::path& file : files) {
       if (!seen.insert(fs::canonical(file)).second) continue;
@@ -95,80 +84,75 @@ struct Registry::Impl {
     }
   }
 
+  /// All that the file offers, or nothing of it.
   void load(const fs::path& file, PluginInfo& info) {
-    // never unloaded: what plugins hand out points into them
-    static std::vector<dll::shared_library> libraries;
-    dll::shared_library library;
-    try {
-      library.load(file.string(), dll::load_mode::rtld_now | dll::load_mode::rtld_local);
-    } catch (const std::exception& e) {
-      fail("cannot be loaded: {}", e.what());
-    }
-    if (!library.has("aq_plugin_entry"))
-      fail("has no symbol aq_plugin_entry: not a plugin of aqhost");
-    const auto& entry = library.get<const aq_entry>("aq_plugin_entry");
-    libraries.push_back(library);
-    if (entry.struct_size < offsetof(aq_entry, init))
-      fail("its entry says it has {} bytes: not a plugin of aqhost", entry.struct_size);
-    info.abi = fmt::format("{}.{}", entry.abi_major, entry.abi_minor);
-    if (entry.abi_major != AQ_ABI_MAJOR)
-      fail("it is built for plugin ABI {}, this aqhost has {}.{}; rebuild it with this SDK",
-           info.abi, AQ_ABI_MAJOR, AQ_ABI_MINOR);
-    if (!AQ_HAS(&entry, get_factory)) fail("its entry has no get_factory");
-    init(entry, info.path);
-    offer(entry, info);
-  }
-
-  static void init(const aq_entry& entry, const std::string& path) {
-    if (!AQ_HAS(&entry, init)) return;
-    aq_error error;
-    const aq_status status =
-        call_plugin(error, [&](aq_error* e) { return entry.init(&kHost, path.c_str(), e); });
-    if (status != AQ_OK) fail("its init failed: {}", error_text(status, error));
-  }
-
-  void offer(const aq_entry& entry, const PluginInfo& info) {
-    const auto get = [&](const char* id) {
-      return scan_call("get_factory", [&] { return entry.get_factory(id); });
-    };
-    const auto* model = static_cast<const aq_model_factory*>(get(AQ_MODEL_FACTORY_ID));
-    const auto* format = static_cast<const aq_quantizer_factory*>(get(AQ_QUANTIZER_FACTORY_ID));
+    const auto library = std::make_shared<Library>(file);
+    info.abi = library->abi();
+    library->start(kHost);
+    const auto* model = static_cast<const aq_model_factory*>(library->factory(AQ_MODEL_FACTORY_ID));
+    const auto* format =
+        static_cast<const aq_quantizer_factory*>(library->factory(AQ_QUANTIZER_FACTORY_ID));
     if (model == nullptr && format == nullptr) fail("it offers neither models nor formats");
-    if (model != nullptr) {
-      if (!AQ_HAS(model, count) || !AQ_HAS(model, descriptor) || !AQ_HAS(model, probe) ||
-          !AQ_HAS(model, create))
-        fail("its model factory lacks a function");
-      add(*model, "model", info, models);
-    }
-    if (format != nullptr) {
-      if (!AQ_HAS(format, count) || !AQ_HAS(format, descriptor) || !AQ_HAS(format, create))
-        fail("its quantizer factory lacks a function");
-      add(*format, "quantizer", info, formats);
-    }
+    if (model != nullptr && !AQ_HAS(model, probe)) fail("its model factory lacks a function");
+    const auto its_models = described(model, "model", info);
+    const auto its_formats = described(format, "quantizer", info);
+    add(model, its_models, library, models);
+    add(format, its_formats, library, formats);
   }
 
+  /// What a factory (or nullptr) offers, in its order.
   template <typename Factory>
-  void add(const Factory& factory, const char* kind, PluginInfo info,
-           std::map<std::string, Offer<Factory>>& offers) {
-    const uint32_t count = scan_call("count", [&] { return factory.count(&factory); });
+  static std::vector<PluginInfo> described(const Factory* factory, const char* kind,
+                                           PluginInfo info) {
+    std::vector<PluginInfo> infos;
+    if (factory == nullptr) return infos;
+    if (!AQ_HAS(factory, count) || !AQ_HAS(factory, descriptor) || !AQ_HAS(factory, create))
+      fail("its {} factory lacks a function", kind);
+    const uint32_t count = call_or_fail("count", [&] { return factory->count(factory); });
     if (count == 0 || count > kMostOffered) fail("it offers {} of kind {}", count, kind);
+    info.kind = kind;
     for (uint32_t i = 0; i < count; i++) {
       const aq_descriptor* d =
-          scan_call("descriptor", [&] { return factory.descriptor(&factory, i); });
+          call_or_fail("descriptor", [&] { return factory->descriptor(factory, i); });
       info.id = checked_id(d);
-      info.kind = kind;
       info.name = text_or_empty(d->name);
       info.version = text_or_empty(d->version);
       info.vendor = text_or_empty(d->vendor);
       info.description = text_or_empty(d->description);
-      const auto [it, added] = offers.try_emplace(info.id, Offer<Factory>{&factory, i, info.path});
-      info.refused = added ? ""
-                           : fmt::format("the id \"{}\" is taken by {}, found first", info.id,
-                                         it->second.path);
-      listed.push_back(info);
+      infos.push_back(info);
+    }
+    return infos;
+  }
+
+  template <typename Factory>
+  void add(const Factory* factory, const std::vector<PluginInfo>& infos,
+           const std::shared_ptr<const Library>& library,
+           std::map<std::string, Offer<Factory>>& offers) {
+    for (uint32_t i = 0; i < infos.size(); i++) {
+      PluginInfo info = infos[i];
+      const auto [it, added] = offers.try_emplace(info.id, Offer<Factory>{factory, i, library});
+      if (!added)
+        info.refused = fmt::format("the id \"{}\" is taken by {}, found first", info.id,
+                                   it->second.library->path());
+      listed.push_back(std::move(info));
     }
   }
 };
+
+/// What an offer's factory makes of `arg`; Error, which begins with the plugin's file, if nothing.
+template <typename Factory, typename Arg>
+auto create(const Offer<Factory>& offer, const std::string& what, const Arg& arg) {
+  using Object = decltype(offer.factory->create(offer.factory, 0, &kHost, arg, nullptr));
+  Object raw = nullptr;
+  aq_error error;
+  const aq_status status = call_plugin(error, [&](aq_error* e) {
+    raw = offer.factory->create(offer.factory, offer.index, &kHost, arg, e);
+    return raw == nullptr ? AQ_INTERNAL : AQ_OK;
+  });
+  if (status != AQ_OK)
+    fail("plugin {}: {}: {}", offer.library->path(), what, error_text(status, error));
+  return raw;
+}
 
 std::vector<fs::path> plugin_search_path(const std::vector<fs::path>& given) {
   std::vector<fs::path> folders;
@@ -187,7 +171,7 @@ std::vector<fs::path> plugin_search_path(const std::vector<fs::path>& given) {
       if (!folder.empty()) add_if_there(folder);
     }
   }
-  const fs::path bin = fs::path(dll::program_location().string()).parent_path();
+  const fs::path bin = fs::path(boost::dll::program_location().string()).parent_path();
   add_if_there(bin / "../lib/aqhost/plugins");
   add_if_there(bin / "../plugins");
   return folders;
@@ -244,9 +228,14 @@ std::vector<ModelMatch> Registry::probe(const Json& config) const {
   std::vector<ModelMatch> matches;
   for (const auto& [id, offer] : impl_->models) {
     char why[256] = "";
-    const int32_t score = scan_call("probe", [&] {
-      return offer.factory->probe(offer.factory, offer.index, text.c_str(), why, sizeof why);
-    });
+    int32_t score = 0;
+    try {
+      score = call_or_fail("probe", [&, &offer = offer] {
+        return offer.factory->probe(offer.factory, offer.index, text.c_str(), why, sizeof why);
+      });
+    } catch (const Error& e) {
+      spdlog::warn("plugin {}: model \"{}\": {}", offer.library->path(), id, e.what());
+    }
     why[sizeof why - 1] = '\0';
     if (score > 0) matches.push_back({id, why, std::min(score, 100)});
   }
@@ -275,16 +264,9 @@ std::unique_ptr<const Model> Registry::create_model(const Source& source,
   const std::string config = source.config().dump();
   const aq_checkpoint checkpoint{sizeof checkpoint, 0, const_cast<Source*>(&source), config.c_str(),
                                  find_tensor};
-  const aq_model* raw = nullptr;
-  aq_error error;
-  call_plugin(error, [&](aq_error* e) {
-    const auto& offer = it->second;
-    raw = offer.factory->create(offer.factory, offer.index, &kHost, &checkpoint, e);
-    return raw == nullptr ? AQ_INTERNAL : AQ_OK;
-  });
-  if (raw == nullptr)
-    fail("{}: model \"{}\": {}", source.directory(), id, error_text(AQ_INTERNAL, error));
-  return std::make_unique<const Model>(raw, id, it->second.path, source);
+  const aq_model* raw = create(it->second, fmt::format("model \"{}\"", id), &checkpoint);
+  return std::make_unique<const Model>(raw, id, it->second.library->path(), source,
+                                       it->second.library);
 }
 
 std::shared_ptr<const Format> Registry::create_format(const std::string& id,
@@ -294,15 +276,9 @@ std::shared_ptr<const Format> Registry::create_format(const std::string& id,
     fail("no plugin offers the format \"{}\"{}", id,
          impl_->formats.empty() ? found_text({}, "format") : did_you_mean(id, format_ids()));
   const std::string text = options.dump();
-  const aq_quantizer* raw = nullptr;
-  aq_error error;
-  call_plugin(error, [&](aq_error* e) {
-    const auto& offer = it->second;
-    raw = offer.factory->create(offer.factory, offer.index, &kHost, text.c_str(), e);
-    return raw == nullptr ? AQ_INTERNAL : AQ_OK;
-  });
-  if (raw == nullptr) fail("format \"{}\": {}", id, error_text(AQ_INTERNAL, error));
-  return std::make_shared<const Format>(raw, id, it->second.path, options);
+  const aq_quantizer* raw = create(it->second, fmt::format("format \"{}\"", id), text.c_str());
+  return std::make_shared<const Format>(raw, id, it->second.library->path(), options,
+                                        it->second.library);
 }
 
 }  // namespace aqhost

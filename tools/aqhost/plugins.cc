@@ -42,7 +42,8 @@ void run(const po::variables_map& options) {
     if (!p.refused.empty()) entry["refused"] = p.refused;
     list.push_back(std::move(entry));
   }
-  fmt::print("{}\n", list.dump());
+  // what plugins say of themselves may be no UTF-8
+  fmt::print("{}\n", list.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <aq/model.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,7 +30,7 @@ class NameTable {
   std::optional<std::string> name(const aq_tensor_key& key) const {
     for (const NameRow& row : rows_)
       if (row.role == key.role && row.part == key.part && same_expert(row, key) &&
-          has(row, "{L}") == (key.layer >= 0))
+          (has(row, "{L}") ? key.layer >= 0 : key.layer == -1))
         return fill(row.pattern, key);
     return std::nullopt;
   }
@@ -82,9 +83,9 @@ class NameTable {
   static bool take_number(std::string_view& text, int32_t& number) {
     std::size_t digits = 0;
     int64_t value = 0;
-    while (digits < text.size() && digits < 9 && text[digits] >= '0' && text[digits] <= '9')
+    while (digits < text.size() && digits < 10 && text[digits] >= '0' && text[digits] <= '9')
       value = 10 * value + (text[digits++] - '0');
-    if (digits == 0 || (digits > 1 && text[0] == '0')) return false;
+    if (digits == 0 || (digits > 1 && text[0] == '0') || value > INT32_MAX) return false;
     number = static_cast<int32_t>(value);
     text.remove_prefix(digits);
     return true;
