@@ -211,8 +211,8 @@ class RecipeParser {
   int64_t group_size(const YAML::Node& node) const {
     int64_t value = 0;
     const bool whole = node.IsScalar() && YAML::convert<int64_t>::decode(node, value);
-    if (!whole || (value != -1 && (value < 1 || value > (1 << 20))))
-      wrong(node, "group_size", "a positive number, or -1 for a whole row");
+    if (!whole || value < -1 || value > (1 << 20))
+      wrong(node, "group_size", "a positive number, -1 for a row, or 0 for a whole matrix");
     return value;
   }
 

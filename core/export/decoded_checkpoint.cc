@@ -22,10 +22,11 @@ Json options_of(const Json& weights) {
   const auto group_size = weights.find("group_size");
   if (group_size != weights.end() && group_size->is_number_integer())
     options["group_size"] = *group_size;
-  else if (strategy == "channel")
-    options["group_size"] = -1;
+  else if (strategy == "channel" || strategy == "tensor")
+    options["group_size"] = strategy == "channel" ? -1 : 0;
   if (weights.contains("symmetric") && !weights.value("symmetric", true))
     options["symmetric"] = false;
+  if (weights.contains("element")) options["element"] = weights["element"];
   return options;
 }
 
@@ -34,7 +35,7 @@ bool same_format(const Json& ours, const Json& theirs) {
   if (ours.value("format", "") != theirs.value("format", "")) return false;
   const Json none;
   const Json &a = ours.value("weights", none), &b = theirs.value("weights", none);
-  for (const char* key : {"num_bits", "type", "symmetric", "strategy", "group_size"})
+  for (const char* key : {"num_bits", "type", "symmetric", "strategy", "group_size", "element"})
     if (a.value(key, none) != b.value(key, none)) return false;
   return true;
 }

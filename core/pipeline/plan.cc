@@ -30,7 +30,7 @@ class FormatCache {
 };
 
 bool divides(int64_t group_size, int64_t features) {
-  return group_size < 0 || features % group_size == 0;
+  return group_size <= 0 || features % group_size == 0;
 }
 
 /// The largest group size that the format allows, is at most `wanted`, and divides `features`.
@@ -42,10 +42,13 @@ std::optional<int32_t> fitting_group_size(const FormatDesc& desc, int64_t wanted
   return best;
 }
 
-/// `wanted` as the format can take it: MX blocks are 32, whatever a recipe asks.
+/// `wanted` as the format can take it: MX blocks are 32, whatever a recipe asks, and fp8 has whole
+/// rows.
 int64_t allowed_group_size(const FormatDesc& desc, int64_t wanted) {
   const auto& sizes = desc.group_sizes;
   if (std::find(sizes.begin(), sizes.end(), wanted) != sizes.end()) return wanted;
+  if (std::all_of(sizes.begin(), sizes.end(), [](int32_t size) { return size <= 0; }))
+    return desc.group_size;
   return sizes.size() == 1 ? sizes.front() : wanted;
 }
 

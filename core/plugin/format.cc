@@ -120,8 +120,9 @@ void Format::check_description() const {
   if (std::find(d.group_sizes.begin(), d.group_sizes.end(), d.group_size) == d.group_sizes.end())
     lie("group_size {} is not among its own group sizes", d.group_size);
   for (const int32_t size : d.group_sizes)
-    if (size != -1 && (size < 1 || size % d.vector_dim != 0))
-      lie("group size {}, expected -1 or a positive multiple of vector_dim {}", size, d.vector_dim);
+    if (size < -1 || size % d.vector_dim != 0)
+      lie("group size {}, expected -1, 0 or a positive multiple of vector_dim {}", size,
+          d.vector_dim);
   if (!all_finite(d.values)) lie("a grid value is not finite");
   if (!all_finite(d.search) ||
       std::any_of(d.search.begin(), d.search.end(), [](float f) { return f <= 0; }))
@@ -147,6 +148,8 @@ void Format::check_description() const {
   if (d.group_params != (d.zero_point ? 2u : 1u))
     lie("{} group_params, a scale{} was expected", d.group_params,
         d.zero_point ? " and a zero" : "");
+  if (d.group_size == 0 && (d.zero_point || d.global_scale))
+    lie("one group of a whole matrix goes with neither zero points nor a global scale");
   if (d.tensor_params != (d.global_scale ? 1u : 0u) || (d.global_scale && !(d.global_max > 0)))
     lie("{} tensor_params and global_max {} do not go with its global scale", d.tensor_params,
         d.global_max);

@@ -31,9 +31,9 @@ struct FormatDesc {
 
   /// Whether the host may do everything itself from this description.
   bool described() const { return element_kind != AQ_ELEM_CUSTOM && fit_rule != AQ_FIT_CUSTOM; }
-  int64_t groups(int64_t cols) const {
-    return group_size < 0 ? 1 : (cols + group_size - 1) / group_size;
-  }
+  /// Columns of a group, of the last maybe fewer: a row of `cols`, or the group size.
+  int64_t width(int64_t cols) const { return group_size > 0 ? group_size : cols; }
+  int64_t groups(int64_t cols) const { return (cols + width(cols) - 1) / width(cols); }
   int64_t code_bytes() const { return element_bits > 8 ? 2 : 1; }
 };
 

@@ -14,13 +14,8 @@
 namespace aqhost {
 namespace {
 
-/// Adding and subtracting this rounds |x| < 2^22 to the nearest whole number, ties to even, as
-/// nearbyint does, in two operations that vectorize everywhere.
-constexpr float kRounding = 0x1.8p23f;
-/// Codes saturate long before.
-constexpr float kFar = 0x1p20f;
-
 constexpr std::size_t kLanes = 48;  // search factors handled at once
+constexpr uint32_t kFew = 8;        // search factors for which lanes would lie idle
 
 aq_format_desc raw_desc(const FormatDesc& d) {
   aq_format_desc raw{};
@@ -45,11 +40,8 @@ aq_format_desc raw_desc(const FormatDesc& d) {
   return raw;
 }
 
-/// The integer that w / step is rounded to, as a float.
-inline float round_int(float w, float step, float zero, float least, float most) {
-  const float t = std::min(std::max(w / step, -kFar), kFar);
-  return std::min(std::max((t + kRounding) - kRounding + zero, least), most);
-}
+template <typename Element>
+constexpr bool is_kernel_element = !std::is_same_v<std::remove_cvref_t<Element>, std::monostate>;
 
 struct Candidates {
   alignas(64) float step[kLanes];
@@ -57,35 +49,72 @@ struct Candidates {
   alignas(64) double error[kLanes];
 };
 
-/// The error of every candidate over one group of integers; each lane sums its columns in order.
-AQ_VECTOR_CLONES
-void int_errors(const float* weights, const double* importance, int64_t n, float least, float most,
-                Candidates& c) {
+// Each element kind has operator()(t, zero): code and value of Grid, without a branch.
+
+/// The error of every candidate over one group; each lane sums its columns in order.
+template <typename Element>
+[[gnu::always_inline]] inline void errors_of_lanes(const Element& element, const float* weights,
+                                                   const double* importance, int64_t n,
+                                                   Candidates& c) {
   for (std::size_t k = 0; k < kLanes; k++) c.error[k] = 0;
   for (int64_t i = 0; i < n; i++) {
     const float w = weights[i];
     const double h = importance[i];
     for (std::size_t k = 0; k < kLanes; k++) {
-      const float q = round_int(w, c.step[k], c.zero[k], least, most);
-      const double d = w - (q - c.zero[k]) * c.step[k];
+      const double d = w - element(w / c.step[k], c.zero[k]).value * c.step[k];
       c.error[k] += h * (d * d);
     }
   }
 }
 
-AQ_VECTOR_CLONES
-void round_ints(int64_t n, const float* weights, const float* step, const float* zero, float least,
-                float most, uint8_t* codes, float* values) {
+/// The weighted squared error of every weight of one group.
+template <typename Element>
+[[gnu::always_inline]] inline void errors_of_weights(const Element& element, const float* weights,
+                                                     const double* importance, int64_t n,
+                                                     float step, float zero, double* errors) {
   for (int64_t i = 0; i < n; i++) {
-    const float q = round_int(weights[i], step[i], zero[i], least, most);
-    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(q - least));
-    values[i] = (q - zero[i]) * step[i];
+    const double d = weights[i] - element(weights[i] / step, zero).value * step;
+    errors[i] = importance[i] * (d * d);
   }
 }
 
+template <typename Element>
+[[gnu::always_inline]] inline void round_weights(const Element& element, int64_t n,
+                                                 const float* weights, const float* step,
+                                                 const float* zero, uint8_t* codes, float* values) {
+  for (int64_t i = 0; i < n; i++) {
+    const ElementCode rounded = element(weights[i] / step[i], zero[i]);
+    codes[i] = static_cast<uint8_t>(rounded.code);
+    values[i] = rounded.value * step[i];
+  }
+}
+
+// Cloned functions cannot be templates.
+#define AQ_KERNELS(Element)                                                                   \
+  AQ_VECTOR_CLONES                                                                            \
+  void lane_errors(const Element& element, const float* weights, const double* importance,    \
+                   int64_t n, Candidates& candidates) {                                       \
+    errors_of_lanes(element, weights, importance, n, candidates);                             \
+  }                                                                                           \
+  AQ_VECTOR_CLONES                                                                            \
+  void weight_errors(const Element& element, const float* weights, const double* importance,  \
+                     int64_t n, float step, float zero, double* errors) {                     \
+    errors_of_weights(element, weights, importance, n, step, zero, errors);                   \
+  }                                                                                           \
+  AQ_VECTOR_CLONES                                                                            \
+  void round_each(const Element& element, int64_t n, const float* weights, const float* step, \
+                  const float* zero, uint8_t* codes, float* values) {                         \
+    round_weights(element, n, weights, step, zero, codes, values);                            \
+  }
+AQ_KERNELS(IntElement)
+AQ_KERNELS(FloatElement)
+AQ_KERNELS(TableElement)
+#undef AQ_KERNELS
+
 }  // namespace
 
-Rounder::Rounder(const FormatDesc& desc) : desc_(raw_desc(desc)), grid_(desc_) {}
+Rounder::Rounder(const FormatDesc& desc)
+    : desc_(raw_desc(desc)), grid_(desc_), element_(make_element(desc_, grid_)) {}
 
 float Rounder::fit_global(const float* weights, int64_t n) const {
   return desc_.tensor_params > 0 ? aq::fit_global(desc_, weights, n) : 1.0f;
@@ -93,13 +122,44 @@ float Rounder::fit_global(const float* weights, int64_t n) const {
 
 aq::GroupParams Rounder::fit(const float* weights, int64_t n, const float* importance,
                              float global) const {
-  if (desc_.element_kind != AQ_ELEM_INT || desc_.n_search < 2)
+  if (desc_.n_search < 2 || std::holds_alternative<std::monostate>(element_))
     return aq::fit_group(desc_, grid_, weights, n, importance, global);
   thread_local std::vector<double> h;
   h.assign(static_cast<std::size_t>(n), 1.0);
   if (importance != nullptr) std::copy_n(importance, n, h.begin());
-  const auto least = static_cast<float>(desc_.int_min), most = static_cast<float>(desc_.int_max);
   const aq::Extent extent(weights, n);
+  return desc_.n_search <= kFew ? fit_few(weights, n, h.data(), extent, global)
+                                : fit_many(weights, n, h.data(), extent, global);
+}
+
+/// One candidate after another, all weights at once.
+aq::GroupParams Rounder::fit_few(const float* weights, int64_t n, const double* importance,
+                                 const aq::Extent& extent, float global) const {
+  thread_local std::vector<double> errors;
+  errors.resize(static_cast<std::size_t>(n));
+  aq::GroupParams best;
+  double least_error = std::numeric_limits<double>::infinity();
+  for (uint32_t k = 0; k < desc_.n_search; k++) {
+    const aq::GroupParams params = aq::params_for(desc_, extent, global, desc_.search[k]);
+    std::visit(
+        [&](const auto& element) {
+          if constexpr (is_kernel_element<decltype(element)>)
+            weight_errors(element, weights, importance, n, params.scale / global, params.zero,
+                          errors.data());
+        },
+        element_);
+    double error = 0;
+    for (const double e : errors) error += e;
+    if (!(error < least_error)) continue;
+    least_error = error;
+    best = params;
+  }
+  return best;
+}
+
+/// One weight after another, many candidates at once.
+aq::GroupParams Rounder::fit_many(const float* weights, int64_t n, const double* importance,
+                                  const aq::Extent& extent, float global) const {
   aq::GroupParams best, params[kLanes];
   double least_error = std::numeric_limits<double>::infinity();
   Candidates candidates;
@@ -111,7 +171,12 @@ aq::GroupParams Rounder::fit(const float* weights, int64_t n, const float* impor
       candidates.step[k] = params[k].scale / global;
       candidates.zero[k] = params[k].zero;
     }
-    int_errors(weights, h.data(), n, least, most, candidates);
+    std::visit(
+        [&](const auto& element) {
+          if constexpr (is_kernel_element<decltype(element)>)
+            lane_errors(element, weights, importance, n, candidates);
+        },
+        element_);
     for (std::size_t k = 0; k < count; k++) {
       if (!(candidates.error[k] < least_error)) continue;
       least_error = candidates.error[k];
@@ -123,16 +188,19 @@ aq::GroupParams Rounder::fit(const float* weights, int64_t n, const float* impor
 
 void Rounder::round(int64_t n, const float* weights, const float* step, const float* zero,
                     uint8_t* codes, float* values) const {
-  if (desc_.element_kind == AQ_ELEM_INT) {
-    round_ints(n, weights, step, zero, static_cast<float>(desc_.int_min),
-               static_cast<float>(desc_.int_max), codes, values);
-    return;
-  }
-  for (int64_t i = 0; i < n; i++) {
-    const uint32_t code = grid_.code(weights[i] / step[i], zero[i]);
-    codes[i] = static_cast<uint8_t>(code);
-    values[i] = grid_.value(code, zero[i]) * step[i];
-  }
+  std::visit(
+      [&](const auto& element) {
+        if constexpr (is_kernel_element<decltype(element)>) {
+          round_each(element, n, weights, step, zero, codes, values);
+          return;
+        }
+        for (int64_t i = 0; i < n; i++) {
+          const uint32_t code = grid_.code(weights[i] / step[i], zero[i]);
+          codes[i] = static_cast<uint8_t>(code);
+          values[i] = grid_.value(code, zero[i]) * step[i];
+        }
+      },
+      element_);
 }
 
 }  // namespace aqhost

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "plugin/format.h"
+#include "quant/element.h"
 
 namespace aqhost {
 
@@ -33,8 +34,14 @@ class Rounder {
              float* values) const;
 
  private:
+  aq::GroupParams fit_few(const float* weights, int64_t n, const double* importance,
+                          const aq::Extent& extent, float global) const;
+  aq::GroupParams fit_many(const float* weights, int64_t n, const double* importance,
+                           const aq::Extent& extent, float global) const;
+
   aq_format_desc desc_;  // borrows the vectors of the FormatDesc it was made from
   aq::Grid grid_;
+  Element element_;
 };
 
 }  // namespace aqhost

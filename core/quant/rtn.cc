@@ -19,7 +19,7 @@ std::span<const float> row_span(const at::Tensor& t, int64_t e) {
 template <typename Body>
 void each_group(const FormatDesc& desc, const at::Tensor& weights, Body body) {
   const int64_t in = weights.size(2), groups = desc.groups(in);
-  const int64_t width = desc.group_size < 0 ? in : desc.group_size;
+  const int64_t width = desc.width(in);
   at::parallel_for(0, weights.size(0) * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t e = i / groups, g = i % groups;
@@ -53,7 +53,7 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
   const auto n_params = static_cast<int64_t>(desc.group_params);
   at::Tensor params = at::empty({weights.size(0), rows, groups, n_params}, at::kFloat);
   float* out = params.data_ptr<float>();
-  if (!host_rounds(desc)) {
+  if (!host_rounds(desc) || desc.group_size == 0) {
     each_group(desc, weights, [&](int64_t e, int64_t g, int64_t begin, int64_t n) {
       const at::Tensor part = columns(weights[e], begin, n);
       const at::Tensor fitted = at::empty({rows, n_params}, at::kFloat);
@@ -67,7 +67,7 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
   }
   const Rounder rounder(desc);
   const float* w = weights.data_ptr<float>();
-  const int64_t width = desc.group_size < 0 ? in : desc.group_size;
+  const int64_t width = desc.width(in);
   at::parallel_for(0, weights.size(0) * rows, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       const auto h = row_span(importance, r / rows), whole = row_span(tensor_params, r / rows);
@@ -85,8 +85,35 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
   return params;
 }
 
+namespace {
+
+/// round_groups() of a format that the host rounds.
+void round_rows(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatch& batch) {
+  const Rounder rounder(desc);
+  const int64_t rows = weights.size(1), in = weights.size(2), width = desc.width(in);
+  const int64_t groups = desc.groups(in), n_params = desc.group_params;
+  at::parallel_for(0, weights.size(0) * rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    std::vector<float> step(static_cast<std::size_t>(in)), zero(static_cast<std::size_t>(in));
+    for (int64_t r = begin; r < end; r++) {
+      const auto whole = row_span(batch.tensor_params, r / rows);
+      const float* p = batch.params.data_ptr<float>() + r * groups * n_params;
+      for (int64_t c = 0; c < in; c++) {
+        const float* mine = p + c / width * n_params;
+        step[static_cast<std::size_t>(c)] = mine[0] / (whole.empty() ? 1.0f : whole[0]);
+        zero[static_cast<std::size_t>(c)] = n_params > 1 ? mine[1] : 0.0f;
+      }
+      rounder.round(in, weights.data_ptr<float>() + r * in, step.data(), zero.data(),
+                    batch.codes.data_ptr<uint8_t>() + r * in,
+                    batch.values.data_ptr<float>() + r * in);
+    }
+  });
+}
+
+}  // namespace
+
 void round_groups(const Format& format, const at::Tensor& weights, QuantizedBatch& batch) {
   const FormatDesc& desc = format.desc();
+  if (host_rounds(desc)) return round_rows(desc, weights, batch);
   const int64_t rows = weights.size(1), dim = desc.vector_dim;
   const auto code_bytes = static_cast<std::size_t>(desc.code_bytes());
   each_group(desc, weights, [&](int64_t e, int64_t g, int64_t begin, int64_t n) {

@@ -21,7 +21,7 @@ class MatrixSolver {
         batch_(batch),
         weights_(weights.index_select(1, order_)),
         rows_(weights.size(0)),
-        width_(desc_.group_size < 0 ? weights.size(1) : desc_.group_size) {}
+        width_(desc_.width(weights.size(1))) {}
 
   void solve() {
     const int64_t in = weights_.size(1), dim = desc_.vector_dim;

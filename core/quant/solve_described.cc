@@ -37,7 +37,7 @@ void column_error(const float* w, const float* values, float diagonal, float* er
 /// Columns between trailing updates: such that a group never begins inside a block and ends in
 /// another, unless it begins with one.
 int64_t block_columns(int64_t wanted, int64_t group_size) {
-  if (group_size < 0 || group_size % wanted == 0) return wanted;
+  if (group_size <= 0 || group_size % wanted == 0) return wanted;
   return group_size < wanted ? wanted / group_size * group_size : group_size;
 }
 
@@ -52,9 +52,9 @@ class Solver {
         rows_(weights.size(1)),
         in_(weights.size(2)),
         groups_(desc_.groups(in_)),
-        width_(desc_.group_size < 0 ? in_ : desc_.group_size),
+        width_(desc_.width(in_)),
         n_params_(desc_.group_params),
-        fit_on_the_way_(!options.actorder),
+        fit_on_the_way_(!options.actorder && desc_.group_size > 0),
         block_(std::min(in_, block_columns(options.block, desc_.group_size))),
         factors_(factors),
         importance_(importance),

@@ -108,8 +108,8 @@ TEST_CASE("an unknown key is named with its line and the nearest known one") {
 TEST_CASE("a value of the wrong type or out of range says what came and what was expected") {
   const auto row = [](const std::string& keys) { return refused("\ndefault: {" + keys + "}"); };
   CHECK(row("group_size: big") ==
-        "r.yaml:2: group_size is \"big\", expected a positive number, or -1 for a whole row");
-  CHECK(row("group_size: 0") == Contains("group_size is \"0\""));
+        "r.yaml:2: group_size is \"big\", expected a positive number, -1 for a row, or 0 for a "
+        "whole matrix");
   CHECK(row("group_size: -2") == Contains("group_size is \"-2\""));
   CHECK(row("group_size: 64.5") == Contains("group_size is \"64.5\""));
   CHECK(row("group_size: 99999999999999999999") == Contains("expected a positive number"));

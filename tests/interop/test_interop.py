@@ -38,7 +38,7 @@ def target_of(name, groups):
 
 
 def decode(export):
-    """{module: float32 weight} of every quantized module, by the compressed-tensors package."""
+    """{module: weight} of every quantized module, by the compressed-tensors package."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
     config = json.loads((export / "config.json").read_text())["quantization_config"]
@@ -55,12 +55,22 @@ def decode(export):
         scheme = target_of(name, parsed.config_groups)
         method = BaseCompressor.get_value_from_registry(getattr(scheme.format, "value", scheme.format))
         parts = {p: v for p, v in parts.items() if p != "bias"}
-        weights[name] = method.decompress(parts, scheme)["weight"].float()
+        weights[name] = method.decompress(parts, scheme)["weight"]
     return weights
 
 
+def rounded(model, work, recipe):
+    """`model` rounded by a recipe, as an export folder."""
+    out = pathlib.Path(tempfile.mkdtemp(dir=work))
+    (out / "recipe.yaml").write_text(recipe)
+    run(BUILD / "bin/aqhost", "--plugin-dir", PLUGINS, "--model", model, "--config",
+        out / "recipe.yaml", "--algorithm", "rtn", "--save", out / "export")
+    return out / "export"
+
+
 class Export(unittest.TestCase):
-    """The shipped OLMoE model under the shipped recipe, and asymmetric int4 by rounding."""
+    """The shipped OLMoE model under the shipped recipe, and rounded to every format that
+    compressed-tensors knows."""
 
     @classmethod
     def setUpClass(cls):
@@ -71,11 +81,6 @@ class Export(unittest.TestCase):
         run(BUILD / "bin/aqhost", "--plugin-dir", PLUGINS, "--model", cls.model, "--config",
             ROOT / "configs/olmoe_int4.yaml", "--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 16,
             "--seqlen", 256, "--save", cls.gptq)
-        recipe = cls.work / "asymmetric.yaml"
-        recipe.write_text("default: {wq: int4, group_size: 64, symmetric: false}\n")
-        cls.asymmetric = cls.work / "asymmetric"
-        run(BUILD / "bin/aqhost", "--plugin-dir", PLUGINS, "--model", cls.model, "--config", recipe,
-            "--algorithm", "rtn", "--save", cls.asymmetric)
 
     @classmethod
     def tearDownClass(cls):
@@ -86,7 +91,7 @@ class Export(unittest.TestCase):
 
     def dump(self, export):
         """Our dense weights of an export, and our logits of the golden ids."""
-        out = self.work / ("dump-" + export.name)
+        out = export.parent / ("dump-" + export.name)
         if not out.exists():
             ids = self.work / "ids.txt"
             ids.write_text(" ".join(map(str, self.golden_ids())))
@@ -97,14 +102,56 @@ class Export(unittest.TestCase):
         ours, theirs = self.dump(export), decode(export)
         self.assertEqual(len(theirs), 3 * (4 + 16 * 3))
         for name, weight in theirs.items():
-            # their arithmetic is in the scale's type, bfloat16
-            self.assertTrue(torch.equal(weight, ours[name + ".weight"].bfloat16().float()), name)
+            # their arithmetic is in the scale's type, mostly bfloat16
+            self.assertTrue(torch.equal(weight, ours[name + ".weight"].to(weight.dtype)), name)
 
     def test_compressed_tensors_decodes_symmetric_to_our_weights(self):
         self.check_weights(self.gptq)
 
-    def test_compressed_tensors_decodes_asymmetric_to_our_weights(self):
-        self.check_weights(self.asymmetric)
+    def test_compressed_tensors_decodes_every_format_it_knows_to_our_weights(self):
+        rows = {
+            "0.self_attn.q_proj": "int2", "0.self_attn.k_proj": "int3",
+            "0.self_attn.v_proj": "int5", "0.self_attn.o_proj": "int6",
+            "1.self_attn.q_proj": "int8", "1.self_attn.k_proj": "nvfp4",
+            "1.self_attn.v_proj": "fp8, group_size: -1", "1.self_attn.o_proj": "fp8, group_size: 0",
+            "2.self_attn.q_proj": "mxfp4", "2.self_attn.k_proj": "mxfp6",
+            "2.self_attn.v_proj": "mxfp8", "2.self_attn.o_proj": "int8, symmetric: false",
+            "0.mlp.experts.*": "mxfp4", "1.mlp.experts.*": "nvfp4",
+            "2.mlp.experts.*": "int3, symmetric: false",
+            "2.mlp.experts.7.*": "int4, symmetric: false, group_size: -1",
+        }
+        recipe = "default: {wq: int4, group_size: 32}\noverrides:\n" + "".join(
+            f'  - {{pattern: "*.layers.{p}", wq: {wq}}}\n' for p, wq in rows.items())
+        export = rounded(self.model, self.work, recipe)
+        config = json.loads((export / "config.json").read_text())["quantization_config"]
+        self.assertEqual(config["format"], "mixed-precision")
+        self.check_weights(export)
+
+    def test_scale_rule_even_gives_the_bytes_of_compressed_tensors(self):
+        from compressed_tensors.compressors import BaseCompressor
+        from compressed_tensors.quantization import QuantizationScheme
+        from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
+        weights = load_file(self.model / "model.safetensors")
+        for bits, layout in ((4, "mxfp4-pack-quantized"), (6, "mxfp6-pack-quantized"),
+                             (8, "mxfp8-quantized")):
+            export = rounded(self.model, self.work,
+                             f"default: {{wq: mxfp{bits}, group_size: 32, scale_rule: even}}\n")
+            config = json.loads((export / "config.json").read_text())["quantization_config"]
+            group = config["config_groups"]["group_0"]
+            scheme = QuantizationScheme(targets=["Linear"], weights=group["weights"])
+            compressor = BaseCompressor.get_value_from_registry(layout)
+            ours = load_file(export / "model.safetensors")
+            modules = [n[:-len(".weight_scale")] for n in ours if n.endswith(".weight_scale")]
+            self.assertEqual(len(modules), 3 * (4 + 16 * 3))
+            for name in modules:
+                weight = weights[name + ".weight"].float()
+                absmax = weight.unflatten(1, (-1, 32)).abs().amax(-1)
+                scale = 2.0 ** (generate_mx_scales(absmax, bits) - 127)
+                theirs = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+                for part, value in theirs.items():
+                    self.assertTrue(torch.equal(value.view(torch.uint8),
+                                                ours[f"{name}.{part}"].view(torch.uint8)),
+                                    f"{name}.{part}")
 
     def logits(self, model):
         with torch.no_grad():

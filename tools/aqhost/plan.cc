@@ -38,8 +38,8 @@ Sizes sizes_of(const Reader& reader, const Plan& plan) {
 std::string becomes(const PlannedModule& m) {
   if (!m.format) return "as it is";
   const int32_t group = m.format->desc().group_size;
-  return fmt::format("{} {}{}", m.recipe.wq, group < 0 ? "row" : "g" + std::to_string(group),
-                     m.recipe.algorithm == "rtn" ? " rtn" : "");
+  const std::string size = group < 0 ? "row" : group == 0 ? "matrix" : "g" + std::to_string(group);
+  return fmt::format("{} {}{}", m.recipe.wq, size, m.recipe.algorithm == "rtn" ? " rtn" : "");
 }
 
 /// "model.layers.0.mlp.experts.3.up_proj" with each number as *.

@@ -21,7 +21,7 @@ struct Packed {
 };
 
 inline constexpr DLDataType kI32{kDLInt, 32, 1}, kI64{kDLInt, 64, 1}, kU8{kDLUInt, 8, 1},
-    kHalf{kDLFloat, 16, 1}, kBFloat{kDLBfloat, 16, 1};
+    kHalf{kDLFloat, 16, 1}, kBFloat{kDLBfloat, 16, 1}, kF32{kDLFloat, 32, 1};
 
 /// What a format implements; see aq_quantizer for each. Const and safe from any thread; errors are
 /// thrown.
@@ -109,6 +109,7 @@ class DescribedFormat : public Quantizer {
     const auto* importance = optional_view<const float>(args.importance, "importance", {n});
     auto* params = view<float>(args.params, "params", {rows, desc_.group_params});
     const float global = global_of(args.tensor_params);
+    if (desc_.group_size == 0) return fit_whole(weights, rows, n, importance, params);
     for (int64_t r = 0; r < rows; r++) {
       const GroupParams fitted = fit_group(desc_, grid(), weights + r * n, n, importance, global);
       params[r * desc_.group_params] = fitted.scale;
@@ -153,7 +154,7 @@ class DescribedFormat : public Quantizer {
     grid_ = std::make_unique<Grid>(desc_);
   }
   int64_t groups(int64_t cols) const {
-    return desc_.group_size < 0 ? 1 : (cols + desc_.group_size - 1) / desc_.group_size;
+    return desc_.group_size <= 0 ? 1 : (cols + desc_.group_size - 1) / desc_.group_size;
   }
   const Grid& grid() const { return *grid_; }
 
@@ -163,6 +164,17 @@ class DescribedFormat : public Quantizer {
   std::string config_;
 
  private:
+  /// One group of all rows: a scale without zero point or global scale.
+  void fit_whole(const float* weights, int64_t rows, int64_t n, const float* importance,
+                 float* params) const {
+    std::vector<float> repeated;
+    for (int64_t r = 0; importance != nullptr && r < rows; r++)
+      repeated.insert(repeated.end(), importance, importance + n);
+    const GroupParams fitted = fit_group(desc_, grid(), weights, rows * n,
+                                         repeated.empty() ? nullptr : repeated.data(), 1.0f);
+    std::fill(params, params + rows, fitted.scale);
+  }
+
   float global_of(const DLTensor* tensor_params) const {
     return desc_.tensor_params > 0
                ? *view<const float>(tensor_params, "tensor_params", {desc_.tensor_params})

@@ -15,12 +15,19 @@ class Grid {
     if (desc.element_kind != AQ_ELEM_TABLE) return;
     const uint32_t count = 1u << desc.element_bits;
     for (uint32_t c = 0; c < count; c++) order_.push_back(c);
-    // by value, -0 before +0; equal values stay in the order of their codes
-    std::stable_sort(order_.begin(), order_.end(), [&](uint32_t a, uint32_t b) {
+    // by value, -0 before +0; of equal values the first code stays
+    const auto before = [&](uint32_t a, uint32_t b) {
       const float x = desc.values[a], y = desc.values[b];
       return x != y ? x < y : std::signbit(x) && !std::signbit(y);
-    });
+    };
+    std::stable_sort(order_.begin(), order_.end(), before);
+    order_.erase(std::unique(order_.begin(), order_.end(),
+                             [&](uint32_t a, uint32_t b) { return !before(a, b); }),
+                 order_.end());
   }
+
+  /// The codes in use by rising value, -0 before +0; empty for integers.
+  const std::vector<uint32_t>& order() const { return order_; }
 
   /// The code nearest to t (a weight over its scale).
   uint32_t code(float t, float zero) const {
@@ -40,22 +47,13 @@ class Grid {
     // the first value above t, and the one before it
     const auto above = std::upper_bound(order_.begin(), order_.end(), t,
                                         [&](float x, uint32_t c) { return x < desc_.values[c]; });
-    if (above == order_.begin()) return first_of(order_.front());
-    if (above == order_.end()) return first_of(order_.back());
+    if (above == order_.begin()) return order_.front();
+    if (above == order_.end()) return order_.back();
     const uint32_t low = *(above - 1), high = *above;
     const float a = desc_.values[low], b = desc_.values[high];
     const float middle = (a + b) / 2;
-    const bool up = t > middle || (t == middle && first_of(low) % 2 != 0);
-    return signed_zero(first_of(up ? high : low), t);
-  }
-
-  /// The least code of those with the same value and sign.
-  uint32_t first_of(uint32_t code) const {
-    const auto same = [&](uint32_t c) {
-      return desc_.values[c] == desc_.values[code] &&
-             std::signbit(desc_.values[c]) == std::signbit(desc_.values[code]);
-    };
-    return *std::find_if(order_.begin(), order_.end(), same);
+    const bool up = t > middle || (t == middle && low % 2 != 0);
+    return signed_zero(up ? high : low, t);
   }
 
   /// Of +0 and -0 the one with t's sign.
@@ -67,7 +65,7 @@ class Grid {
   }
 
   const aq_format_desc& desc_;
-  std::vector<uint32_t> order_;  // codes by rising value
+  std::vector<uint32_t> order_;
 };
 
 /// The global scale of a matrix of n weights.

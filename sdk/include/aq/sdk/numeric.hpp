@@ -60,12 +60,47 @@ inline uint16_t f16_bits(float x) {
   return static_cast<uint16_t>(sign | magnitude >> 13);
 }
 inline float from_f16(uint16_t bits) {
-  const float magnitude = std::bit_cast<float>(uint32_t{bits & 0x7fffu} << 13) * 0x1p112f;
+  const uint32_t fraction = uint32_t{bits & 0x7fffu} << 13;
+  const float magnitude = (bits & 0x7c00u) == 0x7c00u  // infinity or NaN
+                              ? std::bit_cast<float>(fraction | 0x7f800000u)
+                              : std::bit_cast<float>(fraction) * 0x1p112f;
   return (bits & 0x8000u) != 0 ? -magnitude : magnitude;
 }
 
-/// The exponent of 2 that an E8M0 scale x > 0 is rounded to, in [-127, 127].
+/// E4M3 of a number >= 0 that is one, and back; NaN is 0x7f.
+inline uint8_t e4m3_bits(float x) {
+  const int exponent = x > 0 ? std::max(std::ilogb(x), -6) : -6;
+  return static_cast<uint8_t>((exponent + 6) * 8 + static_cast<int>(std::ldexp(x, 3 - exponent)));
+}
+inline float from_e4m3(uint8_t bits) {
+  const int exponent = bits >> 3 & 15, mantissa = (bits & 7) + (exponent > 0 ? 8 : 0);
+  const float magnitude =
+      (bits & 0x7f) == 0x7f ? std::numeric_limits<float>::quiet_NaN()
+                            : std::ldexp(static_cast<float>(mantissa), std::max(exponent, 1) - 10);
+  return (bits & 0x80) != 0 ? -magnitude : magnitude;
+}
+
+/// What the 2^bits codes of a small float stand for: sign, exponent and mantissa from the top bit
+/// down, as in IEEE 754. Codes above `max` (infinities and NaN) are given its value, so that no
+/// weight becomes one: of equal values the first code is taken.
+inline std::vector<float> float_values(const SmallFloat& type, int bits) {
+  const int count = 1 << (bits - 1), one = 1 << type.mantissa_bits;
+  std::vector<float> values;
+  for (int c = 0; c < count; c++) {
+    const int exponent = c >> type.mantissa_bits;
+    const int mantissa = c % one + (exponent > 0 ? one : 0);
+    const float value =
+        std::ldexp(static_cast<float>(mantissa),
+                   std::max(exponent, 1) - 1 + type.min_exponent - type.mantissa_bits);
+    values.push_back(std::min(value, type.max));
+  }
+  for (int c = 0; c < count; c++) values.push_back(-values[static_cast<std::size_t>(c)]);
+  return values;
+}
+
+/// The exponent of 2 that an E8M0 scale x >= 0 is rounded to, in [-127, 127].
 inline int e8m0_exponent(float x, int32_t rounding, int32_t mantissa_bits) {
+  if (!(x > 0)) return -127;
   int exponent = std::ilogb(x);
   const float mantissa = std::ldexp(x, -exponent);  // [1, 2)
   if (rounding == AQ_ROUND_UP && mantissa > 1) exponent++;

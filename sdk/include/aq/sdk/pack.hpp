@@ -6,31 +6,37 @@
 
 namespace aq {
 
-/// 32-bit words that hold `count` codes of `bits`.
-inline int64_t packed_words(int64_t count, int bits) { return (count * bits + 31) / 32; }
+/// Words of `word_bits` that hold `count` codes of `bits`.
+inline int64_t packed_words(int64_t count, int bits, int word_bits = 32) {
+  return (count * bits + word_bits - 1) / word_bits;
+}
 
-/// Writes `count` codes, `code_stride` apart, as a little-endian bit stream over words,
-/// `word_stride` apart; a code may cross two words, the tail is zero. compressed-tensors'
-/// pack_to_int32.
-inline void pack_words(const uint8_t* codes, int64_t count, int64_t code_stride, int bits,
-                       uint32_t* words, int64_t word_stride) {
+/// Writes `count` codes, `code_stride` apart, as a little-endian bit stream over words (uint8_t or
+/// uint32_t, no narrower than a code), `word_stride` apart; a code may cross two words, the tail is
+/// zero. Over uint32_t this is compressed-tensors' pack_to_int32, over uint8_t its packing of fp4
+/// (the even element in the low nibble) and fp6 (four codes in three bytes).
+template <typename Word>
+void pack_words(const uint8_t* codes, int64_t count, int64_t code_stride, int bits, Word* words,
+                int64_t word_stride) {
+  constexpr int kBits = 8 * sizeof(Word);
   uint64_t buffer = 0;
   int filled = 0;
   for (int64_t i = 0; i < count; i++) {
     buffer |= uint64_t{codes[i * code_stride]} << filled;
     filled += bits;
-    if (filled < 32) continue;
-    *words = static_cast<uint32_t>(buffer);
+    if (filled < kBits) continue;
+    *words = static_cast<Word>(buffer);
     words += word_stride;
-    buffer >>= 32;
-    filled -= 32;
+    buffer >>= kBits;
+    filled -= kBits;
   }
-  if (filled > 0) *words = static_cast<uint32_t>(buffer);
+  if (filled > 0) *words = static_cast<Word>(buffer);
 }
 
 /// The inverse of pack_words().
-inline void unpack_words(const uint32_t* words, int64_t word_stride, int bits, uint8_t* codes,
-                         int64_t count, int64_t code_stride) {
+template <typename Word>
+void unpack_words(const Word* words, int64_t word_stride, int bits, uint8_t* codes, int64_t count,
+                  int64_t code_stride) {
   const uint32_t mask = (1u << bits) - 1;
   uint64_t buffer = 0;
   int filled = 0;
@@ -38,7 +44,7 @@ inline void unpack_words(const uint32_t* words, int64_t word_stride, int bits, u
     if (filled < bits) {
       buffer |= uint64_t{*words} << filled;
       words += word_stride;
-      filled += 32;
+      filled += 8 * static_cast<int>(sizeof(Word));
     }
     codes[i * code_stride] = static_cast<uint8_t>(static_cast<uint32_t>(buffer) & mask);
     buffer >>= bits;

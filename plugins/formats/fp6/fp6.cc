@@ -1,0 +1,24 @@
+// fp6: 6-bit floats, E2M3 or E3M2, under a real-valued scale; only we read it.
+
+#include <aq/sdk/table_format.hpp>
+
+namespace {
+
+struct Fp6 {
+  static constexpr aq::Descriptor kDescriptor{"fp6", "FP6", "1.0.0", "AlphaQuant",
+                                              "E2M3 or E3M2 in groups with a real-valued scale"};
+
+  static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
+    const std::string element = options.choice("element", "e2m3", {"e2m3", "e3m2"});
+    const nlohmann::json config{{"format", "fp6-pack-quantized"},
+                                {"quant_method", "alphaquant"},
+                                {"weights", {{"element", element}}}};
+    return std::make_unique<aq::ScaledFormat>(
+        6, aq::float_values(element == "e2m3" ? aq::kE2M3 : aq::kE3M2, 6),
+        std::vector{64, 32, 128, -1}, "bfloat16", nullptr, config, options);
+  }
+};
+
+}  // namespace
+
+AQ_EXPORT_QUANTIZER(Fp6);

@@ -1,0 +1,24 @@
+// mxfp8: 8-bit floats in OCP MX blocks: E4M3, which engines load, or E5M2, which only we read.
+
+#include <aq/sdk/table_format.hpp>
+
+namespace {
+
+struct Mxfp8 {
+  static constexpr aq::Descriptor kDescriptor{
+      "mxfp8", "MXFP8", "1.0.0", "AlphaQuant",
+      "E4M3 (or E5M2) in blocks of 32 with a power of 2 (OCP MX v1.0)"};
+
+  static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
+    nlohmann::json config{{"format", "mxfp8-quantized"}};
+    if (options.choice("element", "e4m3", {"e4m3", "e5m2"}) == "e4m3")
+      return std::make_unique<aq::MxFormat>(8, aq::kE4M3, 1, "F8_E4M3", config, options);
+    config["quant_method"] = "alphaquant";
+    config["weights"]["element"] = "e5m2";
+    return std::make_unique<aq::MxFormat>(8, aq::kE5M2, 2, "F8_E5M2", config, options);
+  }
+};
+
+}  // namespace
+
+AQ_EXPORT_QUANTIZER(Mxfp8);

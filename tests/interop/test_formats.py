@@ -1,0 +1,253 @@
+"""The numbers of every format, against an oracle that shares nothing with aqhost: elements and scales
+are rounded by ml_dtypes, the rest follows sdk/include/aq/quantizer.h in NumPy.
+
+Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes.
+"""
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import load_file
+
+BUILD = pathlib.Path(os.environ["AQ_BUILD"])
+F32 = np.float32
+
+FLOATS = {
+    "e2m1": (ml_dtypes.float4_e2m1fn, 6), "e2m3": (ml_dtypes.float6_e2m3fn, 7.5),
+    "e3m2": (ml_dtypes.float6_e3m2fn, 28), "e4m3": (ml_dtypes.float8_e4m3fn, 448),
+    "e5m2": (ml_dtypes.float8_e5m2, 57344),
+}
+# QLoRA, arXiv:2305.14314, appendix E
+NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+                -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+                0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+                0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], F32)
+SHRINK = [F32(1.05) - F32(i) * F32(0.0125) for i in range(45)]
+
+
+class Float:
+    """Elements of a small float type."""
+    def __init__(self, name):
+        self.type, self.max = FLOATS[name]
+        self.absmax = F32(self.max)
+
+    def round(self, t, zero):
+        elements = np.clip(t, -self.max, self.max).astype(self.type)
+        return elements.view(np.uint8), elements.astype(F32)
+
+
+class Quantiles:
+    absmax = F32(1)
+
+    def round(self, t, zero):
+        middles = (NF4[1:] + NF4[:-1]) / F32(2)
+        below = np.searchsorted(middles, t, side="left")   # middles < t
+        tie = (below < 15) & (middles[np.minimum(below, 14)] == t)
+        codes = below + (tie & (below % 2 == 1))
+        return codes.astype(np.uint8), NF4[codes]
+
+
+class Integer:
+    def __init__(self, bits):
+        self.least, self.most = F32(-2 ** (bits - 1)), F32(2 ** (bits - 1) - 1)
+        self.absmax = (self.most - self.least) / F32(2)
+
+    def round(self, t, zero):
+        q = np.clip(np.rint(t) + zero, self.least, self.most)
+        return (q - self.least).astype(np.uint8), q - zero
+
+
+def real_scale(kind):
+    def rounded(x):
+        info = ml_dtypes.finfo(kind)
+        x = np.clip(x, F32(info.smallest_subnormal), F32(info.max))
+        return x.astype(kind).astype(F32)
+    return rounded
+
+
+def power_of_two(rule, element):
+    def rounded(x):
+        mantissa, exponent = np.frexp(x.astype(np.float64))  # mantissa in [1/2, 1)
+        exponent = exponent - 1
+        if rule == "ceil":
+            exponent = exponent + (mantissa > 0.5)
+        if rule == "even":
+            bits = {"e2m1": 1, "e4m3": 1, "e2m3": 3, "e3m2": 2, "e5m2": 2}[element]
+            exponent = exponent + (2 * mantissa >= 2 - 2.0 ** (-bits - 1))
+        return np.ldexp(F32(1), np.where(x > 0, np.clip(exponent, -127, 127), -127)).astype(F32)
+    return rounded
+
+
+class Oracle:
+    """The contract at the top of quantizer.h, all groups of a matrix at once."""
+    def __init__(self, name, options):
+        rule = options.get("scale_rule", "mse")
+        self.search = SHRINK if rule == "mse" else [F32(1)]
+        self.symmetric = options.get("symmetric", True)
+        self.global_max = None
+        types = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+        self.round_scale = real_scale(types[options.get("scale_dtype", "float32" if name == "fp8" else "bfloat16")])
+        self.group_size = options.get("group_size", {"nf4": 64, "fp4": 32, "fp6": 64, "fp8": -1}.get(name, 128))
+        if name.startswith("int"):
+            self.element = Integer(int(name[3:]))
+        elif name == "nf4":
+            self.element = Quantiles()
+        else:
+            kind = options.get("element", {"4": "e2m1", "6": "e2m3", "8": "e4m3"}[name[-1]])
+            self.element = Float(kind)
+        self.divisor = self.element.absmax
+        if name.startswith("mx"):
+            self.group_size = 32
+            self.search = [F32(1), F32(0.5), F32(2)] if rule == "mse" else [F32(1)]
+            self.round_scale = power_of_two(rule, kind)
+            if rule != "ceil":
+                self.divisor = F32(2.0 ** np.floor(np.log2(self.element.max)))
+        if name == "nvfp4":
+            self.group_size = 16
+            self.global_max = F32(448 * 6)
+            self.round_scale = real_scale(ml_dtypes.float8_e4m3fn)
+
+    def params(self, low, high, scale, f):
+        """scale and zero for a search factor"""
+        one, none = np.ones_like(low), np.zeros_like(low)
+        if self.symmetric:
+            absmax = np.maximum(-low, high)
+            s = np.where(absmax > 0, self.round_scale(f * (absmax * scale / self.divisor)), one)
+            return s, none
+        least, most = self.element.least, self.element.most
+        empty = (low == 0) & (high == 0)
+        s = np.where(empty, one, self.round_scale(f * ((high - low) * scale / (most - least))))
+        zero = np.clip(np.rint(least - f * low / (s / scale)), least, most)
+        return s, np.where(empty, none, zero)
+
+    def run(self, weight, importance):
+        rows, cols = weight.shape
+        scale = F32(1)
+        if self.global_max and np.abs(weight).max() > 0:
+            scale = np.minimum(self.global_max / np.abs(weight).max(), F32(np.finfo(F32).max))
+        width = cols if self.group_size == -1 else self.group_size
+        if self.group_size == 0:
+            groups, weights = weight.reshape(1, -1), np.tile(importance, rows).reshape(1, -1)
+        else:
+            groups = weight.reshape(-1, width)
+            weights = np.tile(importance.reshape(-1, width), (rows, 1))
+        low = np.minimum(groups.min(1), F32(0))
+        high = np.maximum(groups.max(1), F32(0))
+        best = np.full(len(groups), np.inf)
+        chosen = [np.ones(len(groups), F32), np.zeros(len(groups), F32)]
+        for f in self.search:
+            s, zero = self.params(low, high, scale, f)
+            step = (s / scale)[:, None]
+            _, value = self.element.round(groups / step, zero[:, None])
+            d = (groups - value * step).astype(np.float64)
+            error = np.zeros(len(groups))
+            for i in range(groups.shape[1]):
+                error = error + weights[:, i].astype(np.float64) * (d[:, i] * d[:, i])
+            better = error < best if len(self.search) > 1 else np.ones(len(groups), bool)
+            best = np.where(better, error, best)
+            chosen = [np.where(better, s, chosen[0]), np.where(better, zero, chosen[1])]
+        step = (chosen[0] / scale)[:, None]
+        codes, value = self.element.round(groups / step, chosen[1][:, None])
+        values = value * step
+        params = chosen[:1] if self.symmetric else chosen
+        if self.group_size == 0:
+            params = [np.repeat(p, rows) for p in params]
+        return {"codes": codes.reshape(rows, cols), "values": values.reshape(rows, cols),
+                "params": np.stack(params, -1).reshape(rows, -1, len(params)),
+                "tensor_params": np.array([scale] if self.global_max else [], F32)}
+
+
+def variants():
+    for b, options in itertools.product((2, 3, 4, 5, 6, 8), (
+            {"group_size": 16}, {"group_size": -1}, {"symmetric": False, "group_size": 32},
+            {"scale_rule": "absmax", "scale_dtype": "float16"},
+            {"scale_rule": "absmax", "symmetric": False})):
+        yield f"int{b}", options
+    for rule in ("mse", "floor", "even", "ceil"):
+        yield "mxfp4", {"scale_rule": rule}
+        for element in ("e2m3", "e3m2"):
+            yield "mxfp6", {"scale_rule": rule, "element": element}
+        for element in ("e4m3", "e5m2"):
+            yield "mxfp8", {"scale_rule": rule, "element": element}
+    for rule in ("mse", "absmax"):
+        yield "nvfp4", {"scale_rule": rule}
+        yield "nf4", {"scale_rule": rule}
+        yield "fp4", {"scale_rule": rule, "group_size": 16}
+        for element in ("e2m3", "e3m2"):
+            yield "fp6", {"scale_rule": rule, "element": element, "group_size": -1}
+        for element, size in itertools.product(("e4m3", "e5m2"), (-1, 0)):
+            yield "fp8", {"scale_rule": rule, "element": element, "group_size": size}
+
+
+def matrix(kind):
+    """[24, 256], each row hard in its own way"""
+    random = np.random.default_rng(5)
+    w = random.standard_normal((24, 256)).astype(F32)
+    if kind == "bfloat16":
+        return (w * F32(0.02)).astype(ml_dtypes.bfloat16).astype(F32)
+    w[0] = 0
+    w[1, ::2] = -0.0
+    w[2, 5] = 40
+    w[3] = np.abs(w[3])
+    w[4] = -1 - np.abs(w[4])
+    w[5] *= F32(1e-30)
+    w[6] *= F32(2.0 ** -140)
+    w[7] *= np.exp2(random.integers(-20, 20, 256)).astype(F32)
+    w[8] = np.rint(w[8] * 4) / 8
+    w[9] = np.rint(w[9] * 2) / 4
+    w[10] = F32(0.7)
+    w[11, 16:] = 0
+    w[12] = random.choice(NF4, 256)
+    for row, name in enumerate(FLOATS):  # values, and the middles between them
+        values = np.sort(np.arange(2 ** min(int(name[1]) + int(name[3]) + 1, 8), dtype=np.uint8)
+                         .view(FLOATS[name][0]).astype(F32))
+        values = values[np.isfinite(values)]
+        w[13 + row] = random.choice(np.concatenate([values, (values[1:] + values[:-1]) / 2]), 256)
+        w[13 + row, ::32] = values.max()
+    if kind == "huge":
+        w *= F32(1e30)
+    return w
+
+
+class Formats(unittest.TestCase):
+    def test_codes_scales_and_values_equal_the_oracle_on_every_bit(self):
+        jobs, expected = [], {}
+        with tempfile.TemporaryDirectory() as folder:
+            work = pathlib.Path(folder)
+            importance = np.random.default_rng(6).random(256).astype(F32)
+            importance[::9] = 0
+            importance.tofile(work / "importance")
+            for kind in ("bfloat16", "hard", "huge"):
+                matrix(kind).tofile(work / kind)
+            for (name, options), kind, weighted in itertools.product(
+                    variants(), ("bfloat16", "hard", "huge"), (False, True)):
+                job = {"name": f"{len(jobs)}", "format": name, "options": options, "rows": 24,
+                       "cols": 256, "weight": str(work / kind)}
+                if weighted:
+                    job["importance"] = str(work / "importance")
+                jobs.append(job)
+                with np.errstate(over="ignore"):
+                    expected[job["name"]] = Oracle(name, options).run(
+                        matrix(kind), importance if weighted else np.ones(256, F32))
+            (work / "jobs.json").write_text(json.dumps(jobs))
+            done = subprocess.run([BUILD / "bin/interop_dump_formats", BUILD / "plugins",
+                                   work / "jobs.json", work / "out"], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            ours = load_file(work / "out/model.safetensors")
+        for job in jobs:
+            for part, value in expected[job["name"]].items():
+                found = ours[f"{job['name']}.{part}"]
+                same = found.view(np.uint8) == np.ascontiguousarray(value).view(np.uint8)
+                self.assertTrue(same.all(), f"{job}: {part} differs at "
+                                f"{np.argwhere(~same)[:1]}: {found[~(found == value)][:3]} for "
+                                f"{value[~(found == value)][:3]}")
+
+
+if __name__ == "__main__":
+    unittest.main()
