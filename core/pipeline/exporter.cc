@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstring>
+#include <map>
 #include <set>
 
 #include "base/error.h"
@@ -22,6 +23,10 @@ constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken"
 template <typename List>
 bool contains(const List& list, const std::string& value) {
   return std::find(list.begin(), list.end(), value) != list.end();
+}
+
+bool is_whole_tensor(const TensorRef& ref) {
+  return ref.index < 0 && ref.row_begin == 0 && ref.row_count == 0 && !ref.transposed;
 }
 
 /// float32 values as elements of `dtype`; exact, as they came from there.
@@ -58,11 +63,16 @@ void Exporter::plan_tensors(const Model& model, const Plan& plan) {
     splits_.push_back({&module, dtype});
     tensors_.push_back({module.name + ".weight", dtype, {module.out_features, module.in_features}});
   }
-  for (const TensorInfo& info : original_.tensors())
-    if (!replaced.contains(info.name)) {
-      copied_.push_back(info.name);
-      tensors_.push_back(info);
-    }
+  // a matrix by itself is written under its module's name, wherever the checkpoint has it
+  std::map<std::string, std::string> names;
+  for (const Module& module : model.modules())
+    if (is_whole_tensor(module.weight)) names[module.weight.name] = module.name + ".weight";
+  for (const TensorInfo& info : original_.tensors()) {
+    if (replaced.contains(info.name)) continue;
+    const auto name = names.find(info.name);
+    copied_.emplace_back(info.name, name == names.end() ? info.name : name->second);
+    tensors_.push_back({copied_.back().second, info.dtype, info.shape});
+  }
 }
 
 void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix) {
@@ -81,7 +91,8 @@ int64_t Exporter::commit(const Json& report) {
 }
 
 void Exporter::write_dense() {
-  for (const std::string& name : copied_) writer_->write(name, original_.stored(name)->bytes);
+  for (const auto& [stored, name] : copied_)
+    writer_->write(name, original_.stored(stored)->bytes);
   for (const auto& [module, dtype] : splits_) {
     const at::Tensor weight =
         read_tensor(original_, module->weight, {module->out_features, module->in_features});

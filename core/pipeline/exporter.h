@@ -44,7 +44,7 @@ class Exporter {
   const Plan& plan_;
   StagedDirectory staged_;
   std::vector<TensorInfo> tensors_;
-  std::vector<std::string> copied_;
+  std::vector<std::pair<std::string, std::string>> copied_;  // as stored, as written
   std::vector<Split> splits_;
   std::unique_ptr<Writer> writer_;
 };

@@ -338,6 +338,9 @@ void Model::check_tensors(const Source& source) const {
     if (info == nullptr)
       fail("{}: tensor {} is missing; model \"{}\" with this config.json needs it for {}",
            source.directory(), m.weight.name, id_, m.name);
+    if (m.bias && source.find(m.bias->name) == nullptr)
+      fail("{}: tensor {} is missing; model \"{}\" with this config.json has a bias in {}",
+           source.directory(), m.bias->name, id_, m.name);
     const auto ref = find_ref(m.key);
     if (!ref || ref->name != m.weight.name || ref->index != m.weight.index)
       lie("module {} lies in {}, but its key's tensor is {}", m.name, m.weight.name,

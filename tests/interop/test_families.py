@@ -153,6 +153,34 @@ class Transformers(Folder):
         self.assertEqual(any(n.endswith("experts.gate_up_proj") for n in names), stacked)
         self.check(self.logits())
 
+    def check_stacked_export(self, family):
+        """A stacked checkpoint quantized in part: experts that are not, and Mixtral's router, are
+        where transformers looks for them."""
+        self.make(family, {"hidden_size": 64}, save_original_format=False)
+        recipe = self.model.parent / "recipe.yaml"
+        recipe.write_text("default: {wq: int4, group_size: -1}\n"
+                          "overrides: [{pattern: '*.layers.0.*', skip: true},\n"
+                          "            {pattern: '*.1.*experts.3.*', skip: true}]\n")
+        out = self.model.parent / "out"
+        done = subprocess.run([BUILD / "bin/aqhost", "--model", self.model, "--config", recipe,
+                               "--algorithm", "rtn", "--save", out], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        names = set(load_file(out / "model.safetensors"))
+        self.assertTrue(any(n.startswith("model.layers.0.") and n.endswith("experts.gate_up_proj")
+                            for n in names))
+        folder = "block_sparse_moe" if family == "mixtral" else "mlp"
+        up = "w3" if family == "mixtral" else "up_proj"
+        self.assertIn(f"model.layers.1.{folder}.experts.2.{up}.weight_packed", names)
+        self.assertIn(f"model.layers.1.{folder}.experts.3.{up}.weight", names)
+        self.assertIn(f"model.layers.1.{folder}.gate.weight", names)
+        ours, error = dump(out)
+        self.assertIsNone(error)
+        before, _ = dump(self.model)
+        kept = ours[f"model.layers.1.{folder}.experts.3.{up}.weight"]
+        stored = next(t for n, t in before.items() if n.endswith("layers.1.mlp.experts.gate_up_proj"))
+        self.assertTrue(torch.equal(kept, stored[3, len(kept):]))
+        self.assertLess(self.distance(ours["logits"], before["logits"]), 0.5)
+
     def check_spelling(self, family, rope):
         self.make(family, {"rope_parameters": {**rope, "rope_theta": 700.0}, "head_dim": 8})
         expected = self.logits()
@@ -197,6 +225,7 @@ def add_cases():
         for label in ("linear", "yarn", "llama3"):
             add(f"{family}_spelling_{label}", "check_spelling", family, ROPES[label])
         add(f"{family}_spelling_default", "check_spelling", family, {"rope_type": "default"})
+        add(f"{family}_stacked_export", "check_stacked_export", family)
         for label, dtype, stacked, shard in (
                 ("bf16", torch.bfloat16, False, False), ("f16_sharded", torch.float16, False, True),
                 ("stacked", torch.float32, True, False), ("stacked_bf16", torch.bfloat16, True, True),
