@@ -96,12 +96,14 @@ StagedDirectory::StagedDirectory(fs::path target, bool overwrite)
   if (target_.filename().empty()) target_ = target_.parent_path();  // "out/"
   if (fs::exists(target_) && !overwrite_)
     fail("{}: already exists; choose another folder or pass --overwrite", target_.string());
-  staging_ = target_.string() + ".part-" + std::to_string(::getpid());
   std::error_code error;
   if (target_.has_parent_path()) fs::create_directories(target_.parent_path(), error);
-  if (error) fail("{}: {}", target_.parent_path().string(), error.message());
-  fs::create_directory(staging_, error);
-  if (error) fail("{}: {}", staging_.string(), error.message());
+  bool made = false;
+  for (int i = 1; !made && !error; i++) {  // past what a killed run left
+    staging_ = target_.string() + ".part-" + std::to_string(i);
+    made = fs::create_directory(staging_, error);
+  }
+  if (error) fail("{}: cannot be made: {}", target_.string(), error.message());
 }
 
 StagedDirectory::~StagedDirectory() {
@@ -110,9 +112,13 @@ StagedDirectory::~StagedDirectory() {
 }
 
 void StagedDirectory::commit() {
-  if (overwrite_) fs::remove_all(target_);
-  fs::rename(staging_, target_);
+  const fs::path old = staging_.string() + ".old";  // until the new one stands
+  std::error_code error;
+  if (overwrite_ && fs::exists(target_)) fs::rename(target_, old, error);
+  if (!error) fs::rename(staging_, target_, error);
+  if (error) fail("{}: cannot be put in place: {}", target_.string(), error.message());
   committed_ = true;
+  fs::remove_all(old, error);
 }
 
 }  // namespace aqhost

@@ -10,7 +10,8 @@ class Interrupted : public std::exception {
   const char* what() const noexcept override { return "interrupted"; }
 };
 
-/// SIGINT and SIGTERM set a flag; a second one ends the process at once.
+/// SIGINT, SIGTERM and SIGHUP set a flag; a second one ends the process at once. SIGXFSZ and
+/// SIGPIPE are ignored: the write that caused them fails instead.
 void install_interrupt_handler();
 
 /// Throws Interrupted once a signal came. Cheap; called between batches and matrices, any thread.

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 
 namespace aqhost {
@@ -19,6 +20,14 @@ std::size_t terminal_width() {
   return size.ws_col;
 }
 
+/// "950", "3.1 M".
+std::string format_count(double n) {
+  constexpr std::array units{"", " k", " M", " G"};
+  std::size_t unit = 0;
+  for (; n >= 1000 && unit + 1 < units.size(); unit++) n /= 1000;
+  return n < 10 ? fmt::format("{:.1f}{}", n, units[unit]) : fmt::format("{:.0f}{}", n, units[unit]);
+}
+
 }  // namespace
 
 std::string format_duration(double seconds) {
@@ -28,8 +37,19 @@ std::string format_duration(double seconds) {
   return fmt::format("{} h {:02} min", s / 3600, s / 60 % 60);
 }
 
-Progress::Progress(std::string title, double total, bool quiet)
+std::string progress_line(const std::string& title, double done, double total,
+                          const std::string& unit, double seconds, const std::string& detail) {
+  const double fraction = total > 0 ? std::clamp(done / total, 0.0, 1.0) : 0;
+  std::string line = fmt::format("{} {:3.0f} %", title, 100 * fraction);
+  if (fraction > 0.02 && seconds > 0.5)
+    line += fmt::format(", {} {}/s, {} left", format_count(done / seconds), unit,
+                        format_duration(seconds * (1 - fraction) / fraction));
+  return line + "  " + detail;
+}
+
+Progress::Progress(std::string title, double total, std::string unit, bool quiet)
     : title_(std::move(title)),
+      unit_(std::move(unit)),
       total_(total),
       terminal_(::isatty(STDERR_FILENO) == 1),
       quiet_(quiet),
@@ -43,28 +63,22 @@ void Progress::update(double done, const std::string& detail) {
   if (quiet_) return;
   if (now - last_ < (terminal_ ? Clock::duration(kTerminalInterval) : kPlainInterval)) return;
   last_ = now;
-  draw(done, detail, now);
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  draw(progress_line(title_, done, total_, unit_, seconds, detail));
 }
 
-void Progress::draw(double done, const std::string& detail, Clock::time_point now) {
-  const double elapsed = std::chrono::duration<double>(now - start_).count();
-  const double fraction = total_ > 0 ? std::min(1.0, done / total_) : 0;
-  std::string line = fmt::format("{} {:3.0f} %", title_, 100 * fraction);
-  if (fraction > 0.02 && elapsed > 0.5)
-    line += fmt::format(", {} left", format_duration(elapsed * (1 - fraction) / fraction));
-  line += "  " + detail;
-  if (terminal_) {
-    line.resize(std::min(line.size(), terminal_width() - 1));
-    fmt::print(stderr, "\r\x1b[K{}", line);
-    std::fflush(stderr);
-    drawn_ = true;
-  } else {
-    fmt::print(stderr, "{}\n", line);
-  }
+/// With stdio, which a reader of stderr that has gone away does not stop.
+void Progress::draw(const std::string& line) {
+  if (terminal_)
+    std::fputs(("\r\x1b[K" + line.substr(0, terminal_width() - 1)).c_str(), stderr);
+  else
+    std::fputs((line + "\n").c_str(), stderr);
+  std::fflush(stderr);
+  drawn_ = terminal_;
 }
 
 void Progress::finish() {
-  if (drawn_) fmt::print(stderr, "\r\x1b[K");
+  if (drawn_) std::fputs("\r\x1b[K", stderr);
   drawn_ = false;
 }
 

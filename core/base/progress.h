@@ -6,12 +6,12 @@
 
 namespace aqhost {
 
-/// Progress of a run on stderr: on a terminal one line, redrawn at most ten times a second, with
-/// rate and time left; elsewhere a plain line every ten seconds. Owned by one thread.
+/// Progress of a run on stderr: on a terminal one line, redrawn at most ten times a second;
+/// elsewhere a plain line every ten seconds. Owned by one thread.
 class Progress {
  public:
-  /// `total` units of work named `unit` ("layers"); weights of unequal units are the caller's.
-  Progress(std::string title, double total, bool quiet = false);
+  /// `total` units of work, of the kind `unit` ("layers").
+  Progress(std::string title, double total, std::string unit, bool quiet = false);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -23,13 +23,18 @@ class Progress {
 
  private:
   using Clock = std::chrono::steady_clock;
-  void draw(double done, const std::string& detail, Clock::time_point now);
+  void draw(const std::string& line);
 
-  std::string title_;
+  std::string title_, unit_;
   double total_;
   bool terminal_, quiet_, drawn_ = false;
   Clock::time_point start_, last_;
 };
+
+/// "quantizing  42 %, 3.1 M weights/s, 12 s left  model.layers.1": rate and time left once there is
+/// something to tell them from.
+std::string progress_line(const std::string& title, double done, double total,
+                          const std::string& unit, double seconds, const std::string& detail);
 
 /// "41 s", "3 min 05 s", "2 h 07 min".
 std::string format_duration(double seconds);

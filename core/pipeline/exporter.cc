@@ -13,9 +13,10 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr const char* kReport = "quantization_report.json";
 /// Written anew, not carried over.
-constexpr std::array kOwnFiles{"config.json", "model.safetensors.index.json",
-                               "quantization_report.json", "quantize_config.json"};
+constexpr std::array kOwnFiles{"config.json", "model.safetensors.index.json", kReport,
+                               "quantize_config.json"};
 /// Kinds of side files that readers of a checkpoint look for: tokenizer, chat template, remote
 /// code.
 constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"};
@@ -27,6 +28,16 @@ bool contains(const List& list, const std::string& value) {
 
 bool is_whole_tensor(const TensorRef& ref) {
   return ref.index < 0 && ref.row_begin == 0 && ref.row_count == 0 && !ref.transposed;
+}
+
+/// --overwrite is for what an earlier run wrote, never for an original or a folder of another kind.
+void check_replaceable(const fs::path& target) {
+  if (!fs::exists(target) || fs::exists(target / kReport)) return;
+  if (fs::is_directory(target) && fs::is_empty(target)) return;
+  fail(
+      "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
+      "folder",
+      target.string(), kReport);
 }
 
 /// float32 values as elements of `dtype`; exact, as they came from there.
@@ -44,6 +55,7 @@ std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
 Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan,
                    const fs::path& target, int64_t max_shard_bytes, bool overwrite)
     : original_(original), plan_(plan), staged_(target, overwrite) {
+  if (overwrite) check_replaceable(target);
   plan_tensors(model, plan);
   writer_ = std::make_unique<Writer>(staged_.path(), tensors_, max_shard_bytes);
 }
@@ -85,7 +97,7 @@ int64_t Exporter::commit(const Json& report) {
   const int64_t bytes = writer_->finish();
   write_config(plan_);
   copy_side_files();
-  write_file(staged_.path() / "quantization_report.json", report.dump(2) + "\n");
+  write_file(staged_.path() / kReport, report.dump(2) + "\n");
   staged_.commit();
   return bytes;
 }
@@ -117,7 +129,10 @@ void Exporter::copy_side_files() {
     if (!entry.is_regular_file() || contains(kOwnFiles, name)) continue;
     if (name.ends_with(".index.json") || !contains(kSideFiles, entry.path().extension().string()))
       continue;
-    fs::copy_file(entry.path(), staged_.path() / name);
+    std::error_code error;
+    fs::copy_file(entry.path(), staged_.path() / name, error);
+    if (error)
+      fail("{}: cannot be copied to the export: {}", entry.path().string(), error.message());
   }
 }
 

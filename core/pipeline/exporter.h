@@ -16,6 +16,7 @@ namespace aqhost {
 /// Writes the quantized checkpoint: packed modules under their own names, every other tensor as it
 /// was, config.json with quantization_config, and the tokenizer and other side files. Everything
 /// goes to a folder beside `target`, which becomes `target` in commit() and disappears otherwise.
+/// With `overwrite` an earlier export or an empty folder is replaced, nothing else.
 class Exporter {
  public:
   Exporter(const Reader& original, const Model& model, const Plan& plan,

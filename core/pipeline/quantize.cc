@@ -24,7 +24,9 @@ class Finisher {
   Finisher(Exporter& exporter, Report& report, const Plan& plan, bool quiet)
       : exporter_(exporter),
         report_(report),
-        progress_("quantizing", static_cast<double>(plan.quantized_weights()), quiet) {}
+        progress_("quantizing", static_cast<double>(plan.quantized_weights()), "weights", quiet) {}
+
+  void say(const std::string& what) { progress_.update(done_, what); }
 
   void operator()(const PlannedModule& planned, ModuleResult result) {
     exporter_.write(planned, result.matrix);
@@ -115,6 +117,7 @@ void calibrate_and_solve(const Reader& original, const Model& model, const Plan&
   at::Tensor x = Ends(original, model).embed(windows);
   for (int32_t l = 0; l <= last_layer(model, plan); l++) {
     timer.begin("read");
+    finish.say(fmt::format("layer {}", l));
     Layer layer(original, model, l, windows.size(1));
     LayerQuantizer quantizer(plan, l, layer, std::ref(finish), timer);
     quantizer.run(x);

@@ -1,7 +1,5 @@
 #include <doctest/doctest.h>
 
-#include <filesystem>
-
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -27,34 +25,20 @@ TEST_CASE("nearest_name finds a misspelling and nothing far away") {
   CHECK(did_you_mean("zzzzzzzzzzz", names) == ", known: int4, mxfp4, group_size");
 }
 
-TEST_CASE("StagedDirectory: all or nothing") {
-  const fs::path root = fs::temp_directory_path() / "aqhost-base-test";
-  fs::remove_all(root);
-  fs::create_directory(root);
-  {
-    StagedDirectory staged(root / "out", false);
-    write_file(staged.path() / "a", "1");
-  }
-  CHECK(fs::is_empty(root));
-  {
-    StagedDirectory staged(root / "out/", false);
-    write_file(staged.path() / "a", "1");
-    staged.commit();
-  }
-  CHECK(read_file(root / "out" / "a") == "1");
-  CHECK_THROWS_AS(StagedDirectory(root / "out", false), Error);
-  {
-    StagedDirectory staged(root / "out", true);
-    write_file(staged.path() / "b", "2");
-    staged.commit();
-  }
-  CHECK(!fs::exists(root / "out" / "a"));
-  fs::remove_all(root);
-}
-
 TEST_CASE("files that are missing, or folders, are named") {
   CHECK_THROWS_WITH_AS(read_file("no/such/file"), "no/such/file: No such file or directory", Error);
   CHECK_THROWS_AS(MappedFile(fs::temp_directory_path()), Error);
+}
+
+TEST_CASE("a progress line has rate and time left once there is something to tell them from") {
+  CHECK(progress_line("quantizing", 42e6, 100e6, "weights", 14, "layer 3") ==
+        "quantizing  42 %, 3.0 M weights/s, 19 s left  layer 3");
+  CHECK(progress_line("evaluating", 3, 4, "layers", 60, "layer 2") ==
+        "evaluating  75 %, 0.1 layers/s, 20 s left  layer 2");
+  CHECK(progress_line("x", 1, 100, "weights", 60, "a") == "x   1 %  a");
+  CHECK(progress_line("x", 50, 100, "weights", 0.1, "a") == "x  50 %  a");
+  CHECK(progress_line("x", 0, 0, "weights", 1, "a") == "x   0 %  a");
+  CHECK(progress_line("x", 101, 100, "k", 1, "a") == "x 100 %, 101 k/s, 0 s left  a");
 }
 
 TEST_CASE("durations") {

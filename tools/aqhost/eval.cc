@@ -25,7 +25,7 @@ void run(const po::variables_map& options) {
   const auto source = open_source(directory, *registry);
   const auto model = registry->create_model(*source, options["model-type"].as<std::string>());
   const at::Tensor windows = cut_windows(read_tokens(Tokenizer::load(directory), text), window);
-  Progress progress("evaluating", model->desc().n_layers, quiet(options));
+  Progress progress("evaluating", model->desc().n_layers, "layers", quiet(options));
   const Perplexity result = perplexity(*source, *model, windows, [&](int32_t layer) {
     progress.update(layer + 1, fmt::format("layer {}", layer));
   });

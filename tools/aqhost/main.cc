@@ -10,10 +10,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <new>
 #include <sstream>
+#include <system_error>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -125,27 +129,34 @@ void run(std::vector<std::string> arguments) {
   command.run(options);
 }
 
+int complain(const std::string& message, int status) {
+  std::fputs(("aqhost: " + message + "\n").c_str(), stderr);
+  return status;
+}
+
 int run_and_report(int argc, char** argv) {
   try {
     run({argv + 1, argv + argc});
-    if (std::fflush(stdout) != 0) fail("cannot write the result to stdout");
+    if (std::fflush(stdout) != 0) throw std::system_error(errno, std::generic_category());
     return 0;
   } catch (const UsageError& e) {
-    fmt::print(stderr, "aqhost: {}\nTry aqhost --help.\n", e.what());
-    return 2;
+    return complain(fmt::format("{}\nTry aqhost --help.", e.what()), 2);
   } catch (const Interrupted&) {
-    fmt::print(stderr, "aqhost: interrupted, nothing was written\n");
-    return 130;
+    return complain("interrupted, nothing was written", 130);
   } catch (const Error& e) {
-    fmt::print(stderr, "aqhost: {}\n", e.what());
+    return complain(e.what(), 1);
   } catch (const c10::Error& e) {
-    fmt::print(stderr, "aqhost: LibTorch: {}\n", e.what_without_backtrace());
+    return complain(fmt::format("LibTorch: {}", e.what_without_backtrace()), 1);
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "aqhost: out of memory; use fewer --nsamples or a shorter --seqlen\n");
+    return complain("out of memory; use fewer --nsamples or a shorter --seqlen", 1);
+  } catch (const std::filesystem::filesystem_error& e) {
+    return complain(e.what(), 1);
+  } catch (const std::system_error& e) {                           // of printing
+    if (e.code() == std::errc::broken_pipe) return 128 + SIGPIPE;  // as if the signal had come
+    return complain(fmt::format("the result cannot be printed: {}", e.code().message()), 1);
   } catch (const std::exception& e) {
-    fmt::print(stderr, "aqhost: {}\n", e.what());
+    return complain(e.what(), 1);
   }
-  return 1;
 }
 
 }  // namespace
