@@ -14,6 +14,7 @@ namespace aqhost {
 namespace {
 
 constexpr std::string_view kWeight = ".weight";
+constexpr int64_t kMostFeatures = int64_t{1} << 31;
 
 /// Options that a config group tells of, under the names that recipes use.
 Json options_of(const Json& weights) {
@@ -117,7 +118,8 @@ DecodedCheckpoint::DecodedCheckpoint(std::unique_ptr<Reader> reader, const Regis
 
 void DecodedCheckpoint::add_module(const std::string& name, std::shared_ptr<const Format> format) {
   const auto shape = shape_of(*reader_, name, *format);
-  if (!shape || shape->first <= 0 || shape->second <= 0)
+  const auto plausible = [](int64_t n) { return n > 0 && n <= kMostFeatures; };
+  if (!shape || !plausible(shape->first) || !plausible(shape->second))
     fail("{}: {}: cannot tell the shape of the matrix (weight_shape is missing or wrong)",
          directory(), name);
   for (const TensorInfo& expected : format->packed(shape->first, shape->second)) {

@@ -117,6 +117,10 @@ std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std
     fail("{}: quantization_config.quant_method is \"{}\", expected \"compressed-tensors\"", where,
          method);
   const std::string format = string_at(config, "format", where);
+  const Json ignore = config.value("ignore", Json::array());
+  if (!ignore.is_array() ||
+      !std::all_of(ignore.begin(), ignore.end(), [](const Json& name) { return name.is_string(); }))
+    fail("{}: quantization_config.ignore is no array of names", where);
   if (groups == config.end() || !groups->is_object())
     fail("{}: quantization_config.config_groups is missing or no object", where);
   std::vector<ConfigGroup> result;

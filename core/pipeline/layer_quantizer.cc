@@ -207,7 +207,10 @@ void LayerQuantizer::add_expert(ExpertBatch& batch, std::vector<const PlannedMod
   Shared group{std::move(modules), own.tokens(), own.weight(), false};
   const int64_t least = plan_.settings.min_tokens.value_or(x.size(1) / 2);
   if (plan_.settings.calibrate_all_experts) {
-    batch.hessians.push_back(all().sum());
+    const Hessian every = all();
+    group.tokens = every.tokens();
+    group.weight = every.weight();
+    batch.hessians.push_back(every.sum());
   } else if (own.tokens() < least) {
     group.starved = true;
     const double mean_weight = std::pow(mean_routing_weight_, power);

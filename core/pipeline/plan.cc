@@ -103,6 +103,19 @@ int64_t PlannedModule::stored_bits() const {
   return bits;
 }
 
+std::string describe(const PlannedModule& planned) {
+  if (!planned.format) return "dense";
+  const int32_t group = planned.format->desc().group_size;
+  std::string text = planned.recipe.wq;
+  text += group < 0 ? " row" : group == 0 ? " matrix" : " g" + std::to_string(group);
+  for (const auto& [key, value] : planned.recipe.options.items())
+    if (key != "group_size")
+      text +=
+          fmt::format(" {}={}", key, value.is_string() ? value.get<std::string>() : value.dump());
+  if (planned.recipe.aq != "bf16") text += " aq=" + planned.recipe.aq;
+  return text;
+}
+
 int64_t Plan::quantized_weights() const {
   int64_t n = 0;
   for (const PlannedModule& m : modules)

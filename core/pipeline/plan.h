@@ -25,6 +25,9 @@ struct PlannedModule {
   int64_t stored_bits() const;
 };
 
+/// "int4 g128", with the options that are not the format's own, or "dense".
+std::string describe(const PlannedModule& planned);
+
 /// A warning or finding, with where it comes from ("recipe.yaml:7", a module's name, or "").
 struct PlanWarning {
   std::string where, message;

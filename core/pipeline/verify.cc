@@ -45,7 +45,7 @@ void check_config(const DecodedCheckpoint& checkpoint, const Model& model) {
   const auto groups = parse_quantization_config(config, checkpoint.directory() + "/config.json");
   std::set<std::string> ignored, stored;
   for (const Json& name : config.value("ignore", Json::array()))
-    if (name.is_string()) ignored.insert(name.get<std::string>());
+    ignored.insert(name.get<std::string>());
   for (const StoredModule& m : checkpoint.modules()) {
     stored.insert(m.name);
     if (ignored.contains(m.name))

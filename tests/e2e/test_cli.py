@@ -126,6 +126,34 @@ class Inspecting(WorkFolder):
         self.assertAlmostEqual(plan["bits_per_weight"], 4 + 16 / 128)
         self.assertIn("int4 g128", self.ok("plan", "--model", MODEL, "--config", RECIPE))
 
+    def test_plan_tells_sizes_by_layer_and_what_will_load_it(self):
+        recipe = self.work / "r.yaml"
+        recipe.write_text("overrides: [{pattern: '*.experts.*.down_proj', group_size: 64}]\n")
+        plan = json.loads(self.ok("plan", "--model", MODEL, "--config", recipe, "--json"))
+        self.assertEqual([l["layer"] for l in plan["layers"]], [0, 1, 2])
+        saved = sum(l["bytes_before"] - l["bytes_after"] for l in plan["layers"])
+        self.assertEqual(saved, plan["bytes_before"] - plan["bytes_after"])
+        self.assertEqual(set(plan["problems_in"]), {"vllm", "sglang", "transformers"})
+        self.assertIn("the experts of a layer must be of one format", plan["problems_in"]["vllm"][0])
+        text = self.ok("plan", "--model", MODEL, "--config", recipe)
+        self.assertIn("loads in vLLM          no", text)
+        self.assertIn("0-2 each", text)
+
+    def test_a_target_that_will_not_load_the_result_is_refused_before_any_work(self):
+        recipe = self.work / "r.yaml"
+        recipe.write_text("overrides: [{pattern: '*.experts.*.down_proj', group_size: 64}]\n")
+        out = self.work / "out"
+        for command in (("plan",), ("--algorithm", "rtn", "--save", out)):
+            self.fails(1, "vLLM will not load this recipe's checkpoint", *command, "--model", MODEL,
+                       "--config", recipe, "--target", "vllm")
+        self.fails(2, '--target "vlm", did you mean "vllm"?', "plan", "--model", MODEL, "--target",
+                   "vlm")
+        done = aqhost("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("warning: vLLM will not load the result", done.stderr)
+        self.assertIn("loads in nothing but aqhost", done.stdout)
+        self.ok("--model", MODEL, "--algorithm", "rtn", "--save", self.work / "two", "--target", "vllm")
+
     def test_tokenize_line_by_line(self):
         cases = json.loads((TESTS / "golden/tokenizer_cases.json").read_text())
         lines = self.work / "lines.jsonl"

@@ -32,6 +32,11 @@ void add_model_options(po::options_description_easy_init& add) {
       "id of the model plugin to use, or auto");
 }
 
+void add_target_option(po::options_description_easy_init& add) {
+  add("target", po::value<std::string>()->default_value("any"),
+      "vllm, sglang or transformers: an error if it will not load the result; any: say so only");
+}
+
 std::string required(const po::variables_map& options, const char* name) {
   if (!options.contains(name)) throw UsageError(fmt::format("--{} is missing", name));
   auto value = options[name].as<std::string>();

@@ -29,6 +29,9 @@ std::unique_ptr<Registry> open_registry(const po::variables_map& options);
 /// Adds --model (and --model-type).
 void add_model_options(po::options_description_easy_init& add);
 
+/// Adds --target, the engine that must load the export.
+void add_target_option(po::options_description_easy_init& add);
+
 /// The value of a required option; UsageError names it if it is not there.
 std::string required(const po::variables_map& options, const char* name);
 /// An integer option within [least, most]; UsageError otherwise.

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "checkpoint/reader.h"
 #include "command.h"
+#include "pipeline/loadable.h"
 #include "pipeline/quantize.h"
 
 namespace aqhost {
@@ -16,30 +17,52 @@ void add_options(po::options_description_easy_init add) {
   add_model_options(add);
   add_plugin_option(add);
   add("config", po::value<std::string>(), "recipe in YAML or JSON; default: int4, group size 128");
+  add_target_option(add);
 }
 
+/// Bytes of tensors, and what is quantized of them.
+struct Size {
+  int64_t before = 0, after = 0, weights = 0, bits = 0;
+
+  bool operator==(const Size&) const = default;
+};
+
 struct Sizes {
-  int64_t before = 0, after = 0;  // bytes of all tensors
+  Size total;
+  std::map<int32_t, Size> layers;
 };
 
 Sizes sizes_of(const Reader& reader, const Plan& plan) {
   Sizes sizes;
   for (const TensorInfo& info : reader.tensors())
-    sizes.before += info.numel() * dtype_size(info.dtype);
-  sizes.after = sizes.before;
+    sizes.total.before += info.numel() * dtype_size(info.dtype);
+  sizes.total.after = sizes.total.before;
   for (const PlannedModule& m : plan.modules) {
-    if (!m.format) continue;
-    sizes.after -= m.weights() * dtype_size(reader.find(m.module->weight.name)->dtype);
-    sizes.after += m.stored_bits() / 8;
+    const int64_t before = m.weights() * dtype_size(reader.find(m.module->weight.name)->dtype);
+    const int64_t after = m.format ? m.stored_bits() / 8 : before;
+    const auto add = [&](Size& size) {
+      size.after += after - before;
+      if (!m.format) return;
+      size.weights += m.weights();
+      size.bits += m.stored_bits();
+    };
+    add(sizes.total);
+    if (m.module->key.layer < 0) continue;
+    Size& layer = sizes.layers[m.module->key.layer];
+    layer.before += before;
+    layer.after += before;
+    add(layer);
   }
   return sizes;
 }
 
 std::string becomes(const PlannedModule& m) {
-  if (!m.format) return "as it is";
-  const int32_t group = m.format->desc().group_size;
-  const std::string size = group < 0 ? "row" : group == 0 ? "matrix" : "g" + std::to_string(group);
-  return fmt::format("{} {}{}", m.recipe.wq, size, m.recipe.algorithm == "rtn" ? " rtn" : "");
+  return describe(m) + (m.format && m.recipe.algorithm == "rtn" ? " rtn" : "");
+}
+
+std::string bits(const Size& size) {
+  if (size.weights == 0) return "";
+  return fmt::format("{:.3f}", static_cast<double>(size.bits) / static_cast<double>(size.weights));
 }
 
 /// "model.layers.0.mlp.experts.3.up_proj" with each number as *.
@@ -60,35 +83,60 @@ std::string wildcard(const std::string& name) {
   return result;
 }
 
-void print(const Plan& plan, const Sizes& sizes) {
+void print_modules(const Plan& plan) {
   struct Row {
-    int64_t modules = 0, weights = 0, bits = 0;
+    int64_t modules = 0, weights = 0;
+    Size quantized;
   };
   std::map<std::pair<std::string, std::string>, Row> rows;
-  std::size_t width = 0;
+  std::size_t width = 0, wide = 0;
   for (const PlannedModule& m : plan.modules) {
     const std::string name = wildcard(m.module->name);
     width = std::max(width, name.size());
+    wide = std::max(wide, becomes(m).size());
     Row& row = rows[{name, becomes(m)}];
     row.modules++;
     row.weights += m.weights();
-    row.bits += m.format ? m.stored_bits() : 0;
+    if (!m.format) continue;
+    row.quantized.weights += m.weights();
+    row.quantized.bits += m.stored_bits();
   }
-  fmt::print("{:<{}}  {:<12}  {:>7}  {:>15}  {:>6}\n", "modules", width, "becomes", "number",
+  fmt::print("{:<{}}  {:<{}}  {:>7}  {:>15}  {:>6}\n", "modules", width, "becomes", wide, "number",
              "weights", "bits");
   for (const auto& [key, row] : rows)
-    fmt::print("{:<{}}  {:<12}  {:>7}  {:>15}  {:>6}\n", key.first, width, key.second, row.modules,
-               with_commas(row.weights),
-               row.bits == 0 ? ""
-                             : fmt::format("{:.3f}", static_cast<double>(row.bits) /
-                                                         static_cast<double>(row.weights)));
-  fmt::print("\n{} weights quantized, {:.3f} bits each with scales; tensors {} -> {}\n",
-             with_commas(plan.quantized_weights()), plan.bits_per_weight(),
-             format_bytes(sizes.before), format_bytes(sizes.after));
+    fmt::print("{:<{}}  {:<{}}  {:>7}  {:>15}  {:>6}\n", key.first, width, key.second, wide,
+               row.modules, with_commas(row.weights), bits(row.quantized));
+}
+
+/// Layers of one size are one line.
+void print_layers(const Sizes& sizes) {
+  fmt::print("\n{:<12}  {:>10}  {:>10}  {:>6}\n", "layers", "before", "after", "bits");
+  for (auto it = sizes.layers.begin(); it != sizes.layers.end();) {
+    auto end = it;
+    while (end != sizes.layers.end() && end->second == it->second) ++end;
+    const int32_t first = it->first, last = std::prev(end)->first;
+    fmt::print("{:<12}  {:>10}  {:>10}  {:>6}\n",
+               first == last ? std::to_string(first) : fmt::format("{}-{} each", first, last),
+               format_bytes(it->second.before), format_bytes(it->second.after), bits(it->second));
+    it = end;
+  }
+}
+
+void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads) {
+  print_modules(plan);
+  print_layers(sizes);
+  fmt::print("{:<12}  {:>10}  {:>10}  {:>6}  ({} weights quantized, with scales)\n", "all tensors",
+             format_bytes(sizes.total.before), format_bytes(sizes.total.after), bits(sizes.total),
+             with_commas(plan.quantized_weights()));
+  fmt::print("\n");
+  for (const Loadable& l : loads) {
+    fmt::print("loads in {:<12}  {}\n", l.engine, l.problems.empty() ? "yes" : "no");
+    for (const std::string& problem : l.problems) fmt::print("  {}\n", problem);
+  }
   for (const PlanWarning& w : plan.warnings) fmt::print("warning: {}: {}\n", w.where, w.message);
 }
 
-Json to_json(const Plan& plan, const Sizes& sizes) {
+Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads) {
   Json modules = Json::array(), warnings = Json::array();
   for (const PlannedModule& m : plan.modules) {
     Json entry{{"name", m.module->name},
@@ -105,12 +153,25 @@ Json to_json(const Plan& plan, const Sizes& sizes) {
   }
   for (const PlanWarning& w : plan.warnings)
     warnings.push_back({{"where", w.where}, {"message", w.message}});
+  Json layers = Json::array(), loads_in = Json::object();
+  for (const auto& [index, size] : sizes.layers)
+    layers.push_back(
+        {{"layer", index},
+         {"bytes_before", size.before},
+         {"bytes_after", size.after},
+         {"weights", size.weights},
+         {"bits_per_weight", size.weights == 0 ? Json()
+                                               : Json(static_cast<double>(size.bits) /
+                                                      static_cast<double>(size.weights))}});
+  for (const Loadable& l : loads) loads_in[l.id] = l.problems;
   return {{"modules", modules},
+          {"layers", layers},
+          {"problems_in", loads_in},
           {"warnings", warnings},
           {"bits_per_weight", plan.bits_per_weight()},
           {"weights", plan.quantized_weights()},
-          {"bytes_before", sizes.before},
-          {"bytes_after", sizes.after}};
+          {"bytes_before", sizes.total.before},
+          {"bytes_after", sizes.total.after}};
 }
 
 void run(const po::variables_map& options) {
@@ -122,15 +183,21 @@ void run(const po::variables_map& options) {
   const auto model = registry->create_model(reader, options["model-type"].as<std::string>());
   const Plan plan = make_plan(*model, recipe, *registry, "");
   const Sizes sizes = sizes_of(reader, plan);
+  const std::vector<Loadable> loads = loadable(plan);
+  check_target(loads, options["target"].as<std::string>());
   if (wants_json(options))
-    fmt::print("{}\n", to_json(plan, sizes).dump());
+    fmt::print("{}\n", to_json(plan, sizes, loads).dump());
   else
-    print(plan, sizes);
+    print(plan, sizes, loads);
 }
 
 }  // namespace
 
-const Command kPlan{"plan", "shows what a recipe will make of each module; nothing is run",
-                    "  aqhost plan --model DIR --config RECIPE [--json]", add_options, run};
+const Command kPlan{
+    "plan", "shows what a recipe will make of each module; nothing is run",
+    "  aqhost plan --model DIR --config RECIPE [--target ENGINE] [--json]\n\n"
+    "What each module becomes and its bits with scales, sizes by layer, what will and\n"
+    "will not load the checkpoint and why.",
+    add_options, run};
 
 }  // namespace aqhost

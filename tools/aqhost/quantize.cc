@@ -1,11 +1,13 @@
 #include "pipeline/quantize.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include "base/error.h"
 #include "base/progress.h"
 #include "command.h"
+#include "pipeline/loadable.h"
 
 namespace aqhost {
 namespace {
@@ -21,7 +23,8 @@ void add_options(po::options_description_easy_init add) {
   add("algorithm", po::value<std::string>(),
       "gptq or rtn for all modules, whatever the recipe says");
   add("save", po::value<std::string>(), "folder to write, made by the run");
-  add("overwrite", "replace the folder if it exists");
+  add("overwrite", "replace the folder if an earlier run wrote it");
+  add_target_option(add);
   add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
 }
 
@@ -33,7 +36,16 @@ std::string algorithm(const po::variables_map& options) {
   return name;
 }
 
-void print_summary(const Json& report, const std::string& target, int64_t original_bytes) {
+/// "vLLM, SGLang", or "nothing but aqhost".
+std::string readers(const std::vector<Loadable>& loads) {
+  std::vector<std::string> names;
+  for (const Loadable& l : loads)
+    if (l.problems.empty()) names.push_back(l.engine);
+  return names.empty() ? "nothing but aqhost" : fmt::format("{}", fmt::join(names, ", "));
+}
+
+void print_summary(const Json& report, const std::string& target, int64_t original_bytes,
+                   const std::vector<Loadable>& loads) {
   const Json& totals = report["totals"];
   const double loss = totals["loss"], rtn_loss = totals["rtn_loss"];
   fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n",
@@ -45,7 +57,7 @@ void print_summary(const Json& report, const std::string& target, int64_t origin
              format_bytes(totals["bytes"].get<int64_t>()),
              format_duration(totals["seconds"]["total"].get<double>()),
              format_bytes(totals["peak_memory_bytes"].get<int64_t>()));
-  fmt::print("written to {}\n", target);
+  fmt::print("written to {}; loads in {}\n", target, readers(loads));
 }
 
 void run(const po::variables_map& options) {
@@ -69,6 +81,11 @@ void run(const po::variables_map& options) {
   const auto model = registry->create_model(reader, options["model-type"].as<std::string>());
   const Plan plan = make_plan(*model, recipe, *registry, chosen);
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}: {}", w.where, w.message);
+  const std::vector<Loadable> loads = loadable(plan);
+  check_target(loads, options["target"].as<std::string>());
+  for (const Loadable& l : loads)
+    for (const std::string& problem : l.problems)
+      spdlog::warn("{} will not load the result: {}", l.engine, problem);
   const Json report = quantize(reader, *model, plan, quantize_options);
   if (wants_json(options)) {
     fmt::print("{}\n", report["totals"].dump());
@@ -77,7 +94,7 @@ void run(const po::variables_map& options) {
   int64_t original_bytes = 0;
   for (const TensorInfo& info : reader.tensors())
     original_bytes += info.numel() * dtype_size(info.dtype);
-  print_summary(report, quantize_options.target.string(), original_bytes);
+  print_summary(report, quantize_options.target.string(), original_bytes, loads);
 }
 
 }  // namespace
