@@ -36,7 +36,7 @@ class Progress {
 std::string progress_line(const std::string& title, double done, double total,
                           const std::string& unit, double seconds, const std::string& detail);
 
-/// "41 s", "3 min 05 s", "2 h 07 min".
+/// "0.4 s", "41 s", "3 min 05 s", "2 h 07 min".
 std::string format_duration(double seconds);
 
 }  // namespace aqhost

@@ -38,10 +38,12 @@ TEST_CASE("a progress line has rate and time left once there is something to tel
   CHECK(progress_line("x", 1, 100, "weights", 60, "a") == "x   1 %  a");
   CHECK(progress_line("x", 50, 100, "weights", 0.1, "a") == "x  50 %  a");
   CHECK(progress_line("x", 0, 0, "weights", 1, "a") == "x   0 %  a");
-  CHECK(progress_line("x", 101, 100, "k", 1, "a") == "x 100 %, 101 k/s, 0 s left  a");
+  CHECK(progress_line("x", 101, 100, "k", 1, "a") == "x 100 %, 101 k/s, 0.0 s left  a");
 }
 
 TEST_CASE("durations") {
+  CHECK(format_duration(0.42) == "0.4 s");
+  CHECK(format_duration(9.99) == "10 s");
   CHECK(format_duration(41.2) == "41 s");
   CHECK(format_duration(185) == "3 min 05 s");
   CHECK(format_duration(7620) == "2 h 07 min");

@@ -85,6 +85,10 @@ class Usage(WorkFolder):
                    "--calib", CALIB, "--nsamples", 0)
         self.fails(2, "expected gptq or rtn", "--model", MODEL, "--save", self.work / "o",
                    "--algorithm", "awq")
+        self.fails(2, "Try aqhost eval --help.", "eval", "--model", MODEL)
+        self.fails(2, "whole number", "--model", MODEL, "--nsamples", "ten")
+        self.fails(2, "--seed -1: expected 0 to", "--model", MODEL, "--save", self.work / "o",
+                   "--calib", CALIB, "--seed", -1)
         self.fails(2, "--log-level", "inspect", "--model", MODEL, "--log-level", "loud")
 
 

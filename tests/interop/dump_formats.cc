@@ -60,9 +60,8 @@ void dump(const Json& job, const Registry& registry, Output& out) {
   out.add(name + ".tensor_params", DType::kF32, batch.tensor_params[0]);
   out.add(name + ".values", DType::kF32, batch.values[0]);
   for (PackedTensor& t : format->pack(batch.matrix(0, 0, rows))) {
-    out.infos.push_back({name + ".packed." + t.info.name,
-                         DType::kU8,
-                         {static_cast<int64_t>(t.bytes.size())}});
+    out.infos.push_back(
+        {name + ".packed." + t.info.name, DType::kU8, {static_cast<int64_t>(t.bytes.size())}});
     out.data.push_back(std::move(t.bytes));
   }
 }

@@ -39,7 +39,7 @@ po::options_description options_of(const Command& command) {
   command.add_options(all.add_options());
   all.add_options()("json", "print the result as JSON")("threads", po::value<int64_t>(),
                                                         "threads to use (default: all cores)")(
-      "seed", po::value<uint64_t>()->default_value(0), "seed of every random choice")(
+      "seed", po::value<int64_t>()->default_value(0), "seed of every random choice")(
       "log-level", po::value<std::string>()->default_value("info"),
       "debug, info, warn, error or off; messages go to stderr")("help,h", "this text")(
       "version", "print the version");
@@ -60,8 +60,10 @@ void print_help(const Command& command) {
   fmt::print("\n{}", text.str());
 }
 
-/// Boost's message, with the nearest option where one is misspelled.
+/// Boost's message; with the nearest option where one is misspelled, and with what was expected.
 std::string explain(const po::error& error, const po::options_description& known) {
+  if (const auto* value = dynamic_cast<const po::invalid_option_value*>(&error))
+    return fmt::format("{}: a whole number was expected", value->what());
   const auto* unknown = dynamic_cast<const po::unknown_option*>(&error);
   if (unknown == nullptr) return error.what();
   std::vector<std::string> names;
@@ -105,7 +107,8 @@ const Command& choose(std::vector<std::string>& arguments) {
     if (name == command->name) return *command;
     names.emplace_back(command->name);
   }
-  throw UsageError(fmt::format("unknown command \"{}\"{}", name, did_you_mean(name, names)));
+  throw UsageError(
+      fmt::format("unknown command \"{}\"{}\nTry aqhost --help.", name, did_you_mean(name, names)));
 }
 
 void set_log_level(const std::string& level) {
@@ -115,10 +118,7 @@ void set_log_level(const std::string& level) {
   spdlog::set_level(spdlog::level::from_str(level));
 }
 
-void run(std::vector<std::string> arguments) {
-  const bool bare = arguments.empty();
-  const Command& command = choose(arguments);
-  const po::variables_map options = parse(command, arguments);
+void run_command(const Command& command, const po::variables_map& options, bool bare) {
   if (options.contains("help") || bare) return print_help(command);
   if (options.contains("version")) {
     fmt::print("aqhost {} (plugin ABI {}.{})\n", kVersion, AQ_ABI_MAJOR, AQ_ABI_MINOR);
@@ -129,6 +129,16 @@ void run(std::vector<std::string> arguments) {
     at::set_num_threads(static_cast<int>(integer(options, "threads", 1, 1024)));
   const at::NoGradGuard no_grad;
   command.run(options);
+}
+
+void run(std::vector<std::string> arguments) {
+  const bool bare = arguments.empty();
+  const Command& command = choose(arguments);
+  try {
+    run_command(command, parse(command, arguments), bare);
+  } catch (const UsageError& e) {
+    throw UsageError(fmt::format("{}\nTry aqhost {} --help.", e.what(), command.name));
+  }
 }
 
 int complain(const std::string& message, int status) {
@@ -151,7 +161,7 @@ int run_and_report(int argc, char** argv) {
     if (std::fflush(stdout) != 0) throw std::system_error(errno, std::generic_category());
     return 0;
   } catch (const UsageError& e) {
-    return complain(fmt::format("{}\nTry aqhost --help.", e.what()), 2);
+    return complain(e.what(), 2);
   } catch (const Interrupted&) {
     return complain("interrupted, nothing was written", 130);
   } catch (const Error& e) {

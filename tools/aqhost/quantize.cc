@@ -55,7 +55,8 @@ void print_summary(const Json& report, const std::string& target, int64_t origin
     fmt::print("loss {:.4g}, {:.1f} % of rounding to nearest\n", loss, 100 * loss / rtn_loss);
   fmt::print("{} -> {}, {}, peak memory {}\n", format_bytes(original_bytes),
              format_bytes(totals["bytes"].get<int64_t>()),
-             format_duration(totals["seconds"]["total"].get<double>()),
+             format_duration(totals["seconds"]["total"].get<double>() +
+                             totals["seconds"]["write"].get<double>()),
              format_bytes(totals["peak_memory_bytes"].get<int64_t>()));
   fmt::print("written to {}; loads in {}\n", target, readers(loads));
 }
@@ -71,7 +72,8 @@ void run(const po::variables_map& options) {
   if (options.contains("calib"))
     quantize_options.calibration =
         CalibrationOptions{required(options, "calib"), integer(options, "nsamples", 1, 1 << 24),
-                           integer(options, "seqlen", 2, 1 << 24), options["seed"].as<uint64_t>()};
+                           integer(options, "seqlen", 2, 1 << 24),
+                           static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62))};
   const std::string chosen = algorithm(options);
   const Recipe recipe =
       options.contains("config") ? Recipe::load(required(options, "config")) : Recipe{};

@@ -61,11 +61,12 @@ typedef struct aq_format_desc {
   int32_t scale_round;
   int32_t scale_mantissa_bits; /* AQ_ROUND_EVEN: of the element, mxfp4: 1 */
   float global_max;            /* AQ_FORMAT_GLOBAL_SCALE; nvfp4: 448 * 6 */
-  int32_t group_size; /* of this instance, along the input; -1: a whole row; 0: the whole matrix, all
-                         rows having the same params, that of one group of them all, row by row */
-  uint32_t group_params;       /* f32 per row and group: scale [, zero], or the plugin's own */
-  uint32_t tensor_params;      /* f32 per matrix: [global], or the plugin's own, e.g. a codebook */
-  uint32_t n_packed;           /* tensors written per matrix */
+  int32_t
+      group_size; /* of this instance, along the input; -1: a whole row; 0: the whole matrix, all
+                     rows having the same params, that of one group of them all, row by row */
+  uint32_t group_params;  /* f32 per row and group: scale [, zero], or the plugin's own */
+  uint32_t tensor_params; /* f32 per matrix: [global], or the plugin's own, e.g. a codebook */
+  uint32_t n_packed;      /* tensors written per matrix */
   uint32_t n_search;
   const float* search;    /* factors to try on the scale; NULL: 1 alone */
   uint32_t n_group_sizes; /* that create() accepts */
