@@ -103,8 +103,7 @@ int64_t Exporter::commit(const Json& report) {
 }
 
 void Exporter::write_dense() {
-  for (const auto& [stored, name] : copied_)
-    writer_->write(name, original_.stored(stored)->bytes);
+  for (const auto& [stored, name] : copied_) writer_->write(name, original_.stored(stored)->bytes);
   for (const auto& [module, dtype] : splits_) {
     const at::Tensor weight =
         read_tensor(original_, module->weight, {module->out_features, module->in_features});

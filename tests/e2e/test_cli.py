@@ -256,13 +256,13 @@ class Quantizing(WorkFolder):
 
     def test_an_existing_folder_is_kept_unless_told(self):
         out = self.work / "out"
-        out.mkdir()
+        save = ("--model", MODEL, "--config", RECIPE, "--algorithm", "rtn", "--save", out)
+        self.ok(*save)
         (out / "precious").write_text("x")
-        self.fails(1, "already exists", "--model", MODEL, "--config", RECIPE, "--algorithm", "rtn",
-                   "--save", out)
+        self.fails(1, "already exists", *save)
         self.assertTrue((out / "precious").exists())
-        self.ok("--model", MODEL, "--config", RECIPE, "--algorithm", "rtn", "--save", out,
-                "--overwrite")
+        self.ok(*save, "--overwrite")
+        self.assertFalse((out / "precious").exists())
         self.assertTrue((out / "model.safetensors").exists())
 
     def test_a_quantized_checkpoint_is_not_quantized_again(self):

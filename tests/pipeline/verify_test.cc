@@ -150,7 +150,7 @@ TEST_CASE("a quantization_config that does not say what is stored is refused") {
         Contains((kQ + " is stored quantized, but quantization_config.ignore lists it").c_str()));
   CHECK(refused([](Json& c) { c["config_groups"]["group_0"]["targets"] = {kQ}; }) ==
         Contains("no group of quantization_config covers model.layers."));
-  CHECK(refused([](Json& c) { c["config_groups"]["group_0"]["weights"]["num_bits"] = 3; }) ==
+  CHECK(refused([](Json& c) { c["config_groups"]["group_0"]["weights"]["num_bits"] = 7; }) ==
         Contains("group_0: no format plugin reads format"));
   CHECK(refused([](Json& c) { c["config_groups"]["group_0"]["weights"]["group_size"] = 32; }) ==
         Contains("down_proj.weight_scale is BF16 [64, 3], format int4 of a 64 x 48 matrix expects "
