@@ -120,7 +120,7 @@ void Format::check_description() const {
   if (std::find(d.group_sizes.begin(), d.group_sizes.end(), d.group_size) == d.group_sizes.end())
     lie("group_size {} is not among its own group sizes", d.group_size);
   for (const int32_t size : d.group_sizes)
-    if (size < -1 || size % d.vector_dim != 0)
+    if (size < -1 || (size > 0 && size % d.vector_dim != 0))
       lie("group size {}, expected -1, 0 or a positive multiple of vector_dim {}", size,
           d.vector_dim);
   if (!all_finite(d.values)) lie("a grid value is not finite");

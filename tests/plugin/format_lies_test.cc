@@ -63,7 +63,7 @@ const std::map<std::string, std::string> kSaid{
     {"round-mismatch", "scale_round 2 does not go with scale_kind 3"},
     {"group-not-own", "group_size 48 is not among its own group sizes"},
     {"groups-null", "6 group sizes, expected 1 to 64 and where they are"},
-    {"groups-zero", "group size 0, expected -1 or a positive multiple"},
+    {"groups-odd", "group size -2, expected -1, 0 or a positive multiple"},
     {"params-absurd", "4294967295 group_params"},
     {"params-two", "2 group_params, a scale was expected"},
     {"tensor-params", "3 tensor_params and global_max 0 do not go with its global scale"},
