@@ -7,11 +7,13 @@
 #include <cstdlib>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "base/error.h"
 #include "base/nearest.h"
 #include "plugin/call.h"
 #include "plugin/library.h"
+#include "plugin/unknown_model.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -56,6 +58,13 @@ std::string checked_id(const aq_descriptor* d) {
   return id;
 }
 
+template <typename Map>
+std::vector<std::string> keys_of(const Map& map) {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : map) keys.push_back(key);
+  return keys;
+}
+
 }  // namespace
 
 struct Registry::Impl {
@@ -94,7 +103,8 @@ struct Registry::Impl {
         static_cast<const aq_quantizer_factory*>(library->factory(AQ_QUANTIZER_FACTORY_ID));
     if (model == nullptr && format == nullptr) fail("it offers neither models nor formats");
     if (model != nullptr && !AQ_HAS(model, probe)) fail("its model factory lacks a function");
-    const auto its_models = described(model, "model", info);
+    auto its_models = described(model, "model", info);
+    read_aliases(model, its_models);
     const auto its_formats = described(format, "quantizer", info);
     add(model, its_models, library, models);
     add(format, its_formats, library, formats);
@@ -122,6 +132,29 @@ struct Registry::Impl {
       infos.push_back(info);
     }
     return infos;
+  }
+
+  static void read_aliases(const aq_model_factory* factory, std::vector<PluginInfo>& infos) {
+    if (factory == nullptr || !AQ_HAS(factory, aliases)) return;
+    for (uint32_t i = 0; i < infos.size(); i++) {
+      std::istringstream names(
+          text_or_empty(call_or_fail("aliases", [&] { return factory->aliases(factory, i); })));
+      for (std::string name; names >> name;) infos[i].aliases.push_back(name);
+    }
+  }
+
+  /// The id that an id or an alias stands for.
+  std::string model_id(const std::string& name) const {
+    if (models.contains(name)) return name;
+    std::vector<std::string> known = keys_of(models);
+    for (const PluginInfo& info : listed) {
+      if (!info.refused.empty()) continue;
+      for (const std::string& alias : info.aliases) {
+        if (alias == name) return info.id;
+        known.push_back(alias);
+      }
+    }
+    fail("--model-type \"{}\": no such model plugin{}", name, did_you_mean(name, known));
   }
 
   template <typename Factory>
@@ -188,13 +221,6 @@ const std::vector<PluginInfo>& Registry::plugins() const { return impl_->listed;
 
 namespace {
 
-template <typename Map>
-std::vector<std::string> keys_of(const Map& map) {
-  std::vector<std::string> keys;
-  for (const auto& [key, value] : map) keys.push_back(key);
-  return keys;
-}
-
 /// "; the model plugins found are ..." or where to look for them.
 std::string found_text(const std::vector<std::string>& ids, const char* kind) {
   if (ids.empty()) return fmt::format("; no {} plugin was found, give --plugin-dir", kind);
@@ -249,18 +275,18 @@ std::unique_ptr<const Model> Registry::create_model(const Source& source,
   std::string id = type;
   if (type == "auto") {
     const std::vector<ModelMatch> matches = probe(source.config());
-    if (matches.empty())
-      fail("{}/config.json: no plugin knows the model_type {}{}", source.directory(),
-           source.config().value("model_type", Json("(none)")).dump(),
-           found_text(model_ids(), "model"));
+    if (matches.empty()) {
+      const UnknownModel unknown = describe_unknown(source.config());
+      fail("{}/config.json: {}: it is taken for {} {}; {}{}", source.directory(), unknown.why,
+           unknown.kind, unknown.found.dump(), unknown.advice, found_text(model_ids(), "model"));
+    }
     if (matches.size() > 1 && matches[0].score == matches[1].score)
       fail("{}/config.json: both {} and {} say it is theirs; choose with --model-type",
            source.directory(), matches[0].id, matches[1].id);
     id = matches[0].id;
   }
+  id = impl_->model_id(id);
   const auto it = impl_->models.find(id);
-  if (it == impl_->models.end())
-    fail("--model-type \"{}\": no such model plugin{}", id, did_you_mean(id, model_ids()));
   const std::string config = source.config().dump();
   const aq_checkpoint checkpoint{sizeof checkpoint, 0, const_cast<Source*>(&source), config.c_str(),
                                  find_tensor};

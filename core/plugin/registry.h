@@ -14,8 +14,9 @@ namespace aqhost {
 struct PluginInfo {
   std::string path;
   std::string id, kind /* "model", "quantizer" */, name, version, vendor, description;
-  std::string abi;      // "1.0"
-  std::string refused;  // a sentence, empty if it is in use
+  std::vector<std::string> aliases;  // of a model
+  std::string abi;                   // "1.0"
+  std::string refused;               // a sentence, empty if it is in use
 };
 
 struct ModelMatch {
@@ -47,8 +48,9 @@ class Registry {
   /// Adapters that know this config.json, best first; those that do not are left out.
   std::vector<ModelMatch> probe(const Json& config) const;
 
-  /// The adapter of `source`; `type` is an id or "auto" (the best probe). Error: nobody knows it, a
-  /// tie, or the adapter refuses, with its message.
+  /// The adapter of `source`; `type` is an id, an alias (the first plugin found that has it), or
+  /// "auto" (the best probe). Error: nobody knows it, with what can be told of it (see
+  /// unknown_model.h), a tie, or the adapter refuses, with its message.
   std::unique_ptr<const Model> create_model(const Source& source, const std::string& type) const;
 
   /// The format `id` with `options` (group_size, symmetric ...). Error: unknown id (with the

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "command.h"
 #include "export/decoded_checkpoint.h"
+#include "plugin/unknown_model.h"
 
 namespace aqhost {
 namespace {
@@ -92,12 +93,31 @@ void print(const Json& d) {
   fmt::print("quantized   {}\n", d["quantized"].get<bool>() ? "yes" : "no");
 }
 
+/// A model that no plugin knows: what can be told of it.
+void print_unknown(const UnknownModel& unknown, bool json) {
+  if (json) {
+    const Json told{{"family", unknown.kind},
+                    {"why", unknown.why},
+                    {"found", unknown.found},
+                    {"advice", unknown.advice}};
+    fmt::print("{}\n", told.dump());
+    return;
+  }
+  fmt::print("family      {} ({})\n", unknown.kind, unknown.why);
+  for (const auto& [key, value] : unknown.found.items())
+    fmt::print("{:<11} {}\n", key, value.dump());
+  fmt::print("to do       {}\n", unknown.advice);
+}
+
 void run(const po::variables_map& options) {
   const std::string directory = required(options, "model");
+  const std::string type = options["model-type"].as<std::string>();
   const auto registry = open_registry(options);
   const auto source = open_source(directory, *registry);
-  const auto model = registry->create_model(*source, options["model-type"].as<std::string>());
   const auto matches = registry->probe(source->config());
+  if (type == "auto" && matches.empty())
+    return print_unknown(describe_unknown(source->config()), wants_json(options));
+  const auto model = registry->create_model(*source, type);
   const auto match = std::find_if(matches.begin(), matches.end(),
                                   [&](const ModelMatch& m) { return m.id == model->id(); });
   const Json description = describe(

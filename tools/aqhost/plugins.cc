@@ -39,6 +39,7 @@ void run(const po::variables_map& options) {
                {"kind", p.kind},       {"name", p.name},
                {"version", p.version}, {"vendor", p.vendor},
                {"abi", p.abi},         {"description", p.description}};
+    if (!p.aliases.empty()) entry["aliases"] = p.aliases;
     if (!p.refused.empty()) entry["refused"] = p.refused;
     list.push_back(std::move(entry));
   }

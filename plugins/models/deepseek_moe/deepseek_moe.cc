@@ -24,6 +24,8 @@ class DeepseekMoe {
       "deepseek_moe", "DeepSeek-MoE", "1.0.0", "AlphaQuant",
       "DeepSeek-MoE (model_type deepseek): deepseek-ai/deepseek-moe-16b"};
 
+  static constexpr const char* kAliases = "deepseek";
+
   static int probe(const nlohmann::json& config, std::string& why) {
     return aq::probe_config(
         config, "deepseek", "DeepseekForCausalLM",

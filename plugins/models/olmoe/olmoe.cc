@@ -19,6 +19,8 @@ class Olmoe {
   static constexpr aq::Descriptor kDescriptor{"olmoe", "OLMoE", "1.0.0", "AlphaQuant",
                                               "OLMoE (model_type olmoe): allenai/OLMoE-1B-7B"};
 
+  static constexpr const char* kAliases = "olmo";
+
   static int probe(const nlohmann::json& config, std::string& why) {
     return aq::probe_config(config, "olmoe", "OlmoeForCausalLM",
                             {"num_experts", "num_experts_per_tok", "clip_qkv"},

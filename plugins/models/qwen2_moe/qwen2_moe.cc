@@ -27,6 +27,8 @@ class Qwen2Moe {
       "qwen2_moe", "Qwen2-MoE", "1.0.0", "AlphaQuant",
       "Qwen2-MoE (model_type qwen2_moe): Qwen/Qwen1.5-MoE-A2.7B, Qwen/Qwen2-57B-A14B"};
 
+  static constexpr const char* kAliases = "qwen qwen2moe";
+
   static int probe(const nlohmann::json& config, std::string& why) {
     return aq::probe_config(
         config, "qwen2_moe", "Qwen2MoeForCausalLM",

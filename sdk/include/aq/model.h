@@ -217,6 +217,10 @@ struct aq_model_factory {
    * it.  [serial] */
   const aq_model*(AQ_CALL* create)(const aq_model_factory* self, uint32_t i, const aq_host* host,
                                    const aq_checkpoint* checkpoint, aq_error* err);
+
+  /* Other names by which the user may choose it, separated by spaces: "qwen qwen2moe"; NULL: none.
+   * This function may be NULL.  [scan] */
+  const char*(AQ_CALL* aliases)(const aq_model_factory* self, uint32_t i);
 };
 
 #ifdef __cplusplus

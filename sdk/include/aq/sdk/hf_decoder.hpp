@@ -118,8 +118,9 @@ inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
   const auto rope =
       std::make_shared<Rope>(config, layers.front().attention.head_dim, default_theta);
   if (rope->dim() != layers.front().attention.head_dim)
-    throw Error("config.json: partial_rotary_factor is not supported for this model_type",
-                AQ_UNSUPPORTED);
+    throw Error(
+        "config.json: the rope setting partial_rotary_factor is not supported for this model_type",
+        AQ_UNSUPPORTED);
   for (LayerDesc& layer : layers) {
     layer.attention.rope_dim = rope->dim();
     layer.attention.rope_scale = rope->scale();

@@ -108,6 +108,8 @@ struct ModelObject {
 ///   static constexpr aq::Descriptor kDescriptor;
 ///   static int probe(const nlohmann::json& config, std::string& why);
 ///   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint);
+/// and, if it has other names than its id:
+///   static constexpr const char* kAliases = "one another";
 template <typename Class>
 struct ModelFactory {
   static constexpr aq_descriptor kDescriptor = Class::kDescriptor;
@@ -136,8 +138,14 @@ struct ModelFactory {
     });
     return model;
   }
+  static const char* AQ_CALL aliases(const aq_model_factory*, uint32_t) noexcept {
+    if constexpr (requires { Class::kAliases; })
+      return Class::kAliases;
+    else
+      return nullptr;
+  }
   static constexpr aq_model_factory kFactory{
-      sizeof(aq_model_factory), 0, count, descriptor, probe, create};
+      sizeof(aq_model_factory), 0, count, descriptor, probe, create, aliases};
   static const void* AQ_CALL get(const char* id) noexcept {
     return std::string_view(id) == AQ_MODEL_FACTORY_ID ? &kFactory : nullptr;
   }
