@@ -18,9 +18,10 @@ namespace {
 
 constexpr std::size_t kMostText = std::size_t{16} << 20;
 
-const std::vector<std::string> kTopKeys{"default",  "overrides", "sequential",
-                                        "actorder", "percdamp",  "min_tokens",
-                                        "strict",   "comment",   "calibrate_all_experts"};
+const std::vector<std::string> kTopKeys{"default",       "overrides", "sequential",
+                                        "actorder",      "percdamp",  "min_tokens",
+                                        "strict",        "comment",   "calibrate_all_experts",
+                                        "error_feedback"};
 const std::vector<std::string> kRowKeys{
     "wq",          "aq",        "group_size",    "symmetric", "element", "scale_rule",
     "scale_dtype", "algorithm", "routing_power", "skip",      "comment"};
@@ -166,6 +167,8 @@ class RecipeParser {
     if (const auto node = root["actorder"])
       settings.actorder = one_of(node, "actorder", {"static", "none"}) == "static";
     if (const auto node = root["percdamp"]) settings.percdamp = number(node, "percdamp", 1e-6, 1);
+    if (const auto node = root["error_feedback"])
+      settings.error_feedback = number(node, "error_feedback", 0, 1);
     if (const auto node = root["min_tokens"])
       settings.min_tokens = integer(node, "min_tokens", 0, int64_t{1} << 40);
   }

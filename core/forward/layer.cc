@@ -102,9 +102,16 @@ at::Tensor Layer::shared_weight(const at::Tensor& f) const {
   return at::sigmoid(linear(AQ_ROLE_SHARED_ROUTER)(f));
 }
 
+GluWeights Layer::glu_weights(int32_t expert) const {
+  return {linear(AQ_ROLE_FFN_GATE, expert), linear(AQ_ROLE_FFN_UP, expert)};
+}
+
 at::Tensor Layer::ffn_hidden(int32_t expert, const at::Tensor& f) const {
-  at::Tensor gate = activate(linear(AQ_ROLE_FFN_GATE, expert)(f), ffn_desc().activation);
-  return gate.mul_(linear(AQ_ROLE_FFN_UP, expert)(f));
+  return ffn_hidden(glu_weights(expert), f);
+}
+
+at::Tensor Layer::ffn_hidden(const GluWeights& weights, const at::Tensor& f) const {
+  return activate(weights.gate(f), ffn_desc().activation).mul_(weights.up(f));
 }
 
 at::Tensor Layer::ffn_output(int32_t expert, const at::Tensor& h) const {

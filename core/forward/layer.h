@@ -15,6 +15,15 @@
 
 namespace aqhost {
 
+/// What ffn_hidden() multiplies with.
+struct GluWeights {
+  Linear gate, up;
+
+  GluWeights clone() const {
+    return {{gate.weight.clone(), gate.bias}, {up.weight.clone(), up.bias}};
+  }
+};
+
 /// One transformer layer on the CPU in float32, built from the adapter's description, as a sequence
 /// of steps between the inputs of its linear maps; so a calibration can stop at each, quantize what
 /// comes next, and go on with the new weights:
@@ -45,6 +54,8 @@ class Layer {
   at::Tensor shared_weight(const at::Tensor& f) const;
 
   at::Tensor ffn_hidden(int32_t expert, const at::Tensor& f) const;
+  at::Tensor ffn_hidden(const GluWeights& weights, const at::Tensor& f) const;
+  GluWeights glu_weights(int32_t expert) const;  // borrowed from this layer
   at::Tensor ffn_output(int32_t expert, const at::Tensor& h) const;
 
   /// f [N, hidden] to the sum of all experts' weighted outputs [N, hidden].

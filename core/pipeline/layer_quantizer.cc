@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/interrupt.h"
+#include "tensor/tensor.h"
 
 namespace aqhost {
 namespace {
@@ -32,7 +33,53 @@ at::Tensor to_power(const at::Tensor& weights, double power) {
   return power == 1 ? weights : weights.pow(power);
 }
 
+/// Those rows of [begin, begin + count) that there are; undefined if none.
+at::Tensor rows_or_none(const at::Tensor& t, int64_t begin, int64_t count) {
+  if (!t.defined() || begin >= t.size(0)) return {};
+  return t.narrow(0, begin, std::min(count, t.size(0) - begin));
+}
+
+/// Where the same number stands in both: positions in a and in b, both rising [n] i64.
+std::pair<at::Tensor, at::Tensor> common(const at::Tensor& a, const at::Tensor& b) {
+  const auto x = span_of<int64_t>(a), y = span_of<int64_t>(b);
+  std::vector<int64_t> in_a, in_b;
+  for (std::size_t i = 0, j = 0; i < x.size() && j < y.size();) {
+    if (x[i] == y[j]) {
+      in_a.push_back(static_cast<int64_t>(i));
+      in_b.push_back(static_cast<int64_t>(j));
+    }
+    const bool a_first = x[i] <= y[j], b_first = y[j] <= x[i];
+    i += a_first ? 1 : 0;
+    j += b_first ? 1 : 0;
+  }
+  return {at::tensor(in_a, at::kLong), at::tensor(in_b, at::kLong)};
+}
+
+/// [E, in, in]; undefined if no Hessian has a shift.
+at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
+  std::vector<at::Tensor> shifts;
+  bool any = false;
+  for (const Hessian& h : hessians) {
+    any = any || h.shift().defined();
+    shifts.push_back(h.shift().defined() ? h.shift() : at::zeros_like(h.sum()));
+  }
+  return any ? at::stack(shifts) : at::Tensor();
+}
+
 }  // namespace
+
+QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
+                             const at::Tensor& weights, const std::vector<Hessian>& hessians) {
+  GptqOptions options;
+  options.percdamp = settings.percdamp;
+  options.actorder = settings.actorder;
+  options.feedback = settings.error_feedback;
+  std::vector<at::Tensor> sums;
+  for (const Hessian& h : hessians) sums.push_back(h.sum());
+  if (module.recipe.algorithm != "gptq")
+    return quantize_rtn(*module.format, weights, at::stack(sums), options);
+  return quantize_gptq(*module.format, weights, at::stack(sums), options, stack_shifts(hessians));
+}
 
 LayerQuantizer::LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, ModuleSink sink,
                                PhaseTimer& timer)
@@ -42,17 +89,25 @@ LayerQuantizer::LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, Mo
       modules_[{m.module->key.role, m.module->key.expert}] = &m;
 }
 
-void LayerQuantizer::run(at::Tensor& x) {
+void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
   timer_.begin("calibrate");
   const at::Tensor before = plan_.settings.sequential ? at::Tensor() : x.clone();
-  attention(x);
-  const int64_t hidden = x.size(2);
-  at::Tensor f = at::empty({x.size(0) * x.size(1), hidden}, x.options());
-  for_batches(x.size(0), windows_per_batch(x), [&](int64_t begin, int64_t count) {
-    const at::Tensor batch = x.narrow(0, begin, count);
-    f.narrow(0, begin * x.size(1), count * x.size(1)).copy_(rows_of(layer_.ffn_input(batch)));
-  });
-  rows_of(x).add_(ffn(f));
+  if (original.defined())
+    shift_scale_ = static_cast<double>(x.size(0)) / static_cast<double>(original.size(0));
+  attention(x, original);
+  const auto ffn_stream = [&](const at::Tensor& states) -> Stream {
+    if (!states.defined()) return {};
+    Stream stream;
+    stream.f = at::empty({states.size(0) * states.size(1), states.size(2)}, states.options());
+    stream.out = rows_of(states);
+    for_batches(states.size(0), windows_per_batch(states), [&](int64_t begin, int64_t count) {
+      const at::Tensor batch = states.narrow(0, begin, count);
+      stream.f.narrow(0, begin * states.size(1), count * states.size(1))
+          .copy_(rows_of(layer_.ffn_input(batch)));
+    });
+    return stream;
+  };
+  ffn(ffn_stream(x), ffn_stream(original));
   input_hessian_.reset();
   if (plan_.settings.sequential) return;
   for (const auto& [module, values] : pending_) layer_.set_weight(*module, values);
@@ -62,89 +117,123 @@ void LayerQuantizer::run(at::Tensor& x) {
   });
 }
 
-void LayerQuantizer::attention(at::Tensor& x) {
+void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   const int64_t step = windows_per_batch(x);
-  const auto qkv = planned({AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V}, AQ_EXPERT_NONE);
-  if (!qkv.empty()) {
-    Hessian hessian(x.size(2));
-    for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
-      hessian.add(rows_of(layer_.attention_input(x.narrow(0, begin, count))), {});
+  const auto add_output = [&](at::Tensor& states, std::vector<at::Tensor>& contexts) {
+    std::size_t next = 0;
+    for_batches(states.size(0), step, [&](int64_t begin, int64_t count) {
+      states.narrow(0, begin, count).add_(layer_.attention_output(contexts[next]));
+      contexts[next++].reset();
     });
-    solve_one(qkv, hessian);
-  }
+  };
+  const auto qkv = planned({AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V}, AQ_EXPERT_NONE);
   const auto o = planned({AQ_ROLE_ATTN_O}, AQ_EXPERT_NONE);
-  std::vector<at::Tensor> contexts;
-  std::unique_ptr<Hessian> hessian;
+  std::vector<at::Tensor> contexts, contexts_before;  // before: of the original, so of its weights
+  Hessian hessian(x.size(2));
   for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
+    at::Tensor input = rows_or_none(original, begin, count);
+    if (input.defined()) {
+      input = layer_.attention_input(input);
+      contexts_before.push_back(layer_.attention_context(input));
+      input = rows_of(input);
+    }
+    if (!qkv.empty())
+      add_inputs(hessian, rows_of(layer_.attention_input(x.narrow(0, begin, count))), {}, input);
+  });
+  solve_one(qkv, hessian);
+
+  std::unique_ptr<Hessian> inner;
+  for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
+    const std::size_t i = contexts.size();
     contexts.push_back(layer_.attention_context(layer_.attention_input(x.narrow(0, begin, count))));
     if (o.empty()) return;
-    if (!hessian) hessian = std::make_unique<Hessian>(contexts.back().size(2));
-    hessian->add(rows_of(contexts.back()), {});
+    if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2));
+    add_inputs(*inner, rows_of(contexts[i]), {},
+               i < contexts_before.size() ? rows_of(contexts_before[i]) : at::Tensor());
   });
-  if (hessian) solve_one(o, *hessian);
-  std::size_t next = 0;
-  for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
-    x.narrow(0, begin, count).add_(layer_.attention_output(contexts[next]));
-    contexts[next++].reset();
-  });
+  if (original.defined()) add_output(original, contexts_before);
+  if (inner) solve_one(o, *inner);
+  add_output(x, contexts);
 }
 
-at::Tensor LayerQuantizer::ffn(const at::Tensor& f) {
-  at::Tensor out = at::zeros_like(f);
-  if (layer_.ffn_desc().kind == AQ_FFN_DENSE) {
-    dense_ffn(AQ_EXPERT_NONE, f, {}, out);
-    return out;
+/// One batch of tokens; `original` has the first of them, or is undefined.
+void LayerQuantizer::add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
+                                const at::Tensor& original) const {
+  hessian.add(x, weights);
+  if (!original.defined()) return;
+  const int64_t n = original.size(0);
+  hessian.add_shift(x.narrow(0, 0, n), rows_or_none(weights, 0, n), original, shift_scale_);
+}
+
+void LayerQuantizer::ffn(Stream now, Stream was) {
+  if (layer_.ffn_desc().kind == AQ_FFN_DENSE) return dense_ffn(AQ_EXPERT_NONE, now, was);
+  const bool shared = layer_.ffn_desc().shared_size > 0;
+  std::vector<ExpertTokens> routed_before;  // by the original router
+  if (was.f.defined()) {
+    routed_before = route(was.f);
+    if (shared) was.gate = layer_.shared_weight(was.f);
   }
   const auto routers = planned({AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}, AQ_EXPERT_NONE);
-  if (!routers.empty()) solve_one(routers, input_hessian(f));
-  if (layer_.ffn_desc().shared_size > 0)
-    dense_ffn(AQ_EXPERT_SHARED, f, layer_.shared_weight(f), out);
-  routed_experts(f, out);
-  return out;
+  if (!routers.empty()) solve_one(routers, input_hessian(now.f));
+  if (shared) {
+    now.gate = layer_.shared_weight(now.f);
+    dense_ffn(AQ_EXPERT_SHARED, now, was);
+  }
+  routed_experts(routed_before, now, was);
 }
 
-/// A dense or shared FFN: gate and up, then down, then its output times `gate` [N, 1] (or 1).
-void LayerQuantizer::dense_ffn(int32_t expert, const at::Tensor& f, const at::Tensor& gate,
-                               at::Tensor& out) {
-  const auto weights = [&](const std::vector<const PlannedModule*>& modules) {
-    const double power = modules.front()->recipe.routing_power;
-    return gate.defined() ? to_power(gate.squeeze(1), power) : at::Tensor();
+/// A dense or shared FFN: gate and up, then down, then its output times the gate (or 1).
+void LayerQuantizer::dense_ffn(int32_t expert, const Stream& now, const Stream& was) {
+  const int64_t total = now.f.size(0);
+  const auto add_output = [&](const Stream& stream, const at::Tensor& h, int64_t begin) {
+    at::Tensor y = layer_.ffn_output(expert, h);
+    if (stream.gate.defined()) y.mul_(stream.gate.narrow(0, begin, h.size(0)));
+    stream.out.narrow(0, begin, h.size(0)).add_(y);
   };
-  const auto part = [](const at::Tensor& s, int64_t begin, int64_t count) {
-    return s.defined() ? s.narrow(0, begin, count) : at::Tensor();
-  };
-  if (const auto modules = planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, expert); !modules.empty()) {
-    Hessian hessian(f.size(1));
-    const at::Tensor s = weights(modules);
-    for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
-      hessian.add(f.narrow(0, begin, count), part(s, begin, count));
+  const auto collect = [&](const std::vector<const PlannedModule*>& modules, const auto& inputs) {
+    Hessian hessian(modules.empty() ? 0 : modules.front()->module->in_features);
+    at::Tensor s;
+    if (!modules.empty() && now.gate.defined())
+      s = to_power(now.gate.squeeze(1), modules.front()->recipe.routing_power);
+    for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
+      const auto [x, x0] = inputs(begin, count);
+      if (!modules.empty()) add_inputs(hessian, x, rows_or_none(s, begin, count), x0);
     });
     solve_one(modules, hessian);
-  }
-  if (const auto modules = planned({AQ_ROLE_FFN_DOWN}, expert); !modules.empty()) {
-    Hessian hessian(modules.front()->module->in_features);
-    const at::Tensor s = weights(modules);
-    for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
-      hessian.add(layer_.ffn_hidden(expert, f.narrow(0, begin, count)), part(s, begin, count));
-    });
-    solve_one(modules, hessian);
-  }
-  for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
-    at::Tensor y = layer_.ffn_output(expert, layer_.ffn_hidden(expert, f.narrow(0, begin, count)));
-    if (gate.defined()) y.mul_(gate.narrow(0, begin, count));
-    out.narrow(0, begin, count).add_(y);
+  };
+  using Pair = std::pair<at::Tensor, at::Tensor>;
+  const GluWeights before = was.f.defined() ? layer_.glu_weights(expert).clone() : GluWeights();
+  collect(planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, expert), [&](int64_t begin, int64_t count) {
+    return Pair{now.f.narrow(0, begin, count), rows_or_none(was.f, begin, count)};
+  });
+  collect(planned({AQ_ROLE_FFN_DOWN}, expert), [&](int64_t begin, int64_t count) {
+    Pair hidden;
+    hidden.first = layer_.ffn_hidden(expert, now.f.narrow(0, begin, count));
+    hidden.second = rows_or_none(was.f, begin, count);
+    if (!hidden.second.defined()) return hidden;
+    hidden.second = layer_.ffn_hidden(before, hidden.second);
+    add_output(was, hidden.second, begin);
+    return hidden;
+  });
+  for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
+    add_output(now, layer_.ffn_hidden(expert, now.f.narrow(0, begin, count)), begin);
   });
 }
 
-void LayerQuantizer::routed_experts(const at::Tensor& f, at::Tensor& out) {
+std::vector<ExpertTokens> LayerQuantizer::route(const at::Tensor& f) const {
   std::vector<at::Tensor> ids, weights;
   for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
     const Routing routing = layer_.route(f.narrow(0, begin, count));
     ids.push_back(routing.ids);
     weights.push_back(routing.weights);
   });
+  return tokens_by_expert({{}, at::cat(ids), at::cat(weights)}, layer_.ffn_desc().n_experts);
+}
+
+void LayerQuantizer::routed_experts(const std::vector<ExpertTokens>& routed_before,
+                                    const Stream& now, const Stream& was) {
   const FfnDesc& desc = layer_.ffn_desc();
-  const auto routed = tokens_by_expert({{}, at::cat(ids), at::cat(weights)}, desc.n_experts);
+  const std::vector<ExpertTokens> routed = route(now.f);
   int64_t pairs = 0, most = 0;
   double sum = 0;
   for (int32_t e = 0; e < desc.n_experts; e++) {
@@ -156,67 +245,93 @@ void LayerQuantizer::routed_experts(const at::Tensor& f, at::Tensor& out) {
     sum += coverage_.back().weight;
   }
   mean_routing_weight_ = pairs > 0 ? sum / static_cast<double>(pairs) : 1;
-  // inputs, hidden, both Hessians with the solver's float64 copies
-  const int64_t d = f.size(1), inner = desc.inner_size;
-  const int64_t bytes = 4 * most * (d + inner) + 20 * (d * d + inner * inner) + 40 * d * inner;
+  // inputs, hidden, both Hessians with the solver's float64 copies; twice the inputs with an
+  // original
+  const int64_t d = now.f.size(1), inner = desc.inner_size, streams = was.f.defined() ? 2 : 1;
+  const int64_t bytes =
+      4 * streams * most * (d + inner) + 20 * (d * d + inner * inner) + 40 * d * inner;
   const auto chunk =
       static_cast<int32_t>(std::clamp<int64_t>(kChunkBytes / bytes, 1, desc.n_experts));
   for (int32_t begin = 0; begin < desc.n_experts; begin += chunk)
-    expert_chunk(begin, std::min(begin + chunk, desc.n_experts), routed, f, out);
+    expert_chunk(begin, std::min(begin + chunk, desc.n_experts), routed, routed_before, now, was);
 }
 
 void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
-                                  const std::vector<ExpertTokens>& routed, const at::Tensor& f,
-                                  at::Tensor& out) {
-  const auto tokens_of = [&](int32_t e) -> const ExpertTokens& {
-    return routed[static_cast<std::size_t>(e)];
+                                  const std::vector<ExpertTokens>& routed,
+                                  const std::vector<ExpertTokens>& routed_before, const Stream& now,
+                                  const Stream& was) {
+  const auto add_output = [&](const Stream& stream, const ExpertTokens& tokens, int32_t e,
+                              const at::Tensor& hidden) {
+    at::Tensor y = layer_.ffn_output(e, hidden);
+    stream.out.index_add_(0, tokens.rows, y.mul_(tokens.weights.unsqueeze(1)));
   };
-  std::vector<at::Tensor> inputs;  // of gate and up, then of down
+  std::vector<ExpertInput> inputs;  // of gate and up, then of down
   ExpertBatch gate_up, down;
   for (int32_t e = begin; e < end; e++) {
     check_interrupt();
-    inputs.push_back(f.index_select(0, tokens_of(e).rows));
-    add_expert(gate_up, planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, e), inputs.back(),
-               tokens_of(e).weights, [&] { return input_hessian(f); });
+    const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
+    ExpertInput input;
+    at::Tensor hidden;  // of the original
+    if (was.f.defined()) {
+      const ExpertTokens& before = routed_before[static_cast<std::size_t>(e)];
+      const auto [shifted, same] = common(mine.rows, before.rows);
+      at::Tensor x = was.f.index_select(0, before.rows);
+      hidden = layer_.ffn_hidden(e, x);
+      add_output(was, before, e, hidden);
+      hidden = hidden.index_select(0, same);
+      input.shifted = shifted;
+      input.original = x.index_select(0, same);
+    }
+    input.x = now.f.index_select(0, mine.rows);
+    add_expert(gate_up, planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, e), input, mine.weights,
+               [&] { return input_hessian(now.f); });
+    input.original = hidden;
+    inputs.push_back(std::move(input));
   }
-  solve(gate_up.groups, gate_up.hessians);
+  solve(gate_up);
   gate_up = {};
   for (int32_t e = begin; e < end; e++) {
     check_interrupt();
-    at::Tensor& x = inputs[static_cast<std::size_t>(e - begin)];
-    x = layer_.ffn_hidden(e, x);
-    add_expert(down, planned({AQ_ROLE_FFN_DOWN}, e), x, tokens_of(e).weights,
-               [&] { return hidden_hessian(e, f); });
+    ExpertInput& input = inputs[static_cast<std::size_t>(e - begin)];
+    input.x = layer_.ffn_hidden(e, input.x);
+    add_expert(down, planned({AQ_ROLE_FFN_DOWN}, e), input,
+               routed[static_cast<std::size_t>(e)].weights,
+               [&] { return hidden_hessian(e, now.f); });
+    input.original.reset();
   }
-  solve(down.groups, down.hessians);
-  for (int32_t e = begin; e < end; e++) {
-    at::Tensor y = layer_.ffn_output(e, inputs[static_cast<std::size_t>(e - begin)]);
-    out.index_add_(0, tokens_of(e).rows, y.mul_(tokens_of(e).weights.unsqueeze(1)));
-  }
+  solve(down);
+  for (int32_t e = begin; e < end; e++)
+    add_output(now, routed[static_cast<std::size_t>(e)], e,
+               inputs[static_cast<std::size_t>(e - begin)].x);
 }
 
-/// Adds an expert's modules and the Hessian of its own tokens (inputs x, routing weights c); where
-/// those are too few, with `all`, the Hessian of every token of the layer, mixed in.
+/// Adds an expert's modules and the Hessian of its own tokens with routing weights c; where those
+/// are too few, with `all`, the Hessian of every token of the layer, mixed in. Tokens that only one
+/// of the two streams routes to it count as not shifted.
 void LayerQuantizer::add_expert(ExpertBatch& batch, std::vector<const PlannedModule*> modules,
-                                const at::Tensor& x, const at::Tensor& c,
+                                const ExpertInput& input, const at::Tensor& c,
                                 const std::function<Hessian()>& all) const {
   if (modules.empty()) return;
   const double power = modules.front()->recipe.routing_power;
-  Hessian own(x.size(1));
-  own.add(x, to_power(c, power));
+  const at::Tensor s = to_power(c, power);
+  Hessian own(input.x.size(1));
+  own.add(input.x, s);
+  if (input.original.defined())
+    own.add_shift(input.x.index_select(0, input.shifted),
+                  s.defined() ? s.index_select(0, input.shifted) : s, input.original, shift_scale_);
   Shared group{std::move(modules), own.tokens(), own.weight(), false};
-  const int64_t least = plan_.settings.min_tokens.value_or(x.size(1) / 2);
+  const int64_t least = plan_.settings.min_tokens.value_or(input.x.size(1) / 2);
   if (plan_.settings.calibrate_all_experts) {
-    const Hessian every = all();
+    Hessian every = all();
     group.tokens = every.tokens();
     group.weight = every.weight();
-    batch.hessians.push_back(every.sum());
+    batch.hessians.push_back(std::move(every));
   } else if (own.tokens() < least) {
     group.starved = true;
     const double mean_weight = std::pow(mean_routing_weight_, power);
-    batch.hessians.push_back(mix_starved(own, all(), least, mean_weight));
+    batch.hessians.push_back(Hessian::mix(own, all(), least, mean_weight));
   } else {
-    batch.hessians.push_back(own.sum());
+    batch.hessians.push_back(std::move(own));
   }
   batch.groups.push_back(std::move(group));
 }
@@ -250,19 +365,18 @@ std::vector<const PlannedModule*> LayerQuantizer::planned(std::initializer_list<
 
 void LayerQuantizer::solve_one(std::vector<const PlannedModule*> modules, const Hessian& hessian) {
   if (modules.empty()) return;
-  solve({{std::move(modules), hessian.tokens(), hessian.weight(), false}}, {hessian.sum()});
+  solve({{{std::move(modules), hessian.tokens(), hessian.weight(), false}}, {hessian}});
 }
 
-void LayerQuantizer::solve(const std::vector<Shared>& groups,
-                           const std::vector<at::Tensor>& hessians) {
+void LayerQuantizer::solve(const ExpertBatch& all) {
   // One batch for all that share format, algorithm and shape; usually there is one.
   using FormatKey = std::pair<const Format*, std::string>;
   std::map<std::pair<FormatKey, int64_t>, ExpertBatch> batches;
-  for (std::size_t e = 0; e < groups.size(); e++) {
+  for (std::size_t e = 0; e < all.groups.size(); e++) {
     std::map<FormatKey, Shared> parts;
-    for (const PlannedModule* m : groups[e].modules) {
+    for (const PlannedModule* m : all.groups[e].modules) {
       const FormatKey key{m->format.get(), m->recipe.algorithm};
-      auto [it, added] = parts.try_emplace(key, groups[e]);
+      auto [it, added] = parts.try_emplace(key, all.groups[e]);
       if (added) it->second.modules.clear();
       it->second.modules.push_back(m);
     }
@@ -271,7 +385,7 @@ void LayerQuantizer::solve(const std::vector<Shared>& groups,
       for (const PlannedModule* m : part.modules) rows += m->module->out_features;
       ExpertBatch& batch = batches[{key, rows}];
       batch.groups.push_back(std::move(part));
-      batch.hessians.push_back(hessians[e]);
+      batch.hessians.push_back(all.hessians[e]);
     }
   }
   for (const auto& [key, batch] : batches) solve_batch(batch);
@@ -285,11 +399,9 @@ void LayerQuantizer::solve_batch(const ExpertBatch& batch) {
     weights.push_back(at::cat(rows));
   }
   const PlannedModule& first = *batch.groups.front().modules.front();
-  const GptqOptions options{plan_.settings.percdamp, plan_.settings.actorder, 128};
-  const auto quantize = first.recipe.algorithm == "gptq" ? quantize_gptq : quantize_rtn;
   timer_.begin("solve");
   const QuantizedBatch solved =
-      quantize(*first.format, at::stack(weights), at::stack(batch.hessians), options);
+      solve_weights(first, plan_.settings, at::stack(weights), batch.hessians);
   timer_.begin("pack");
   for (std::size_t e = 0; e < batch.groups.size(); e++)
     finish(batch.groups[e], solved, static_cast<int64_t>(e));

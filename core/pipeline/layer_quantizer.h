@@ -38,6 +38,10 @@ struct ExpertCoverage {
 /// Called with every module once it is done, from the calling thread.
 using ModuleSink = std::function<void(const PlannedModule&, ModuleResult)>;
 
+/// Weights [E, out, in] of modules like `module`, each with its Hessian, solved as its recipe says.
+QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
+                             const at::Tensor& weights, const std::vector<Hessian>& hessians);
+
 /// Takes calibration data through one layer and quantizes its modules on the way, stage by stage,
 /// each stage seeing the earlier ones quantized (see Layer). Experts of one shape and format are
 /// solved as one batch, in chunks that fit in memory.
@@ -46,7 +50,10 @@ class LayerQuantizer {
   LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, ModuleSink sink, PhaseTimer& timer);
 
   /// x [windows, tokens, hidden] before the layer, replaced by what the quantized layer gives.
-  void run(at::Tensor& x);
+  /// `original`, undefined or like x's first windows: the same tokens in the model as it was,
+  /// replaced by what the original layer gives; the layer then makes up for what those before did
+  /// to its input (quantize_gptq's shifts), but for the experts with calibrate_all_experts.
+  void run(at::Tensor& x, at::Tensor& original);
 
   const std::vector<ExpertCoverage>& coverage() const { return coverage_; }
 
@@ -61,18 +68,32 @@ class LayerQuantizer {
   /// Groups to be solved at once, each with its Hessian.
   struct ExpertBatch {
     std::vector<Shared> groups;
-    std::vector<at::Tensor> hessians;  // [in, in]
+    std::vector<Hessian> hessians;
+  };
+  /// The FFN's input [N, hidden], the hidden states to which its output is added, and the gate of
+  /// the shared experts [N, 1]; undefined where there is no original, or no gate.
+  struct Stream {
+    at::Tensor f, out, gate;
   };
 
-  void attention(at::Tensor& x);
-  at::Tensor ffn(const at::Tensor& f);
-  void dense_ffn(int32_t expert, const at::Tensor& f, const at::Tensor& gate, at::Tensor& out);
-  void routed_experts(const at::Tensor& f, at::Tensor& out);
+  void attention(at::Tensor& x, at::Tensor& original);
+  void ffn(Stream now, Stream was);
+  void dense_ffn(int32_t expert, const Stream& now, const Stream& was);
+  void routed_experts(const std::vector<ExpertTokens>& routed_before, const Stream& now,
+                      const Stream& was);
+  std::vector<ExpertTokens> route(const at::Tensor& f) const;
   void expert_chunk(int32_t begin, int32_t end, const std::vector<ExpertTokens>& routed,
-                    const at::Tensor& f, at::Tensor& out);
+                    const std::vector<ExpertTokens>& routed_before, const Stream& now,
+                    const Stream& was);
+  /// Inputs of an expert in both streams: x of all its tokens, `original` of those at `shifted`.
+  struct ExpertInput {
+    at::Tensor x, shifted, original;
+  };
   void add_expert(ExpertBatch& batch, std::vector<const PlannedModule*> modules,
-                  const at::Tensor& x, const at::Tensor& c,
+                  const ExpertInput& input, const at::Tensor& c,
                   const std::function<Hessian()>& all) const;
+  void add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
+                  const at::Tensor& original) const;
   Hessian hidden_hessian(int32_t expert, const at::Tensor& f) const;
   const Hessian& input_hessian(const at::Tensor& f);
 
@@ -80,7 +101,7 @@ class LayerQuantizer {
   std::vector<const PlannedModule*> planned(std::initializer_list<int32_t> roles,
                                             int32_t expert) const;
   void solve_one(std::vector<const PlannedModule*> modules, const Hessian& hessian);
-  void solve(const std::vector<Shared>& groups, const std::vector<at::Tensor>& hessians);
+  void solve(const ExpertBatch& all);
   void solve_batch(const ExpertBatch& batch);
   void finish(const Shared& group, const QuantizedBatch& solved, int64_t e);
   void use(const Module& module, at::Tensor values);
@@ -95,6 +116,7 @@ class LayerQuantizer {
   std::vector<ExpertCoverage> coverage_;
   std::unique_ptr<Hessian> input_hessian_;  // of all tokens at the FFN's input, made when needed
   double mean_routing_weight_ = 1;
+  double shift_scale_ = 1;  // tokens by tokens that there are originals of
 };
 
 }  // namespace aqhost

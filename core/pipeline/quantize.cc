@@ -76,7 +76,7 @@ void round_all(const Reader& original, const Plan& plan, Finisher& finish) {
 
 /// lm_head, where a recipe names it: its input is the normed output of the last layer.
 void quantize_head(const Reader& original, const Model& model, const Plan& plan,
-                   const at::Tensor& x, Finisher& finish) {
+                   const at::Tensor& x, const at::Tensor& original_x, Finisher& finish) {
   for (const PlannedModule& planned : plan.modules) {
     if (!planned.format || planned.module->key.layer >= 0) continue;
     const Module& module = *planned.module;
@@ -84,13 +84,18 @@ void quantize_head(const Reader& original, const Model& model, const Plan& plan,
       fail("{}: only lm_head can be quantized outside the layers", module.name);
     const Ends ends(original, model);
     Hessian hessian(module.in_features);
-    for (int64_t w = 0; w < x.size(0); w++) hessian.add(ends.final_norm(x[w]), {});
+    const int64_t originals = original_x.defined() ? original_x.size(0) : 0;
+    for (int64_t w = 0; w < x.size(0); w++) {
+      const at::Tensor input = ends.final_norm(x[w]);
+      hessian.add(input, {});
+      if (w < originals)
+        hessian.add_shift(input, {}, ends.final_norm(original_x[w]),
+                          static_cast<double>(x.size(0)) / static_cast<double>(originals));
+    }
     const at::Tensor weight =
         read_tensor(original, module.weight, {module.out_features, module.in_features});
-    const auto solve = planned.recipe.algorithm == "gptq" ? quantize_gptq : quantize_rtn;
-    const GptqOptions options{plan.settings.percdamp, plan.settings.actorder, 128};
     const QuantizedBatch batch =
-        solve(*planned.format, weight.unsqueeze(0), hessian.sum().unsqueeze(0), options);
+        solve_weights(planned, plan.settings, weight.unsqueeze(0), {hessian});
     finish(planned, {batch.matrix(0, 0, module.out_features), batch.loss.sum().item<double>(),
                      batch.rtn_loss.sum().item<double>(), batch.rtn[0], true, hessian.tokens(),
                      hessian.weight(), false});
@@ -114,17 +119,20 @@ int32_t last_layer(const Model& model, const Plan& plan) {
 void calibrate_and_solve(const Reader& original, const Model& model, const Plan& plan,
                          const at::Tensor& windows, Report& report, Finisher& finish,
                          PhaseTimer& timer) {
-  at::Tensor x = Ends(original, model).embed(windows);
+  at::Tensor x = Ends(original, model).embed(windows), original_x;
+  // half of the windows tell well enough what quantization does to the inputs
+  if (plan.settings.error_feedback > 0 && plan.needs_calibration())
+    original_x = x.narrow(0, 0, (x.size(0) + 1) / 2).clone();
   for (int32_t l = 0; l <= last_layer(model, plan); l++) {
     timer.begin("read");
     finish.say(fmt::format("layer {}", l));
     Layer layer(original, model, l, windows.size(1));
     LayerQuantizer quantizer(plan, l, layer, std::ref(finish), timer);
-    quantizer.run(x);
+    quantizer.run(x, original_x);
     report.add(quantizer.coverage());
   }
   timer.begin("calibrate");
-  quantize_head(original, model, plan, x, finish);
+  quantize_head(original, model, plan, x, original_x, finish);
 }
 
 void warn_starved(const Json& report) {

@@ -31,6 +31,16 @@ at::Tensor row_losses(const at::Tensor& weights, const at::Tensor& values,
   return at::bmm(d, damped).mul_(d).sum(2, false, at::kDouble).mul_(0.5);
 }
 
+/// weights + weights M H^-1 for shifts M, with H^-1 = U^T U; as they are where H has no factor.
+at::Tensor shifted(const at::Tensor& weights, const at::Tensor& shifts, const Factors& factors) {
+  const at::Tensor order = factors.order.unsqueeze(1).expand_as(weights);
+  at::Tensor change = at::bmm(weights, shifts).gather(2, order);
+  change = at::bmm(at::bmm(change, factors.upper.transpose(1, 2)), factors.upper);
+  for (int64_t e = 0; e < weights.size(0); e++)
+    if (factors.failed[static_cast<std::size_t>(e)]) change[e].zero_();
+  return weights + at::empty_like(change).scatter_(2, order, change);
+}
+
 at::Tensor diagonals(const at::Tensor& damped) { return damped.diagonal(0, 1, 2).contiguous(); }
 
 QuantizedBatch round_nearest(const Format& format, const at::Tensor& weights,
@@ -75,22 +85,27 @@ QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
 }
 
 QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
-                             const at::Tensor& hessians, const GptqOptions& options) {
+                             const at::Tensor& hessians, const GptqOptions& options,
+                             const at::Tensor& shifts) {
   const FormatDesc& desc = format.desc();
-  const at::Tensor w = weights.contiguous();
   GptqOptions used = options;
   used.actorder = options.actorder && desc.vector_dim == 1;
   const Factors factors = factor_hessians(hessians, used.percdamp, used.actorder);
+  const at::Tensor w = shifts.defined() && used.feedback > 0
+                           ? shifted(weights, shifts * used.feedback, factors)
+                           : weights.contiguous();
   const at::Tensor importance = diagonals(factors.damped);
   const QuantizedBatch nearest = round_nearest(format, w, importance);
 
   QuantizedBatch batch = make_batch(desc, w);
   batch.tensor_params = nearest.tensor_params;
   batch.params = nearest.params.clone();  // static groups; fitted anew on the way without act-order
-  if (host_rounds(desc))
+  if (host_rounds(desc)) {
     solve_described(format, w, factors, importance, used, batch);
-  else
+    if (used.sweeps > 0) sweep_described(format, w, factors.damped, used.sweeps, batch);
+  } else {
     solve_by_callbacks(format, w, factors, importance, used.actorder, batch);
+  }
   batch.rtn_loss = row_losses(w, nearest.values, factors.damped);
   batch.rtn = factors.failed;
   for (int64_t e = 0; e < w.size(0); e++) {

@@ -10,14 +10,16 @@
 namespace aqhost {
 
 struct GptqOptions {
-  double percdamp = 0.01;  // of the mean diagonal of H
+  double percdamp = 0.3;   // of the mean diagonal of H
   bool actorder = true;    // columns by falling H_ii; groups stay those of the original columns
   int64_t block = 128;     // columns solved between two trailing updates
+  int sweeps = 1;          // see sweep_described(); 0: GPTQ alone
+  double feedback = 0.75;  // share of the shift that is made up for
 };
 
 /// Matrices of one shape in one format; E is a batch dimension (the experts of a layer). Losses are
 /// of each row, 1/2 d H d^T with d = w - q and H damped as the solver used it, so that GPTQ's and
-/// RTN's compare; 0 where there was no H.
+/// RTN's compare; 0 where there was no H. With shifts, w is what quantize_gptq() aims at.
 struct QuantizedBatch {
   at::Tensor codes;           // [E, out, in / vector_dim] u8, or i16 holding u16 above 8 bits
   at::Tensor params;          // [E, out, groups, group_params] f32
@@ -37,8 +39,15 @@ struct QuantizedBatch {
 /// group's start from the updated weights without. A format whose codes stand for several weights
 /// is solved in the order of its columns. Error if a Hessian is not finite. Deterministic for one
 /// thread count.
+///
+/// With `shifts` M [E, in, in] (sum of s (x0 - x) x^T, x0 the original model's input and x the
+/// quantized one's) what is solved for is not W but W + feedback * W M H^-1: with feedback 1 the
+/// weights whose output on x is nearest to that of W on x0, so that a layer makes up for the errors
+/// of those before it (as GPTAQ does, arXiv:2504.02692). All of it fits the calibration text more
+/// than others; tools/bench/ACCURACY.md has the measurements behind the defaults.
 QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
-                             const at::Tensor& hessians, const GptqOptions& options);
+                             const at::Tensor& hessians, const GptqOptions& options,
+                             const at::Tensor& shifts = {});
 
 /// Round to nearest. `hessians` may be undefined; where it is given, its diagonal weighs the scale
 /// search and the losses are filled in (damped by percdamp as above).

@@ -3,13 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-// The loops below are compiled for several instruction sets and chosen at start.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define AQ_VECTOR_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define AQ_VECTOR_CLONES
-#endif
+#include "quant/tile.h"
 
 namespace aqhost {
 namespace {
@@ -202,5 +196,12 @@ void Rounder::round(int64_t n, const float* weights, const float* step, const fl
       },
       element_);
 }
+
+void Rounder::values(int64_t n, const uint8_t* codes, const float* step, const float* zero,
+                     float* values) const {
+  for (int64_t i = 0; i < n; i++) values[i] = grid_.value(codes[i], zero[i]) * step[i];
+}
+
+float Rounder::round_scale(float scale) const { return aq::round_scale(desc_, scale); }
 
 }  // namespace aqhost

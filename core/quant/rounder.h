@@ -33,6 +33,13 @@ class Rounder {
   void round(int64_t n, const float* weights, const float* step, const float* zero, uint8_t* codes,
              float* values) const;
 
+  /// What n codes stand for, each in a group of its own as above.
+  void values(int64_t n, const uint8_t* codes, const float* step, const float* zero,
+              float* values) const;
+
+  /// The stored scale nearest to scale > 0.
+  float round_scale(float scale) const;
+
  private:
   aq::GroupParams fit_few(const float* weights, int64_t n, const double* importance,
                           const aq::Extent& extent, float global) const;

@@ -6,25 +6,10 @@
 #include "base/interrupt.h"
 #include "quant/rounder.h"
 #include "quant/solver.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define AQ_VECTOR_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define AQ_VECTOR_CLONES
-#endif
+#include "quant/tile.h"
 
 namespace aqhost {
 namespace {
-
-constexpr int64_t kRows = 64;  // solved together; their block of columns stays in the cache
-
-/// w[j][r] -= err[r] * u[j] for the columns j that follow in the block; w [columns][kRows].
-AQ_VECTOR_CLONES
-void update_block(float* w, const float* err, const float* u, int64_t columns) {
-  for (int64_t j = 0; j < columns; j++)
-    for (int64_t r = 0; r < kRows; r++) w[j * kRows + r] -= err[r] * u[j];
-}
 
 AQ_VECTOR_CLONES
 void column_error(const float* w, const float* values, float diagonal, float* err, double* loss) {
@@ -111,24 +96,22 @@ class Solver {
                      values);
       const float* u = upper + column * in_ + column;
       column_error(w, values, u[0], err, work.loss.data());
-      update_block(w + kRows, err, u + 1, n - i - 1);
+      subtract_outer(w + kRows, err, u + 1, n - i - 1);
     }
     store(work, e, row, rows, begin, n);
   }
 
   void load(Work& work, int64_t e, int64_t row, int64_t rows, int64_t begin, int64_t n) {
     const auto size = static_cast<std::size_t>(n * kRows);
-    work.w.assign(size, 0);
+    work.w.resize(size);
     work.err.resize(size);
     work.values.resize(size);
     work.codes.resize(size);
     work.step.assign(kRows, 1);
     work.zero.assign(kRows, 0);
     work.loss.assign(kRows, 0);
-    const float* from = weights_.data_ptr<float>() + (e * rows_ + row) * in_ + begin;
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t i = 0; i < n; i++)
-        work.w[static_cast<std::size_t>(i * kRows + r)] = from[r * in_ + i];
+    load_tile(weights_.data_ptr<float>() + (e * rows_ + row) * in_ + begin, in_, rows, n,
+              work.w.data());
   }
 
   void load_params(Work& work, int64_t e, int64_t row, int64_t rows, int64_t g) {
@@ -162,17 +145,14 @@ class Solver {
 
   void store(const Work& work, int64_t e, int64_t row, int64_t rows, int64_t begin, int64_t n) {
     const int64_t base = (e * rows_ + row) * in_ + begin;
-    float* values = values_.data_ptr<float>() + base;
+    store_tile(work.values.data(), rows, n, values_.data_ptr<float>() + base, in_);
+    store_tile(work.err.data(), rows, n, errors_.data_ptr<float>() + (e * rows_ + row) * block_,
+               block_);
     uint8_t* codes = codes_.data_ptr<uint8_t>() + base;
-    float* errors = errors_.data_ptr<float>() + (e * rows_ + row) * block_;
     double* loss = batch_.loss.data_ptr<double>() + e * rows_ + row;
     for (int64_t r = 0; r < rows; r++) {
-      for (int64_t i = 0; i < n; i++) {
-        const auto at = static_cast<std::size_t>(i * kRows + r);
-        values[r * in_ + i] = work.values[at];
-        codes[r * in_ + i] = work.codes[at];
-        errors[r * block_ + i] = work.err[at];
-      }
+      for (int64_t i = 0; i < n; i++)
+        codes[r * in_ + i] = work.codes[static_cast<std::size_t>(i * kRows + r)];
       loss[r] += work.loss[static_cast<std::size_t>(r)];
     }
   }

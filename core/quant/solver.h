@@ -26,6 +26,13 @@ void solve_described(const Format& format, const at::Tensor& weights, const Fact
                      const at::Tensor& importance, const GptqOptions& options,
                      QuantizedBatch& batch);
 
+/// Passes over a solved batch, group by group in the order of the columns, under H [E, in, in]: the
+/// group's scale becomes the stored one nearest to the least-squares fit of its codes (E8M0 scales
+/// stay), then each code in turn the one that lowers 1/2 d H d^T most while all others stay. No
+/// change raises that loss. Updates codes, values, params and loss.
+void sweep_described(const Format& format, const at::Tensor& weights, const at::Tensor& hessians,
+                     int sweeps, QuantizedBatch& batch);
+
 /// GPTQ through the format's callbacks, one matrix after another, vector_dim columns at a time.
 void solve_by_callbacks(const Format& format, const at::Tensor& weights, const Factors& factors,
                         const at::Tensor& importance, bool static_groups, QuantizedBatch& batch);

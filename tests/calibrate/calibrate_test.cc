@@ -39,14 +39,29 @@ TEST_CASE("a starved expert counts as min_tokens: its own and the layer's at its
   const at::Tensor x = at::randn({10, 8}), layer = at::randn({200, 8});
   own.add(x, at::full({10}, 0.5f));
   all.add(layer, {});
-  const at::Tensor mixed = mix_starved(own, all, 50, 0.5);
+  const at::Tensor mixed = Hessian::mix(own, all, 50, 0.5).sum();
   // 40 tokens are missing; 200 of weight 1 become 40 of weight 0.5
   const at::Tensor expected =
       reference(x, at::full({10}, 0.5)) + reference(layer, at::full({200}, 0.1));
   CHECK(relative_error(mixed, expected) < 1e-5);
 
   const Hessian none(8);
-  CHECK(mix_starved(none, all, 50, 0.5).equal(all.sum()));
+  CHECK(Hessian::mix(none, all, 50, 0.5).sum().equal(all.sum()));
+}
+
+TEST_CASE("a shift is the weighted sum of (x0 - x) x^T, and mixes as the Hessian does") {
+  const at::Tensor x = at::randn({300, 16}), x0 = x + at::randn({300, 16}) * 0.1;
+  const at::Tensor s = at::rand({300});
+  Hessian h(16), all(16);
+  h.add(x, s);
+  CHECK_FALSE(h.shift().defined());
+  h.add_shift(x.narrow(0, 0, 100), s.narrow(0, 0, 100), x0.narrow(0, 0, 100), 3);
+  const at::Tensor d =
+      (x0 - x).narrow(0, 0, 100).to(at::kDouble) * s.narrow(0, 0, 100).unsqueeze(1);
+  CHECK(relative_error(h.shift(), d.t().mm(x.narrow(0, 0, 100).to(at::kDouble)) * 3) < 1e-4);
+  all.add(x, {});
+  CHECK(Hessian::mix(h, all, 400, 0.5).shift().equal(h.shift()));
+  CHECK(Hessian::mix(h, all, 400, 0.5).tokens() == 300);
 }
 
 TEST_CASE("windows are consecutive, and a sample is seeded, ordered and without repeats") {

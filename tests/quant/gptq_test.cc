@@ -17,6 +17,16 @@ namespace {
 constexpr double kTie = 1e-3;  // of w / step: closer than this float32 may round the other way
 constexpr double kLoss = 1e-4;
 
+/// Without what comes after GPTQ.
+GptqOptions plain(bool actorder = true, int64_t block = 128) {
+  GptqOptions options;
+  options.percdamp = 0.01;
+  options.actorder = actorder;
+  options.block = block;
+  options.sweeps = 0;
+  return options;
+}
+
 /// Rows equal to the reference, of those of matrix e. A row may differ from the first code on that
 /// lies on a tie; nothing else may.
 int64_t equal_rows(const QuantizedBatch& batch, int64_t e, const ReferenceResult& expected) {
@@ -81,23 +91,23 @@ TEST_CASE("GPTQ equals the float64 reference, with and without act-order, for al
         CAPTURE(group_size);
         CAPTURE(symmetric);
         const auto format = int_format(4, {{"group_size", group_size}, {"symmetric", symmetric}});
-        check_gptq(*format, Problem(2, 13, 160, 1), {0.01, actorder, 128});
+        check_gptq(*format, Problem(2, 13, 160, 1), plain(actorder));
       }
 }
 
 TEST_CASE("GPTQ equals the reference for odd shapes, many experts and any block size") {
   const auto format = int_format(4, {{"group_size", 16}});
-  check_gptq(*format, Problem(9, 1, 16, 2), {});
-  check_gptq(*format, Problem(3, 65, 48, 3), {});
+  check_gptq(*format, Problem(9, 1, 16, 2), plain());
+  check_gptq(*format, Problem(3, 65, 48, 3), plain());
   for (const int64_t block : {16, 24, 64, 1000})
     for (const bool actorder : {true, false})
-      check_gptq(*format, Problem(1, 67, 112, 4), {0.01, actorder, block});
+      check_gptq(*format, Problem(1, 67, 112, 4), plain(actorder, block));
 }
 
 TEST_CASE("GPTQ equals the reference for table formats, with shared and global scales") {
   for (const bool actorder : {true, false}) {
-    check_gptq(*fp4_format("mx", 32), Problem(2, 21, 96, 7), {0.01, actorder, 128});
-    check_gptq(*fp4_format("nv", 16), Problem(2, 21, 96, 8), {0.01, actorder, 128});
+    check_gptq(*fp4_format("mx", 32), Problem(2, 21, 96, 7), plain(actorder));
+    check_gptq(*fp4_format("nv", 16), Problem(2, 21, 96, 8), plain(actorder));
   }
 }
 
@@ -105,7 +115,7 @@ TEST_CASE("GPTQ through callbacks equals the reference") {
   for (const bool actorder : {true, false}) {
     const Problem problem(2, 11, 96, 9);
     const Json options{{"group_size", 32}, {"symmetric", false}};
-    const GptqOptions gptq{0.01, actorder, 128};
+    const GptqOptions gptq = plain(actorder);
     const auto described = int_format(4, options), asked = int_format_by_callbacks(4, options);
     const QuantizedBatch batch = quantize_gptq(*asked, problem.weights, problem.hessians, gptq);
     int64_t equal = 0;
@@ -121,8 +131,12 @@ TEST_CASE("the loss reported is half d H d^T, and less than rounding's") {
   const Problem problem(2, 12, 96, 10);
   for (const auto& format : {int_format(4, {{"group_size", 32}}), fp4_format("mx", 32),
                              int_format_by_callbacks(3, {{"group_size", 32}}), pair_format()}) {
-    const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
-    const QuantizedBatch rounded = quantize_rtn(*format, problem.weights, problem.hessians, {});
+    GptqOptions options = plain();
+    const QuantizedBatch rounded =
+        quantize_rtn(*format, problem.weights, problem.hessians, options);
+    options.sweeps = 2;
+    const QuantizedBatch solved =
+        quantize_gptq(*format, problem.weights, problem.hessians, options);
     const at::Tensor expected = losses_of(problem, solved, 0.01);
     CHECK(at::allclose(solved.loss, expected, 1e-3, 1e-9));
     CHECK(at::allclose(solved.rtn_loss, losses_of(problem, rounded, 0.01), 1e-3, 1e-9));
@@ -138,23 +152,24 @@ TEST_CASE("dead columns are rounded as they are") {
     problem.hessians.select(2, column).zero_();
   }
   const auto format = int_format(4, {{"group_size", 32}});
-  check_gptq(*format, problem, {});
-  const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
-  const QuantizedBatch rounded = quantize_rtn(*format, problem.weights, problem.hessians, {});
+  check_gptq(*format, problem, plain());
+  const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, plain());
+  const QuantizedBatch rounded = quantize_rtn(*format, problem.weights, problem.hessians, plain());
   CHECK(solved.codes.select(2, 17).equal(rounded.codes.select(2, 17)));
 }
 
 TEST_CASE("a singular Hessian is damped until it can be solved") {
   const Problem problem(2, 10, 64, 12, /*tokens=*/8);  // rank 8
   const auto format = int_format(4, {{"group_size", 32}});
-  check_gptq(*format, problem, {});
+  check_gptq(*format, problem, plain());
   // a negative eigenvalue that only a hundred times the damping lifts
   Problem indefinite(1, 10, 64, 12);
   const double mean = indefinite.hessians.diagonal(0, 1, 2).mean().item<double>();
   indefinite.hessians[0] = at::eye(64) * mean;
   indefinite.hessians[0][3][4] = indefinite.hessians[0][4][3] = mean * 1.5;
-  check_gptq(*format, indefinite, {});
-  const QuantizedBatch solved = quantize_gptq(*format, indefinite.weights, indefinite.hessians, {});
+  check_gptq(*format, indefinite, plain());
+  const QuantizedBatch solved =
+      quantize_gptq(*format, indefinite.weights, indefinite.hessians, plain());
   CHECK_FALSE(solved.rtn[0]);
 }
 
@@ -163,9 +178,9 @@ TEST_CASE("a Hessian that no damping helps is rounded to nearest, alone, and sai
   const double mean = problem.hessians[1].diagonal().mean().item<double>();
   problem.hessians[1][3][4] = problem.hessians[1][4][3] = mean * 100;
   const auto format = int_format(4, {{"group_size", 32}});
-  const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
+  const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, plain());
   CHECK(solved.rtn == std::vector<bool>{false, true, false});
-  const QuantizedBatch rounded = quantize_rtn(*format, problem.weights, problem.hessians, {});
+  const QuantizedBatch rounded = quantize_rtn(*format, problem.weights, problem.hessians, plain());
   CHECK(solved.codes[1].equal(rounded.codes[1]));
   CHECK(solved.values[1].equal(rounded.values[1]));
   CHECK_FALSE(solved.codes[0].equal(rounded.codes[0]));
@@ -175,9 +190,9 @@ TEST_CASE("a Hessian that is not finite is an error") {
   Problem problem(2, 4, 32, 14);
   problem.hessians[1][5][6] = std::numeric_limits<float>::quiet_NaN();
   const auto format = int_format(4, {{"group_size", 32}});
-  CHECK_THROWS_WITH_AS(quantize_gptq(*format, problem.weights, problem.hessians, {}),
+  CHECK_THROWS_WITH_AS(quantize_gptq(*format, problem.weights, problem.hessians, plain()),
                        doctest::Contains("a Hessian is not finite"), Error);
-  CHECK_THROWS_AS(quantize_rtn(*format, problem.weights, problem.hessians, {}), Error);
+  CHECK_THROWS_AS(quantize_rtn(*format, problem.weights, problem.hessians, plain()), Error);
 }
 
 TEST_CASE("one thread count gives the same bytes every time, and any gives the reference's") {
@@ -186,11 +201,11 @@ TEST_CASE("one thread count gives the same bytes every time, and any gives the r
   const int before = at::get_num_threads();
   for (const int threads : {1, 3}) {
     at::set_num_threads(threads);
-    const QuantizedBatch a = quantize_gptq(*format, problem.weights, problem.hessians, {});
-    const QuantizedBatch b = quantize_gptq(*format, problem.weights, problem.hessians, {});
+    const QuantizedBatch a = quantize_gptq(*format, problem.weights, problem.hessians, plain());
+    const QuantizedBatch b = quantize_gptq(*format, problem.weights, problem.hessians, plain());
     CHECK(a.codes.equal(b.codes));
     CHECK(a.loss.equal(b.loss));
-    check_gptq(*format, problem, {});
+    check_gptq(*format, problem, plain());
   }
   at::set_num_threads(before);
 }

@@ -20,7 +20,7 @@ void check_rtn(const Format& format, int64_t rows, int64_t cols, bool with_hessi
     at::Tensor importance = at::empty({0});
     if (with_hessian) {
       importance = problem.hessians[e].diagonal();
-      importance = importance + importance.mean() * 0.01;
+      importance = importance + importance.mean() * GptqOptions().percdamp;
     }
     const ReferenceResult expected = reference_rtn(
         format.desc(), span_of<float>(problem.weights[e]), cols, span_of<float>(importance));

@@ -1,0 +1,188 @@
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "base/interrupt.h"
+#include "quant/rounder.h"
+#include "quant/solver.h"
+#include "quant/tile.h"
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kBlock = 128;  // columns between two updates of the gradient, in whole groups
+
+/// sums[r] += a[i][r] * b[i][r] over n columns.
+AQ_VECTOR_CLONES
+void add_products(const float* a, const float* b, int64_t n, double* sums) {
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t r = 0; r < kRows; r++)
+      sums[r] += static_cast<double>(a[i * kRows + r]) * static_cast<double>(b[i * kRows + r]);
+}
+
+/// The values that minimize the loss in one column: v - g / h.
+AQ_VECTOR_CLONES
+void best_values(const float* v, const float* g, float h, float* best) {
+  for (int64_t r = 0; r < kRows; r++) best[r] = v[r] - g[r] / h;
+}
+
+/// A batch with the gradient of its loss, (values - weights) H.
+class Sweeper {
+ public:
+  Sweeper(const Format& format, const at::Tensor& weights, const at::Tensor& hessians,
+          QuantizedBatch& batch)
+      : desc_(format.desc()),
+        rounder_(desc_),
+        count_(weights.size(0)),
+        rows_(weights.size(1)),
+        in_(weights.size(2)),
+        width_(desc_.group_size < 0 ? in_ : desc_.group_size),
+        block_(std::min(in_, std::max(width_, kBlock / width_ * width_))),
+        weights_(weights),
+        hessians_(hessians),
+        batch_(batch),
+        gradient_(at::bmm(batch.values - weights, hessians)),
+        change_(at::empty({count_, rows_, block_}, at::kFloat)) {}
+
+  void sweep() {
+    const int64_t row_tasks = (rows_ + kRows - 1) / kRows;
+    for (int64_t begin = 0; begin < in_; begin += block_) {
+      check_interrupt();
+      const int64_t n = std::min(block_, in_ - begin);
+      at::parallel_for(0, count_ * row_tasks, 1, [&](int64_t first, int64_t last) {
+        for (int64_t task = first; task < last; task++)
+          sweep_rows(task / row_tasks, task % row_tasks * kRows, begin, n);
+      });
+      gradient_.baddbmm_(change_.narrow(2, 0, n), hessians_.narrow(1, begin, n));
+    }
+  }
+
+  void finish() {
+    batch_.loss.copy_(
+        (batch_.values - weights_).mul_(gradient_).sum(2, false, at::kDouble).mul_(0.5));
+  }
+
+ private:
+  /// A tile of rows and columns being worked on.
+  struct Work {
+    std::vector<float> values, gradient, change, product;
+    std::vector<uint8_t> codes;
+    float step[kRows], zero[kRows], value[kRows], moved[kRows];
+  };
+
+  /// Rows [row, row + kRows) of matrix e in columns [begin, begin + n).
+  void sweep_rows(int64_t e, int64_t row, int64_t begin, int64_t n) {
+    thread_local Work work;
+    const int64_t rows = std::min(kRows, rows_ - row), at = (e * rows_ + row) * in_ + begin;
+    const auto size = static_cast<std::size_t>(n * kRows);
+    for (std::vector<float>* tile : {&work.values, &work.gradient, &work.product})
+      tile->resize(size);
+    work.codes.assign(size, 0);
+    float* values = batch_.values.data_ptr<float>() + at;
+    uint8_t* codes = batch_.codes.data_ptr<uint8_t>() + at;
+    load_tile(values, in_, rows, n, work.values.data());
+    load_tile(gradient_.data_ptr<float>() + at, in_, rows, n, work.gradient.data());
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t i = 0; i < n; i++)
+        work.codes[static_cast<std::size_t>(i * kRows + r)] = codes[r * in_ + i];
+    work.change = work.values;
+
+    const float* h = hessians_.data_ptr<float>() + (e * in_ + begin) * in_ + begin;
+    for (int64_t i = 0; i < n; i += width_)
+      sweep_group(work, {e, row, rows, (begin + i) / width_}, h, i, n);
+
+    for (std::size_t i = 0; i < size; i++) work.change[i] = work.values[i] - work.change[i];
+    store_tile(work.values.data(), rows, n, values, in_);
+    store_tile(work.change.data(), rows, n, change_.data_ptr<float>() + (e * rows_ + row) * block_,
+               block_);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t i = 0; i < n; i++)
+        codes[r * in_ + i] = work.codes[static_cast<std::size_t>(i * kRows + r)];
+  }
+
+  /// One group of `rows` rows from `row` on.
+  struct Group {
+    int64_t e, row, rows, index;
+  };
+
+  /// The group whose first column is i of n in the tile; h: H from the tile's first column on.
+  void sweep_group(Work& work, const Group& group, const float* h, int64_t i, int64_t n) {
+    const float global =
+        desc_.tensor_params > 0 ? batch_.tensor_params.data_ptr<float>()[group.e] : 1.0f;
+    for (int64_t r = 0; r < kRows; r++) {
+      const float* p = params_of(group, std::min(r, group.rows - 1));
+      work.step[r] = p[0] / global;
+      work.zero[r] = desc_.group_params > 1 ? p[1] : 0.0f;
+    }
+    const int64_t size = std::min(width_, n - i);
+    if (desc_.scale_kind != AQ_SCALE_E8M0) refit(work, group, global, h, i, size, n);
+    for (int64_t c = i; c < i + size; c++) {
+      float* v = work.values.data() + c * kRows;
+      float* g = work.gradient.data() + c * kRows;
+      const float* u = h + c * in_ + c;
+      best_values(v, g, u[0], work.value);
+      rounder_.round(kRows, work.value, work.step, work.zero, work.codes.data() + c * kRows,
+                     work.value);
+      for (int64_t r = 0; r < kRows; r++) work.moved[r] = v[r] - work.value[r];
+      std::copy_n(work.value, kRows, v);
+      subtract_outer(g + kRows, work.moved, u + 1, n - c - 1);
+    }
+  }
+
+  /// Least-squares scales for the codes of the group's `size` columns, where they lower the loss.
+  void refit(Work& work, const Group& group, float global, const float* h, int64_t i, int64_t size,
+             int64_t n) {
+    float* v = work.values.data() + i * kRows;
+    float* g = work.gradient.data() + i * kRows;
+    float* product = work.product.data();  // -V H, of the group's columns of V
+    std::fill_n(product, (n - i) * kRows, 0.0f);
+    for (int64_t c = 0; c < size; c++)
+      subtract_outer(product, v + c * kRows, h + (i + c) * in_ + i, n - i);
+    double slope[kRows] = {}, curvature[kRows] = {};  // of the loss, by the scale's relative change
+    add_products(v, g, size, slope);
+    add_products(v, product, size, curvature);
+    for (int64_t r = 0; r < kRows; r++) work.moved[r] = 0;
+    for (int64_t r = 0; r < group.rows; r++) {
+      const double bend = -curvature[r];
+      if (!(bend > 0)) continue;
+      float& scale = *params_of(group, r);
+      const float wanted = scale * static_cast<float>(std::clamp(1 - slope[r] / bend, 0.5, 2.0));
+      const float fitted = rounder_.round_scale(wanted);
+      const double change = static_cast<double>(fitted) / static_cast<double>(scale) - 1;
+      if (!(slope[r] * change + bend * change * change / 2 < 0)) continue;
+      work.moved[r] = static_cast<float>(change);
+      scale = fitted;
+      work.step[r] = fitted / global;
+    }
+    for (int64_t c = 0; c < n - i; c++)
+      for (int64_t r = 0; r < kRows; r++)
+        g[c * kRows + r] -= work.moved[r] * product[c * kRows + r];
+    for (int64_t c = 0; c < size; c++)
+      rounder_.values(kRows, work.codes.data() + (i + c) * kRows, work.step, work.zero,
+                      v + c * kRows);
+  }
+
+  float* params_of(const Group& group, int64_t r) const {
+    const int64_t all = (group.e * rows_ + group.row + r) * desc_.groups(in_) + group.index;
+    return batch_.params.data_ptr<float>() + all * desc_.group_params;
+  }
+
+  const FormatDesc& desc_;
+  const Rounder rounder_;
+  const int64_t count_, rows_, in_, width_, block_;
+  const at::Tensor weights_, hessians_;
+  QuantizedBatch& batch_;
+  at::Tensor gradient_, change_;
+};
+
+}  // namespace
+
+void sweep_described(const Format& format, const at::Tensor& weights, const at::Tensor& hessians,
+                     int sweeps, QuantizedBatch& batch) {
+  Sweeper sweeper(format, weights, hessians, batch);
+  for (int i = 0; i < sweeps; i++) sweeper.sweep();
+  sweeper.finish();
+}
+
+}  // namespace aqhost

@@ -1,0 +1,74 @@
+#include <algorithm>
+
+#include "quant/formats.h"
+#include "quant/gptq.h"
+#include "quant/problem.h"
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+
+GptqOptions with_sweeps(int sweeps) {
+  GptqOptions options;
+  options.percdamp = 0.01;
+  options.sweeps = sweeps;
+  return options;
+}
+
+std::vector<std::unique_ptr<const Format>> formats() {
+  std::vector<std::unique_ptr<const Format>> all;
+  for (const int32_t group_size : {-1, 16, 256})
+    for (const bool symmetric : {true, false})
+      all.push_back(int_format(3, {{"group_size", group_size}, {"symmetric", symmetric}}));
+  all.push_back(fp4_format("mx", 32));
+  all.push_back(fp4_format("nv", 16));
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "a sweep lowers the loss, in no row raises it, and leaves values that the codes stand for") {
+  const Problem problem(2, 70, 272, 1);
+  for (const auto& format : formats()) {
+    CAPTURE(format->desc().group_size);
+    const QuantizedBatch solved =
+        quantize_gptq(*format, problem.weights, problem.hessians, with_sweeps(0));
+    const QuantizedBatch swept =
+        quantize_gptq(*format, problem.weights, problem.hessians, with_sweeps(1));
+    CHECK((swept.loss - solved.loss * (1 + 1e-4)).max().item<double>() < 0);
+    CHECK(swept.loss.sum().item<double>() < 0.98 * solved.loss.sum().item<double>());
+    CHECK(swept.rtn_loss.equal(solved.rtn_loss));
+    for (int64_t e = 0; e < 2; e++)
+      CHECK(
+          at::tensor(format->dequantize(swept.matrix(e, 0, 70))).equal(swept.values[e].flatten()));
+  }
+}
+
+TEST_CASE("where sweeps end no other code of any one weight has a smaller loss") {
+  const Problem problem(1, 5, 32, 2);
+  at::Tensor h = problem.hessians[0].to(at::kDouble).clone();
+  h.diagonal().add_(h.diagonal().mean().item<double>() * 0.01);
+  for (const char* scales : {"mx", "nv"}) {
+    const auto format = fp4_format(scales, 16 * (scales[0] == 'm' ? 2 : 1));
+    const QuantizedBatch swept =
+        quantize_gptq(*format, problem.weights, problem.hessians, with_sweeps(40));
+    const auto loss = [&](const at::Tensor& values) {
+      const at::Tensor d = (values - problem.weights[0]).to(at::kDouble);
+      return d.matmul(h).mul(d).sum(1) / 2;
+    };
+    const at::Tensor least = loss(swept.values[0]);
+    CHECK(at::allclose(least, swept.loss[0], 1e-3));
+    QuantizedMatrix matrix = swept.matrix(0, 0, 5);
+    for (std::size_t column = 0; column < 32; column++)
+      for (uint8_t code = 0; code < 16; code++) {
+        QuantizedMatrix other = matrix;
+        for (std::size_t row = 0; row < 5; row++)
+          other.codes[row * 32 + column] = static_cast<std::byte>(code);
+        const at::Tensor values = at::tensor(format->dequantize(other)).view({5, 32});
+        CHECK((loss(values) - least * (1 - 1e-4)).min().item<double>() > 0);
+      }
+  }
+}
+
+}  // namespace aqhost
