@@ -51,6 +51,10 @@ void Recipe::apply(const Json& keys, ModuleRecipe& recipe) {
     if (key == "skip") recipe.skip = value.get<bool>();
     if (key == "algorithm") recipe.algorithm = value.get<std::string>();
     if (key == "routing_power") recipe.routing_power = value.get<double>();
+    if (key == "refine") {
+      recipe.refine_steps = value.value("steps", int64_t{0});
+      recipe.refine_batch = value.value("batch", ModuleRecipe().refine_batch);
+    }
     const bool of_format =
         std::find(kFormatKeys.begin(), kFormatKeys.end(), key) != kFormatKeys.end();
     if (key == "group_size" || of_format) recipe.options[key] = value;

@@ -20,6 +20,8 @@ struct ModuleRecipe {
   Json options = Json::object();   // of the weight format: group_size, symmetric, element ...
   std::string algorithm = "gptq";  // or "rtn"
   double routing_power = 1;        // of the routing weight in Hessians: 0, 1 or 2, or between
+  int64_t refine_steps = 0;        // of learned rounding after the solve; 0: none
+  int64_t refine_batch = 16;       // windows a step
   bool named = false;              // an override's pattern ends in the module's own name
 };
 
@@ -47,7 +49,8 @@ struct RecipeWarning {
 /// Patterns are globs over module names (`*` crosses dots, `?` is one character) or, after "re:",
 /// regular expressions (base/pattern.h, the whole name). Later overrides win key by key; what
 /// describes a format (symmetric, element, scale_rule, scale_dtype) is dropped where a later row
-/// changes wq, and group_size is kept. A default-constructed recipe is the one with nothing in it:
+/// changes wq, and group_size is kept. `refine: {steps: 200}` adds learned rounding to those
+/// modules (pipeline/refine.h). A default-constructed recipe is the one with nothing in it:
 /// int4, group 128.
 class Recipe {
  public:

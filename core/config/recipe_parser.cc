@@ -24,7 +24,7 @@ const std::vector<std::string> kTopKeys{"default",       "overrides", "sequentia
                                         "error_feedback"};
 const std::vector<std::string> kRowKeys{
     "wq",          "aq",        "group_size",    "symmetric", "element", "scale_rule",
-    "scale_dtype", "algorithm", "routing_power", "skip",      "comment"};
+    "scale_dtype", "algorithm", "routing_power", "refine",    "skip",    "comment"};
 
 /// Keeps the line that a document begins at.
 struct DocumentStart : YAML::EventHandler {
@@ -155,8 +155,19 @@ class RecipeParser {
     if (key == "group_size") return group_size(node);
     if (key == "symmetric" || key == "skip") return flag(node, key);
     if (key == "routing_power") return number(node, key, 0, 4);
+    if (key == "refine") return refine(node);
     if (key == "algorithm") return one_of(node, key, {"gptq", "rtn"});
     return word(node, key);
+  }
+
+  /// {steps: 200, batch: 16}
+  Json refine(const YAML::Node& node) const {
+    if (!node.IsMap() || !node["steps"])
+      wrong(node, "refine", "a map like {steps: 200, batch: 16}");
+    check_keys(node, {"steps", "batch"}, "refine");
+    Json value{{"steps", integer(node["steps"], "steps", 0, 1'000'000)}};
+    if (const auto batch = node["batch"]) value["batch"] = integer(batch, "batch", 1, 1 << 20);
+    return value;
   }
 
   void read_settings(const YAML::Node& root, RunSettings& settings) const {

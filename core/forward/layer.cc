@@ -146,6 +146,10 @@ at::Tensor Layer::weight(const Module& module) const {
   return linear(module.key.role, module.key.expert).weight;
 }
 
+void Layer::use_weight(const Module& module, const at::Tensor& weight) {
+  linears_.at({module.key.role, module.key.expert}).weight = weight;
+}
+
 void Layer::set_weight(const Module& module, const at::Tensor& weight) {
   linears_.at({module.key.role, module.key.expert}).weight.copy_(weight);
 }

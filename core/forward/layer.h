@@ -67,6 +67,8 @@ class Layer {
   /// one another in a tensor [n_experts, out, in]), and its replacement.
   at::Tensor weight(const Module& module) const;
   void set_weight(const Module& module, const at::Tensor& weight);
+  /// The tensor itself, with its gradient's graph, in place of the one in use.
+  void use_weight(const Module& module, const at::Tensor& weight);
 
   const FfnDesc& ffn_desc() const { return model_.ffn(index_); }
 

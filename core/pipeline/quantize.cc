@@ -10,6 +10,7 @@
 #include "forward/layer.h"
 #include "pipeline/exporter.h"
 #include "pipeline/layer_quantizer.h"
+#include "pipeline/refine.h"
 #include "pipeline/report.h"
 #include "quant/gptq.h"
 #include "tensor/tensor.h"
@@ -116,20 +117,50 @@ int32_t last_layer(const Model& model, const Plan& plan) {
   return last;
 }
 
+/// Of how many windows the original's hidden states go along.
+int64_t original_windows(const Plan& plan, int64_t windows) {
+  if (!plan.needs_calibration()) return 0;
+  if (std::any_of(plan.modules.begin(), plan.modules.end(),
+                  [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; }))
+    return windows;  // all are targets
+  // half tell well enough what quantization does to the inputs
+  return plan.settings.error_feedback > 0 ? (windows + 1) / 2 : 0;
+}
+
+/// Takes x and original_x through one layer.
+void quantize_layer(const Reader& original, const Plan& plan, Layer& layer, int32_t index,
+                    uint64_t seed, at::Tensor& x, at::Tensor& original_x, Report& report,
+                    Finisher& finish, PhaseTimer& timer) {
+  const RefineOptions refine = refine_options(plan, index, seed);
+  SolvedModules solved;
+  const auto take = [&](const PlannedModule& module, ModuleResult result) {
+    if (refine.steps > 0)
+      solved.emplace_back(&module, std::move(result));
+    else
+      finish(module, std::move(result));
+  };
+  at::Tensor before = refine.steps > 0 ? x.clone() : at::Tensor();
+  LayerQuantizer quantizer(plan, index, layer, take, timer);
+  quantizer.run(x, original_x);
+  report.add(quantizer.coverage());
+  if (refine.steps == 0) return;
+  timer.begin("refine");
+  report.add(refine_layer(original, index, layer, solved, before, original_x, refine));
+  x = before;
+  for (auto& [module, result] : solved) finish(*module, std::move(result));
+}
+
 void calibrate_and_solve(const Reader& original, const Model& model, const Plan& plan,
-                         const at::Tensor& windows, Report& report, Finisher& finish,
+                         const at::Tensor& windows, uint64_t seed, Report& report, Finisher& finish,
                          PhaseTimer& timer) {
   at::Tensor x = Ends(original, model).embed(windows), original_x;
-  // half of the windows tell well enough what quantization does to the inputs
-  if (plan.settings.error_feedback > 0 && plan.needs_calibration())
-    original_x = x.narrow(0, 0, (x.size(0) + 1) / 2).clone();
+  if (const int64_t n = original_windows(plan, x.size(0)); n > 0)
+    original_x = x.narrow(0, 0, n).clone();
   for (int32_t l = 0; l <= last_layer(model, plan); l++) {
     timer.begin("read");
     finish.say(fmt::format("layer {}", l));
     Layer layer(original, model, l, windows.size(1));
-    LayerQuantizer quantizer(plan, l, layer, std::ref(finish), timer);
-    quantizer.run(x, original_x);
-    report.add(quantizer.coverage());
+    quantize_layer(original, plan, layer, l, seed, x, original_x, report, finish, timer);
   }
   timer.begin("calibrate");
   quantize_head(original, model, plan, x, original_x, finish);
@@ -169,7 +200,8 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   {
     Finisher finish(exporter, report, plan, options.quiet);
     if (windows.defined()) {
-      calibrate_and_solve(original, model, plan, windows, report, finish, timer);
+      calibrate_and_solve(original, model, plan, windows, options.calibration->seed, report, finish,
+                          timer);
     } else {
       timer.begin("solve");
       round_all(original, plan, finish);

@@ -48,6 +48,12 @@ void Report::add(const std::vector<ExpertCoverage>& coverage) {
         {{"layer", c.layer}, {"expert", c.expert}, {"tokens", c.tokens}, {"weight", c.weight}});
 }
 
+void Report::add(const Refinement& refinement) {
+  refined_.push_back({{"layer", refinement.layer},
+                      {"error_before", refinement.error_before},
+                      {"error_after", refinement.error_after}});
+}
+
 Json Report::finish(const Plan& plan, const Model& model, const PhaseTimer& timer) const {
   Json experts = experts_;
   const std::set<std::pair<int32_t, int32_t>> starved(starved_.begin(), starved_.end());
@@ -60,19 +66,21 @@ Json Report::finish(const Plan& plan, const Model& model, const PhaseTimer& time
     total += value;
   }
   seconds["total"] = total;
-  return {{"generator", "aqhost"},
-          {"model_type", model.id()},
-          {"modules", modules_},
-          {"experts", experts},
-          {"totals",
-           {{"modules", modules_.size()},
-            {"weights", plan.quantized_weights()},
-            {"bits_per_weight", plan.bits_per_weight()},
-            {"loss", loss_},
-            {"rtn_loss", rtn_loss_},
-            {"starved_experts", starved.size()},
-            {"seconds", seconds},
-            {"peak_memory_bytes", peak_memory_bytes()}}}};
+  Json report{{"generator", "aqhost"},
+              {"model_type", model.id()},
+              {"modules", modules_},
+              {"experts", experts},
+              {"totals",
+               {{"modules", modules_.size()},
+                {"weights", plan.quantized_weights()},
+                {"bits_per_weight", plan.bits_per_weight()},
+                {"loss", loss_},
+                {"rtn_loss", rtn_loss_},
+                {"starved_experts", starved.size()},
+                {"seconds", seconds},
+                {"peak_memory_bytes", peak_memory_bytes()}}}};
+  if (!refined_.empty()) report["refined"] = refined_;
+  return report;
 }
 
 }  // namespace aqhost

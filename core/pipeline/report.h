@@ -7,25 +7,28 @@
 #include "pipeline/layer_quantizer.h"
 #include "pipeline/phase_timer.h"
 #include "pipeline/plan.h"
+#include "pipeline/refine.h"
 
 namespace aqhost {
 
 /// Collects what quantization_report.json says:
 ///   modules  name -> {format, group_size, bits_per_weight, algorithm, loss, rtn_loss, tokens, ...}
 ///   experts  [{layer, expert, tokens, weight, starved}]
+///   refined  [{layer, error_before, error_after}], where a recipe asks for it
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
 ///   peak_memory_bytes}
 class Report {
  public:
   void add(const PlannedModule& planned, const ModuleResult& result);
   void add(const std::vector<ExpertCoverage>& coverage);
+  void add(const Refinement& refinement);
   double loss() const { return loss_; }
 
   Json finish(const Plan& plan, const Model& model, const PhaseTimer& timer) const;
 
  private:
   Json modules_ = Json::object();
-  Json experts_ = Json::array();
+  Json experts_ = Json::array(), refined_ = Json::array();
   std::vector<std::pair<int32_t, int32_t>> starved_;  // (layer, expert)
   double loss_ = 0, rtn_loss_ = 0;
 };

@@ -31,10 +31,12 @@ overrides:
     symmetric: no
     algorithm: rtn
     routing_power: 0.5
+    refine: {steps: 200, batch: 8}
   - {pattern: "*.r", skip: true, comment: router}
 sequential: false
 actorder: none
 percdamp: 0.05
+error_feedback: 0.5
 min_tokens: 0
 calibrate_all_experts: true
 strict: yes
@@ -43,9 +45,10 @@ strict: yes
     "default": {"wq": "int4", "aq": "bf16", "group_size": 64, "comment": "here too"},
     "overrides": [
       {"pattern": "*.q", "wq": "mxfp6", "element": "e2m3", "scale_rule": "even",
-       "scale_dtype": "bf16", "symmetric": false, "algorithm": "rtn", "routing_power": 0.5},
+       "scale_dtype": "bf16", "symmetric": false, "algorithm": "rtn", "routing_power": 0.5,
+       "refine": {"steps": 200, "batch": 8}},
       {"pattern": "*.r", "skip": true, "comment": "router"}],
-    "sequential": false, "actorder": "none", "percdamp": 5e-2, "min_tokens": 0,
+    "sequential": false, "actorder": "none", "percdamp": 5e-2, "error_feedback": 0.5, "min_tokens": 0,
     "calibrate_all_experts": true, "strict": true})";
   for (const std::string& text : {yaml, json}) {
     const Recipe recipe = Recipe::parse(text, "r");
@@ -53,6 +56,7 @@ strict: yes
     CHECK(!s.sequential);
     CHECK(!s.actorder);
     CHECK(s.percdamp == 0.05);
+    CHECK(s.error_feedback == 0.5);
     CHECK(s.min_tokens == 0);
     CHECK(s.calibrate_all_experts);
     CHECK(s.strict);
@@ -60,6 +64,8 @@ strict: yes
     CHECK(q.wq == "mxfp6");
     CHECK(q.algorithm == "rtn");
     CHECK(q.routing_power == 0.5);
+    CHECK(q.refine_steps == 200);
+    CHECK(q.refine_batch == 8);
     const Json expected{{"group_size", 64},
                         {"element", "e2m3"},
                         {"scale_rule", "even"},
@@ -84,7 +90,9 @@ TEST_CASE("a recipe with nothing in it is int4 in groups of 128, by GPTQ, with t
     const RunSettings& s = recipe.settings();
     CHECK(s.sequential);
     CHECK(s.actorder);
-    CHECK(s.percdamp == 0.01);
+    CHECK(s.percdamp == 0.3);
+    CHECK(s.error_feedback == 0.75);
+    CHECK(m.refine_steps == 0);
     CHECK(!s.min_tokens);
     CHECK(!s.calibrate_all_experts);
     CHECK(!s.strict);
@@ -125,6 +133,14 @@ TEST_CASE("a value of the wrong type or out of range says what came and what was
   CHECK(row("algorithm: gtpq") == "r.yaml:2: algorithm is \"gtpq\", did you mean \"gptq\"?");
   CHECK(row("algorithm: awesome") == "r.yaml:2: algorithm is \"awesome\", expected gptq or rtn");
   CHECK(refused("percdamp: 0") == "r.yaml:1: percdamp is \"0\", expected a number from 1e-06 to 1");
+  CHECK(row("refine: 200") ==
+        "r.yaml:2: refine is \"200\", expected a map like {steps: 200, batch: 16}");
+  CHECK(row("refine: {batch: 4}") == Contains("refine is a map, expected"));
+  CHECK(row("refine: {steps: 200, bath: 4}") ==
+        "r.yaml:2: unknown key \"bath\" in the refine, did you mean \"batch\"?");
+  CHECK(row("refine: {steps: 200, batch: 0}") == Contains("batch is \"0\", expected"));
+  CHECK(refused("error_feedback: 2") ==
+        "r.yaml:1: error_feedback is \"2\", expected a number from 0 to 1");
   CHECK(refused("min_tokens: -1") == Contains("min_tokens is \"-1\", expected a whole number"));
   CHECK(refused("sequential: {}") == "r.yaml:1: sequential is a map, expected true or false");
   CHECK(refused("actorder: group") == "r.yaml:1: actorder is \"group\", expected static or none");

@@ -1,0 +1,55 @@
+#include "quant/cells.h"
+
+#include <algorithm>
+
+#include "quant/formats.h"
+#include "quant/gptq.h"
+#include "quant/problem.h"
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+
+at::Tensor decoded(const Format& format, const QuantizedMatrix& m) {
+  return at::tensor(format.dequantize(m)).view({m.rows, m.cols});
+}
+
+}  // namespace
+
+TEST_CASE("a weight that crosses a border takes the next code, at the end of the grid it stays") {
+  for (const auto& format : {int_format(3, {{"group_size", 16}, {"symmetric", false}}),
+                             fp4_format("mx", 32), fp4_format("nv", 16)}) {
+    const Problem problem(1, 6, 64, 1);
+    const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
+    const QuantizedMatrix before = solved.matrix(0, 0, 6);
+    const at::Tensor from = decoded(*format, before);
+    for (const double direction : {1.0, -1.0}) {
+      Cells cells(format->desc(), problem.weights[0], before);
+      CHECK(at::allclose(cells.weights(), from));
+      for (int i = 0; i < 100; i++)  // as far as half a cell, though asked for ten
+        cells.move(at::full({6, 64}, -direction), 0.1);
+      QuantizedMatrix after = before;
+      cells.store(after);
+      const at::Tensor to = decoded(*format, after), moved = (to - from) * direction;
+      CHECK(at::allclose(cells.weights(), to));
+      CHECK(moved.min().item<double>() >= 0);
+      CHECK((moved > 0).sum().item<int64_t>() > 50);
+      if (format->desc().element_kind != AQ_ELEM_INT) continue;
+      // one code on, who lay in the half of the cell on that side
+      const at::Tensor beyond = (problem.weights[0] - from) * direction > 0;
+      for (int64_t i = 0; i < beyond.numel(); i++) {
+        const auto at = static_cast<std::size_t>(i);
+        const int code = std::to_integer<int>(before.codes[at]);
+        const int next = std::clamp(code + (direction > 0 ? 1 : -1), 0, 7);
+        CHECK(std::to_integer<int>(after.codes[at]) ==
+              (beyond.flatten()[i].item<bool>() ? next : code));
+      }
+    }
+    Cells still(format->desc(), problem.weights[0], before);
+    QuantizedMatrix same = before;
+    still.store(same);
+    CHECK((same.codes == before.codes));
+  }
+}
+
+}  // namespace aqhost
