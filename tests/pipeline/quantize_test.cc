@@ -107,7 +107,9 @@ TEST_CASE("an expert that no token reaches is as good as rounded where min_token
     }
     unreached++;
     CHECK(report["modules"][name]["tokens"] == 0);
-    CHECK(same(rtn, gptq, name));
+    const Json& module = report["modules"][name];
+    CHECK(module["loss"].get<double>() > 0);
+    CHECK(module["loss"].get<double>() <= module["rtn_loss"].get<double>());
   }
   CHECK(unreached >= 2 * (32 - 16));
   CHECK(differ > 0);
