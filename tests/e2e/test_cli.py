@@ -178,6 +178,27 @@ class Quantizing(WorkFolder):
     def perplexity(self, model):
         return json.loads(self.ok("eval", "--model", model, "--text", EVAL, "--window", 512, "--json"))
 
+    def quick_perplexity(self, model):
+        text = self.work / "text"
+        text.write_text(EVAL.read_text()[:20000])
+        told = self.ok("eval", "--model", model, "--text", text, "--window", 256, "--json")
+        return json.loads(told)["perplexity"]
+
+    def test_formats_that_only_we_read_are_marked_so_and_read_back(self):
+        recipe, out = self.work / "recipe.yaml", self.work / "out"
+        rows = ["0.self_attn.*: nf4", "1.self_attn.*: fp4", "2.self_attn.*: fp6, element: e3m2",
+                "0.mlp.experts.*: mxfp6, element: e3m2", "1.mlp.experts.*: mxfp8, element: e5m2",
+                "2.mlp.experts.*: fp8, element: e5m2"]
+        recipe.write_text("default: {wq: fp6, group_size: 32}\noverrides:\n" + "".join(
+            '  - {pattern: "*.layers.%s", wq: %s}\n' % tuple(r.split(": ", 1)) for r in rows))
+        self.ok("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)
+        config = json.loads((out / "config.json").read_text())["quantization_config"]
+        self.assertEqual(config["quant_method"], "alphaquant")
+        verified = json.loads(self.ok("verify", "--model", out, "--json"))
+        self.assertEqual(verified["formats"], {"nf4": 4, "fp4": 4, "fp6": 4, "mxfp6": 48,
+                                               "mxfp8": 48, "fp8": 48})
+        self.assertLess(self.quick_perplexity(out), 1.04 * self.quick_perplexity(MODEL))
+
     def test_gptq_int4_keeps_the_perplexity_it_should(self):
         out = self.work / "out"
         text = self.quantize(out, "--nsamples", 128, "--seqlen", 512)

@@ -28,6 +28,7 @@ struct Nf4 {
                                               "the 16 quantiles of QLoRA in groups"};
 
   static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
+    options.choice("element", "nf4", {"nf4"});  // as the config group below says it
     const nlohmann::json config{{"format", "nf4-pack-quantized"},
                                 {"quant_method", "alphaquant"},
                                 {"weights", {{"element", "nf4"}}}};
