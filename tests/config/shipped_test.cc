@@ -2,6 +2,7 @@
 
 #include <sstream>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "config/recipe.h"
 
@@ -37,6 +38,38 @@ TEST_CASE("every example in the guide is a recipe") {
   }
 }
 
+TEST_CASE("the guide explains every key") {
+  const std::string guide = read_file(kConfigs / "README.md");
+  for (const std::string text : {"qqqqqqqqqqqq: 1", "default: {qqqqqqqqqqqq: 1}"}) {
+    std::string message;
+    try {
+      Recipe::parse(text, "r");
+    } catch (const Error& e) {
+      message = e.what();
+    }
+    const std::size_t known = message.find("known: ");
+    REQUIRE(known != message.npos);
+    std::istringstream keys(message.substr(known + 7));
+    for (std::string key; std::getline(keys >> std::ws, key, ',');) {
+      CAPTURE(key);
+      CHECK((guide.find("`" + key + "`") != guide.npos ||
+             guide.find("\n" + key + ": ") != guide.npos));
+    }
+  }
+}
+
+TEST_CASE("the settings that the guide shows are the defaults") {
+  const RunSettings shown =
+      Recipe::parse(examples(kConfigs / "README.md").at(3).second, "r").settings();
+  const RunSettings usual;
+  CHECK(shown.sequential == usual.sequential);
+  CHECK(shown.actorder == usual.actorder);
+  CHECK(shown.percdamp == usual.percdamp);
+  CHECK(shown.error_feedback == usual.error_feedback);
+  CHECK(shown.calibrate_all_experts == usual.calibrate_all_experts);
+  CHECK(shown.strict == usual.strict);
+}
+
 TEST_CASE("README.md's example is a recipe") {
   const auto found = examples(kConfigs / ".." / "README.md");
   REQUIRE(found.size() == 1);
@@ -51,12 +84,14 @@ TEST_CASE("what the guide says of its example is so") {
   CHECK(recipe.resolve("model.layers.0.self_attn.q_proj").wq == "int4");
 }
 
-TEST_CASE("every shipped recipe is one") {
+TEST_CASE("every shipped recipe is one, and the guide names it") {
+  const std::string guide = read_file(kConfigs / "README.md");
   int found = 0;
   for (const auto& entry : fs::directory_iterator(kConfigs)) {
     if (entry.path().extension() == ".md") continue;
     CAPTURE(entry.path().string());
     CHECK_NOTHROW(Recipe::load(entry.path()));
+    CHECK(guide.find("`" + entry.path().filename().string() + "`") != guide.npos);
     found++;
   }
   CHECK(found > 0);
