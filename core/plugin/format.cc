@@ -275,7 +275,7 @@ std::vector<TensorInfo> Format::packed(int64_t rows, int64_t cols) const {
     const auto dtype = parse_dtype(type_name);
     if (!is_name(t.suffix) || !suffixes.insert(t.suffix).second)
       lie("packed tensor {} has no name of its own", i);
-    if (!dtype || dtype_size(*dtype) * 8 != t.dtype.bits * t.dtype.lanes)
+    if (!dtype || dtype_size(*dtype) * 8 != int64_t{t.dtype.bits} * t.dtype.lanes)
       lie("packed tensor {} has the type {} of {} bits", t.suffix, type_name, t.dtype.bits);
     if (t.ndim < 0 || t.ndim > 4) lie("packed tensor {} has {} dimensions", t.suffix, t.ndim);
     TensorInfo info{t.suffix, *dtype, {t.shape, t.shape + t.ndim}};

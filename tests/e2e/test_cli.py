@@ -197,7 +197,7 @@ class Quantizing(WorkFolder):
         verified = json.loads(self.ok("verify", "--model", out, "--json"))
         self.assertEqual(verified["formats"], {"nf4": 4, "fp4": 4, "fp6": 4, "mxfp6": 48,
                                                "mxfp8": 48, "fp8": 48})
-        self.assertLess(self.quick_perplexity(out), 1.04 * self.quick_perplexity(MODEL))
+        self.assertLess(self.quick_perplexity(out), 1.06 * self.quick_perplexity(MODEL))
 
     def test_gptq_int4_keeps_the_perplexity_it_should(self):
         out = self.work / "out"

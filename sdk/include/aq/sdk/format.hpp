@@ -263,7 +263,7 @@ struct QuantizerObject {
 ///   static std::unique_ptr<aq::Quantizer> create(aq::Options& options);
 template <typename Class>
 struct QuantizerFactory {
-  static constexpr aq_descriptor kDescriptor = Class::kDescriptor;
+  static constexpr aq_descriptor kDescriptor{aq_descriptor(Class::kDescriptor)};
 
   static uint32_t AQ_CALL count(const aq_quantizer_factory*) noexcept { return 1; }
   static const aq_descriptor* AQ_CALL descriptor(const aq_quantizer_factory*, uint32_t) noexcept {

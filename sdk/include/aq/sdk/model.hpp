@@ -112,7 +112,7 @@ struct ModelObject {
 ///   static constexpr const char* kAliases = "one another";
 template <typename Class>
 struct ModelFactory {
-  static constexpr aq_descriptor kDescriptor = Class::kDescriptor;
+  static constexpr aq_descriptor kDescriptor{aq_descriptor(Class::kDescriptor)};
 
   static uint32_t AQ_CALL count(const aq_model_factory*) noexcept { return 1; }
   static const aq_descriptor* AQ_CALL descriptor(const aq_model_factory*, uint32_t) noexcept {

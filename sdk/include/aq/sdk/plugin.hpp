@@ -64,7 +64,7 @@ struct Descriptor {
   const char* vendor;
   const char* description;
 
-  constexpr operator aq_descriptor() const {
+  constexpr explicit operator aq_descriptor() const {
     return {sizeof(aq_descriptor), 0, id, name, version, vendor, description};
   }
 };
