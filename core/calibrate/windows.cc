@@ -4,30 +4,7 @@
 #include <numeric>
 #include <random>
 
-#include "base/error.h"
-#include "base/file.h"
-
 namespace aqhost {
-
-std::vector<int32_t> read_tokens(const Tokenizer& tokenizer, const std::filesystem::path& text) {
-  const std::string content = read_file(text);
-  if (content.empty()) fail("{}: the text is empty", text.string());
-  try {
-    return tokenizer.encode(content, false);
-  } catch (const Error& e) {
-    fail("{}: {}", text.string(), e.what());
-  }
-}
-
-at::Tensor cut_windows(const std::vector<int32_t>& ids, int64_t length) {
-  const int64_t count = static_cast<int64_t>(ids.size()) / length;
-  if (count == 0)
-    fail("the text has {} tokens, a window has {}: give more text or a smaller window", ids.size(),
-         length);
-  at::Tensor windows = at::empty({count, length}, at::kLong);
-  std::copy_n(ids.begin(), count * length, windows.data_ptr<int64_t>());
-  return windows;
-}
 
 at::Tensor sample_windows(const at::Tensor& windows, int64_t count, uint64_t seed) {
   const int64_t available = windows.size(0);
@@ -41,6 +18,26 @@ at::Tensor sample_windows(const at::Tensor& windows, int64_t count, uint64_t see
   order.resize(static_cast<std::size_t>(count));
   std::sort(order.begin(), order.end());
   return windows.index_select(0, at::tensor(order, at::kLong));
+}
+
+std::vector<std::size_t> share_windows(const std::vector<int64_t>& available,
+                                       const std::vector<double>& weights, int64_t count) {
+  std::vector<std::size_t> turns;
+  std::vector<int64_t> taken(available.size(), 0);
+  while (static_cast<int64_t>(turns.size()) < count) {
+    std::size_t next = available.size();
+    double most = 0;
+    for (std::size_t i = 0; i < available.size(); i++) {
+      const double claim = weights[i] / (2 * static_cast<double>(taken[i]) + 1);
+      if (taken[i] == available[i] || claim <= most) continue;
+      most = claim;
+      next = i;
+    }
+    if (next == available.size()) break;
+    taken[next]++;
+    turns.push_back(next);
+  }
+  return turns;
 }
 
 }  // namespace aqhost

@@ -2,22 +2,19 @@
 
 #include <ATen/ATen.h>
 
+#include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <optional>
 #include <vector>
-
-#include "tokenizer/tokenizer.h"
 
 namespace aqhost {
 
-/// The ids of a UTF-8 text file, without special tokens. Error if it is empty.
-std::vector<int32_t> read_tokens(const Tokenizer& tokenizer, const std::filesystem::path& text);
-
-/// `ids` cut into consecutive windows [n, length] i64, the rest dropped. Error if there is not one.
-at::Tensor cut_windows(const std::vector<int32_t>& ids, int64_t length);
-
 /// `count` of the rows of `windows`, chosen by `seed` and in their order; all if there are no more.
 at::Tensor sample_windows(const at::Tensor& windows, int64_t count, uint64_t seed);
+
+/// Which file each of `count` windows comes from, if file i has available[i] of them and is to give
+/// the part weights[i] (> 0). Parts are kept in every stretch of the result (Webster's method);
+/// what a file does not have, the others give. Shorter where all of them have less.
+std::vector<std::size_t> share_windows(const std::vector<int64_t>& available,
+                                       const std::vector<double>& weights, int64_t count);
 
 }  // namespace aqhost

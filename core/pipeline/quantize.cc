@@ -5,7 +5,6 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
-#include "calibrate/windows.h"
 #include "forward/decoder.h"
 #include "forward/layer.h"
 #include "pipeline/exporter.h"
@@ -14,7 +13,6 @@
 #include "pipeline/report.h"
 #include "quant/gptq.h"
 #include "tensor/tensor.h"
-#include "tokenizer/tokenizer.h"
 
 namespace aqhost {
 namespace {
@@ -44,20 +42,6 @@ class Finisher {
   Progress progress_;
   double done_ = 0;
 };
-
-at::Tensor read_calibration(const Reader& original, const Model& model,
-                            const CalibrationOptions& options) {
-  const int64_t longest = model.desc().max_positions;
-  if (longest > 0 && options.seqlen > longest)
-    fail("--seqlen {} is longer than the {} positions the model was made for", options.seqlen,
-         longest);
-  const Tokenizer tokenizer = Tokenizer::load(original.directory());
-  const at::Tensor windows = cut_windows(read_tokens(tokenizer, options.text), options.seqlen);
-  if (windows.size(0) < options.nsamples)
-    spdlog::warn("{}: {} windows of {} tokens, {} were asked for", options.text.string(),
-                 windows.size(0), options.seqlen, options.nsamples);
-  return sample_windows(windows, options.nsamples, options.seed);
-}
 
 /// Module by module, without a forward pass.
 void round_all(const Reader& original, const Plan& plan, Finisher& finish) {
@@ -191,8 +175,9 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
     fail("GPTQ needs calibration text: give --calib FILE, or --algorithm rtn to round to nearest");
   PhaseTimer timer;
   timer.begin("tokenize");
-  at::Tensor windows;
-  if (options.calibration) windows = read_calibration(original, model, *options.calibration);
+  Calibration calibration;
+  if (options.calibration) calibration = read_calibration(original, model, *options.calibration);
+  const at::Tensor& windows = calibration.windows;
   timer.begin("prepare");
   Exporter exporter(original, model, plan, options.target, options.max_shard_bytes,
                     options.overwrite);
@@ -209,11 +194,7 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   }
   timer.end();
   Json result = report.finish(plan, model, timer);
-  if (windows.defined())
-    result["calibration"] = {{"text", options.calibration->text.filename().string()},
-                             {"windows", windows.size(0)},
-                             {"seqlen", windows.size(1)},
-                             {"seed", options.calibration->seed}};
+  if (windows.defined()) result["calibration"] = calibration.report;
   warn_starved(result);
   const auto start = std::chrono::steady_clock::now();
   result["totals"]["bytes"] = exporter.commit(result);

@@ -7,17 +7,11 @@
 
 #include "base/json.h"
 #include "checkpoint/reader.h"
+#include "pipeline/calibration.h"
 #include "pipeline/plan.h"
 #include "plugin/model.h"
 
 namespace aqhost {
-
-struct CalibrationOptions {
-  std::filesystem::path text;
-  int64_t nsamples = 128;
-  int64_t seqlen = 512;
-  uint64_t seed = 0;
-};
 
 struct QuantizeOptions {
   std::optional<CalibrationOptions> calibration;  // none: every module must be planned as RTN

@@ -1,4 +1,3 @@
-#include "base/error.h"
 #include "calibrate/hessian.h"
 #include "calibrate/windows.h"
 #include "torch_doctest.h"
@@ -64,20 +63,22 @@ TEST_CASE("a shift is the weighted sum of (x0 - x) x^T, and mixes as the Hessian
   CHECK(Hessian::mix(h, all, 400, 0.5).tokens() == 300);
 }
 
-TEST_CASE("windows are consecutive, and a sample is seeded, ordered and without repeats") {
-  std::vector<int32_t> ids(1000);
-  for (std::size_t i = 0; i < ids.size(); i++) ids[i] = static_cast<int32_t>(i);
-  const at::Tensor windows = cut_windows(ids, 30);
-  CHECK(windows.size(0) == 33);
-  CHECK(windows[32][29].item<int64_t>() == 989);
-
+TEST_CASE("a sample of windows is seeded, ordered and without repeats") {
+  const at::Tensor windows = at::arange(33 * 30, at::kLong).view({33, 30});
   const at::Tensor sample = sample_windows(windows, 10, 7);
   CHECK(sample.equal(sample_windows(windows, 10, 7)));
   CHECK_FALSE(sample.equal(sample_windows(windows, 10, 8)));
   for (int64_t i = 1; i < 10; i++)
     CHECK(sample[i][0].item<int64_t>() > sample[i - 1][0].item<int64_t>());
   CHECK(sample_windows(windows, 40, 7).equal(windows));
-  CHECK_THROWS_AS(cut_windows(ids, 1001), Error);
+}
+
+TEST_CASE("files share the windows by weight, in turn, and others give what one does not have") {
+  using Turns = std::vector<std::size_t>;
+  CHECK(share_windows({9, 9}, {1, 1}, 6) == Turns{0, 1, 0, 1, 0, 1});
+  CHECK(share_windows({9, 9}, {3, 1}, 8) == Turns{0, 0, 1, 0, 0, 0, 1, 0});
+  CHECK(share_windows({1, 9, 9}, {1, 1, 1}, 7) == Turns{0, 1, 2, 1, 2, 1, 2});
+  CHECK(share_windows({2, 1}, {1, 5}, 9) == Turns{1, 0, 0});
 }
 
 }  // namespace aqhost

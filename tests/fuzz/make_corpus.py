@@ -62,6 +62,13 @@ def quantized(model):
     return json.dumps(config)
 
 
+def npy(version, descr, shape, data):
+    """A .npy file of that version."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    size = struct.pack("<H" if version == 1 else "<I", len(header))
+    return b"\x93NUMPY" + bytes([version, 0]) + size + header + data
+
+
 RECIPE = """comment: every key
 default: {wq: int4, aq: bf16, group_size: 128, symmetric: true, scale_dtype: bf16}
 overrides:
@@ -83,6 +90,8 @@ for one in MODELS:
     write("tokenizer", one.name, tokenizer(one))
     write("config", one.name, (one / "config.json").read_bytes())
 write("config", "quantized", quantized(MODELS[-1]))
+write("npy", "ids.npy", npy(1, "<i4", "(2, 3)", struct.pack("<6i", *range(6))))
+write("npy", "bytes.npy", npy(2, "|u1", "(3,)", b"abc"))
 write("recipe", "every_key.yaml", RECIPE)
 write("recipe", "shipped.yaml", (HERE.parents[1] / "configs/olmoe_int4.yaml").read_bytes())
 write("recipe", "json.json", json.dumps({

@@ -4,11 +4,10 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "calibrate/windows.h"
+#include "calibrate/corpus.h"
 #include "export/decoded_checkpoint.h"
 #include "pipeline/evaluate.h"
 #include "small_model.h"
-#include "tokenizer/tokenizer.h"
 #include "torch_doctest.h"
 
 namespace aqhost {
@@ -30,8 +29,8 @@ bool same(const Reader& a, const Reader& b, const std::string& module) {
 double perplexity_of(const fs::path& folder) {
   const auto source = open_source(folder, registry());
   const auto model = registry().create_model(*source, "auto");
-  const at::Tensor windows = cut_windows(
-      read_tokens(Tokenizer::load(folder), fs::path(AQ_TESTS_DIR) / "data/kjv_eval.txt"), 64);
+  const at::Tensor windows = CorpusReader(folder, model->desc().vocab_size)
+                                 .windows(fs::path(AQ_TESTS_DIR) / "data/kjv_eval.txt", 64);
   return perplexity(*source, *model, windows.narrow(0, 0, 4), {}).value;
 }
 
@@ -93,7 +92,8 @@ TEST_CASE("an expert that no token reaches is as good as rounded where min_token
   options.target = open / "rtn";
   quantize(open.reader(), open.model(), open.plan("{default: {group_size: 16}}", "rtn"), options);
   options.target = open / "gptq";
-  options.calibration = CalibrationOptions{fs::path(AQ_TESTS_DIR) / "data/kjv_calib.txt", 1, 16, 0};
+  options.calibration =
+      CalibrationOptions{{{fs::path(AQ_TESTS_DIR) / "data/kjv_calib.txt"}}, 1, 16, 0};
   const Json report = quantize(open.reader(), open.model(),
                                open.plan("{default: {group_size: 16}, min_tokens: 0}"), options);
   const Reader rtn(open / "rtn"), gptq(open / "gptq");
@@ -147,7 +147,7 @@ TEST_CASE("GPTQ without text, and windows longer than the model, say what is wro
   CHECK_THROWS_WITH_AS(quantize(open.reader(), open.model(), plan, options),
                        doctest::Contains("GPTQ needs calibration text"), Error);
   options.calibration =
-      CalibrationOptions{fs::path(AQ_TESTS_DIR) / "data/kjv_calib.txt", 1, 1025, 0};
+      CalibrationOptions{{{fs::path(AQ_TESTS_DIR) / "data/kjv_calib.txt"}}, 1, 1025, 0};
   CHECK_THROWS_WITH_AS(quantize(open.reader(), open.model(), plan, options),
                        "--seqlen 1025 is longer than the 1024 positions the model was made for",
                        Error);

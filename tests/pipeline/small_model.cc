@@ -98,7 +98,7 @@ Json OpenModel::quantize(const Plan& plan, const std::string& name, uint64_t see
   options.quiet = true;
   if (plan.needs_calibration())
     options.calibration =
-        CalibrationOptions{fs::path(AQ_TESTS_DIR) / "data/kjv_calib.txt", 8, 64, seed};
+        CalibrationOptions{{{fs::path(AQ_TESTS_DIR) / "data/kjv_calib.txt"}}, 8, 64, seed};
   return aqhost::quantize(*reader_, *model_, plan, options);
 }
 

@@ -2,7 +2,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
-#include "calibrate/windows.h"
+#include "calibrate/corpus.h"
 #include "command.h"
 #include "export/decoded_checkpoint.h"
 #include "pipeline/evaluate.h"
@@ -13,7 +13,8 @@ namespace {
 void add_options(po::options_description_easy_init add) {
   add_model_options(add);
   add_plugin_option(add);
-  add("text", po::value<std::string>(), "text to predict, UTF-8");
+  add("text", po::value<std::string>(),
+      "text to predict: UTF-8, JSONL or ids, as --calib of quantize");
   add("window", po::value<int64_t>()->default_value(512), "tokens of a window");
 }
 
@@ -24,7 +25,8 @@ void run(const po::variables_map& options) {
   const auto registry = open_registry(options);
   const auto source = open_source(directory, *registry);
   const auto model = registry->create_model(*source, options["model-type"].as<std::string>());
-  const at::Tensor windows = cut_windows(read_tokens(Tokenizer::load(directory), text), window);
+  const at::Tensor windows =
+      CorpusReader(directory, model->desc().vocab_size).windows(text, window);
   Progress progress("evaluating", model->desc().n_layers, "layers", quiet(options));
   const Perplexity result = perplexity(*source, *model, windows, [&](int32_t layer) {
     progress.update(layer + 1, fmt::format("layer {}", layer));
@@ -39,10 +41,11 @@ void run(const po::variables_map& options) {
 
 }  // namespace
 
-const Command kEval{"eval", "measures perplexity on a text, of a checkpoint or an export",
-                    "  aqhost eval --model DIR --text FILE [--window 512] [--json]\n\n"
-                    "The text's tokens are cut into windows; the loss is that of each next token\n"
-                    "inside its window, in float32.",
-                    add_options, run};
+const Command kEval{
+    "eval", "measures perplexity on a text, of a checkpoint or an export",
+    "  aqhost eval --model DIR --text FILE [--window 512] [--json]\n\n"
+    "The text's tokens are cut into windows, each within one document; the loss is that\n"
+    "of each next token inside its window, in float32.",
+    add_options, run};
 
 }  // namespace aqhost

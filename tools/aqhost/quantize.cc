@@ -17,8 +17,9 @@ void add_options(po::options_description_easy_init add) {
   add_plugin_option(add);
   add("config", po::value<std::string>(),
       "recipe in YAML or JSON (see configs/); default: int4, group size 128");
-  add("calib", po::value<std::string>(), "calibration text, UTF-8; GPTQ needs it");
-  add("nsamples", po::value<int64_t>()->default_value(128), "windows of calibration text");
+  add("calib", po::value<std::vector<std::string>>()->composing(),
+      "FILE or FILE=WEIGHT: what to calibrate on, may be repeated; GPTQ needs it");
+  add("nsamples", po::value<int64_t>()->default_value(128), "windows of calibration text, in all");
   add("seqlen", po::value<int64_t>()->default_value(512), "tokens of a window");
   add("algorithm", po::value<std::string>(),
       "gptq or rtn for all modules, whatever the recipe says");
@@ -34,6 +35,19 @@ std::string algorithm(const po::variables_map& options) {
   if (name != "gptq" && name != "rtn")
     throw UsageError(fmt::format("--algorithm \"{}\": expected gptq or rtn", name));
   return name;
+}
+
+std::optional<CalibrationOptions> calibration(const po::variables_map& options) {
+  if (!options.contains("calib")) return {};
+  CalibrationOptions result;
+  for (const auto& value : options["calib"].as<std::vector<std::string>>()) {
+    if (value.empty()) throw UsageError("--calib is empty");
+    result.files.push_back(parse_corpus_file(value));
+  }
+  result.nsamples = integer(options, "nsamples", 1, 1 << 24);
+  result.seqlen = integer(options, "seqlen", 2, 1 << 24);
+  result.seed = static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62));
+  return result;
 }
 
 /// "vLLM, SGLang", or "nothing but aqhost".
@@ -69,11 +83,7 @@ void run(const po::variables_map& options) {
       integer(options, "max-shard-size", 1, int64_t{1} << 40) * 1'000'000;
   quantize_options.overwrite = options.contains("overwrite");
   quantize_options.quiet = quiet(options);
-  if (options.contains("calib"))
-    quantize_options.calibration =
-        CalibrationOptions{required(options, "calib"), integer(options, "nsamples", 1, 1 << 24),
-                           integer(options, "seqlen", 2, 1 << 24),
-                           static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62))};
+  quantize_options.calibration = calibration(options);
   const std::string chosen = algorithm(options);
   const Recipe recipe =
       options.contains("config") ? Recipe::load(required(options, "config")) : Recipe{};
@@ -106,7 +116,12 @@ const Command kQuantize{
     "  aqhost --plugin-dir plugins --model DIR --config RECIPE --calib TEXT --save OUT\n\n"
     "Runs the model over calibration text, solves every linear map by GPTQ under Hessians "
     "weighted\n"
-    "by the router, and writes a compressed-tensors checkpoint with quantization_report.json.",
+    "by the router, and writes a compressed-tensors checkpoint with quantization_report.json.\n\n"
+    "--calib takes text (UTF-8), .jsonl (an object a line with \"text\"), and ids of the model's\n"
+    "tokenizer as .npy ([tokens] or [documents, tokens]) or .safetensors (input_ids, and an\n"
+    "attention_mask where there is padding). Windows of --seqlen tokens lie within one document\n"
+    "and are never padded. Several files give equal parts of the --nsamples windows, or as their\n"
+    "weights say: --calib prose.txt=3 --calib code.jsonl=1.",
     add_options, run};
 
 }  // namespace aqhost

@@ -1,0 +1,95 @@
+#include "checkpoint/npy.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdint>
+#include <regex>
+#include <string_view>
+#include <utility>
+
+#include "base/error.h"
+
+namespace aqhost {
+namespace {
+
+constexpr std::string_view kMagic = "\x93NUMPY";
+constexpr std::size_t kMaxHeader = 4096;  // NumPy's own, of a plain array, have 118 bytes
+
+/// By NumPy's kind and size; the order of bytes stands before it.
+constexpr std::array<std::pair<std::string_view, DType>, 12> kTypes{{{"b1", DType::kBool},
+                                                                     {"u1", DType::kU8},
+                                                                     {"i1", DType::kI8},
+                                                                     {"u2", DType::kU16},
+                                                                     {"i2", DType::kI16},
+                                                                     {"u4", DType::kU32},
+                                                                     {"i4", DType::kI32},
+                                                                     {"u8", DType::kU64},
+                                                                     {"i8", DType::kI64},
+                                                                     {"f2", DType::kF16},
+                                                                     {"f4", DType::kF32},
+                                                                     {"f8", DType::kF64}}};
+
+std::size_t little_endian(std::string_view bytes) {
+  std::size_t n = 0;
+  for (std::size_t i = bytes.size(); i-- > 0;) n = n << 8 | static_cast<unsigned char>(bytes[i]);
+  return n;
+}
+
+/// The dictionary after magic, version and length (2 bytes in version 1, then 4).
+std::string_view header_of(std::string_view file, const std::string& where) {
+  const std::size_t version_at = kMagic.size();
+  if (!file.starts_with(kMagic) || file.size() < version_at + 2)
+    fail("{}: does not begin as a .npy file does", where);
+  const int version = static_cast<unsigned char>(file[version_at]);
+  if (version < 1 || version > 3) fail("{}: .npy version {}, expected 1, 2 or 3", where, version);
+  const std::size_t length_bytes = version == 1 ? 2 : 4, begin = version_at + 2 + length_bytes;
+  if (file.size() < begin) fail("{}: truncated in the header", where);
+  const std::size_t length = little_endian(file.substr(version_at + 2, length_bytes));
+  if (length > kMaxHeader)
+    fail("{}: a header of {} bytes, expected at most {}: a plain array", where, length, kMaxHeader);
+  if (length > file.size() - begin) fail("{}: truncated in the header", where);
+  return file.substr(begin, length);
+}
+
+DType type_of(const std::string& order, const std::string& type, const std::string& where) {
+  if (order == ">") fail("{}: elements are big-endian, save them with .astype('<i4')", where);
+  const auto* known = std::find_if(kTypes.begin(), kTypes.end(),
+                                   [&](const auto& entry) { return entry.first == type; });
+  if (known == kTypes.end())
+    fail("{}: elements of type '{}', expected numbers, as '<i4'", where, type);
+  return known->second;
+}
+
+}  // namespace
+
+StoredTensor parse_npy(std::span<const std::byte> bytes, const std::string& where) {
+  const std::string_view file(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const std::string_view header = header_of(file, where);
+  static const std::regex pattern(R"(\{'descr': '([<>|=])(\w+)', 'fortran_order': (True|False), )"
+                                  R"('shape': \(((?:\d+(?:, \d+)*)?),?\),? *\}\s*)");
+  std::match_results<std::string_view::const_iterator> match;
+  if (!std::regex_match(header.begin(), header.end(), match, pattern))
+    fail("{}: the header is not that of an array of numbers", where);
+  StoredTensor array;
+  array.dtype = type_of(match[1], match[2], where);
+  if (match[3] == "True")
+    fail("{}: is in Fortran order, save it with numpy.ascontiguousarray()", where);
+  int64_t size = dtype_size(array.dtype);
+  const std::string shape = match[4];
+  const char* const end = shape.data() + shape.size();
+  for (const char* at = shape.data(); at < end;) {
+    int64_t& d = array.shape.emplace_back();
+    const auto number = std::from_chars(at, end, d);
+    if (number.ec != std::errc() || __builtin_mul_overflow(size, d, &size))
+      fail("{}: shape ({}) is too large", where, shape);
+    at = number.ptr == end ? end : number.ptr + 2;  // ", "
+  }
+  const auto data = static_cast<std::size_t>(header.data() - file.data()) + header.size();
+  if (static_cast<std::size_t>(size) != bytes.size() - data)
+    fail("{}: shape ({}) takes {} bytes, the file has {}", where, shape, size, bytes.size() - data);
+  array.bytes = bytes.subspan(data);
+  return array;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "base/json.h"
+#include "calibrate/corpus.h"
+#include "checkpoint/reader.h"
+#include "plugin/model.h"
+
+namespace aqhost {
+
+struct CalibrationOptions {
+  std::vector<CorpusFile> files;  // at least one
+  int64_t nsamples = 128;         // windows in all
+  int64_t seqlen = 512;           // tokens of each
+  uint64_t seed = 0;
+};
+
+/// What a run is calibrated on.
+struct Calibration {
+  at::Tensor windows;  // [n, seqlen] i64
+  Json report;         // {files: [{file, weight, windows, available}], windows, seqlen, seed}
+};
+
+/// Reads the files and chooses windows from each by `seed`, as many as its weight says; windows of
+/// different files take turns. Warns where there are fewer than were asked for, of one file or of
+/// all. Error as CorpusReader, and where seqlen is more than the model was made for.
+Calibration read_calibration(const Reader& original, const Model& model,
+                             const CalibrationOptions& options);
+
+}  // namespace aqhost

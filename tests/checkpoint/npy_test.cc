@@ -1,0 +1,76 @@
+#include "checkpoint/npy.h"
+
+#include <doctest/doctest.h>
+
+#include "base/error.h"
+#include "stored_file.h"
+
+namespace aqhost {
+namespace {
+
+std::string npy(std::string header, std::string_view data, char version = 1) {
+  header += '\n';
+  std::string file = std::string("\x93NUMPY") + version + '\0';
+  file += static_cast<char>(header.size() % 256);
+  file += static_cast<char>(header.size() / 256);
+  if (version > 1) file += std::string(2, '\0');
+  return file + header + std::string(data);
+}
+
+std::string dictionary(std::string_view descr, std::string_view shape,
+                       std::string_view fortran = "False") {
+  return fmt::format("{{'descr': '{}', 'fortran_order': {}, 'shape': {}, }}", descr, fortran,
+                     shape);
+}
+
+doctest::String refused(const std::string& file) {
+  try {
+    parse_npy(bytes_of(file), "ids.npy");
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "accepted";
+}
+
+TEST_CASE("an array is read: type, shape, bytes, in every version and number of dimensions") {
+  const std::string data = "012345670123456701234567";
+  for (const char version : {'\1', '\2', '\3'}) {
+    const std::string file = npy(dictionary("<i4", "(3, 2)"), data, version);
+    const StoredTensor array = parse_npy(bytes_of(file), "f");
+    CHECK(array.dtype == DType::kI32);
+    CHECK(array.shape == std::vector<int64_t>{3, 2});
+    REQUIRE(array.bytes.size() == 24);
+    CHECK(array.bytes[0] == std::byte{'0'});
+  }
+  const std::string one = npy(dictionary("<i8", "(3,)"), data);
+  CHECK(parse_npy(bytes_of(one), "f").shape == std::vector<int64_t>{3});
+  const std::string scalar = npy(dictionary("|u1", "()"), "0");
+  CHECK(parse_npy(bytes_of(scalar), "f").shape.empty());
+  const std::string none = npy(dictionary("<u2", "(0, 7)"), "");
+  CHECK(parse_npy(bytes_of(none), "f").numel() == 0);
+}
+
+TEST_CASE("what is no array of numbers in order is refused, and says what came") {
+  CHECK(refused("PK\x03\x04 not this") == "ids.npy: does not begin as a .npy file does");
+  CHECK(refused(npy(dictionary("<i4", "(1,)"), "0123", 4)) ==
+        "ids.npy: .npy version 4, expected 1, 2 or 3");
+  CHECK(refused(npy(dictionary("<i4", "(1,)"), "").substr(0, 40)) ==
+        "ids.npy: truncated in the header");
+  CHECK(refused(npy(dictionary(">i4", "(1,)"), "0123")) ==
+        doctest::Contains("elements are big-endian"));
+  CHECK(refused(npy(dictionary("<U5", "(1,)"), "0123")) ==
+        doctest::Contains("elements of type 'U5', expected numbers"));
+  CHECK(refused(npy("{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (1,), }",
+                    "0123")) == doctest::Contains("not that of an array of numbers"));
+  CHECK(refused(npy(dictionary("<i4", "(1, 1)", "True"), "0123")) ==
+        doctest::Contains("Fortran order"));
+  CHECK(refused(npy(dictionary("<i4", "(2,)"), "0123")) ==
+        "ids.npy: shape (2) takes 8 bytes, the file has 4");
+  CHECK(refused(npy(dictionary("<i4", "(4611686018427387904, 4)"), "0123")) ==
+        doctest::Contains("is too large"));
+  CHECK(refused(npy(dictionary("<i4", "(99999999999999999999,)"), "0123")) ==
+        doctest::Contains("is too large"));
+}
+
+}  // namespace
+}  // namespace aqhost

@@ -1,0 +1,20 @@
+// A .npy file: refused with an Error, or an array of the bytes that its shape takes.
+
+#include <cstdint>
+
+#include "base/error.h"
+#include "check.h"
+#include "checkpoint/npy.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
+  using namespace aqhost;
+  const auto bytes = std::as_bytes(std::span(data, size));
+  try {
+    const StoredTensor array = parse_npy(bytes, "fuzz");
+    check(array.numel() >= 0);
+    check(array.bytes.size() == static_cast<std::size_t>(array.numel() * dtype_size(array.dtype)));
+    check(array.bytes.data() + array.bytes.size() == bytes.data() + bytes.size());
+  } catch (const Error&) {
+  }
+  return 0;
+}
