@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "export/gptq.h"
 #include "export/quantization_config.h"
 
 namespace aqhost {
@@ -15,6 +16,7 @@ namespace {
 
 constexpr std::string_view kWeight = ".weight";
 constexpr int64_t kMostFeatures = int64_t{1} << 31;
+constexpr const char* kInputGlobal = "input_global_scale";
 
 /// Options that a config group tells of, under the names that recipes use.
 Json options_of(const Json& weights) {
@@ -31,33 +33,48 @@ Json options_of(const Json& weights) {
   return options;
 }
 
-/// What of a group decides how its bytes are read.
-bool same_format(const Json& ours, const Json& theirs) {
-  if (ours.value("format", "") != theirs.value("format", "")) return false;
+/// What of a group's "weights" or "input_activations" decides how they are read.
+bool same_numbers(const Json& a, const Json& b) {
   const Json none;
-  const Json &a = ours.value("weights", none), &b = theirs.value("weights", none);
   for (const char* key : {"num_bits", "type", "symmetric", "strategy", "group_size", "element"})
     if (a.value(key, none) != b.value(key, none)) return false;
   return true;
 }
 
-std::shared_ptr<const Format> recognise(const ConfigGroup& group, const Registry& registry,
+/// The format whose config has `format` (if not null) and the numbers of `wanted`.
+std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wanted,
+                                        const Json& options, const Registry& registry,
                                         const std::string& where) {
-  const Json options = options_of(group.format["weights"]);
   std::string tried;
   for (const std::string& id : registry.format_ids()) {
     try {
       auto format = registry.create_format(id, options);
-      if (same_format(format->config(), group.format)) return format;
+      if ((format_name.is_null() || format->config()["format"] == format_name) &&
+          same_numbers(format->config()["weights"], wanted))
+        return format;
     } catch (const Error&) {
       // a format that does not take these options is not the one
     }
     tried += (tried.empty() ? "" : ", ") + id;
   }
-  fail(
-      "{}: quantization_config.config_groups.{}: no format plugin reads format {} with weights {}; "
-      "tried {}",
-      where, group.name, group.format["format"].dump(), group.format["weights"].dump(), tried);
+  fail("{}: no format plugin reads format {} with {}; tried {}", where, format_name.dump(),
+       wanted.dump(), tried);
+}
+
+/// The formats of a config group.
+StoredModule recognise_group(const ConfigGroup& group, const Registry& registry,
+                             const std::string& where) {
+  const std::string at = fmt::format("{}: quantization_config.config_groups.{}", where, group.name);
+  StoredModule kind;
+  Json options = options_of(group.format["weights"]);
+  if (!group.activations.is_null()) {
+    Json dynamic = options_of(group.activations);
+    dynamic["dynamic"] = true;
+    kind.activations = recognise({}, group.activations, dynamic, registry, at);
+    options["activations"] = kind.activations->id();
+  }
+  kind.format = recognise(group.format["format"], group.format["weights"], options, registry, at);
+  return kind;
 }
 
 /// The suffixes by which a packed module is told from a dense one.
@@ -89,26 +106,23 @@ std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const 
 
 DecodedCheckpoint::DecodedCheckpoint(std::unique_ptr<Reader> reader, const Registry& registry)
     : reader_(std::move(reader)) {
-  const std::string where = directory() + "/config.json";
-  const auto groups = parse_quantization_config(config().at("quantization_config"), where);
-  std::map<const ConfigGroup*, std::shared_ptr<const Format>> formats;
+  const Json& quantization = config().at("quantization_config");
+  gptq_ = quantization.is_object() && quantization.value("quant_method", Json()) == "gptq";
   std::set<std::string> names, packed;
   for (const TensorInfo& info : reader_->tensors()) {
     const std::size_t dot = info.name.rfind('.');
-    if (dot != std::string::npos && is_packed_suffix(std::string_view(info.name).substr(dot + 1)))
+    if (dot == std::string::npos) continue;
+    const auto suffix = std::string_view(info.name).substr(dot + 1);
+    if (gptq_ ? suffix == "qweight" : is_packed_suffix(suffix))
       names.insert(info.name.substr(0, dot));
   }
-  for (const std::string& name : names) {
-    const ConfigGroup* group = find_group(groups, name);
-    if (group == nullptr)
-      fail("{}: no group of quantization_config covers {}, which is stored quantized", where, name);
-    auto& format = formats[group];
-    if (!format) format = recognise(*group, registry, where);
-    add_module(name, format);
-    for (const TensorInfo& info : format->packed(modules_.back().rows, modules_.back().cols))
-      packed.insert(name + "." + info.name);
-    infos_.push_back(
-        {name + std::string(kWeight), DType::kBF16, {modules_.back().rows, modules_.back().cols}});
+  if (gptq_)
+    add_gptq(names, registry);
+  else
+    add_compressed(names, registry);
+  for (const StoredModule& m : modules_) {
+    for (const TensorInfo& info : stored_tensors(m)) packed.insert(m.name + "." + info.name);
+    infos_.push_back({m.name + std::string(kWeight), DType::kBF16, {m.rows, m.cols}});
   }
   for (const TensorInfo& info : reader_->tensors())
     if (!packed.contains(info.name)) infos_.push_back(info);
@@ -116,24 +130,70 @@ DecodedCheckpoint::DecodedCheckpoint(std::unique_ptr<Reader> reader, const Regis
             [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; });
 }
 
-void DecodedCheckpoint::add_module(const std::string& name, std::shared_ptr<const Format> format) {
-  const auto shape = shape_of(*reader_, name, *format);
+void DecodedCheckpoint::add_compressed(const std::set<std::string>& names,
+                                       const Registry& registry) {
+  const std::string where = directory() + "/config.json";
+  const auto groups = parse_quantization_config(config().at("quantization_config"), where);
+  std::map<const ConfigGroup*, StoredModule> kinds;
+  for (const std::string& name : names) {
+    const ConfigGroup* group = find_group(groups, name);
+    if (group == nullptr)
+      fail("{}: no group of quantization_config covers {}, which is stored quantized", where, name);
+    StoredModule& kind = kinds[group];
+    if (!kind.format) kind = recognise_group(*group, registry, where);
+    const auto shape = shape_of(*reader_, name, *kind.format);
+    if (!shape)
+      fail("{}: {}: cannot tell the shape of the matrix (weight_shape is missing or wrong)",
+           directory(), name);
+    add_module({name, kind.format, kind.activations, shape->first, shape->second});
+  }
+}
+
+void DecodedCheckpoint::add_gptq(const std::set<std::string>& names, const Registry& registry) {
+  const std::string where = directory() + "/config.json";
+  std::map<std::pair<int32_t, int32_t>, std::shared_ptr<const Format>> formats;
+  for (const std::string& name : names) {
+    const auto said = gptq_module(config().at("quantization_config"), name, where);
+    if (!said)
+      fail("{}: quantization_config.dynamic leaves out {}, which is stored quantized", where, name);
+    auto& format = formats[{said->bits, said->group_size}];
+    if (!format)
+      format =
+          registry.create_format(fmt::format("int{}", said->bits),
+                                 {{"group_size", said->group_size}, {"scale_dtype", "float16"}});
+    const StoredTensor* qweight = reader_->stored(name + ".qweight");
+    if (qweight->shape.size() != 2)
+      fail("{}: {}.qweight has {} dimensions, expected 2", directory(), name,
+           qweight->shape.size());
+    add_module({name, format, nullptr, qweight->shape[1], qweight->shape[0] * 32 / said->bits});
+  }
+}
+
+std::vector<TensorInfo> DecodedCheckpoint::stored_tensors(const StoredModule& m) const {
+  if (gptq_) return gptq_tensors(*m.format, m.rows, m.cols);
+  std::vector<TensorInfo> tensors = m.format->packed(m.rows, m.cols);
+  if (m.activations && m.activations->desc().global_scale)
+    tensors.push_back({kInputGlobal, DType::kF32, {1}});
+  return tensors;
+}
+
+void DecodedCheckpoint::add_module(StoredModule module) {
   const auto plausible = [](int64_t n) { return n > 0 && n <= kMostFeatures; };
-  if (!shape || !plausible(shape->first) || !plausible(shape->second))
+  if (!plausible(module.rows) || !plausible(module.cols))
     fail("{}: {}: cannot tell the shape of the matrix (weight_shape is missing or wrong)",
-         directory(), name);
-  for (const TensorInfo& expected : format->packed(shape->first, shape->second)) {
-    const StoredTensor* found = reader_->stored(name + "." + expected.name);
+         directory(), module.name);
+  for (const TensorInfo& expected : stored_tensors(module)) {
+    const StoredTensor* found = reader_->stored(module.name + "." + expected.name);
     if (found == nullptr)
-      fail("{}: {}.{} is missing; format {} of a {} x {} matrix needs it", directory(), name,
-           expected.name, format->id(), shape->first, shape->second);
+      fail("{}: {}.{} is missing; format {} of a {} x {} matrix needs it", directory(), module.name,
+           expected.name, module.format->id(), module.rows, module.cols);
     if (found->dtype != expected.dtype || found->shape != expected.shape)
-      fail("{}: {}.{} is {} [{}], format {} of a {} x {} matrix expects {} [{}]", directory(), name,
-           expected.name, dtype_name(found->dtype), fmt::join(found->shape, ", "), format->id(),
-           shape->first, shape->second, dtype_name(expected.dtype),
+      fail("{}: {}.{} is {} [{}], format {} of a {} x {} matrix expects {} [{}]", directory(),
+           module.name, expected.name, dtype_name(found->dtype), fmt::join(found->shape, ", "),
+           module.format->id(), module.rows, module.cols, dtype_name(expected.dtype),
            fmt::join(expected.shape, ", "));
   }
-  modules_.push_back({name, std::move(format), shape->first, shape->second});
+  modules_.push_back(std::move(module));
 }
 
 const TensorInfo* DecodedCheckpoint::find(std::string_view name) const {
@@ -143,9 +203,7 @@ const TensorInfo* DecodedCheckpoint::find(std::string_view name) const {
   return it != infos_.end() && it->name == name ? &*it : nullptr;
 }
 
-const StoredModule* DecodedCheckpoint::find_module(std::string_view tensor) const {
-  if (!tensor.ends_with(kWeight)) return nullptr;
-  const std::string_view name = tensor.substr(0, tensor.size() - kWeight.size());
+const StoredModule* DecodedCheckpoint::find_module(std::string_view name) const {
   const auto it =
       std::lower_bound(modules_.begin(), modules_.end(), name,
                        [](const StoredModule& a, std::string_view b) { return a.name < b; });
@@ -154,17 +212,30 @@ const StoredModule* DecodedCheckpoint::find_module(std::string_view tensor) cons
 
 QuantizedMatrix DecodedCheckpoint::read(const StoredModule& module) const {
   std::vector<std::span<const std::byte>> packed;
-  for (const TensorInfo& info : module.format->packed(module.rows, module.cols))
-    packed.push_back(reader_->stored(module.name + "." + info.name)->bytes);
+  for (const TensorInfo& info : stored_tensors(module))
+    if (info.name != kInputGlobal)
+      packed.push_back(reader_->stored(module.name + "." + info.name)->bytes);
   try {
+    if (gptq_) return gptq_unpack(*module.format, module.rows, module.cols, packed);
     return module.format->unpack(module.rows, module.cols, packed);
   } catch (const Error& e) {
     fail("{}: {}: {}", directory(), module.name, e.what());
   }
 }
 
+float DecodedCheckpoint::input_global(const StoredModule& module) const {
+  if (!module.activations || !module.activations->desc().global_scale) return 1;
+  float global = 0;
+  reader_->read_f32(module.name + "." + kInputGlobal, 0, std::span(&global, 1));
+  if (!(global > 0))
+    fail("{}: {}.{} is {}, expected a positive number", directory(), module.name, kInputGlobal,
+         global);
+  return global;
+}
+
 void DecodedCheckpoint::read_f32(std::string_view name, int64_t begin, std::span<float> out) const {
-  const StoredModule* module = find_module(name);
+  const StoredModule* module =
+      name.ends_with(kWeight) ? find_module(name.substr(0, name.size() - kWeight.size())) : nullptr;
   if (module == nullptr) return reader_->read_f32(name, begin, out);
   const std::vector<float> values = module->format->dequantize(read(*module));
   std::copy_n(values.begin() + begin, out.size(), out.begin());
@@ -173,8 +244,9 @@ void DecodedCheckpoint::read_f32(std::string_view name, int64_t begin, std::span
 int64_t DecodedCheckpoint::packed_bytes() const {
   int64_t bytes = 0;
   for (const StoredModule& m : modules_)
-    for (const TensorInfo& info : m.format->packed(m.rows, m.cols))
-      if (info.name != "weight_shape") bytes += info.numel() * dtype_size(info.dtype);
+    for (const TensorInfo& info : stored_tensors(m))
+      if (info.name != "weight_shape" && info.name != "g_idx")
+        bytes += info.numel() * dtype_size(info.dtype);
   return bytes;
 }
 

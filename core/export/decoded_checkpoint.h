@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,13 +17,14 @@ namespace aqhost {
 struct StoredModule {
   std::string name;
   std::shared_ptr<const Format> format;
+  std::shared_ptr<const Format> activations;  // that its input is rounded to; null: none
   int64_t rows = 0, cols = 0;
 };
 
-/// A checkpoint quantized by aqhost or another writer of compressed-tensors, as the dense tensors
-/// it stands for. Formats are recognised from config.json alone: by asking every format plugin for
-/// its config() under the group's options. Opening checks that every packed tensor is there with
-/// the type and shape its format says; codes and scales are checked when read.
+/// A checkpoint quantized by aqhost or another writer of compressed-tensors or GPTQ's format, as
+/// the dense tensors it stands for. Formats are recognised from config.json alone: by asking every
+/// format plugin for its config() under the group's options. Opening checks that every packed
+/// tensor is there with the type and shape its format says; codes and scales are checked when read.
 class DecodedCheckpoint : public Source {
  public:
   DecodedCheckpoint(std::unique_ptr<Reader> reader, const Registry& registry);
@@ -35,16 +37,25 @@ class DecodedCheckpoint : public Source {
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
 
   const std::vector<StoredModule>& modules() const { return modules_; }  // sorted by name
+  bool is_gptq() const { return gptq_; }
+  /// The module of that name, or nullptr if it is dense.
+  const StoredModule* find_module(std::string_view name) const;
   QuantizedMatrix read(const StoredModule& module) const;
+  /// The scale for all tokens of a module's activations; 1 where they have none.
+  float input_global(const StoredModule& module) const;
   /// Bytes of the packed tensors of all modules (weight_shape left out), and weights in them.
   int64_t packed_bytes() const;
   int64_t packed_weights() const;
 
  private:
-  void add_module(const std::string& name, std::shared_ptr<const Format> format);
-  const StoredModule* find_module(std::string_view tensor) const;
+  void add_compressed(const std::set<std::string>& names, const Registry& registry);
+  void add_gptq(const std::set<std::string>& names, const Registry& registry);
+  void add_module(StoredModule module);
+  /// The tensors of a module in their order, by suffix.
+  std::vector<TensorInfo> stored_tensors(const StoredModule& module) const;
 
   std::unique_ptr<Reader> reader_;
+  bool gptq_ = false;  // GPTQ's checkpoint format, else that of compressed-tensors
   std::vector<StoredModule> modules_;
   std::vector<TensorInfo> infos_;
 };

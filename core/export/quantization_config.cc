@@ -6,57 +6,13 @@
 
 #include "base/error.h"
 #include "base/pattern.h"
+#include "export/targets.h"
 
 namespace aqhost {
 namespace {
 
 /// The compressed-tensors release whose conventions are followed.
 constexpr const char* kVersion = "0.20.0";
-
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
-/// `name` as a pattern in which the numbers from the `keep`-th on are any number. Number n of a
-/// name is a whole component: "layers.3.mlp.experts.12.w1" has two.
-std::string generalize(const std::string& name, std::size_t keep) {
-  std::string pattern = "re:";
-  std::size_t number = 0;
-  for (std::size_t i = 0; i < name.size();) {
-    const bool starts = is_digit(name[i]) && (i == 0 || name[i - 1] == '.');
-    std::size_t end = i;
-    while (end < name.size() && is_digit(name[end])) end++;
-    if (starts && (end == name.size() || name[end] == '.')) {
-      pattern += number++ < keep ? name.substr(i, end - i) : "\\d+";
-      i = end;
-    } else if (name[i] == '.') {
-      pattern += "\\.";
-      i++;
-    } else {
-      pattern += name[i++];
-    }
-  }
-  return pattern + "$";
-}
-
-/// Numbers per name are few: two in an expert's, one in an attention's.
-constexpr std::size_t kMostNumbers = 3;
-
-/// Targets that match all of `mine` and none of `others`.
-std::set<std::string> targets_for(const std::vector<std::string>& mine,
-                                  const std::vector<std::string>& others) {
-  // patterns of the others at each level: a pattern is safe if no other module has the same
-  std::vector<std::set<std::string>> taken(kMostNumbers);
-  for (const std::string& name : others)
-    for (std::size_t keep = 0; keep < kMostNumbers; keep++)
-      taken[keep].insert(generalize(name, keep));
-  std::set<std::string> targets;
-  for (const std::string& name : mine) {
-    std::string target = name;
-    for (std::size_t keep = 0; keep < kMostNumbers && target == name; keep++)
-      if (std::string p = generalize(name, keep); !taken[keep].contains(p)) target = std::move(p);
-    targets.insert(std::move(target));
-  }
-  return targets;
-}
 
 std::string string_at(const Json& object, const char* key, const std::string& where) {
   const auto it = object.find(key);
@@ -65,13 +21,26 @@ std::string string_at(const Json& object, const char* key, const std::string& wh
   return it->get<std::string>();
 }
 
+/// What distinguishes a config group: all but its targets.
+Json group_of(const ExportedModule& module) {
+  Json group{{"weights", module.format->at("weights")},
+             {"input_activations", nullptr},
+             {"output_activations", nullptr},
+             {"format", module.format->at("format")}};
+  if (module.activations != nullptr) group["input_activations"] = module.activations->at("weights");
+  for (const Json* format : {module.format, module.activations})
+    if (format != nullptr && format->contains("quant_method"))
+      group["quant_method"] = format->at("quant_method");
+  return group;
+}
+
 }  // namespace
 
 Json quantization_config(const std::vector<ExportedModule>& modules) {
-  std::map<std::string, std::vector<std::string>> groups;  // by format, as text
+  std::map<std::string, std::vector<std::string>> groups;  // by group_of(), as text
   std::vector<std::string> dense, quantized;
   for (const ExportedModule& m : modules) {
-    if (m.format != nullptr) groups[m.format->dump()].push_back(m.name);
+    if (m.format != nullptr) groups[group_of(m).dump()].push_back(m.name);
     (m.format != nullptr ? quantized : dense).push_back(m.name);
   }
   std::vector<std::pair<std::string, std::vector<std::string>>> ordered(groups.begin(),
@@ -88,7 +57,7 @@ Json quantization_config(const std::vector<ExportedModule>& modules) {
               {"ignore", dense}};
   std::set<std::string> formats;
   for (std::size_t i = 0; i < ordered.size(); i++) {
-    const Json format = Json::parse(ordered[i].first);
+    Json group = Json::parse(ordered[i].first);
     const auto& mine = ordered[i].second;
     Json targets = Json::array({"Linear"});
     if (ordered.size() > 1) {
@@ -97,13 +66,11 @@ Json quantization_config(const std::vector<ExportedModule>& modules) {
         if (j != i) others.insert(others.end(), ordered[j].second.begin(), ordered[j].second.end());
       targets = targets_for(mine, others);
     }
-    formats.insert(format.at("format").get<std::string>());
-    if (format.contains("quant_method")) config["quant_method"] = format.at("quant_method");
-    config["config_groups"]["group_" + std::to_string(i)] = {{"targets", targets},
-                                                             {"weights", format.at("weights")},
-                                                             {"input_activations", nullptr},
-                                                             {"output_activations", nullptr},
-                                                             {"format", format.at("format")}};
+    formats.insert(group.at("format").get<std::string>());
+    if (group.contains("quant_method")) config["quant_method"] = group.at("quant_method");
+    group.erase("quant_method");
+    group["targets"] = std::move(targets);
+    config["config_groups"]["group_" + std::to_string(i)] = std::move(group);
   }
   config["format"] = formats.size() == 1 ? *formats.begin() : "mixed-precision";
   return config;
@@ -139,6 +106,11 @@ std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std
     const bool has_own = own != group.end() && own->is_string();
     parsed.format = {{"format", has_own ? own->get<std::string>() : format},
                      {"weights", group["weights"]}};
+    const auto activations = group.find("input_activations");
+    if (activations != group.end() && !activations->is_null()) {
+      if (!activations->is_object()) fail("{}: {}.input_activations is no object", where, at);
+      parsed.activations = *activations;
+    }
     result.push_back(std::move(parsed));
   }
   return result;
@@ -152,11 +124,7 @@ const ConfigGroup* find_group(const std::vector<ConfigGroup>& groups, const std:
       if (target == module) return &group;
       if (target == "Linear") any = any == nullptr ? &group : any;
       if (pattern != nullptr || !target.starts_with("re:")) continue;
-      // Python's re.match: from the start, not to the end
-      if (std::regex_search(module,
-                            compile_regex(target.substr(3), "config.json: quantization_config"),
-                            std::regex_constants::match_continuous))
-        pattern = &group;
+      if (matches_start(target.substr(3), module)) pattern = &group;
     }
   return pattern != nullptr ? pattern : any;
 }

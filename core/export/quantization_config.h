@@ -10,7 +10,8 @@ namespace aqhost {
 /// One linear module as readers of config.json are told of it.
 struct ExportedModule {
   std::string name;
-  const Json* format = nullptr;  // Format::config(); null: it stays dense
+  const Json* format = nullptr;       // Format::config(); null: it stays dense
+  const Json* activations = nullptr;  // of the format its input is rounded to; null: none
 };
 
 /// The "quantization_config" of config.json after compressed-tensors 0.20: one config group per
@@ -23,6 +24,7 @@ struct ConfigGroup {
   std::string name;                  // "group_0"
   std::vector<std::string> targets;  // exact names, "re:..." or "Linear"
   Json format;                       // {"format": ..., "weights": {...}}
+  Json activations;                  // as "weights"; null: none
 };
 
 /// The groups of a "quantization_config". Error (naming `where`) if it is not understood.

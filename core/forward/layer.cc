@@ -150,6 +150,16 @@ void Layer::use_weight(const Module& module, const at::Tensor& weight) {
   linears_.at({module.key.role, module.key.expert}).weight = weight;
 }
 
+void Layer::set_input_rounding(const Module& module,
+                               std::function<at::Tensor(const at::Tensor&)> round) {
+  linears_.at({module.key.role, module.key.expert}).round_input = std::move(round);
+}
+
+at::Tensor Layer::rounded_input(const Module& module, const at::Tensor& x) const {
+  const auto& round = linear(module.key.role, module.key.expert).round_input;
+  return round ? round(x) : x;
+}
+
 void Layer::set_weight(const Module& module, const at::Tensor& weight) {
   linears_.at({module.key.role, module.key.expert}).weight.copy_(weight);
 }

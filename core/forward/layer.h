@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <utility>
 
@@ -69,6 +70,10 @@ class Layer {
   void set_weight(const Module& module, const at::Tensor& weight);
   /// The tensor itself, with its gradient's graph, in place of the one in use.
   void use_weight(const Module& module, const at::Tensor& weight);
+
+  /// Has a module round its input, and what it makes of one (x itself unless it was set).
+  void set_input_rounding(const Module& module, std::function<at::Tensor(const at::Tensor&)> round);
+  at::Tensor rounded_input(const Module& module, const at::Tensor& x) const;
 
   const FfnDesc& ffn_desc() const { return model_.ffn(index_); }
 

@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "plugin/model.h"
+#include <functional>
 
 namespace aqhost {
 
@@ -12,7 +12,11 @@ struct Linear {
   at::Tensor weight;  // [out, in]
   at::Tensor bias;    // [out] or undefined
 
-  at::Tensor operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
+  std::function<at::Tensor(const at::Tensor&)> round_input{};  // of x, unless empty
+
+  at::Tensor operator()(const at::Tensor& x) const {
+    return at::linear(round_input ? round_input(x) : x, weight, bias);
+  }
 };
 
 }  // namespace aqhost

@@ -5,13 +5,28 @@
 
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "export/decoded_checkpoint.h"
 #include "forward/decoder.h"
 #include "forward/layer.h"
+#include "quant/activations.h"
 
 namespace aqhost {
 namespace {
 
 constexpr int64_t kBatchTokens = 8192;
+
+/// Has the modules of an export round their inputs where it says so.
+void round_inputs(const Source& source, const Model& model, int32_t index, Layer& layer) {
+  const auto* checkpoint = dynamic_cast<const DecodedCheckpoint*>(&source);
+  if (checkpoint == nullptr) return;
+  for (const Module& module : model.modules()) {
+    const StoredModule* stored = checkpoint->find_module(module.name);
+    if (module.key.layer != index || stored == nullptr || !stored->activations) continue;
+    const auto rounder = std::make_shared<ActivationRounder>(stored->activations);
+    rounder->set_global(checkpoint->input_global(*stored));
+    layer.set_input_rounding(module, [rounder](const at::Tensor& x) { return (*rounder)(x); });
+  }
+}
 
 }  // namespace
 
@@ -21,7 +36,8 @@ at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor
   const int64_t step = std::max<int64_t>(1, kBatchTokens / length);
   at::Tensor x = Ends(source, model).embed(windows);
   for (int32_t l = 0; l < model.desc().n_layers; l++) {
-    const Layer layer(source, model, l, length);
+    Layer layer(source, model, l, length);
+    round_inputs(source, model, l, layer);
     for (int64_t begin = 0; begin < x.size(0); begin += step) {
       check_interrupt();
       at::Tensor batch = x.narrow(0, begin, std::min(step, x.size(0) - begin));

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "export/gptq.h"
 #include "export/quantization_config.h"
 #include "tensor/tensor.h"
 
@@ -87,9 +88,15 @@ void Exporter::plan_tensors(const Model& model, const Plan& plan) {
   }
 }
 
-void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix) {
-  for (const PackedTensor& tensor : planned.format->pack(matrix))
+void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix,
+                     float input_global) {
+  const bool gptq = plan_.layout == Layout::kGptq;
+  for (const PackedTensor& tensor :
+       gptq ? gptq_pack(*planned.format, matrix) : planned.format->pack(matrix))
     writer_->write(planned.module->name + "." + tensor.info.name, tensor.bytes);
+  if (planned.activations && planned.activations->desc().global_scale)
+    writer_->write(planned.module->name + ".input_global_scale",
+                   std::as_bytes(std::span(&input_global, 1)));
 }
 
 int64_t Exporter::commit(const Json& report) {
@@ -111,14 +118,30 @@ void Exporter::write_dense() {
   }
 }
 
+Json Exporter::gptq_json(const Plan& plan) {
+  std::vector<GptqModule> modules;
+  for (const PlannedModule& m : plan.modules) {
+    modules.push_back({m.module->name, 0, -1});
+    if (!m.format) continue;
+    modules.back().bits = m.format->desc().element_bits;
+    modules.back().group_size = m.format->desc().group_size;
+  }
+  return gptq_config(modules);
+}
+
 void Exporter::write_config(const Plan& plan) {
   std::vector<ExportedModule> modules;
   for (const PlannedModule& m : plan.modules)
-    modules.push_back({m.module->name, m.format ? &m.format->config() : nullptr});
+    modules.push_back({m.module->name, m.format ? &m.format->config() : nullptr,
+                       m.activations ? &m.activations->config() : nullptr});
   // keys stay in the order of the original, so that a diff shows what was added
   auto config =
       nlohmann::ordered_json::parse(read_file(fs::path(original_.directory()) / "config.json"));
-  config["quantization_config"] = quantization_config(modules);
+  const bool gptq = plan.layout == Layout::kGptq;
+  config["quantization_config"] = gptq ? gptq_json(plan) : quantization_config(modules);
+  if (gptq)
+    write_file(staged_.path() / "quantize_config.json",
+               config["quantization_config"].dump(2) + "\n");
   write_file(staged_.path() / "config.json", config.dump(2) + "\n");
 }
 

@@ -23,7 +23,7 @@ class Exporter {
            const std::filesystem::path& target, int64_t max_shard_bytes, bool overwrite);
 
   /// One planned module, each once; any thread.
-  void write(const PlannedModule& planned, const QuantizedMatrix& matrix);
+  void write(const PlannedModule& planned, const QuantizedMatrix& matrix, float input_global);
 
   /// The tensors that stay, config.json, side files; `report` becomes quantization_report.json.
   /// Returns the bytes of all tensors.
@@ -32,6 +32,7 @@ class Exporter {
  private:
   void plan_tensors(const Model& model, const Plan& plan);
   void write_dense();
+  static Json gptq_json(const Plan& plan);
   void write_config(const Plan& plan);
   void copy_side_files();
 

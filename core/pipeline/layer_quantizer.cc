@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "base/interrupt.h"
 #include "tensor/tensor.h"
@@ -87,6 +88,35 @@ LayerQuantizer::LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, Mo
   for (const PlannedModule& m : plan.modules)
     if (m.format && m.module->key.layer == index)
       modules_[{m.module->key.role, m.module->key.expert}] = &m;
+  round_inputs();
+}
+
+void LayerQuantizer::round_inputs() {
+  std::map<std::tuple<int32_t, int32_t, const Format*>, std::shared_ptr<ActivationRounder>> known;
+  for (const auto& [key, m] : modules_) {
+    if (!m->activations) continue;
+    auto& rounder = known[{fused_role(key.first), key.second, m->activations.get()}];
+    if (!rounder) rounder = std::make_shared<ActivationRounder>(m->activations);
+    rounders_[m] = rounder;
+    layer_.set_input_rounding(*m->module, [rounder](const at::Tensor& x) { return (*rounder)(x); });
+  }
+}
+
+bool LayerQuantizer::observed(const std::vector<const PlannedModule*>& modules) const {
+  return std::any_of(modules.begin(), modules.end(), [&](const PlannedModule* m) {
+    return m->activations && m->activations->desc().global_scale;
+  });
+}
+
+void LayerQuantizer::observe(const std::vector<const PlannedModule*>& modules,
+                             const at::Tensor& x) {
+  for (const PlannedModule* m : modules)
+    if (m->activations && m->activations->desc().global_scale) rounders_.at(m)->observe(x);
+}
+
+at::Tensor LayerQuantizer::seen(const std::vector<const PlannedModule*>& modules,
+                                const at::Tensor& x) const {
+  return layer_.rounded_input(*modules.front()->module, x);
 }
 
 void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
@@ -108,7 +138,7 @@ void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
     return stream;
   };
   ffn(ffn_stream(x), ffn_stream(original));
-  input_hessian_.reset();
+  input_hessians_.clear();
   if (plan_.settings.sequential) return;
   for (const auto& [module, values] : pending_) layer_.set_weight(*module, values);
   pending_.clear();
@@ -130,6 +160,10 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   const auto o = planned({AQ_ROLE_ATTN_O}, AQ_EXPERT_NONE);
   std::vector<at::Tensor> contexts, contexts_before;  // before: of the original, so of its weights
   Hessian hessian(x.size(2));
+  if (observed(qkv))
+    for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
+      observe(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count))));
+    });
   for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
     at::Tensor input = rows_or_none(original, begin, count);
     if (input.defined()) {
@@ -138,19 +172,21 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
       input = rows_of(input);
     }
     if (!qkv.empty())
-      add_inputs(hessian, rows_of(layer_.attention_input(x.narrow(0, begin, count))), {}, input);
+      add_inputs(hessian, seen(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count)))), {},
+                 input);
   });
   solve_one(qkv, hessian);
 
-  std::unique_ptr<Hessian> inner;
   for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
-    const std::size_t i = contexts.size();
     contexts.push_back(layer_.attention_context(layer_.attention_input(x.narrow(0, begin, count))));
-    if (o.empty()) return;
-    if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2));
-    add_inputs(*inner, rows_of(contexts[i]), {},
-               i < contexts_before.size() ? rows_of(contexts_before[i]) : at::Tensor());
+    observe(o, contexts.back());
   });
+  std::unique_ptr<Hessian> inner;
+  for (std::size_t i = 0; i < contexts.size() && !o.empty(); i++) {
+    if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2));
+    add_inputs(*inner, seen(o, rows_of(contexts[i])), {},
+               i < contexts_before.size() ? rows_of(contexts_before[i]) : at::Tensor());
+  }
   if (original.defined()) add_output(original, contexts_before);
   if (inner) solve_one(o, *inner);
   add_output(x, contexts);
@@ -174,7 +210,10 @@ void LayerQuantizer::ffn(Stream now, Stream was) {
     if (shared) was.gate = layer_.shared_weight(was.f);
   }
   const auto routers = planned({AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}, AQ_EXPERT_NONE);
-  if (!routers.empty()) solve_one(routers, input_hessian(now.f));
+  if (!routers.empty()) {
+    observe(routers, now.f);
+    solve_one(routers, input_hessian(routers, now.f));
+  }
   if (shared) {
     now.gate = layer_.shared_weight(now.f);
     dense_ffn(AQ_EXPERT_SHARED, now, was);
@@ -195,9 +234,14 @@ void LayerQuantizer::dense_ffn(int32_t expert, const Stream& now, const Stream& 
     at::Tensor s;
     if (!modules.empty() && now.gate.defined())
       s = to_power(now.gate.squeeze(1), modules.front()->recipe.routing_power);
+    if (observed(modules))
+      for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
+        observe(modules, inputs(begin, count).first);
+      });
     for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
       const auto [x, x0] = inputs(begin, count);
-      if (!modules.empty()) add_inputs(hessian, x, rows_or_none(s, begin, count), x0);
+      if (modules.empty()) return;
+      add_inputs(hessian, seen(modules, x), rows_or_none(s, begin, count), x0);
     });
     solve_one(modules, hessian);
   };
@@ -283,8 +327,10 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
       input.original = x.index_select(0, same);
     }
     input.x = now.f.index_select(0, mine.rows);
-    add_expert(gate_up, planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, e), input, mine.weights,
-               [&] { return input_hessian(now.f); });
+    const auto modules = planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, e);
+    observe(modules, input.x.size(0) > 0 ? input.x : now.f);
+    add_expert(gate_up, modules, input, mine.weights,
+               [&] { return input_hessian(modules, now.f); });
     input.original = hidden;
     inputs.push_back(std::move(input));
   }
@@ -294,9 +340,13 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
     check_interrupt();
     ExpertInput& input = inputs[static_cast<std::size_t>(e - begin)];
     input.x = layer_.ffn_hidden(e, input.x);
-    add_expert(down, planned({AQ_ROLE_FFN_DOWN}, e), input,
-               routed[static_cast<std::size_t>(e)].weights,
-               [&] { return hidden_hessian(e, now.f); });
+    const auto modules = planned({AQ_ROLE_FFN_DOWN}, e);
+    if (observed(modules)) {
+      const at::Tensor some = now.f.narrow(0, 0, std::min(now.f.size(0), kBatchTokens));
+      observe(modules, input.x.size(0) > 0 ? input.x : layer_.ffn_hidden(e, some));
+    }
+    add_expert(down, modules, input, routed[static_cast<std::size_t>(e)].weights,
+               [&] { return hidden_hessian(modules, e, now.f); });
     input.original.reset();
   }
   solve(down);
@@ -315,7 +365,7 @@ void LayerQuantizer::add_expert(ExpertBatch& batch, std::vector<const PlannedMod
   const double power = modules.front()->recipe.routing_power;
   const at::Tensor s = to_power(c, power);
   Hessian own(input.x.size(1));
-  own.add(input.x, s);
+  own.add(seen(modules, input.x), s);
   if (input.original.defined())
     own.add_shift(input.x.index_select(0, input.shifted),
                   s.defined() ? s.index_select(0, input.shifted) : s, input.original, shift_scale_);
@@ -337,21 +387,24 @@ void LayerQuantizer::add_expert(ExpertBatch& batch, std::vector<const PlannedMod
 }
 
 /// Of all tokens run through one expert, at the input of its down projection.
-Hessian LayerQuantizer::hidden_hessian(int32_t expert, const at::Tensor& f) const {
+Hessian LayerQuantizer::hidden_hessian(const std::vector<const PlannedModule*>& modules,
+                                       int32_t expert, const at::Tensor& f) const {
   Hessian hessian(layer_.ffn_desc().inner_size);
   for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
-    hessian.add(layer_.ffn_hidden(expert, f.narrow(0, begin, count)), {});
+    hessian.add(seen(modules, layer_.ffn_hidden(expert, f.narrow(0, begin, count))), {});
   });
   return hessian;
 }
 
-const Hessian& LayerQuantizer::input_hessian(const at::Tensor& f) {
-  if (input_hessian_) return *input_hessian_;
-  input_hessian_ = std::make_unique<Hessian>(f.size(1));
-  for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
-    input_hessian_->add(f.narrow(0, begin, count), {});
-  });
-  return *input_hessian_;
+const Hessian& LayerQuantizer::input_hessian(const std::vector<const PlannedModule*>& modules,
+                                             const at::Tensor& f) {
+  const auto [it, added] =
+      input_hessians_.try_emplace(modules.front()->activations.get(), f.size(1));
+  if (added)
+    for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
+      it->second.add(seen(modules, f.narrow(0, begin, count)), {});
+    });
+  return it->second;
 }
 
 std::vector<const PlannedModule*> LayerQuantizer::planned(std::initializer_list<int32_t> roles,
@@ -419,7 +472,7 @@ void LayerQuantizer::finish(const Shared& group, const QuantizedBatch& solved, i
     };
     sink_(*m, {solved.matrix(e, row, rows), sum(solved.loss), sum(solved.rtn_loss),
                solved.rtn[static_cast<std::size_t>(e)], true, group.tokens, group.weight,
-               group.starved});
+               group.starved, m->activations ? rounders_.at(m)->global() : 1});
     row += rows;
   }
 }

@@ -13,6 +13,7 @@
 #include "forward/layer.h"
 #include "pipeline/phase_timer.h"
 #include "pipeline/plan.h"
+#include "quant/activations.h"
 #include "quant/gptq.h"
 
 namespace aqhost {
@@ -26,6 +27,7 @@ struct ModuleResult {
   int64_t tokens = 0;             // its Hessian was made of (its own; see `starved`)
   double weight = 0;              // the sum of their routing weights to the routing power
   bool starved = false;           // too few: mixed with the Hessian of all tokens
+  float input_global = 1;         // of activations with a scale for all tokens
 };
 
 /// What calibration saw of one expert.
@@ -94,8 +96,18 @@ class LayerQuantizer {
                   const std::function<Hessian()>& all) const;
   void add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
                   const at::Tensor& original) const;
-  Hessian hidden_hessian(int32_t expert, const at::Tensor& f) const;
-  const Hessian& input_hessian(const at::Tensor& f);
+  Hessian hidden_hessian(const std::vector<const PlannedModule*>& modules, int32_t expert,
+                         const at::Tensor& f) const;
+  const Hessian& input_hessian(const std::vector<const PlannedModule*>& modules,
+                               const at::Tensor& f);
+
+  /// Has every module that is planned so round its input; those that share it share the rounding.
+  void round_inputs();
+  /// Shows x [N, features] to a scale for all tokens that the modules' input may have.
+  void observe(const std::vector<const PlannedModule*>& modules, const at::Tensor& x);
+  bool observed(const std::vector<const PlannedModule*>& modules) const;
+  /// x as the modules see it, rounded or not.
+  at::Tensor seen(const std::vector<const PlannedModule*>& modules, const at::Tensor& x) const;
 
   /// The modules among `roles` of `expert` that are to be quantized.
   std::vector<const PlannedModule*> planned(std::initializer_list<int32_t> roles,
@@ -114,7 +126,9 @@ class LayerQuantizer {
   std::map<std::pair<int32_t, int32_t>, const PlannedModule*> modules_;  // by role and expert
   std::vector<std::pair<const Module*, at::Tensor>> pending_;            // unless sequential
   std::vector<ExpertCoverage> coverage_;
-  std::unique_ptr<Hessian> input_hessian_;  // of all tokens at the FFN's input, made when needed
+  // of all tokens at the FFN's input, by its rounding, made when needed
+  std::map<const Format*, Hessian> input_hessians_;
+  std::map<const PlannedModule*, std::shared_ptr<ActivationRounder>> rounders_;
   double mean_routing_weight_ = 1;
   double shift_scale_ = 1;  // tokens by tokens that there are originals of
 };

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/nearest.h"
+#include "export/gptq.h"
 
 namespace aqhost {
 namespace {
@@ -52,8 +53,25 @@ int64_t allowed_group_size(const FormatDesc& desc, int64_t wanted) {
   return sizes.size() == 1 ? sizes.front() : wanted;
 }
 
+/// The format of one module as GPTQ's checkpoint format has it: with float16 scales.
+void choose_gptq(PlannedModule& planned, FormatCache& cache, Json options) {
+  const Module& module = *planned.module;
+  if (planned.activations)
+    fail("{}: aq: {}: GPTQ's checkpoint format has no rounded activations", module.name,
+         planned.recipe.aq);
+  if (planned.format->desc().element_kind == AQ_ELEM_INT) {
+    options["scale_dtype"] = "float16";
+    planned.format = cache.get(planned.recipe.wq, options);
+  }
+  try {
+    planned.packed = gptq_tensors(*planned.format, module.out_features, module.in_features);
+  } catch (const Error& e) {
+    fail("{}: {}", module.name, e.what());
+  }
+}
+
 /// Makes the format of one module, with a group size that divides its rows.
-void choose_format(PlannedModule& planned, FormatCache& cache, bool strict) {
+void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layout layout) {
   const Module& module = *planned.module;
   const std::string& id = planned.recipe.wq;
   Json options = planned.recipe.options;
@@ -84,7 +102,28 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict) {
   }
   options["group_size"] = size;
   planned.format = cache.get(id, options);
+  if (layout == Layout::kGptq) {
+    choose_gptq(planned, cache, options);
+    return;
+  }
   planned.packed = planned.format->packed(module.out_features, module.in_features);
+  if (planned.activations && planned.activations->desc().global_scale)
+    planned.packed.push_back({"input_global_scale", DType::kF32, {1}});
+}
+
+/// Makes the format that the input of one module is rounded to.
+void choose_activations(PlannedModule& planned, FormatCache& cache) {
+  const Module& module = *planned.module;
+  const std::string& id = planned.recipe.aq;
+  if (module.key.layer < 0)
+    fail("{}: aq: {}: only inputs inside the layers can be rounded, use aq: bf16 here", module.name,
+         id);
+  planned.activations = cache.get(id, {{"dynamic", true}});
+  const int32_t size = planned.activations->desc().group_size;
+  if (!divides(size, module.in_features))
+    fail("{}: aq: groups of {} of {} do not divide its {} input features", module.name, size, id,
+         module.in_features);
+  planned.recipe.options["activations"] = id;  // the weights may be stored otherwise for it
 }
 
 void check_formats_known(const Recipe& recipe, const Registry& registry) {
@@ -99,7 +138,8 @@ void check_formats_known(const Recipe& recipe, const Registry& registry) {
 int64_t PlannedModule::stored_bits() const {
   int64_t bits = 0;
   for (const TensorInfo& info : packed)
-    if (info.name != "weight_shape") bits += 8 * info.numel() * dtype_size(info.dtype);
+    if (info.name != "weight_shape" && info.name != "g_idx")
+      bits += 8 * info.numel() * dtype_size(info.dtype);
   return bits;
 }
 
@@ -136,11 +176,23 @@ bool Plan::needs_calibration() const {
   });
 }
 
+bool Plan::observes_inputs() const {
+  return std::any_of(modules.begin(), modules.end(), [](const PlannedModule& m) {
+    return m.activations && m.activations->desc().global_scale;
+  });
+}
+
+int32_t fused_role(int32_t role) {
+  if (role == AQ_ROLE_ATTN_K || role == AQ_ROLE_ATTN_V) return AQ_ROLE_ATTN_Q;
+  return role == AQ_ROLE_FFN_UP ? int32_t{AQ_ROLE_FFN_GATE} : role;
+}
+
 Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
-               const std::string& algorithm) {
+               const std::string& algorithm, Layout layout) {
   check_formats_known(recipe, registry);
   Plan plan;
   plan.settings = recipe.settings();
+  plan.layout = layout;
   FormatCache cache(registry);
   std::vector<std::string> names;
   for (const Module& module : model.modules()) {
@@ -151,10 +203,8 @@ Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registr
     if (!algorithm.empty()) planned.recipe.algorithm = algorithm;
     const bool wanted = module.quantize || planned.recipe.named;
     if (wanted && !planned.recipe.skip) {
-      if (planned.recipe.aq != "bf16")
-        fail("{}: aq: {} is not supported yet, only weights are quantized (aq: bf16)", module.name,
-             planned.recipe.aq);
-      choose_format(planned, cache, plan.settings.strict);
+      if (planned.recipe.aq != "bf16") choose_activations(planned, cache);
+      choose_format(planned, cache, plan.settings.strict, layout);
       if (!planned.note.empty()) plan.warnings.push_back({module.name, planned.note});
       if (module.sensitive && planned.format->desc().element_bits < 4)
         plan.warnings.push_back({module.name, fmt::format("the model marks it as sensitive, and {} "

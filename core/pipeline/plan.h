@@ -16,9 +16,10 @@ namespace aqhost {
 struct PlannedModule {
   const Module* module = nullptr;
   ModuleRecipe recipe;
-  std::shared_ptr<const Format> format;  // null: stays as it is
-  std::vector<TensorInfo> packed;        // its tensors on disk, by suffix
-  std::string note;                      // "group size 64: 128 does not divide 10944"
+  std::shared_ptr<const Format> format;       // null: stays as it is
+  std::shared_ptr<const Format> activations;  // of its input; null: as it comes
+  std::vector<TensorInfo> packed;             // its tensors on disk, by suffix
+  std::string note;                           // "group size 64: 128 does not divide 10944"
 
   int64_t weights() const { return module->out_features * module->in_features; }
   /// Stored bits with scales and zero points, without the 128 bits of weight_shape.
@@ -33,7 +34,11 @@ struct PlanWarning {
   std::string where, message;
 };
 
+/// The conventions an export follows.
+enum class Layout : uint8_t { kCompressedTensors, kGptq };
+
 struct Plan {
+  Layout layout = Layout::kCompressedTensors;
   std::vector<PlannedModule> modules;  // every module of the model, in its order
   std::vector<PlanWarning> warnings;
   RunSettings settings;
@@ -41,13 +46,18 @@ struct Plan {
   int64_t quantized_weights() const;
   double bits_per_weight() const;  // over the quantized modules, with scales
   bool needs_calibration() const;  // some module is to be solved by GPTQ
+  bool observes_inputs() const;    // a format of activations has a scale for all tokens
 };
+
+/// The role by which modules that have one input, and that engines fuse, are known: q of q, k, v;
+/// gate of gate and up; else the role itself.
+int32_t fused_role(int32_t role);
 
 /// Applies `recipe` to every module before any work is done: formats are made, group sizes settled
 /// (one that does not divide in_features becomes the largest allowed smaller one that does, unless
 /// the recipe is strict), shapes checked against what each format can store. `algorithm`, if not
 /// empty, replaces every "gptq" and "rtn" of the recipe. Error names module and recipe line.
 Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
-               const std::string& algorithm);
+               const std::string& algorithm, Layout layout = Layout::kCompressedTensors);
 
 }  // namespace aqhost

@@ -2,6 +2,9 @@
 
 #include <spdlog/spdlog.h>
 
+#include <map>
+#include <tuple>
+
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
@@ -28,7 +31,7 @@ class Finisher {
   void say(const std::string& what) { progress_.update(done_, what); }
 
   void operator()(const PlannedModule& planned, ModuleResult result) {
-    exporter_.write(planned, result.matrix);
+    exporter_.write(planned, result.matrix, result.input_global);
     report_.add(planned, result);
     done_ += static_cast<double>(planned.weights());
     std::string detail = planned.module->name;
@@ -43,19 +46,46 @@ class Finisher {
   double done_ = 0;
 };
 
-/// Module by module, without a forward pass.
+/// The planned modules in turn; those that engines fuse in one part where their format has
+/// parameters of a whole matrix, which they are then to share.
+std::vector<std::vector<const PlannedModule*>> parts_of(const Plan& plan) {
+  std::vector<std::vector<const PlannedModule*>> parts;
+  std::map<std::tuple<int32_t, int32_t, int32_t, const Format*>, std::size_t> shared;
+  for (const PlannedModule& m : plan.modules) {
+    if (!m.format) continue;
+    const auto& key = m.module->key;
+    const bool alone = m.format->desc().tensor_params == 0 && m.format->desc().group_size != 0;
+    if (!alone) {
+      const auto [it, added] = shared.try_emplace(
+          {key.layer, fused_role(key.role), key.expert, m.format.get()}, parts.size());
+      if (!added) {
+        parts[it->second].push_back(&m);
+        continue;
+      }
+    }
+    parts.push_back({&m});
+  }
+  return parts;
+}
+
+/// Part by part, without a forward pass.
 void round_all(const Reader& original, const Plan& plan, Finisher& finish) {
-  for (const PlannedModule& planned : plan.modules) {
-    if (!planned.format) continue;
+  for (const auto& part : parts_of(plan)) {
     check_interrupt();
-    const Module& module = *planned.module;
-    const at::Tensor weight =
-        read_tensor(original, module.weight, {module.out_features, module.in_features});
-    const QuantizedBatch batch = quantize_rtn(*planned.format, weight.unsqueeze(0), {}, {});
-    ModuleResult result;
-    result.matrix = batch.matrix(0, 0, module.out_features);
-    result.rtn = true;
-    finish(planned, std::move(result));
+    std::vector<at::Tensor> weights;
+    for (const PlannedModule* m : part)
+      weights.push_back(read_tensor(original, m->module->weight,
+                                    {m->module->out_features, m->module->in_features}));
+    const QuantizedBatch batch =
+        quantize_rtn(*part.front()->format, at::cat(weights).unsqueeze(0), {}, {});
+    int64_t row = 0;
+    for (const PlannedModule* m : part) {
+      ModuleResult result;
+      result.matrix = batch.matrix(0, row, m->module->out_features);
+      result.rtn = true;
+      row += m->module->out_features;
+      finish(*m, std::move(result));
+    }
   }
 }
 
@@ -104,6 +134,10 @@ int32_t last_layer(const Model& model, const Plan& plan) {
 /// Of how many windows the original's hidden states go along.
 int64_t original_windows(const Plan& plan, int64_t windows) {
   if (!plan.needs_calibration()) return 0;
+  // the layers round the inputs of whatever runs through them, also of the original
+  const bool rounds = std::any_of(plan.modules.begin(), plan.modules.end(),
+                                  [](const PlannedModule& m) { return m.activations != nullptr; });
+  if (rounds) return 0;
   if (std::any_of(plan.modules.begin(), plan.modules.end(),
                   [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; }))
     return windows;  // all are targets
@@ -173,6 +207,14 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
               const QuantizeOptions& options) {
   if (plan.needs_calibration() && !options.calibration)
     fail("GPTQ needs calibration text: give --calib FILE, or --algorithm rtn to round to nearest");
+  for (const PlannedModule& m : plan.modules)
+    if (m.activations && m.recipe.refine_steps > 0)
+      fail("{}: refine does not go with aq: {}, use aq: bf16 or refine: {{steps: 0}}",
+           m.module->name, m.recipe.aq);
+  if (plan.observes_inputs() && !options.calibration)
+    fail(
+        "the recipe rounds activations under one scale for all tokens, which is measured on "
+        "calibration text: give --calib FILE");
   PhaseTimer timer;
   timer.begin("tokenize");
   Calibration calibration;

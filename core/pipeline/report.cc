@@ -22,6 +22,7 @@ void Report::add(const PlannedModule& planned, const ModuleResult& result) {
              {"group_size", planned.format->desc().group_size},
              {"bits_per_weight",
               static_cast<double>(planned.stored_bits()) / static_cast<double>(planned.weights())},
+             {"activations", planned.recipe.aq},
              {"algorithm", result.rtn ? "rtn" : "gptq"},
              {"out_features", module.out_features},
              {"in_features", module.in_features}};

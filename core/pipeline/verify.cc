@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "export/decoded_checkpoint.h"
+#include "export/gptq.h"
 #include "export/quantization_config.h"
 
 namespace aqhost {
@@ -38,10 +39,21 @@ void check_dense(const DecodedCheckpoint& checkpoint, const TensorInfo& info) {
   }
 }
 
+/// A module that "dynamic" does not leave out is stored quantized, if the model would have been.
+void check_gptq(const DecodedCheckpoint& checkpoint, const Model& model) {
+  const std::string where = checkpoint.directory() + "/config.json";
+  for (const Module& module : model.modules())
+    if (module.quantize && checkpoint.find_module(module.name) == nullptr &&
+        gptq_module(checkpoint.config().at("quantization_config"), module.name, where))
+      fail("{}: {} is stored dense, but quantization_config does not leave it out",
+           checkpoint.directory(), module.name);
+}
+
 /// A module under "ignore" is dense, and one that a group covers and the model would have quantized
 /// is stored so.
 void check_config(const DecodedCheckpoint& checkpoint, const Model& model) {
   const Json& config = checkpoint.config().at("quantization_config");
+  if (checkpoint.is_gptq()) return check_gptq(checkpoint, model);
   const auto groups = parse_quantization_config(config, checkpoint.directory() + "/config.json");
   std::set<std::string> ignored, stored;
   for (const Json& name : config.value("ignore", Json::array()))

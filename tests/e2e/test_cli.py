@@ -100,6 +100,24 @@ class Inspecting(WorkFolder):
         self.assertTrue(listed["int4"]["path"].endswith("int4.so"))
         self.assertEqual(listed["int4"]["abi"], "1.0")
 
+    def test_plugins_tells_what_each_format_is(self):
+        formats = {p["id"]: p["format"] for p in json.loads(self.ok("plugins", "--json"))
+                   if p["kind"] == "quantizer"}
+        self.assertEqual({i: f["bits"] for i, f in formats.items()}, {
+            "int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8, "fp4": 4, "fp6": 6,
+            "fp8": 8, "mxfp4": 4, "mxfp6": 6, "mxfp8": 8, "nvfp4": 4, "nf4": 4})
+        mxfp4 = formats["mxfp4"]
+        self.assertEqual((mxfp4["grid"], mxfp4["group_sizes"], mxfp4["scale"]),
+                         ("15 values from -6 to 6", ["32"], "E8M0"))
+        self.assertEqual(formats["int4"]["grid"], "integers -8 to 7")
+        self.assertTrue(formats["nvfp4"]["global_scale"])
+        for better, worse in (("int8", "int6"), ("int6", "int5"), ("int5", "int4"), ("int4", "int3"),
+                              ("int3", "int2"), ("nvfp4", "mxfp4"), ("mxfp6", "mxfp4")):
+            self.assertLess(formats[better]["rms_error"], formats[worse]["rms_error"])
+        # block 32, squared error 0.0124 by an independent computation
+        self.assertAlmostEqual(mxfp4["rms_error"] ** 2, 0.0124, delta=0.001)
+        self.assertIn("15 values from -6 to 6", self.ok("plugins"))
+
     def test_plugins_are_found_beside_the_binary_and_by_the_environment(self):
         self.assertIn("olmoe", self.ok("plugins", plugins=None))
         self.fails(1, "no/such/folder", "plugins", plugins="no/such/folder")
@@ -198,6 +216,27 @@ class Quantizing(WorkFolder):
         self.assertEqual(verified["formats"], {"nf4": 4, "fp4": 4, "fp6": 4, "mxfp6": 48,
                                                "mxfp8": 48, "fp8": 48})
         self.assertLess(self.quick_perplexity(out), 1.06 * self.quick_perplexity(MODEL))
+
+    def test_rounded_activations_count_in_eval(self):
+        perplexities = {}
+        for aq in ("bf16", "int8", "fp8", "mxfp8", "mxfp6", "mxfp4"):
+            recipe, out = self.work / "recipe.yaml", self.work / aq
+            recipe.write_text("default: {wq: int8, group_size: -1, aq: %s}\n" % aq)
+            self.ok("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)
+            perplexities[aq] = self.quick_perplexity(out)
+        for aq in ("int8", "fp8", "mxfp8", "mxfp6"):
+            self.assertNotEqual(perplexities[aq], perplexities["bf16"])
+            self.assertAlmostEqual(perplexities[aq], perplexities["bf16"], delta=0.6, msg=aq)
+        self.assertGreater(perplexities["mxfp4"], perplexities["mxfp6"] + 0.3)
+        recipe.write_text("default: {wq: nvfp4, aq: nvfp4}\n")
+        self.fails(1, "measured on calibration text: give --calib FILE", "--model", MODEL,
+                   "--config", recipe, "--algorithm", "rtn", "--save", self.work / "nvfp4")
+        self.ok("--model", MODEL, "--config", recipe, "--calib", CALIB, "--nsamples", 8,
+                "--save", self.work / "nvfp4")
+        self.assertLess(self.quick_perplexity(self.work / "nvfp4"), 1.2 * perplexities["bf16"])
+        recipe.write_text("default: {wq: int8, group_size: -1, aq: fp8}\n")
+        self.fails(1, "GPTQ's checkpoint format has no rounded activations", "--model", MODEL,
+                   "--config", recipe, "--export", "gptq", "--save", self.work / "gptq")
 
     def test_gptq_int4_keeps_the_perplexity_it_should(self):
         out = self.work / "out"

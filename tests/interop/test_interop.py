@@ -127,6 +127,93 @@ class Export(unittest.TestCase):
         self.assertEqual(config["format"], "mixed-precision")
         self.check_weights(export)
 
+    def test_activations_are_exported_as_compressed_tensors_has_them(self):
+        rows = {
+            "0.self_attn.*": ("int8", "int8", "int-quantized", "token"),
+            "1.self_attn.*": ("fp8", "fp8", "float-quantized", "token"),
+            "2.self_attn.*": ("int4", "int8", "pack-quantized", "token"),
+            "0.mlp.experts.*": ("mxfp4", "mxfp4", "mxfp4-pack-quantized", "group"),
+            "1.mlp.experts.*": ("nvfp4", "nvfp4", "nvfp4-pack-quantized", "tensor_group"),
+            "2.mlp.experts.*": ("mxfp8", "mxfp8", "mxfp8-quantized", "group"),
+        }
+        work = pathlib.Path(tempfile.mkdtemp(dir=self.work))
+        (work / "recipe.yaml").write_text("default: {wq: int4}\noverrides:\n" + "".join(
+            f'  - {{pattern: "*.layers.{p}", wq: {row[0]}, aq: {row[1]}}}\n'
+            for p, row in rows.items()))
+        run(BUILD / "bin/aqhost", "--plugin-dir", PLUGINS, "--model", self.model, "--config",
+            work / "recipe.yaml", "--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 4,
+            "--seqlen", 128, "--save", work / "export")
+        config = json.loads((work / "export/config.json").read_text())["quantization_config"]
+        self.assertEqual(config["quant_method"], "compressed-tensors")
+        groups = config["config_groups"].values()
+        self.assertEqual(sorted((g["format"], g["input_activations"]["strategy"]) for g in groups),
+                         sorted(row[2:] for row in rows.values()))
+        self.assertTrue(all(g["input_activations"]["dynamic"] for g in groups))
+        self.check_weights(work / "export")
+        tensors = load_file(work / "export/model.safetensors")
+        experts = "model.layers.1.mlp.experts"
+        for e in range(16):  # engines fuse gate and up: one scale for their weights, one for inputs
+            for part in ("weight_global_scale", "input_global_scale"):
+                self.assertEqual(tensors[f"{experts}.{e}.gate_proj.{part}"],
+                                 tensors[f"{experts}.{e}.up_proj.{part}"])
+            self.assertGreater(tensors[f"{experts}.{e}.down_proj.input_global_scale"].item(), 1)
+        self.assertEqual(tensors["model.layers.0.self_attn.q_proj.weight"].dtype, torch.int8)
+
+    def test_gptq_files_hold_our_weights_as_their_readers_unpack_them(self):
+        """Unpacked here as AutoGPTQ's kernels do; the package itself wants a GPU."""
+        work = pathlib.Path(tempfile.mkdtemp(dir=self.work))
+        (work / "recipe.yaml").write_text(
+            "default: {wq: int4, group_size: 128}\noverrides:\n"
+            '  - {pattern: "*.layers.1.mlp.experts.*", wq: int8, group_size: 32}\n'
+            '  - {pattern: "*.layers.2.self_attn.*", wq: int3, group_size: 32}\n'
+            '  - {pattern: "*.layers.0.self_attn.q_proj", wq: int2, group_size: -1}\n')
+        export = work / "export"
+        run(BUILD / "bin/aqhost", "--plugin-dir", PLUGINS, "--model", self.model, "--config",
+            work / "recipe.yaml", "--algorithm", "rtn", "--export", "gptq", "--save", export)
+        config = json.loads((export / "config.json").read_text())["quantization_config"]
+        self.assertEqual(json.loads((export / "quantize_config.json").read_text()), config)
+        self.assertEqual((config["bits"], config["group_size"], config["sym"]), (4, 128, True))
+        run(BUILD / "bin/aqhost", "verify", "--plugin-dir", PLUGINS, "--model", export)
+        ours, stored = self.dump(export), load_file(export / "model.safetensors")
+        names = [n[:-len(".qweight")] for n in stored if n.endswith(".qweight")]
+        self.assertEqual(len(names), 3 * (4 + 16 * 3))
+        seen = set()
+        for name in names:
+            settings = dict(config)
+            for pattern, override in config["dynamic"].items():
+                if re.match(pattern[2:], name):
+                    self.assertTrue(pattern.startswith("+:"), name)
+                    settings.update(override)
+                    break
+            bits = settings["bits"]
+            seen.add((bits, settings["group_size"]))
+
+            def unpacked(words):  # a bit stream down each column
+                stream = (words.long() & 0xFFFFFFFF)[:, None] >> torch.arange(32)[:, None] & 1
+                fields = stream.flatten(0, 1).unflatten(0, (-1, bits))
+                return (fields << torch.arange(bits)[:, None]).sum(1)
+            q = unpacked(stored[name + ".qweight"])
+            zero = unpacked(stored[name + ".qzeros"].T.contiguous()).T + 1
+            groups = stored[name + ".g_idx"].long()
+            weight = (q - zero[groups]) * stored[name + ".scales"].float()[groups]
+            self.assertTrue(torch.equal(weight.T, ours[name + ".weight"]), name)
+        self.assertEqual(seen, {(4, 128), (8, 32), (3, 32), (2, -1)})
+        for layer in range(3):  # the router stays, and is said to
+            self.assertTrue(any(p.startswith("-:") and re.match(p[2:], f"model.layers.{layer}.mlp.gate")
+                                for p in config["dynamic"]))
+
+    def test_one_global_scale_for_what_engines_fuse_when_rounding(self):
+        export = rounded(self.model, self.work, "default: {wq: nvfp4}\n")
+        tensors = load_file(export / "model.safetensors")
+        weights = load_file(self.model / "model.safetensors")
+        for fused in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+                      ("mlp.experts.3.gate_proj", "mlp.experts.3.up_proj"), ("self_attn.o_proj",)):
+            names = [f"model.layers.1.{n}" for n in fused]
+            absmax = max(weights[n + ".weight"].float().abs().max() for n in names)
+            for name in names:
+                self.assertEqual(tensors[name + ".weight_global_scale"],
+                                 torch.tensor(448.0 * 6) / absmax)
+
     def test_scale_rule_even_gives_the_bytes_of_compressed_tensors(self):
         from compressed_tensors.compressors import BaseCompressor
         from compressed_tensors.quantization import QuantizationScheme

@@ -29,7 +29,8 @@ void write_all(Exporter& exporter, const OpenModel& open, const Plan& plan) {
                                           {m.module->out_features, m.module->in_features});
     exporter.write(
         m,
-        quantize_rtn(*m.format, weight.unsqueeze(0), {}, {}).matrix(0, 0, m.module->out_features));
+        quantize_rtn(*m.format, weight.unsqueeze(0), {}, {}).matrix(0, 0, m.module->out_features),
+        1);
   }
 }
 

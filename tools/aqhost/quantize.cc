@@ -23,6 +23,8 @@ void add_options(po::options_description_easy_init add) {
   add("seqlen", po::value<int64_t>()->default_value(512), "tokens of a window");
   add("algorithm", po::value<std::string>(),
       "gptq or rtn for all modules, whatever the recipe says");
+  add("export", po::value<std::string>()->default_value("compressed-tensors"),
+      "layout of the files: compressed-tensors or gptq (AutoGPTQ's, integers alone)");
   add("save", po::value<std::string>(), "folder to write, made by the run");
   add("overwrite", "replace the folder if an earlier run wrote it");
   add_target_option(add);
@@ -48,6 +50,13 @@ std::optional<CalibrationOptions> calibration(const po::variables_map& options) 
   result.seqlen = integer(options, "seqlen", 2, 1 << 24);
   result.seed = static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62));
   return result;
+}
+
+Layout layout(const po::variables_map& options) {
+  const auto name = options["export"].as<std::string>();
+  if (name != "compressed-tensors" && name != "gptq")
+    throw UsageError(fmt::format("--export \"{}\": expected compressed-tensors or gptq", name));
+  return name == "gptq" ? Layout::kGptq : Layout::kCompressedTensors;
 }
 
 /// "vLLM, SGLang", or "nothing but aqhost".
@@ -91,7 +100,7 @@ void run(const po::variables_map& options) {
   const auto registry = open_registry(options);
   const Reader reader = open_original(directory);
   const auto model = registry->create_model(reader, options["model-type"].as<std::string>());
-  const Plan plan = make_plan(*model, recipe, *registry, chosen);
+  const Plan plan = make_plan(*model, recipe, *registry, chosen, layout(options));
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}: {}", w.where, w.message);
   const std::vector<Loadable> loads = loadable(plan);
   check_target(loads, options["target"].as<std::string>());

@@ -10,7 +10,8 @@ struct Fp8 {
 
   static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
     const bool wide = options.choice("element", "e4m3", {"e4m3", "e5m2"}) == "e5m2";
-    nlohmann::json config{{"format", "naive-quantized"}};
+    const bool alone = options.activations().empty();
+    nlohmann::json config{{"format", alone ? "naive-quantized" : "float-quantized"}};
     if (wide) {
       config["quant_method"] = "alphaquant";
       config["weights"]["element"] = "e5m2";

@@ -13,10 +13,12 @@ class Format : public aq::TableFormat {
     desc_.global_max = aq::kE4M3.max * aq::kE2M1.max;
     desc_.scale_kind = AQ_SCALE_E4M3;
     desc_.scale_divisor = aq::kE2M1.max;
-    if (options.choice("scale_rule", "mse", {"mse", "absmax"}) == "mse")
+    const bool dynamic = options.dynamic();
+    if (options.choice("scale_rule", dynamic ? "absmax" : "mse", {"mse", "absmax"}) == "mse")
       search_ = aq::shrink_factors();
+    const nlohmann::json kind = dynamic ? nlohmann::json("local") : nlohmann::json(false);
     finish({{"format", "nvfp4-pack-quantized"},
-            {"weights", weights("tensor_group", "torch.float8_e4m3fn")}});
+            {"weights", weights("tensor_group", "torch.float8_e4m3fn", kind)}});
   }
 };
 

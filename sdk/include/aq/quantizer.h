@@ -8,13 +8,19 @@
  *              = round_scale(f * ((max - min) * global / (int_max - int_min))),
  *     zero     = clamp(rint(int_min - f * min / (scale / global)), int_min, int_max)  AQ_FIT_MINMAX
  *                where min <= 0 <= max
- *   code       = nearest to t = w / (scale / global), saturating. INT: rint(t) + zero - int_min.
- * TABLE: by the midpoint (a + b) / 2 of neighbouring values, at it the even code; of equal values
- * the first code, of +0 and -0 the one with t's sign. Every line is float32 arithmetic in the order
- * written. round_scale rounds to the scale's kind as scale_round says, to no less than its smallest
- * number above 0 and no more than its largest; a group of zeros has scale 1. f runs over `search`
- * (1 if there is none) in order, and the first f with the least sum(importance * (w - stored)^2),
- * summed as double over the columns in order, is taken (importance 1 where there is none).
+ *   code       = nearest to t = w / (scale / global), saturating:
+ *                rint(t) + zero - int_min                                       AQ_ELEM_INT
+ *                by the midpoint (a + b) / 2 of neighbouring values, at it the even code; of equal
+ *                values the first code, of +0 and -0 the one with t's sign      AQ_ELEM_TABLE
+ *
+ * Every line is float32 arithmetic in the order written. round_scale rounds to the scale's kind as
+ * scale_round says, to no less than its smallest number above 0 and no more than its largest; a
+ * group of zeros has scale 1.
+ *
+ * f runs over `search` (1 if there is none) in order, and the first f with the least
+ * sum(importance * (w - stored)^2), summed as double over the columns in order, is taken
+ * (importance 1 where there is none). So an E8M0 scale that is rounded down, with the factors 1,
+ * 1/2 and 2, is the best of three neighbouring powers of 2.
  *
  * Whatever of this the description states, the host's fused GPTQ does itself; it calls the
  * functions for the parts marked CUSTOM, and in tests to check that both agree bit for bit. */
@@ -158,7 +164,13 @@ struct aq_quantizer_factory {
 
   /* options_json: what the recipe says for this format, e.g. {"group_size": 128, "symmetric":
    * false, "scale_rule": "mse"}; an option it lacks has the format's default, an unknown one is an
-   * error that names it. NULL on failure.  [serial] */
+   * error that names it. NULL on failure.  [serial]
+   * The host itself gives two options. "activations": the id of the format that the inputs of the
+   * weights are rounded to; a format that is then stored otherwise reads it (int8:
+   * "int-quantized"), the others ignore it. "dynamic": true: the instance is to round activations,
+   * each token by itself along its features; such scales are not stored, and "weights" of
+   * config_json is what config groups hold as "input_activations". Of a global scale, global is
+   * that of all activations seen while calibrating, and stored as "input_global_scale". */
   const aq_quantizer*(AQ_CALL* create)(const aq_quantizer_factory* self, uint32_t i,
                                        const aq_host* host, const char* options_json,
                                        aq_error* err);

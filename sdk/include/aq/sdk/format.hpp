@@ -20,8 +20,8 @@ struct Packed {
   std::vector<int64_t> shape;
 };
 
-inline constexpr DLDataType kI32{kDLInt, 32, 1}, kI64{kDLInt, 64, 1}, kU8{kDLUInt, 8, 1},
-    kHalf{kDLFloat, 16, 1}, kBFloat{kDLBfloat, 16, 1}, kF32{kDLFloat, 32, 1};
+inline constexpr DLDataType kI8{kDLInt, 8, 1}, kI32{kDLInt, 32, 1}, kI64{kDLInt, 64, 1},
+    kU8{kDLUInt, 8, 1}, kHalf{kDLFloat, 16, 1}, kBFloat{kDLBfloat, 16, 1}, kF32{kDLFloat, 32, 1};
 
 /// What a format implements; see aq_quantizer for each. Const and safe from any thread; errors are
 /// thrown.
@@ -70,8 +70,13 @@ class Options {
       fail(key, *it, nlohmann::json(allowed).dump());
     return take(key).get<std::string>();
   }
+  /// The host's own options; see aq_quantizer_factory::create.
+  bool dynamic() { return flag("dynamic", false); }
+  std::string activations() const { return json_.value("activations", std::string()); }
+
   /// Called last.
-  void done() const {
+  void done() {
+    json_.erase("activations");
     if (!json_.empty())
       throw Error("the option \"" + json_.begin().key() + "\" is not known to this format");
   }
@@ -157,6 +162,11 @@ class DescribedFormat : public Quantizer {
     return desc_.group_size <= 0 ? 1 : (cols + desc_.group_size - 1) / desc_.group_size;
   }
   const Grid& grid() const { return *grid_; }
+  /// What config groups call the extent of a scale.
+  const char* strategy(bool dynamic) const {
+    if (desc_.group_size > 0) return "group";
+    return dynamic ? "token" : desc_.group_size == 0 ? "tensor" : "channel";
+  }
 
   aq_format_desc desc_{};
   std::vector<float> values_, search_;

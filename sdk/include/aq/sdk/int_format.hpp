@@ -13,33 +13,50 @@ namespace aq {
 ///   weight_scale       bf16 [rows, groups]
 ///   weight_zero_point  i32 [ceil(rows * b / 32), groups]  asymmetric only, packed along rows
 ///   weight_shape       i64 [2]
+/// and where activations are rounded too, of 8 bits ("int-quantized"):
+///   weight             i8 [rows, cols]                    q
+///   weight_scale       bf16 [rows, 1], or [1] of a whole matrix
 /// Options: group_size, symmetric, scale_rule (mse or absmax), scale_dtype.
 class IntFormat : public DescribedFormat {
  public:
-  IntFormat(int bits, Options& options) : bits_(bits) {
-    group_sizes_ = {16, 32, 64, 128, 256, -1};
-    symmetric_ = options.flag("symmetric", true);
+  IntFormat(int bits, Options& options)
+      : bits_(bits),
+        dynamic_(options.dynamic()),
+        plain_(bits == 8 && !options.activations().empty()) {
+    if (plain_)
+      group_sizes_ = {-1, 0};
+    else
+      group_sizes_ = {16, 32, 64, 128, 256, -1};
+    symmetric_ = dynamic_ || plain_ || options.flag("symmetric", true);
     half_ = options.choice("scale_dtype", "bfloat16", {"bfloat16", "float16"}) == "float16";
-    if (options.choice("scale_rule", "mse", {"mse", "absmax"}) == "mse") search_ = shrink_factors();
-    desc_.group_size = options.group_size(128, group_sizes_);
+    const char* rule = dynamic_ ? "absmax" : "mse";
+    if (options.choice("scale_rule", rule, {"mse", "absmax"}) == "mse") search_ = shrink_factors();
+    desc_.group_size = options.group_size(dynamic_ || plain_ ? -1 : 128, group_sizes_);
     desc_.element_kind = AQ_ELEM_INT;
     desc_.element_bits = bits;
     desc_.int_min = -(1 << (bits - 1));
     desc_.int_max = (1 << (bits - 1)) - 1;
     desc_.fit_rule = symmetric_ ? AQ_FIT_ABSMAX : AQ_FIT_MINMAX;
     desc_.scale_divisor = static_cast<float>(desc_.int_max - desc_.int_min) / 2;
-    desc_.scale_kind = half_ ? AQ_SCALE_F16 : AQ_SCALE_BF16;
+    desc_.scale_kind = dynamic_ ? AQ_SCALE_F32 : half_ ? AQ_SCALE_F16 : AQ_SCALE_BF16;
     desc_.group_params = symmetric_ ? 1 : 2;
     desc_.flags = symmetric_ ? 0 : AQ_FORMAT_ZERO_POINT;
-    desc_.n_packed = symmetric_ ? 3 : 4;
+    desc_.n_packed = plain_ ? 2 : symmetric_ ? 3 : 4;
     seal();
     config_ = describe_config().dump();
   }
 
   std::vector<Packed> packed(int64_t rows, int64_t cols) const override {
+    const DLDataType scale = half_ ? kHalf : kBFloat;
+    if (plain_) {
+      std::vector<Packed> two{{"weight", "I8", kI8, {rows, cols}},
+                              {"weight_scale", half_ ? "F16" : "BF16", scale, {rows, 1}}};
+      if (desc_.group_size == 0) two[1].shape = {1};
+      return two;
+    }
     std::vector<Packed> tensors{
         {"weight_packed", "I32", kI32, {rows, packed_words(cols, bits_)}},
-        {"weight_scale", half_ ? "F16" : "BF16", half_ ? kHalf : kBFloat, {rows, groups(cols)}},
+        {"weight_scale", half_ ? "F16" : "BF16", scale, {rows, groups(cols)}},
         {"weight_shape", "I64", kI64, {2}}};
     if (!symmetric_)
       tensors.push_back(
@@ -54,12 +71,13 @@ class IntFormat : public DescribedFormat {
         view<const float>(args.group_params, "group_params", {args.rows, n, desc_.group_params});
     auto* packed = static_cast<uint32_t*>(data_of(args.packed[0]));
     auto* scales = static_cast<uint16_t*>(data_of(args.packed[1]));
-    for (int64_t r = 0; r < args.rows; r++)
-      pack_words(codes + r * args.cols, args.cols, 1, bits_, packed + r * words, 1);
-    for (int64_t i = 0; i < args.rows * n; i++) {
+    for (int64_t i = 0; i < (desc_.group_size == 0 ? 1 : args.rows * n); i++) {
       const float scale = params[i * desc_.group_params];
       scales[i] = half_ ? f16_bits(scale) : bf16_bits(scale);
     }
+    if (plain_) return flip_signs(codes, args.rows * args.cols, data_of(args.packed[0]));
+    for (int64_t r = 0; r < args.rows; r++)
+      pack_words(codes + r * args.cols, args.cols, 1, bits_, packed + r * words, 1);
     const int64_t shape[2] = {args.rows, args.cols};
     std::memcpy(data_of(args.packed[2]), shape, sizeof shape);
     if (symmetric_) return;
@@ -78,10 +96,13 @@ class IntFormat : public DescribedFormat {
         view<float>(args.group_params, "group_params", {args.rows, n, desc_.group_params});
     const auto* packed = static_cast<const uint32_t*>(data_of(args.packed[0]));
     const auto* scales = static_cast<const uint16_t*>(data_of(args.packed[1]));
+    for (int64_t i = 0; i < args.rows * n; i++) {
+      const uint16_t scale = scales[desc_.group_size == 0 ? 0 : i];
+      params[i * desc_.group_params] = half_ ? from_f16(scale) : from_bf16(scale);
+    }
+    if (plain_) return flip_signs(packed, args.rows * args.cols, codes);
     for (int64_t r = 0; r < args.rows; r++)
       unpack_words(packed + r * words, 1, bits_, codes + r * args.cols, args.cols, 1);
-    for (int64_t i = 0; i < args.rows * n; i++)
-      params[i * desc_.group_params] = half_ ? from_f16(scales[i]) : from_bf16(scales[i]);
     if (symmetric_) return;
     std::vector<uint8_t> zeros(static_cast<std::size_t>(args.rows * n));
     const auto* words_in = static_cast<const uint32_t*>(data_of(args.packed[3]));
@@ -92,23 +113,29 @@ class IntFormat : public DescribedFormat {
   }
 
  private:
+  /// Codes q + 128 to bytes q, and back.
+  static void flip_signs(const void* from, int64_t n, void* to) {
+    for (int64_t i = 0; i < n; i++)
+      static_cast<uint8_t*>(to)[i] = static_cast<const uint8_t*>(from)[i] ^ 0x80u;
+  }
+
   nlohmann::json describe_config() const {
-    const bool row = desc_.group_size < 0;
-    return {{"format", "pack-quantized"},
+    const bool grouped = desc_.group_size > 0;
+    return {{"format", plain_ ? "int-quantized" : "pack-quantized"},
             {"weights",
              {{"num_bits", bits_},
               {"type", "int"},
               {"symmetric", symmetric_},
-              {"strategy", row ? "channel" : "group"},
-              {"group_size", row ? nlohmann::json() : nlohmann::json(desc_.group_size)},
-              {"dynamic", false},
+              {"strategy", strategy(dynamic_)},
+              {"group_size", grouped ? nlohmann::json(desc_.group_size) : nlohmann::json()},
+              {"dynamic", dynamic_},
               {"actorder", nullptr},
               {"scale_dtype", half_ ? "torch.float16" : "torch.bfloat16"},
               {"zp_dtype", symmetric_ ? nlohmann::json() : nlohmann::json("torch.int8")}}}};
   }
 
   int bits_;
-  bool symmetric_, half_;
+  bool dynamic_, plain_, symmetric_, half_;
 };
 
 }  // namespace aq

@@ -91,14 +91,15 @@ class TableFormat : public DescribedFormat {
   }
 
   /// What every config group of a float format says of its weights.
-  nlohmann::json weights(const char* strategy, const char* scale_type) const {
+  nlohmann::json weights(const char* extent, const char* scale_type,
+                         const nlohmann::json& dynamic) const {
     return {
         {"num_bits", desc_.element_bits},
         {"type", "float"},
         {"symmetric", true},
-        {"strategy", strategy},
+        {"strategy", extent},
         {"group_size", desc_.group_size > 0 ? nlohmann::json(desc_.group_size) : nlohmann::json()},
-        {"dynamic", false},
+        {"dynamic", dynamic},
         {"actorder", nullptr},
         {"scale_dtype", scale_type},
         {"zp_dtype", nullptr}};
@@ -185,7 +186,8 @@ class TableFormat : public DescribedFormat {
 ///   floor  e, as OCP has it
 ///   even   absmax is first rounded to the element's precision, as compressed-tensors does
 ///   ceil   the least power of 2 with which nothing saturates
-///   mse    of e, e - 1 and e + 1 the one with the least squared error (default)
+///   mse    of e, e - 1 and e + 1 the one with the least squared error (default; of activations
+///          it is `even`)
 class MxFormat : public TableFormat {
  public:
   /// `even_bits` of mantissa decide where rule `even` rounds up. `config` is the config group, in
@@ -193,7 +195,9 @@ class MxFormat : public TableFormat {
   MxFormat(int bits, const SmallFloat& type, int even_bits, const char* code_type,
            nlohmann::json config, Options& options)
       : TableFormat(bits, float_values(type, bits)) {
-    const std::string rule = options.choice("scale_rule", "mse", {"mse", "floor", "even", "ceil"});
+    const bool dynamic = options.dynamic();
+    const std::string rule =
+        options.choice("scale_rule", dynamic ? "even" : "mse", {"mse", "floor", "even", "ceil"});
     group_sizes_ = {32};
     desc_.group_size = options.group_size(32, group_sizes_);
     // ceil: the power of 2 with which absmax / 2^e is at most `max`
@@ -205,7 +209,7 @@ class MxFormat : public TableFormat {
     desc_.scale_mantissa_bits = even_bits;
     if (rule == "mse") search_ = {1, 0.5f, 2};
     code_type_ = code_type;
-    config["weights"].update(weights("group", "torch.uint8"));
+    config["weights"].update(weights("group", "torch.uint8", dynamic));
     config["weights"]["zp_dtype"] = "torch.uint8";
     finish(std::move(config));
   }
@@ -223,18 +227,17 @@ class ScaledFormat : public TableFormat {
     group_sizes_ = std::move(group_sizes);
     desc_.group_size = options.group_size(group_sizes_.front(), group_sizes_);
     desc_.scale_divisor = *std::max_element(values_.begin(), values_.end());
-    const std::string type =
-        options.choice("scale_dtype", scale_dtype, {"bfloat16", "float16", "float32"});
+    const bool dynamic = options.dynamic();
+    const std::string type = options.choice("scale_dtype", dynamic ? "float32" : scale_dtype,
+                                            {"bfloat16", "float16", "float32"});
     desc_.scale_kind = type == "bfloat16"  ? AQ_SCALE_BF16
                        : type == "float16" ? AQ_SCALE_F16
                                            : AQ_SCALE_F32;
-    if (options.choice("scale_rule", "mse", {"mse", "absmax"}) == "mse") search_ = shrink_factors();
+    const char* rule = dynamic ? "absmax" : "mse";
+    if (options.choice("scale_rule", rule, {"mse", "absmax"}) == "mse") search_ = shrink_factors();
     code_type_ = code_type;
     stores_shape_ = bits < 8;
-    const char* strategy = desc_.group_size > 0    ? "group"
-                           : desc_.group_size == 0 ? "tensor"
-                                                   : "channel";
-    config["weights"].update(weights(strategy, ("torch." + type).c_str()));
+    config["weights"].update(weights(strategy(dynamic), ("torch." + type).c_str(), dynamic));
     finish(std::move(config));
   }
 };

@@ -1,0 +1,200 @@
+#include "export/gptq.h"
+
+#include <algorithm>
+#include <aq/sdk/numeric.hpp>
+#include <aq/sdk/pack.hpp>
+#include <cstring>
+#include <map>
+
+#include "base/error.h"
+#include "export/targets.h"
+
+namespace aqhost {
+namespace {
+
+constexpr std::string_view kExperts = ".experts.";
+
+uint32_t field_of(const FormatDesc& desc) { return (1u << (desc.element_bits - 1)) - 1; }
+
+/// A buffer of `tensor` as T.
+template <typename T>
+T* data_as(PackedTensor& tensor) {
+  return reinterpret_cast<T*>(tensor.bytes.data());
+}
+
+/// A copy of bytes from a file, which gives no alignment to rely on.
+template <typename T>
+std::vector<T> values_of(std::span<const std::byte> bytes) {
+  std::vector<T> values(bytes.size() / sizeof(T));
+  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+  return values;
+}
+
+std::string key_of(const GptqModule& m) {
+  return m.bits == 0 ? "" : std::to_string(m.bits) + "/" + std::to_string(m.group_size);
+}
+
+/// The modules with the experts of each layer as one, "...mlp.experts", where they are alike.
+std::vector<GptqModule> merge_experts(const std::vector<GptqModule>& modules) {
+  const auto stem = [](const std::string& name) {
+    const std::size_t at = name.find(kExperts);
+    return at == std::string::npos ? name : name.substr(0, at + kExperts.size() - 1);
+  };
+  std::map<std::string, std::pair<std::string, bool>> alike;  // by stem: key of the first, so far
+  for (const GptqModule& m : modules) {
+    const auto [it, added] = alike.try_emplace(stem(m.name), key_of(m), true);
+    it->second.second = it->second.second && it->second.first == key_of(m);
+  }
+  std::vector<GptqModule> merged;
+  for (const GptqModule& m : modules) {
+    const std::string name = alike.at(stem(m.name)).second ? stem(m.name) : m.name;
+    if (merged.empty() || merged.back().name != name)
+      merged.push_back({name, m.bits, m.group_size});
+  }
+  return merged;
+}
+
+int32_t integer_at(const Json& object, const char* key, const std::string& where) {
+  const auto it = object.find(key);
+  if (it == object.end() || !it->is_number_integer())
+    fail("{}: quantization_config.{} is missing or no whole number", where, key);
+  return it->get<int32_t>();
+}
+
+}  // namespace
+
+std::vector<TensorInfo> gptq_tensors(const Format& format, int64_t rows, int64_t cols) {
+  const FormatDesc& d = format.desc();
+  const bool bits_known =
+      d.element_bits == 2 || d.element_bits == 3 || d.element_bits == 4 || d.element_bits == 8;
+  if (d.element_kind != AQ_ELEM_INT || !bits_known || d.zero_point || d.group_size == 0 ||
+      d.scale_kind != AQ_SCALE_F16)
+    fail(
+        "GPTQ's checkpoint format holds symmetric integers of 2, 3, 4 or 8 bits with float16 "
+        "scales, not {} {}; use another format or --export compressed-tensors",
+        format.id(), format.options().dump());
+  if (rows % 32 != 0 || cols % 32 != 0)
+    fail("GPTQ's checkpoint format holds matrices whose sides are multiples of 32, not {} x {}",
+         rows, cols);
+  const int64_t bits = d.element_bits, groups = d.groups(cols);
+  return {{"qweight", DType::kI32, {cols * bits / 32, rows}},
+          {"qzeros", DType::kI32, {groups, rows * bits / 32}},
+          {"scales", DType::kF16, {groups, rows}},
+          {"g_idx", DType::kI32, {cols}}};
+}
+
+std::vector<PackedTensor> gptq_pack(const Format& format, const QuantizedMatrix& m) {
+  const FormatDesc& d = format.desc();
+  std::vector<PackedTensor> tensors;
+  for (TensorInfo& info : gptq_tensors(format, m.rows, m.cols)) {
+    const auto bytes = static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
+    tensors.push_back({std::move(info), std::vector<std::byte>(bytes)});
+  }
+  const int64_t groups = d.groups(m.cols);
+  const auto* codes = reinterpret_cast<const uint8_t*>(m.codes.data());
+  auto* qweight = data_as<uint32_t>(tensors[0]);
+  for (int64_t r = 0; r < m.rows; r++)
+    aq::pack_words(codes + r * m.cols, m.cols, 1, d.element_bits, qweight + r, m.rows);
+  const std::vector<uint8_t> zeros(static_cast<std::size_t>(m.rows),
+                                   static_cast<uint8_t>(field_of(d)));
+  auto* qzeros = data_as<uint32_t>(tensors[1]);
+  const int64_t words = m.rows * d.element_bits / 32;
+  for (int64_t g = 0; g < groups; g++)
+    aq::pack_words(zeros.data(), m.rows, 1, d.element_bits, qzeros + g * words, 1);
+  auto* scales = data_as<uint16_t>(tensors[2]);
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t r = 0; r < m.rows; r++)
+      scales[g * m.rows + r] =
+          aq::f16_bits(m.group_params[static_cast<std::size_t>(r * groups + g)]);
+  auto* g_idx = data_as<int32_t>(tensors[3]);
+  for (int64_t c = 0; c < m.cols; c++) g_idx[c] = static_cast<int32_t>(c / d.width(m.cols));
+  return tensors;
+}
+
+QuantizedMatrix gptq_unpack(const Format& format, int64_t rows, int64_t cols,
+                            const std::vector<std::span<const std::byte>>& tensors) {
+  const FormatDesc& d = format.desc();
+  const int64_t groups = d.groups(cols), words = rows * d.element_bits / 32;
+  const auto qweight = values_of<uint32_t>(tensors[0]), qzeros = values_of<uint32_t>(tensors[1]);
+  const auto scales = values_of<uint16_t>(tensors[2]);
+  const auto g_idx = values_of<int32_t>(tensors[3]);
+  QuantizedMatrix m;
+  m.rows = rows;
+  m.cols = cols;
+  m.codes.resize(static_cast<std::size_t>(rows * cols));
+  m.group_params.resize(static_cast<std::size_t>(rows * groups));
+  auto* codes = reinterpret_cast<uint8_t*>(m.codes.data());
+  for (int64_t r = 0; r < rows; r++)
+    aq::unpack_words(qweight.data() + r, rows, d.element_bits, codes + r * cols, cols, 1);
+  std::vector<uint8_t> zeros(static_cast<std::size_t>(rows));
+  for (int64_t g = 0; g < groups; g++) {
+    aq::unpack_words(qzeros.data() + g * words, 1, d.element_bits, zeros.data(), rows, 1);
+    for (int64_t r = 0; r < rows; r++) {
+      if (zeros[static_cast<std::size_t>(r)] != field_of(d))
+        fail("qzeros of row {}, group {} hold {}, symmetric integers of {} bits have {}", r, g,
+             zeros[static_cast<std::size_t>(r)], d.element_bits, field_of(d));
+      const float scale = aq::from_f16(scales[static_cast<std::size_t>(g * rows + r)]);
+      if (!std::isfinite(scale)) fail("a scale is not finite: the file is damaged");
+      m.group_params[static_cast<std::size_t>(r * groups + g)] = scale;
+    }
+  }
+  for (int64_t c = 0; c < cols; c++)
+    if (g_idx[static_cast<std::size_t>(c)] != c / d.width(cols))
+      fail("g_idx[{}] is {}, expected {}: groups of columns in another order are not read", c,
+           g_idx[static_cast<std::size_t>(c)], c / d.width(cols));
+  return m;
+}
+
+Json gptq_config(const std::vector<GptqModule>& modules) {
+  std::map<std::string, std::pair<int64_t, const GptqModule*>> kinds;
+  for (const GptqModule& m : modules) {
+    auto& kind = kinds[key_of(m)];
+    kind.first += m.bits > 0 ? 1 : 0;
+    kind.second = &m;
+  }
+  const auto most = std::max_element(kinds.begin(), kinds.end(), [](const auto& a, const auto& b) {
+    return a.second.first < b.second.first;
+  });
+  Json config{{"quant_method", "gptq"},
+              {"checkpoint_format", "gptq"},
+              {"bits", most->second.second->bits},
+              {"group_size", most->second.second->group_size},
+              {"desc_act", false},
+              {"sym", true},
+              {"lm_head",
+               std::any_of(modules.begin(), modules.end(),
+                           [](const GptqModule& m) { return m.name == "lm_head" && m.bits > 0; })},
+              {"pack_dtype", "int32"}};
+  const std::vector<GptqModule> merged = merge_experts(modules);
+  for (const auto& [key, kind] : kinds) {
+    if (key == most->first) continue;
+    std::vector<std::string> mine, others;
+    for (const GptqModule& m : merged) (key_of(m) == key ? mine : others).push_back(m.name);
+    for (std::string pattern : patterns_for(mine, others)) {
+      if (pattern.ends_with("experts$")) pattern.replace(pattern.size() - 1, 1, "(\\.|$)");
+      config["dynamic"][(kind.second->bits > 0 ? "+:" : "-:") + pattern] =
+          kind.second->bits > 0
+              ? Json{{"bits", kind.second->bits}, {"group_size", kind.second->group_size}}
+              : Json::object();
+    }
+  }
+  return config;
+}
+
+std::optional<GptqModule> gptq_module(const Json& config, const std::string& name,
+                                      const std::string& where) {
+  const Json dynamic = config.value("dynamic", Json::object());
+  for (const auto& [key, value] : dynamic.items()) {
+    const bool leave = key.starts_with("-:");
+    if (!matches_start(leave || key.starts_with("+:") ? key.substr(2) : key, name)) continue;
+    if (leave) return std::nullopt;
+    Json merged = config;
+    merged.update(value);
+    return GptqModule{name, integer_at(merged, "bits", where),
+                      integer_at(merged, "group_size", where)};
+  }
+  return GptqModule{name, integer_at(config, "bits", where),
+                    integer_at(config, "group_size", where)};
+}
+
+}  // namespace aqhost

@@ -1,0 +1,70 @@
+#include "export/targets.h"
+
+#include <regex>
+
+#include "base/pattern.h"
+
+namespace aqhost {
+namespace {
+
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
+/// `name` as a pattern in which the numbers from the `keep`-th on are any number. Number n of a
+/// name is a whole component: "layers.3.mlp.experts.12.w1" has two.
+std::string generalize(const std::string& name, std::size_t keep) {
+  std::string pattern = "re:";
+  std::size_t number = 0;
+  for (std::size_t i = 0; i < name.size();) {
+    const bool starts = is_digit(name[i]) && (i == 0 || name[i - 1] == '.');
+    std::size_t end = i;
+    while (end < name.size() && is_digit(name[end])) end++;
+    if (starts && (end == name.size() || name[end] == '.')) {
+      pattern += number++ < keep ? name.substr(i, end - i) : "\\d+";
+      i = end;
+    } else if (name[i] == '.') {
+      pattern += "\\.";
+      i++;
+    } else {
+      pattern += name[i++];
+    }
+  }
+  return pattern + "$";
+}
+
+/// Numbers per name are few: two in an expert's, one in an attention's.
+constexpr std::size_t kMostNumbers = 3;
+
+}  // namespace
+
+std::set<std::string> targets_for(const std::vector<std::string>& mine,
+                                  const std::vector<std::string>& others) {
+  // patterns of the others at each level: a pattern is safe if no other module has the same
+  std::vector<std::set<std::string>> taken(kMostNumbers);
+  for (const std::string& name : others)
+    for (std::size_t keep = 0; keep < kMostNumbers; keep++)
+      taken[keep].insert(generalize(name, keep));
+  std::set<std::string> targets;
+  for (const std::string& name : mine) {
+    std::string target = name;
+    for (std::size_t keep = 0; keep < kMostNumbers && target == name; keep++)
+      if (std::string p = generalize(name, keep); !taken[keep].contains(p)) target = std::move(p);
+    targets.insert(std::move(target));
+  }
+  return targets;
+}
+
+std::set<std::string> patterns_for(const std::vector<std::string>& mine,
+                                   const std::vector<std::string>& others) {
+  std::set<std::string> patterns;
+  for (const std::string& target : targets_for(mine, others))
+    patterns.insert(
+        (target.starts_with("re:") ? target : generalize(target, kMostNumbers)).substr(3));
+  return patterns;
+}
+
+bool matches_start(const std::string& pattern, const std::string& name) {
+  return std::regex_search(name, compile_regex(pattern, "config.json: quantization_config"),
+                           std::regex_constants::match_continuous);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,55 @@
+#include "quant/activations.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kRowGrain = 16;  // rows a thread takes at least
+
+}  // namespace
+
+ActivationRounder::ActivationRounder(std::shared_ptr<const Format> format)
+    : format_(std::move(format)), rounder_(format_->desc()) {
+  if (!host_rounds(format_->desc()) || format_->desc().group_size == 0)
+    fail("aq: {}: only formats that a description states, of up to 8 bits, round activations",
+         format_->id());
+}
+
+void ActivationRounder::observe(const at::Tensor& x) {
+  if (x.numel() > 0) absmax_ = std::max(absmax_, x.abs().max().item<float>());
+}
+
+float ActivationRounder::global() const {
+  if (!has_global()) return 1;
+  return global_ > 0 ? global_ : rounder_.fit_global(&absmax_, 1);
+}
+
+at::Tensor ActivationRounder::operator()(const at::Tensor& x) const {
+  const at::Tensor from = x.contiguous();
+  at::Tensor to = at::empty_like(from);
+  const int64_t cols = from.size(-1), width = format_->desc().width(cols);
+  const float whole = global();
+  at::parallel_for(0, from.numel() / cols, kRowGrain, [&](int64_t begin, int64_t end) {
+    const auto size = static_cast<std::size_t>(width);
+    std::vector<float> step(size), zero(size);
+    std::vector<uint8_t> codes(size);
+    for (int64_t at = begin * cols; at < end * cols; at += cols)
+      for (int64_t c = 0; c < cols; c += width) {
+        const int64_t n = std::min(width, cols - c);
+        const float* group = from.data_ptr<float>() + at + c;
+        const aq::GroupParams params = rounder_.fit(group, n, nullptr, whole);
+        std::fill(step.begin(), step.end(), params.scale / whole);
+        std::fill(zero.begin(), zero.end(), params.zero);
+        rounder_.round(n, group, step.data(), zero.data(), codes.data(),
+                       to.data_ptr<float>() + at + c);
+      }
+  });
+  return to;
+}
+
+}  // namespace aqhost
