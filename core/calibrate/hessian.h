@@ -14,7 +14,7 @@ class Hessian {
  public:
   explicit Hessian(int64_t features) : sum_(at::zeros({features, features}, at::kFloat)) {}
 
-  /// x [n, features]; weights [n] (s of each token, >= 0) or undefined for 1.
+  /// x [n, features] of any float type; weights [n] (s of each token, >= 0) or undefined for 1.
   void add(const at::Tensor& x, const at::Tensor& weights);
   /// The shift of tokens that were added, or of some of them, each counted `scale` times; original
   /// like x.

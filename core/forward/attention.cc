@@ -13,7 +13,8 @@ at::Tensor window_mask(int64_t tokens, int64_t window) {
 
 }  // namespace
 
-Attention::Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len)
+Attention::Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
+                     at::ScalarType dtype)
     : desc_(model.attention(layer, seq_len)), seq_len_(seq_len) {
   if (desc_.kind != AQ_ATTN_STANDARD)
     fail(
@@ -27,14 +28,14 @@ Attention::Attention(const Source& source, const Model& model, int32_t layer, in
     const auto key = [layer](int32_t role) {
       return aq_tensor_key{layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
     };
-    q_norm_.emplace(source, model, key(AQ_ROLE_ATTN_Q_NORM), q);
-    k_norm_.emplace(source, model, key(AQ_ROLE_ATTN_K_NORM), k);
+    q_norm_.emplace(source, model, key(AQ_ROLE_ATTN_Q_NORM), q, dtype);
+    k_norm_.emplace(source, model, key(AQ_ROLE_ATTN_K_NORM), k, dtype);
   }
   if (desc_.rope_inv_freq.empty()) return;
   const at::Tensor positions = at::arange(seq_len, at::kFloat);
   const at::Tensor angles = at::outer(positions, at::tensor(desc_.rope_inv_freq));
-  cos_ = angles.cos().mul_(desc_.rope_scale);
-  sin_ = angles.sin().mul_(desc_.rope_scale);
+  cos_ = angles.cos().mul_(desc_.rope_scale).to(dtype);
+  sin_ = angles.sin().mul_(desc_.rope_scale).to(dtype);
 }
 
 /// In place; x [batch, heads, tokens, size].

@@ -12,10 +12,12 @@
 namespace aqhost {
 
 /// Softmax attention of a described layer between its projections: q/k norm, clipping, rotary
-/// embedding, causal and sliding-window masks, grouped keys and values. Float32.
+/// embedding, causal and sliding-window masks, grouped keys and values. In `dtype`,
+/// sums in float32.
 class Attention {
  public:
-  Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len);
+  Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
+            at::ScalarType dtype);
 
   /// q [batch, tokens, heads x size], k and v [batch, tokens, kv_heads x size] as they leave their
   /// projections (they may be overwritten), to the input of the output projection [batch, tokens,

@@ -16,14 +16,14 @@ at::Tensor read_embedding(const Source& source, const Model& model) {
 
 }  // namespace
 
-Ends::Ends(const Source& source, const Model& model)
-    : embedding_(read_embedding(source, model)),
-      norm_(source, model, outside(AQ_ROLE_FINAL_NORM), model.desc().hidden_size),
+Ends::Ends(const Source& source, const Model& model, at::ScalarType dtype)
+    : embedding_(read_embedding(source, model).to(dtype)),
+      norm_(source, model, outside(AQ_ROLE_FINAL_NORM), model.desc().hidden_size, dtype),
       head_{embedding_, {}} {
   if (model.desc().tied_embeddings) return;
   const Module& head = *model.find_module(outside(AQ_ROLE_LM_HEAD));
-  head_.weight = read_tensor(source, head.weight, {head.out_features, head.in_features});
-  if (head.bias) head_.bias = read_tensor(source, *head.bias, {head.out_features});
+  head_.weight = read_tensor(source, head.weight, {head.out_features, head.in_features}).to(dtype);
+  if (head.bias) head_.bias = read_tensor(source, *head.bias, {head.out_features}).to(dtype);
 }
 
 at::Tensor Ends::embed(const at::Tensor& ids) const {

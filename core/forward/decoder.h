@@ -9,10 +9,10 @@
 
 namespace aqhost {
 
-/// What lies around the layers: embedding, final norm, lm_head. Float32, CPU.
+/// What lies around the layers: embedding, final norm, lm_head, in `dtype`.
 class Ends {
  public:
-  Ends(const Source& source, const Model& model);
+  Ends(const Source& source, const Model& model, at::ScalarType dtype = at::kFloat);
 
   /// ids [batch, tokens] i64 (Error if one is outside the vocabulary) to [batch, tokens, hidden].
   at::Tensor embed(const at::Tensor& ids) const;

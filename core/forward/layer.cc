@@ -23,12 +23,15 @@ at::Tensor activate(at::Tensor gate, int32_t activation) {
 
 }  // namespace
 
-Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len)
+Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
+             at::ScalarType dtype)
     : model_(model),
       index_(layer),
-      attention_norm_(source, model, key_of(layer, AQ_ROLE_ATTN_NORM), model.desc().hidden_size),
-      ffn_norm_(source, model, key_of(layer, AQ_ROLE_FFN_NORM), model.desc().hidden_size),
-      attention_(source, model, layer, seq_len) {
+      dtype_(dtype),
+      attention_norm_(source, model, key_of(layer, AQ_ROLE_ATTN_NORM), model.desc().hidden_size,
+                      dtype),
+      ffn_norm_(source, model, key_of(layer, AQ_ROLE_FFN_NORM), model.desc().hidden_size, dtype),
+      attention_(source, model, layer, seq_len, dtype) {
   const FfnDesc& ffn = model.ffn(layer);
   if (ffn.kind == AQ_FFN_CUSTOM)
     fail(
@@ -37,9 +40,9 @@ Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t se
         model.id(), layer);
   if (ffn.kind == AQ_FFN_MOE) {
     const int64_t d = model.desc().hidden_size, e = ffn.n_experts, inner = ffn.inner_size;
-    experts_[AQ_ROLE_FFN_GATE] = at::empty({e, inner, d});
-    experts_[AQ_ROLE_FFN_UP] = at::empty({e, inner, d});
-    experts_[AQ_ROLE_FFN_DOWN] = at::empty({e, d, inner});
+    experts_[AQ_ROLE_FFN_GATE] = at::empty({e, inner, d}, dtype);
+    experts_[AQ_ROLE_FFN_UP] = at::empty({e, inner, d}, dtype);
+    experts_[AQ_ROLE_FFN_DOWN] = at::empty({e, d, inner}, dtype);
     read_router_bias(source);
   }
   for (const Module& module : model.modules())
@@ -47,16 +50,19 @@ Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t se
 }
 
 void Layer::read_linear(const Source& source, const Module& module) {
+  const int32_t role = module.key.role;
+  const bool router = role == AQ_ROLE_ROUTER || role == AQ_ROLE_SHARED_ROUTER;
+  const at::ScalarType dtype = router ? at::kFloat : dtype_;
   const at::Tensor weight =
-      read_tensor(source, module.weight, {module.out_features, module.in_features});
+      read_tensor(source, module.weight, {module.out_features, module.in_features}).to(dtype);
   Linear linear{weight, {}};
-  const auto stack = experts_.find(module.key.role);
+  const auto stack = experts_.find(role);
   if (module.key.expert >= 0 && stack != experts_.end()) {
     linear.weight = stack->second[module.key.expert];
     linear.weight.copy_(weight);
   }
-  if (module.bias) linear.bias = read_tensor(source, *module.bias, {module.out_features});
-  linears_[{module.key.role, module.key.expert}] = std::move(linear);
+  if (module.bias) linear.bias = read_tensor(source, *module.bias, {module.out_features}).to(dtype);
+  linears_[{role, module.key.expert}] = std::move(linear);
 }
 
 void Layer::read_router_bias(const Source& source) {
@@ -82,14 +88,15 @@ at::Tensor Layer::ffn_input(const at::Tensor& x) const { return ffn_norm_(x); }
 Routing Layer::route(const at::Tensor& f) const {
   const FfnDesc& desc = ffn_desc();
   const int64_t n = f.size(0);
-  Routing routing{linear(AQ_ROLE_ROUTER)(f), at::empty({n, desc.top_k}, at::kInt),
+  const at::Tensor wide = f.to(at::kFloat);
+  Routing routing{linear(AQ_ROLE_ROUTER)(wide), at::empty({n, desc.top_k}, at::kInt),
                   at::empty({n, desc.top_k}, at::kFloat)};
   RouteArgs args;
   args.layer = index_;
   args.tokens = n;
   args.logits = span_of<float>(routing.logits);
   if (router_bias_.defined()) args.bias = span_of<float>(router_bias_);
-  const at::Tensor hidden = desc.route_hidden ? f.contiguous() : at::Tensor();
+  const at::Tensor hidden = desc.route_hidden ? wide.contiguous() : at::Tensor();
   if (hidden.defined()) args.hidden = span_of<float>(hidden);
   args.ids = span_of<int32_t>(routing.ids);
   args.weights = span_of<float>(routing.weights);
@@ -99,7 +106,7 @@ Routing Layer::route(const at::Tensor& f) const {
 
 at::Tensor Layer::shared_weight(const at::Tensor& f) const {
   if (!ffn_desc().shared_gated) return {};
-  return at::sigmoid(linear(AQ_ROLE_SHARED_ROUTER)(f));
+  return at::sigmoid(linear(AQ_ROLE_SHARED_ROUTER)(f.to(at::kFloat)));
 }
 
 GluWeights Layer::glu_weights(int32_t expert) const {

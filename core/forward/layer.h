@@ -25,7 +25,7 @@ struct GluWeights {
   }
 };
 
-/// One transformer layer on the CPU in float32, built from the adapter's description, as a sequence
+/// One transformer layer on the CPU, built from the adapter's description, as a sequence
 /// of steps between the inputs of its linear maps; so a calibration can stop at each, quantize what
 /// comes next, and go on with the new weights:
 ///
@@ -37,12 +37,14 @@ struct GluWeights {
 ///   y = ffn_output(expert, h)
 ///
 /// `expert` is 0.., AQ_EXPERT_NONE (dense FFN) or AQ_EXPERT_SHARED. forward() and ffn() are these
-/// steps in a row. Shapes: x, a, c [batch, tokens, features]; f, h, y [N, features].
-/// Const functions may be called from any thread. `model` must outlive this.
+/// steps in a row. Shapes: x, a, c [batch, tokens, features]; f, h, y [N, features]. All but x,
+/// which may be of any float type, are of the layer's; its routers are always in float32. Const
+/// functions may be called from any thread. `model` must outlive this.
 class Layer {
  public:
   /// Reads the layer's weights; `seq_len` is the longest sequence that will be run.
-  Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len);
+  Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
+        at::ScalarType dtype = at::kFloat);
 
   at::Tensor attention_input(const at::Tensor& x) const;
   at::Tensor attention_context(const at::Tensor& a) const;
@@ -75,6 +77,7 @@ class Layer {
   void set_input_rounding(const Module& module, std::function<at::Tensor(const at::Tensor&)> round);
   at::Tensor rounded_input(const Module& module, const at::Tensor& x) const;
 
+  at::ScalarType dtype() const { return dtype_; }
   const FfnDesc& ffn_desc() const { return model_.ffn(index_); }
 
  private:
@@ -84,6 +87,7 @@ class Layer {
 
   const Model& model_;
   int32_t index_;
+  at::ScalarType dtype_;
   Norm attention_norm_, ffn_norm_;
   Attention attention_;
   std::map<int32_t, at::Tensor> experts_;                  // role -> [n_experts, out, in]

@@ -17,18 +17,21 @@ at::Tensor read_vector(const Source& source, const Model& model, const aq_tensor
 
 }  // namespace
 
-Norm::Norm(const Source& source, const Model& model, aq_tensor_key key, int64_t size)
+Norm::Norm(const Source& source, const Model& model, aq_tensor_key key, int64_t size,
+           at::ScalarType dtype)
     : kind_(model.desc().norm_kind), eps_(model.desc().norm_eps) {
-  weight_ = read_vector(source, model, key, size);
+  weight_ = read_vector(source, model, key, size).to(dtype);
   if (kind_ != AQ_NORM_LAYER) return;
   key.part = AQ_PART_BIAS;
-  bias_ = read_vector(source, model, key, size);
+  bias_ = read_vector(source, model, key, size).to(dtype);
 }
 
 at::Tensor Norm::operator()(const at::Tensor& x) const {
-  if (kind_ == AQ_NORM_LAYER) return at::layer_norm(x, weight_.sizes(), weight_, bias_, eps_);
-  const at::Tensor factor = at::rsqrt(x.square().mean(-1, true) + eps_);
-  return (x * factor).mul_(weight_);
+  if (kind_ == AQ_NORM_LAYER)
+    return at::layer_norm(x.to(weight_.scalar_type()), weight_.sizes(), weight_, bias_, eps_);
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor factor = at::rsqrt(wide.square().mean(-1, true) + eps_);
+  return (wide * factor).to(weight_.scalar_type()).mul_(weight_);
 }
 
 }  // namespace aqhost

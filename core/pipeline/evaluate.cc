@@ -31,12 +31,12 @@ void round_inputs(const Source& source, const Model& model, int32_t index, Layer
 }  // namespace
 
 at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor& windows,
-                      const std::function<void(int32_t layer)>& progress) {
+                      const std::function<void(int32_t layer)>& progress, at::ScalarType dtype) {
   const int64_t length = windows.size(1);
   const int64_t step = std::max<int64_t>(1, kBatchTokens / length);
-  at::Tensor x = Ends(source, model).embed(windows);
+  at::Tensor x = Ends(source, model, dtype).embed(windows);
   for (int32_t l = 0; l < model.desc().n_layers; l++) {
-    Layer layer(source, model, l, length);
+    Layer layer(source, model, l, length, dtype);
     round_inputs(source, model, l, layer);
     for (int64_t begin = 0; begin < x.size(0); begin += step) {
       check_interrupt();
@@ -49,15 +49,15 @@ at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor
 }
 
 Perplexity perplexity(const Source& source, const Model& model, const at::Tensor& windows,
-                      const std::function<void(int32_t layer)>& progress) {
+                      const std::function<void(int32_t layer)>& progress, at::ScalarType dtype) {
   const int64_t length = windows.size(1);
   if (length < 2) fail("a window of {} tokens has no next token to predict, use 2 or more", length);
-  const at::Tensor x = run_layers(source, model, windows, progress);
-  const Ends ends(source, model);
+  const at::Tensor x = run_layers(source, model, windows, progress, dtype);
+  const Ends ends(source, model, dtype);
   double loss = 0;
   for (int64_t w = 0; w < windows.size(0); w++) {
     check_interrupt();
-    const at::Tensor logits = ends.logits(x[w].narrow(0, 0, length - 1));
+    const at::Tensor logits = ends.logits(x[w].narrow(0, 0, length - 1)).to(at::kFloat);
     const at::Tensor targets = windows[w].narrow(0, 1, length - 1).unsqueeze(1);
     loss -= at::log_softmax(logits, -1).gather(1, targets).sum(at::kDouble).item<double>();
   }

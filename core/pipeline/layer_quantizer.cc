@@ -128,7 +128,7 @@ void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
   const auto ffn_stream = [&](const at::Tensor& states) -> Stream {
     if (!states.defined()) return {};
     Stream stream;
-    stream.f = at::empty({states.size(0) * states.size(1), states.size(2)}, states.options());
+    stream.f = at::empty({states.size(0) * states.size(1), states.size(2)}, layer_.dtype());
     stream.out = rows_of(states);
     for_batches(states.size(0), windows_per_batch(states), [&](int64_t begin, int64_t count) {
       const at::Tensor batch = states.narrow(0, begin, count);
@@ -225,7 +225,7 @@ void LayerQuantizer::ffn(Stream now, Stream was) {
 void LayerQuantizer::dense_ffn(int32_t expert, const Stream& now, const Stream& was) {
   const int64_t total = now.f.size(0);
   const auto add_output = [&](const Stream& stream, const at::Tensor& h, int64_t begin) {
-    at::Tensor y = layer_.ffn_output(expert, h);
+    at::Tensor y = layer_.ffn_output(expert, h).to(stream.out.scalar_type());
     if (stream.gate.defined()) y.mul_(stream.gate.narrow(0, begin, h.size(0)));
     stream.out.narrow(0, begin, h.size(0)).add_(y);
   };
@@ -306,7 +306,7 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
                                   const Stream& was) {
   const auto add_output = [&](const Stream& stream, const ExpertTokens& tokens, int32_t e,
                               const at::Tensor& hidden) {
-    at::Tensor y = layer_.ffn_output(e, hidden);
+    at::Tensor y = layer_.ffn_output(e, hidden).to(stream.out.scalar_type());
     stream.out.index_add_(0, tokens.rows, y.mul_(tokens.weights.unsqueeze(1)));
   };
   std::vector<ExpertInput> inputs;  // of gate and up, then of down
@@ -449,7 +449,7 @@ void LayerQuantizer::solve_batch(const ExpertBatch& batch) {
   for (const Shared& group : batch.groups) {
     std::vector<at::Tensor> rows;
     for (const PlannedModule* m : group.modules) rows.push_back(layer_.weight(*m->module));
-    weights.push_back(at::cat(rows));
+    weights.push_back(at::cat(rows).to(at::kFloat));
   }
   const PlannedModule& first = *batch.groups.front().modules.front();
   timer_.begin("solve");

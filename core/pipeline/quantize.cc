@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
+#include "forward/compute_type.h"
 #include "forward/decoder.h"
 #include "forward/layer.h"
 #include "pipeline/exporter.h"
@@ -169,15 +170,19 @@ void quantize_layer(const Reader& original, const Plan& plan, Layer& layer, int3
 }
 
 void calibrate_and_solve(const Reader& original, const Model& model, const Plan& plan,
-                         const at::Tensor& windows, uint64_t seed, Report& report, Finisher& finish,
-                         PhaseTimer& timer) {
+                         const at::Tensor& windows, const QuantizeOptions& options, Report& report,
+                         Finisher& finish, PhaseTimer& timer) {
+  const uint64_t seed = options.calibration->seed;
+  const at::ScalarType dtype = compute_type(options.dtype, original);
   at::Tensor x = Ends(original, model).embed(windows), original_x;
   if (const int64_t n = original_windows(plan, x.size(0)); n > 0)
     original_x = x.narrow(0, 0, n).clone();
   for (int32_t l = 0; l <= last_layer(model, plan); l++) {
     timer.begin("read");
     finish.say(fmt::format("layer {}", l));
-    Layer layer(original, model, l, windows.size(1));
+    // gradients need more digits than bfloat16 has
+    const bool refined = refine_options(plan, l, seed).steps > 0;
+    Layer layer(original, model, l, windows.size(1), refined ? at::kFloat : dtype);
     quantize_layer(original, plan, layer, l, seed, x, original_x, report, finish, timer);
   }
   timer.begin("calibrate");
@@ -227,8 +232,7 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   {
     Finisher finish(exporter, report, plan, options.quiet);
     if (windows.defined()) {
-      calibrate_and_solve(original, model, plan, windows, options.calibration->seed, report, finish,
-                          timer);
+      calibrate_and_solve(original, model, plan, windows, options, report, finish, timer);
     } else {
       timer.begin("solve");
       round_all(original, plan, finish);

@@ -17,6 +17,7 @@ struct QuantizeOptions {
   std::optional<CalibrationOptions> calibration;  // none: every module must be planned as RTN
   std::filesystem::path target;
   int64_t max_shard_bytes = int64_t{5} << 30;
+  std::string dtype = "auto";  // that layers compute in, see compute_type()
   bool overwrite = false;
   bool quiet = false;  // no progress
 };

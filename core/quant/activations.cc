@@ -30,7 +30,7 @@ float ActivationRounder::global() const {
 }
 
 at::Tensor ActivationRounder::operator()(const at::Tensor& x) const {
-  const at::Tensor from = x.contiguous();
+  const at::Tensor from = x.to(at::kFloat).contiguous();
   at::Tensor to = at::empty_like(from);
   const int64_t cols = from.size(-1), width = format_->desc().width(cols);
   const float whole = global();
@@ -49,7 +49,7 @@ at::Tensor ActivationRounder::operator()(const at::Tensor& x) const {
                        to.data_ptr<float>() + at + c);
       }
   });
-  return to;
+  return to.to(x.scalar_type());
 }
 
 }  // namespace aqhost

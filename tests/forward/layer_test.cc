@@ -3,6 +3,7 @@
 #include "forward/layer.h"
 
 #include "base/error.h"
+#include "forward/compute_type.h"
 #include "forward/decoder.h"
 #include "forward/distance.h"
 #include "forward/fake_model.h"
@@ -152,6 +153,30 @@ TEST_CASE("running a layer leaves its input as it was and repeats to the bit") {
   const at::Tensor once = layer.forward(x);
   CHECK(at::equal(x, before));
   CHECK(at::equal(layer.forward(x), once));
+}
+
+TEST_CASE("in bfloat16 a layer gives the stream's type, and what float32 gives to 2 digits") {
+  FakeModel fake;
+  const auto model = fake.open();
+  const Layer wide(fake.source(), *model, 0, kTokens);
+  const Layer narrow(fake.source(), *model, 0, kTokens, at::kBFloat16);
+  const at::Tensor x = input(fake), expected = wide.forward(x);
+  CHECK(narrow.forward(x).scalar_type() == at::kFloat);
+  CHECK(narrow.forward(x.to(at::kBFloat16)).scalar_type() == at::kBFloat16);
+  CHECK(distance(narrow.forward(x), expected) < 0.02);
+  CHECK(distance(narrow.forward(x.to(at::kBFloat16)), expected) < 0.02);
+  CHECK(distance(narrow.forward(x), expected) > 1e-4);  // it was used
+}
+
+TEST_CASE("auto computes in bfloat16 only what is stored in it") {
+  FakeModel fake;
+  const auto model = fake.open();
+  const MemorySource source = fake.source();  // in float32
+  CHECK(compute_type("auto", source) == at::kFloat);
+  CHECK(compute_type("float32", source) == at::kFloat);
+  CHECK(compute_type("bfloat16", source) == at::kBFloat16);
+  CHECK_THROWS_WITH_AS(compute_type("half", source),
+                       "--dtype \"half\": expected auto, float32 or bfloat16", Error);
 }
 
 TEST_CASE("a weight that was set is the one that is used") {

@@ -1,6 +1,7 @@
 // What aqhost makes of a checkpoint, for other tools to compare with: every dense weight as
 // decoded, and the logits of given ids.
-//   dump PLUGIN_DIR MODEL_DIR IDS OUT_DIR      IDS: a file of ids in decimal, one sequence
+//   dump PLUGIN_DIR MODEL_DIR IDS OUT_DIR DTYPE
+// IDS: a file of ids in decimal, one sequence; DTYPE: the forward's, float32 or bfloat16. It
 // writes OUT_DIR/model.safetensors, all float32; the logits [tokens, vocab] are named "logits".
 
 #include <ATen/ATen.h>
@@ -13,6 +14,7 @@
 #include "base/error.h"
 #include "checkpoint/writer.h"
 #include "export/decoded_checkpoint.h"
+#include "forward/compute_type.h"
 #include "forward/decoder.h"
 #include "pipeline/evaluate.h"
 
@@ -28,8 +30,9 @@ void dump(char** arguments) {
   for (int64_t id = 0; file >> id;) ids.push_back(id);
   const at::NoGradGuard no_grad;
   const at::Tensor windows = at::tensor(ids, at::kLong).unsqueeze(0);
-  const at::Tensor x = run_layers(*source, *model, windows, {});
-  const at::Tensor logits = Ends(*source, *model).logits(x[0]).contiguous();
+  const at::ScalarType dtype = compute_type(arguments[5], *source);
+  const at::Tensor x = run_layers(*source, *model, windows, {}, dtype);
+  const at::Tensor logits = Ends(*source, *model, dtype).logits(x[0]).to(at::kFloat).contiguous();
 
   std::vector<TensorInfo> infos;
   for (const TensorInfo& info : source->tensors())
@@ -51,8 +54,8 @@ void dump(char** arguments) {
 }  // namespace aqhost
 
 int main(int argc, char** argv) {
-  if (argc != 5) {
-    fmt::print(stderr, "usage: dump PLUGIN_DIR MODEL_DIR IDS OUT_DIR\n");
+  if (argc != 6) {
+    fmt::print(stderr, "usage: dump PLUGIN_DIR MODEL_DIR IDS OUT_DIR DTYPE\n");
     return 2;
   }
   try {

@@ -50,7 +50,8 @@ def dump(model):
         ids = pathlib.Path(folder) / "ids.txt"
         ids.write_text(" ".join(map(str, IDS[0].tolist())))
         out = pathlib.Path(folder) / "out"
-        done = subprocess.run([BUILD / "bin/interop_dump", BUILD / "plugins", model, ids, out],
+        done = subprocess.run([BUILD / "bin/interop_dump", BUILD / "plugins", model, ids, out,
+                               "float32"],
                               capture_output=True, text=True)
         if done.returncode != 0:
             return None, done.stderr

@@ -95,7 +95,7 @@ class Export(unittest.TestCase):
         if not out.exists():
             ids = self.work / "ids.txt"
             ids.write_text(" ".join(map(str, self.golden_ids())))
-            run(BUILD / "bin/interop_dump", PLUGINS, export, ids, out)
+            run(BUILD / "bin/interop_dump", PLUGINS, export, ids, out, "float32")
         return load_file(out / "model.safetensors")
 
     def check_weights(self, export):
@@ -277,6 +277,31 @@ class Export(unittest.TestCase):
     def test_every_tensor_of_the_original_is_there_under_its_name(self):
         names = set(load_file(self.model / "model.safetensors"))
         self.assertEqual(set(self.dump(self.gptq)) - {"logits"}, names)
+
+
+class Bfloat16(unittest.TestCase):
+    def test_forward_in_bfloat16_is_as_near_to_float32_as_transformers_and_predicts_alike(self):
+        from transformers import AutoModelForCausalLM
+        for name in ("olmoe-tiny", "qwen2-moe-tiny", "mixtral-tiny"):
+            with self.subTest(model=name), tempfile.TemporaryDirectory() as folder:
+                golden = load_file(TESTS / f"golden/{name}.safetensors")
+                ids, exact = golden["input_ids"][:1], golden["logits"].float()
+                (pathlib.Path(folder) / "ids.txt").write_text(" ".join(map(str, ids[0].tolist())))
+                run(BUILD / "bin/interop_dump", PLUGINS, TESTS / "models" / name, folder + "/ids.txt",
+                    folder + "/out", "bfloat16")
+                ours = load_file(folder + "/out/model.safetensors")["logits"]
+                model = AutoModelForCausalLM.from_pretrained(TESTS / "models" / name,
+                                                             dtype=torch.bfloat16)
+                with torch.no_grad():
+                    theirs = model(ids).logits[0].float()
+
+                def error(logits):
+                    return ((logits - exact).norm() / exact.norm()).item()
+
+                def perplexity(logits):
+                    return torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:]).exp().item()
+                self.assertLess(error(ours), 1.5 * error(theirs))
+                self.assertLess(abs(perplexity(ours) / perplexity(theirs) - 1), 0.02)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,13 @@ void add_target_option(po::options_description_easy_init& add) {
       "vllm, sglang or transformers: an error if it will not load the result; any: say so only");
 }
 
+void add_dtype_option(po::options_description_easy_init& add, const char* standard) {
+  add("dtype", po::value<std::string>()->default_value(standard),
+      "float32, bfloat16, or auto: what layers compute in; auto takes bfloat16 where the "
+      "checkpoint "
+      "is stored in it and the CPU multiplies it");
+}
+
 std::string required(const po::variables_map& options, const char* name) {
   if (!options.contains(name)) throw UsageError(fmt::format("--{} is missing", name));
   auto value = options[name].as<std::string>();

@@ -32,6 +32,9 @@ void add_model_options(po::options_description_easy_init& add);
 /// Adds --target, the engine that must load the export.
 void add_target_option(po::options_description_easy_init& add);
 
+/// Adds --dtype, see compute_type().
+void add_dtype_option(po::options_description_easy_init& add, const char* standard);
+
 /// The value of a required option; UsageError names it if it is not there.
 std::string required(const po::variables_map& options, const char* name);
 /// An integer option within [least, most]; UsageError otherwise.

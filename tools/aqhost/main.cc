@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -19,6 +20,7 @@
 #include <iostream>
 #include <new>
 #include <sstream>
+#include <string_view>
 #include <system_error>
 
 #include "base/error.h"
@@ -149,10 +151,31 @@ int complain(const std::string& message, int status) {
 /// LibTorch's OpenMP threads wait for work by spinning, up to milliseconds: on a machine that has
 /// other work too they take its time and each other's (measured: 4 times slower under a load of two
 /// processes a core). The runtime reads this setting once, when it is loaded, so the program starts
-/// itself again with it, unless the user has chosen.
-void limit_spinning(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
-  if (::setenv("GOMP_SPINCOUNT", "1000", 1) == 0) ::execv("/proc/self/exe", argv);
+/// itself again with it, unless the user has chosen. Called before the libraries' own start, which
+/// takes most of a short run's time; so nothing of theirs, nor getenv(), may be used.
+void limit_spinning(int /*argc*/, char** argv, char** environment) {
+  static std::array<char*, 4096> longer;
+  static char setting[] = "GOMP_SPINCOUNT=1000";
+  std::size_t n = 0;
+  for (; environment[n] != nullptr; n++) {
+    const std::string_view variable = environment[n];
+    if (variable.starts_with("OMP_WAIT_POLICY=") || variable.starts_with("GOMP_SPINCOUNT=")) return;
+    if (n + 2 >= longer.size()) return;
+    longer[n] = environment[n];
+  }
+  longer[n] = setting;
+  ::execve("/proc/self/exe", argv, longer.data());
+}
+
+[[gnu::section(".preinit_array"),
+  gnu::used]] void (*const before_libraries)(int, char**, char**) = limit_spinning;
+
+/// Freed memory is kept for the next tensors of a layer: giving it back and taking it again costs
+/// more than most of what is computed in it.
+void keep_freed_memory() {
+  constexpr int kBytes = 64 << 20;
+  ::mallopt(M_MMAP_THRESHOLD, kBytes);
+  ::mallopt(M_TRIM_THRESHOLD, kBytes);
 }
 
 int run_and_report(int argc, char** argv) {
@@ -184,7 +207,7 @@ int run_and_report(int argc, char** argv) {
 }  // namespace aqhost
 
 int main(int argc, char** argv) {
-  aqhost::limit_spinning(argv);
+  aqhost::keep_freed_memory();
   aqhost::install_interrupt_handler();
   spdlog::set_default_logger(spdlog::stderr_color_mt("aqhost"));
   spdlog::set_pattern("aqhost: %^%l%$: %v");

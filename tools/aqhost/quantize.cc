@@ -27,6 +27,7 @@ void add_options(po::options_description_easy_init add) {
       "layout of the files: compressed-tensors or gptq (AutoGPTQ's, integers alone)");
   add("save", po::value<std::string>(), "folder to write, made by the run");
   add("overwrite", "replace the folder if an earlier run wrote it");
+  add_dtype_option(add, "auto");
   add_target_option(add);
   add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
 }
@@ -90,6 +91,7 @@ void run(const po::variables_map& options) {
   quantize_options.target = required(options, "save");
   quantize_options.max_shard_bytes =
       integer(options, "max-shard-size", 1, int64_t{1} << 40) * 1'000'000;
+  quantize_options.dtype = options["dtype"].as<std::string>();
   quantize_options.overwrite = options.contains("overwrite");
   quantize_options.quiet = quiet(options);
   quantize_options.calibration = calibration(options);

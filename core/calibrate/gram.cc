@@ -1,0 +1,201 @@
+#include "calibrate/gram.h"
+
+#include <ATen/Parallel.h>
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <vector>
+
+#include "base/error.h"
+
+#define AQ_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kTile = 64;  // columns of a panel; rows and columns of a tile of the sum
+constexpr int64_t kTileSize = kTile * kTile;
+constexpr int64_t kRows = 4;      // of a tile that are in registers at once
+constexpr int64_t kBlock = 64;    // pairs of tokens whose panels stay in the first cache
+constexpr int64_t kSlice = 4096;  // tokens that one task adds up
+constexpr int64_t kTasks = 1024;  // whose tiles are in memory at once, 16 kB each
+
+float widen(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+/// To the nearest bfloat16, ties to even; finite numbers only.
+uint32_t narrow(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+/// [n, d] as the instruction wants it: panels of 64 columns, in each for every two tokens 64 pairs.
+/// Zeros fill up the last panel and an odd last pair.
+class Panels {
+ public:
+  Panels(int64_t n, int64_t d)
+      : pairs_((n + 1) / 2),
+        count_((d + kTile - 1) / kTile),
+        values_(at::empty({count_, pairs_, kTile}, at::kInt)) {}
+
+  /// Fills the panels; value(token, column) is the bits of a bfloat16. Vectorizes for this CPU.
+  template <typename Value>
+  void fill(int64_t n, int64_t d, const Value& value) {
+    at::parallel_for(0, pairs_, 256, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; p++)
+        for (int64_t panel = 0; panel < count_; panel++) {
+          uint32_t* to = data() + (panel * pairs_ + p) * kTile;
+          const int64_t c0 = panel * kTile, width = std::min(kTile, d - c0);
+          for (int64_t c = 0; c < width; c++) to[c] = value(2 * p, c0 + c);
+          if (2 * p + 1 < n)
+            for (int64_t c = 0; c < width; c++) to[c] |= value(2 * p + 1, c0 + c) << 16;
+          std::fill(to + width, to + kTile, 0);
+        }
+    });
+  }
+
+  int64_t pairs() const { return pairs_; }
+  int64_t count() const { return count_; }
+  const uint32_t* panel(int64_t index) const { return data() + index * pairs_ * kTile; }
+
+ private:
+  uint32_t* data() const { return reinterpret_cast<uint32_t*>(values_.data_ptr<int32_t>()); }
+
+  int64_t pairs_, count_;
+  at::Tensor values_;
+};
+
+const uint16_t* bits_of(const at::Tensor& t) {
+  return reinterpret_cast<const uint16_t*>(t.data_ptr<at::BFloat16>());
+}
+
+/// Rows x of [n, d], each times `factors` (undefined: 1).
+Panels panels_of(const at::Tensor& x, const at::Tensor& factors) {
+  const int64_t n = x.size(0), d = x.size(1);
+  Panels panels(n, d);
+  const uint16_t* bits = bits_of(x);
+  if (!factors.defined()) {
+    panels.fill(n, d, [=](int64_t t, int64_t c) { return uint32_t{bits[t * d + c]}; });
+    return panels;
+  }
+  const float* f = factors.data_ptr<float>();
+  panels.fill(n, d, [=](int64_t t, int64_t c) { return narrow(widen(bits[t * d + c]) * f[t]); });
+  return panels;
+}
+
+/// Rows `original` - x, each times `factors` (undefined: 1).
+Panels differences(const at::Tensor& x, const at::Tensor& original, const at::Tensor& factors) {
+  const int64_t n = x.size(0), d = x.size(1);
+  Panels panels(n, d);
+  const uint16_t *after = bits_of(x), *before = bits_of(original);
+  const float* f = factors.defined() ? factors.data_ptr<float>() : nullptr;
+  panels.fill(n, d, [=](int64_t t, int64_t c) {
+    const float difference = widen(before[t * d + c]) - widen(after[t * d + c]);
+    return narrow(f == nullptr ? difference : difference * f[t]);
+  });
+  return panels;
+}
+
+/// 4 rows of a tile [64, 64] += a^T b over `pairs` pairs; a and b [pairs, 64] of pairs, a from the
+/// first of the rows on.
+AQ_AVX512_BF16 void add_rows(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs) {
+  constexpr int kVectors = kTile / 16;
+  __m512 sums[kRows][kVectors];
+  for (int r = 0; r < kRows; r++)
+    for (int v = 0; v < kVectors; v++) sums[r][v] = _mm512_loadu_ps(tile + r * kTile + 16 * v);
+  for (int64_t p = 0; p < pairs; p++, a += kTile, b += kTile) {
+    __m512bh right[kVectors];
+    for (int v = 0; v < kVectors; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + 16 * v);
+    for (int r = 0; r < kRows; r++) {
+      const auto left = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[r]));
+      for (int v = 0; v < kVectors; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
+    }
+  }
+  for (int r = 0; r < kRows; r++)
+    for (int v = 0; v < kVectors; v++) _mm512_storeu_ps(tile + r * kTile + 16 * v, sums[r][v]);
+}
+
+/// A tile [64, 64] of the sum over pairs [begin, end) of two panels.
+void add_tile(float* tile, const uint32_t* a, const uint32_t* b, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; p += kBlock)
+    for (int64_t r = 0; r < kTile; r += kRows)
+      add_rows(tile + r * kTile, a + p * kTile + r, b + p * kTile, std::min(kBlock, end - p));
+}
+
+struct Tile {
+  int64_t row, column;  // counted in tiles
+};
+
+/// sum += scale * the tile's slices [slices, 64, 64]; also mirrored, where it is off the diagonal.
+void add_slices(at::Tensor& sum, const Tile& tile, const float* slices, int64_t count, float scale,
+                bool mirrored) {
+  float* out = sum.data_ptr<float>();
+  const int64_t d = sum.size(0), r0 = tile.row * kTile, c0 = tile.column * kTile;
+  for (int64_t r = r0; r < std::min(r0 + kTile, d); r++)
+    for (int64_t c = c0; c < std::min(c0 + kTile, d); c++) {
+      float value = 0;
+      for (int64_t s = 0; s < count; s++)
+        value += slices[s * kTileSize + (r - r0) * kTile + c - c0];
+      out[r * d + c] += scale * value;
+      if (mirrored && tile.row != tile.column) out[c * d + r] += scale * value;
+    }
+}
+
+/// sum += scale * x^T y, or only its upper triangle and that mirrored. Slices of the tokens are
+/// added up on their own, so that there is enough to do for all threads where d is small; their
+/// number does not depend on that of the threads.
+void add_products(at::Tensor& sum, const Panels& x, const Panels& y, double scale, bool mirrored) {
+  std::vector<Tile> tiles;
+  for (int64_t r = 0; r < x.count(); r++)
+    for (int64_t c = mirrored ? r : 0; c < y.count(); c++) tiles.push_back({r, c});
+  const int64_t slices = std::clamp<int64_t>(2 * x.pairs() / kSlice, 1, kTasks);
+  const int64_t step = (x.pairs() + slices - 1) / slices;
+  const int64_t round = kTasks / slices;
+  for (std::size_t begin = 0; begin < tiles.size(); begin += static_cast<std::size_t>(round)) {
+    const Tile* some = tiles.data() + begin;
+    const int64_t count = std::min(round, static_cast<int64_t>(tiles.size() - begin));
+    const at::Tensor partial = at::zeros({count, slices, kTileSize}, at::kFloat);
+    auto* sums = partial.data_ptr<float>();
+    at::parallel_for(0, count * slices, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) {
+        const Tile& tile = some[i / slices];
+        const int64_t from = std::min(i % slices * step, x.pairs());
+        add_tile(sums + i * kTileSize, x.panel(tile.row), y.panel(tile.column), from,
+                 std::min(from + step, x.pairs()));
+      }
+    });
+    at::parallel_for(0, count, 16, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++)
+        add_slices(sum, some[i], sums + i * slices * kTileSize, slices, static_cast<float>(scale),
+                   mirrored);
+    });
+  }
+}
+
+void check(const at::Tensor& sum, const at::Tensor& x) {
+  if (!has_bfloat16_products()) fail("this CPU has no AVX512-BF16");
+  TORCH_INTERNAL_ASSERT(sum.is_contiguous() && sum.scalar_type() == at::kFloat &&
+                        x.scalar_type() == at::kBFloat16 && x.size(1) == sum.size(0));
+}
+
+}  // namespace
+
+bool has_bfloat16_products() { return __builtin_cpu_supports("avx512bf16") != 0; }
+
+void add_gram(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights) {
+  check(sum, x);
+  const Panels panels =
+      panels_of(x.contiguous(), weights.defined() ? weights.sqrt() : at::Tensor());
+  add_products(sum, panels, panels, 1, true);
+}
+
+void add_shift_products(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights,
+                        const at::Tensor& original, double scale) {
+  check(sum, x);
+  const at::Tensor rows = x.contiguous();
+  const Panels left = differences(rows, original.contiguous(), weights);
+  add_products(sum, left, panels_of(rows, {}), scale, false);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+namespace aqhost {
+
+/// Whether this CPU has AVX512-BF16, which the functions below are written in. Elsewhere they fail.
+bool has_bfloat16_products();
+
+// Sums over tokens of products of their bfloat16 features, added in float32, on all threads and
+// with the same result for any number of them. x and original [n, d] bfloat16, weights [n] float32
+// (s of each token, >= 0) or undefined for 1, sum [d, d] float32.
+
+/// sum += s x x^T, with sqrt(s) x rounded to bfloat16. Half of it is computed, and mirrored.
+void add_gram(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights);
+
+/// sum += scale s (original - x) x^T, with s (original - x) rounded to bfloat16.
+void add_shift_products(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights,
+                        const at::Tensor& original, double scale);
+
+}  // namespace aqhost

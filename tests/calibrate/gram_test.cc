@@ -1,0 +1,90 @@
+#include "calibrate/gram.h"
+
+#include <ATen/Parallel.h>
+
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+
+struct Sample {
+  at::Tensor x, original, weights;
+
+  Sample(int64_t n, int64_t d)
+      : x(at::randn({n, d}).to(at::kBFloat16)),
+        original((x + at::randn({n, d}) * 0.1).to(at::kBFloat16)),
+        weights(at::rand({n})) {}
+};
+
+at::Tensor gram(const at::Tensor& x, const at::Tensor& weights) {
+  at::Tensor sum = at::ones({x.size(1), x.size(1)});
+  add_gram(sum, x, weights);
+  return sum - 1;
+}
+
+at::Tensor shift(const Sample& s, const at::Tensor& weights, double scale) {
+  at::Tensor sum = at::ones({s.x.size(1), s.x.size(1)});
+  add_shift_products(sum, s.x, weights, s.original, scale);
+  return sum - 1;
+}
+
+/// scale * (s a)^T b in float64.
+at::Tensor reference(const at::Tensor& a, const at::Tensor& b, const at::Tensor& s, double scale) {
+  at::Tensor left = a.to(at::kDouble);
+  if (s.defined()) left = left * s.to(at::kDouble).unsqueeze(1);
+  return left.t().mm(b.to(at::kDouble)) * scale;
+}
+
+double relative_error(const at::Tensor& a, const at::Tensor& b) {
+  return ((a.to(at::kDouble) - b).norm() / b.norm()).item<double>();
+}
+
+bool skipped() {
+  if (has_bfloat16_products()) return false;
+  MESSAGE("SKIPPED: this CPU has no AVX512-BF16");
+  return true;
+}
+
+// below, at and beyond the sizes of pairs, blocks, tiles and slices
+constexpr int64_t kSizes[][2] = {{1, 1}, {2, 64}, {129, 63}, {1000, 130}, {9001, 70}, {300, 2100}};
+
+TEST_CASE("products of bfloat16 without weights are exact up to float32 sums") {
+  if (skipped()) return;
+  for (const auto& [n, d] : kSizes) {
+    const Sample s(n, d);
+    CHECK(relative_error(gram(s.x, {}), reference(s.x, s.x, {}, 1)) < 2e-6);
+  }
+}
+
+TEST_CASE("weights and differences cost no more than the rounding of one factor to bfloat16") {
+  if (skipped()) return;
+  for (const auto& [n, d] : kSizes) {
+    const Sample s(n, d);
+    const at::Tensor change = s.original.to(at::kDouble) - s.x.to(at::kDouble);
+    CHECK(relative_error(gram(s.x, s.weights), reference(s.x, s.x, s.weights, 1)) < 4e-3);
+    CHECK(relative_error(shift(s, s.weights, 3), reference(change, s.x, s.weights, 3)) < 4e-3);
+    CHECK(relative_error(shift(s, {}, 3), reference(change, s.x, {}, 3)) < 4e-3);
+  }
+}
+
+TEST_CASE("a Gram matrix is symmetric and the same on any number of threads") {
+  if (skipped()) return;
+  const Sample s(9001, 200);
+  const int threads = at::get_num_threads();
+  const at::Tensor many = gram(s.x, s.weights), shifted = shift(s, s.weights, 1);
+  at::set_num_threads(1);
+  CHECK(at::equal(gram(s.x, s.weights), many));
+  CHECK(at::equal(shift(s, s.weights, 1), shifted));
+  at::set_num_threads(threads);
+  CHECK(at::equal(many, many.t()));
+}
+
+TEST_CASE("rows need not lie one behind the other") {
+  if (skipped()) return;
+  const Sample s(50, 40);
+  const at::Tensor part = s.x.slice(1, 3, 30);
+  CHECK(at::equal(gram(part, {}), gram(part.contiguous(), {})));
+}
+
+}  // namespace
+}  // namespace aqhost
