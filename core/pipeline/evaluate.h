@@ -16,8 +16,8 @@ struct Perplexity {
 };
 
 /// Hidden states [windows, tokens, hidden] after the last layer, in `dtype`, for windows [n,
-/// length] i64; inputs are rounded as an export of aqhost says. One layer's weights are in memory at
-/// a time. `progress`, if set, hears of each layer done.
+/// length] i64; inputs are rounded as an export of aqhost says. One layer's weights are in memory
+/// at a time. `progress`, if set, hears of each layer done.
 at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor& windows,
                       const std::function<void(int32_t layer)>& progress,
                       at::ScalarType dtype = at::kFloat);

@@ -24,7 +24,7 @@ class ActivationRounder {
   float global() const;
   void set_global(float global) { global_ = global; }
 
-  /// x [..., features] f32 rounded, a new tensor.
+  /// x [..., features] of any float type, rounded; a new tensor.
   at::Tensor operator()(const at::Tensor& x) const;
 
  private:

@@ -161,8 +161,8 @@ TEST_CASE("in bfloat16 a layer gives the stream's type, and what float32 gives t
   const Layer wide(fake.source(), *model, 0, kTokens);
   const Layer narrow(fake.source(), *model, 0, kTokens, at::kBFloat16);
   const at::Tensor x = input(fake), expected = wide.forward(x);
-  CHECK(narrow.forward(x).scalar_type() == at::kFloat);
-  CHECK(narrow.forward(x.to(at::kBFloat16)).scalar_type() == at::kBFloat16);
+  CHECK((narrow.forward(x).scalar_type() == at::kFloat));
+  CHECK((narrow.forward(x.to(at::kBFloat16)).scalar_type() == at::kBFloat16));
   CHECK(distance(narrow.forward(x), expected) < 0.02);
   CHECK(distance(narrow.forward(x.to(at::kBFloat16)), expected) < 0.02);
   CHECK(distance(narrow.forward(x), expected) > 1e-4);  // it was used
@@ -171,10 +171,10 @@ TEST_CASE("in bfloat16 a layer gives the stream's type, and what float32 gives t
 TEST_CASE("auto computes in bfloat16 only what is stored in it") {
   FakeModel fake;
   const auto model = fake.open();
-  const MemorySource source = fake.source();  // in float32
-  CHECK(compute_type("auto", source) == at::kFloat);
-  CHECK(compute_type("float32", source) == at::kFloat);
-  CHECK(compute_type("bfloat16", source) == at::kBFloat16);
+  const MemorySource source = fake.source();  // stored in float32
+  CHECK((compute_type("auto", source) == at::kFloat));
+  CHECK((compute_type("float32", source) == at::kFloat));
+  CHECK((compute_type("bfloat16", source) == at::kBFloat16));
   CHECK_THROWS_WITH_AS(compute_type("half", source),
                        "--dtype \"half\": expected auto, float32 or bfloat16", Error);
 }

@@ -44,19 +44,11 @@ void run(const po::variables_map& options) {
 
 }  // namespace
 
-<<<<<<< HEAD
 const Command kEval{
     "eval", "measures perplexity on a text, of a checkpoint or an export",
     "  aqhost eval --model DIR --text FILE [--window 512] [--json]\n\n"
     "The text's tokens are cut into windows, each within one document; the loss is that\n"
-    "of each next token inside its window, in float32.",
+    "of each next token inside its window.",
     add_options, run};
-=======
-const Command kEval{"eval", "measures perplexity on a text, of a checkpoint or an export",
-                    "  aqhost eval --model DIR --text FILE [--window 512] [--json]\n\n"
-                    "The text's tokens are cut into windows; the loss is that of each next token\n"
-                    "inside its window.",
-                    add_options, run};
->>>>>>> 7b2a0ad (Calibration in bfloat16 where the model is stored in it, Hessians in AVX512-BF16; eval --dtype)
 
 }  // namespace aqhost
