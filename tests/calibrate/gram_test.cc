@@ -17,15 +17,15 @@ struct Sample {
 };
 
 at::Tensor gram(const at::Tensor& x, const at::Tensor& weights) {
-  at::Tensor sum = at::ones({x.size(1), x.size(1)});
+  at::Tensor sum = at::zeros({x.size(1), x.size(1)});
   add_gram(sum, x, weights);
-  return sum - 1;
+  return sum;
 }
 
 at::Tensor shift(const Sample& s, const at::Tensor& weights, double scale) {
-  at::Tensor sum = at::ones({s.x.size(1), s.x.size(1)});
+  at::Tensor sum = at::zeros({s.x.size(1), s.x.size(1)});
   add_shift_products(sum, s.x, weights, s.original, scale);
-  return sum - 1;
+  return sum;
 }
 
 /// scale * (s a)^T b in float64.
@@ -77,6 +77,15 @@ TEST_CASE("a Gram matrix is symmetric and the same on any number of threads") {
   CHECK(at::equal(shift(s, s.weights, 1), shifted));
   at::set_num_threads(threads);
   CHECK(at::equal(many, many.t()));
+}
+
+TEST_CASE("what was summed before is kept") {
+  if (skipped()) return;
+  const Sample s(100, 70);
+  at::Tensor sum = at::ones({70, 70});
+  add_gram(sum, s.x, {});
+  add_shift_products(sum, s.x, {}, s.original, 2);
+  CHECK(relative_error(sum, (gram(s.x, {}) + shift(s, {}, 2) + 1).to(at::kDouble)) < 1e-6);
 }
 
 TEST_CASE("rows need not lie one behind the other") {
