@@ -17,6 +17,8 @@ namespace {
 constexpr std::string_view kWeight = ".weight";
 constexpr int64_t kMostFeatures = int64_t{1} << 31;
 constexpr const char* kInputGlobal = "input_global_scale";
+constexpr std::pair<DType, const char*> kRealTypes[] = {
+    {DType::kBF16, "bfloat16"}, {DType::kF16, "float16"}, {DType::kF32, "float32"}};
 
 /// Options that a config group tells of, under the names that recipes use.
 Json options_of(const Json& weights) {
@@ -61,12 +63,15 @@ std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wan
        wanted.dump(), tried);
 }
 
-/// The formats of a config group.
-StoredModule recognise_group(const ConfigGroup& group, const Registry& registry,
-                             const std::string& where) {
+/// The formats of a config group, one module of which has `scale`: what the config says of its type
+/// may be nothing.
+StoredModule recognise_group(const ConfigGroup& group, const StoredTensor* scale,
+                             const Registry& registry, const std::string& where) {
   const std::string at = fmt::format("{}: quantization_config.config_groups.{}", where, group.name);
   StoredModule kind;
   Json options = options_of(group.format["weights"]);
+  for (const auto& [type, name] : kRealTypes)
+    if (scale != nullptr && scale->dtype == type) options["scale_dtype"] = name;
   if (!group.activations.is_null()) {
     Json dynamic = options_of(group.activations);
     dynamic["dynamic"] = true;
@@ -140,7 +145,8 @@ void DecodedCheckpoint::add_compressed(const std::set<std::string>& names,
     if (group == nullptr)
       fail("{}: no group of quantization_config covers {}, which is stored quantized", where, name);
     StoredModule& kind = kinds[group];
-    if (!kind.format) kind = recognise_group(*group, registry, where);
+    if (!kind.format)
+      kind = recognise_group(*group, reader_->stored(name + ".weight_scale"), registry, where);
     const auto shape = shape_of(*reader_, name, *kind.format);
     if (!shape)
       fail("{}: {}: cannot tell the shape of the matrix (weight_shape is missing or wrong)",

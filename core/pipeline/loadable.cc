@@ -99,14 +99,26 @@ std::string no_expert_kernel(const PlannedModule& m) {
   return known || w8a8 ? "" : fmt::format("experts in {} have no kernel", describe(m));
 }
 
-/// Why a linear map outside the experts cannot be stored so, or "".
-std::string no_linear_kernel(const PlannedModule& m) {
+/// Why a linear map outside the experts cannot be stored so, or "". GPTQ's kernels have all bits.
+std::string no_linear_kernel(const PlannedModule& m, Layout layout) {
+  if (layout == Layout::kGptq) return "";
   const std::string format = m.format->config().value("format", "");
   const Json weights = m.format->config().value("weights", Json::object());
   const auto bits = weights.value("num_bits", 0);
   const bool none =
       format == "mxfp6-pack-quantized" || (format == "pack-quantized" && bits != 4 && bits != 8);
   return none ? fmt::format("{} has no kernel", describe(m)) : "";
+}
+
+/// What of an expert stored so transformers does not read, or "".
+std::string unread_of_expert(const PlannedModule& m, Layout layout) {
+  const std::string format = m.format->config().value("format", "");
+  if (layout == Layout::kGptq) return "experts in GPTQ's layout are not read";
+  if (m.format->desc().zero_point) return "zero points of experts are not read";
+  if (format == "nvfp4-pack-quantized")
+    return "the global scales of experts are left out, and their weights are then wrong";
+  const bool other = format == "mxfp8-quantized" || format == "int-quantized";
+  return other ? fmt::format("experts in {} are not read", describe(m)) : "";
 }
 
 /// A format of ours that no package knows.
@@ -133,7 +145,8 @@ void check_fusing_engine(const Plan& plan, Problems& problems) {
     if (!m.format || unknown_to_all(m)) continue;
     if (is_role(m, {AQ_ROLE_SHARED_ROUTER}))
       problems.add("the shared expert's gate must stay dense", m.module->name);
-    const std::string cause = m.module->key.expert >= 0 ? no_expert_kernel(m) : no_linear_kernel(m);
+    const std::string cause =
+        m.module->key.expert >= 0 ? no_expert_kernel(m) : no_linear_kernel(m, plan.layout);
     if (!cause.empty()) problems.add(cause, m.module->name);
   }
 }
@@ -145,6 +158,11 @@ void check_transformers(const Plan& plan, Problems& problems) {
   if (const PlannedModule* different = experts.empty() ? nullptr : other(experts))
     problems.add(mixed("all experts of a model", *experts.front(), *different),
                  different->module->name);
+  for (const PlannedModule* m : experts) {
+    if (!m->format || unknown_to_all(*m)) continue;
+    const std::string cause = unread_of_expert(*m, plan.layout);
+    if (!cause.empty()) problems.add(cause, m->module->name);
+  }
 }
 
 }  // namespace

@@ -17,8 +17,9 @@ struct Loadable {
 /// Whether what `plan` writes will load in vLLM, SGLang and transformers, from the plan alone:
 /// vLLM and SGLang run the experts of a layer as one kernel (one format for gate, up and down of
 /// all of them, of those that kernels exist for), fuse q/k/v and gate/up of a dense or shared FFN
-/// (one format each), and keep routers dense (vLLM: compressed_tensors_moe.py); transformers 5
-/// stacks all experts of the model (one format).
+/// (one format each), and keep routers dense (vLLM: compressed_tensors_moe.py); transformers 5.17
+/// stacks all experts of the model (one format, of those that it unpacks:
+/// integrations/compressed_tensors.py).
 std::vector<Loadable> loadable(const Plan& plan);
 
 /// Error naming the first problem if the engine `target` (an id, or "any": none in particular) will

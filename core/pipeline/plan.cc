@@ -149,7 +149,7 @@ std::string describe(const PlannedModule& planned) {
   std::string text = planned.recipe.wq;
   text += group < 0 ? " row" : group == 0 ? " matrix" : " g" + std::to_string(group);
   for (const auto& [key, value] : planned.recipe.options.items())
-    if (key != "group_size")
+    if (key != "group_size" && key != "activations")
       text +=
           fmt::format(" {}={}", key, value.is_string() ? value.get<std::string>() : value.dump());
   if (planned.recipe.aq != "bf16") text += " aq=" + planned.recipe.aq;

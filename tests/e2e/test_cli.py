@@ -5,6 +5,7 @@ Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's ow
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import struct
@@ -161,6 +162,17 @@ class Inspecting(WorkFolder):
         self.assertIn("loads in vLLM          no", text)
         self.assertIn("0-2 each", text)
 
+    def test_plan_tells_of_the_layout_that_is_asked_for(self):
+        recipe = self.work / "r.yaml"
+        recipe.write_text("default: {wq: int3}\noverrides: [{pattern: '*.experts.*', wq: int4}]\n")
+        for layout, loads in (("compressed-tensors", False), ("gptq", True)):
+            plan = self.ok("plan", "--model", MODEL, "--config", recipe, "--export", layout, "--json")
+            self.assertEqual(json.loads(plan)["problems_in"]["vllm"] == [], loads)
+        recipe.write_text("default: {wq: mxfp4}\n")
+        self.fails(1, "holds symmetric integers of 2, 3, 4 or 8 bits with float16 scales, not mxfp4",
+                   "plan", "--model", MODEL, "--config", recipe, "--export", "gptq")
+        self.fails(2, '--export "awq": expected', "plan", "--model", MODEL, "--export", "awq")
+
     def test_a_target_that_will_not_load_the_result_is_refused_before_any_work(self):
         recipe = self.work / "r.yaml"
         recipe.write_text("overrides: [{pattern: '*.experts.*.down_proj', group_size: 64}]\n")
@@ -216,6 +228,21 @@ class Quantizing(WorkFolder):
         self.assertEqual(verified["formats"], {"nf4": 4, "fp4": 4, "fp6": 4, "mxfp6": 48,
                                                "mxfp8": 48, "fp8": 48})
         self.assertLess(self.quick_perplexity(out), 1.06 * self.quick_perplexity(MODEL))
+
+    def test_scales_of_every_type_are_read_back(self):
+        recipe, out = self.work / "recipe.yaml", self.work / "out"
+        recipe.write_text(
+            "default: {wq: int4, scale_dtype: float16}\noverrides:\n"
+            '  - {pattern: "*.0.self_attn.*", wq: fp8, scale_dtype: bfloat16}\n'
+            '  - {pattern: "*.1.self_attn.*", wq: fp6, group_size: 32, scale_dtype: float32}\n'
+            '  - {pattern: "*.2.self_attn.*", wq: mxfp4}\n')
+        self.ok("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)
+        self.ok("verify", "--model", out)
+        config = out / "config.json"  # other writers leave the types out
+        config.write_text(re.sub(r'"scale_dtype": "torch.(float16|bfloat16|float32)"',
+                                 '"scale_dtype": null', config.read_text()))
+        verified = json.loads(self.ok("verify", "--model", out, "--json"))
+        self.assertEqual(verified["formats"], {"int4": 144, "fp8": 4, "fp6": 4, "mxfp4": 4})
 
     def test_rounded_activations_count_in_eval(self):
         perplexities = {}

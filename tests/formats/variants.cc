@@ -16,6 +16,8 @@ void add_integers(std::vector<std::pair<std::string, Json>>& all) {
     all.emplace_back(id, Json{{"scale_rule", "absmax"}, {"scale_dtype", "float16"}});
     all.emplace_back(id, Json{{"scale_rule", "absmax"}, {"symmetric", false}});
   }
+  for (const int size : {-1, 0})
+    all.emplace_back("int8", Json{{"activations", "int8"}, {"group_size", size}});
 }
 
 void add_floats(std::vector<std::pair<std::string, Json>>& all) {

@@ -1,8 +1,10 @@
 """What aqhost writes, read by the tools it is written for: compressed-tensors decodes it to the same
 weights, bit for bit, and transformers loads it and gives the same logits.
 
-Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes.
+Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes;
+class Decoded once more with AQ_COMPRESSED_TENSORS=0.19, which that release is then to be.
 """
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -18,6 +20,19 @@ TESTS = pathlib.Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 PLUGINS = BUILD / "plugins"
+
+
+RELEASE = importlib.metadata.version("compressed-tensors")
+assert RELEASE.startswith(os.environ.get("AQ_COMPRESSED_TENSORS", "0.20")), RELEASE
+# what compressed-tensors knows, all linear maps in one; mxfp6 since 0.20
+ALIKE = {"int2": "wq: int2", "int3": "wq: int3, symmetric: false", "int4": "wq: int4",
+         "int4-asymmetric": "wq: int4, symmetric: false", "int5": "wq: int5, group_size: 64",
+         "int6": "wq: int6, group_size: -1", "int8": "wq: int8", "fp8": "wq: fp8",
+         "fp8-matrix": "wq: fp8, group_size: 0", "int8-W8A8": "wq: int8, group_size: -1, aq: int8",
+         "fp8-W8A8": "wq: fp8, aq: fp8", "mxfp4": "wq: mxfp4", "mxfp6": "wq: mxfp6",
+         "mxfp8": "wq: mxfp8", "nvfp4": "wq: nvfp4"}
+if RELEASE.startswith("0.19"):
+    del ALIKE["mxfp6"]
 
 
 def run(*arguments):
@@ -69,8 +84,7 @@ def rounded(model, work, recipe):
 
 
 class Export(unittest.TestCase):
-    """The shipped OLMoE model under the shipped recipe, and rounded to every format that
-    compressed-tensors knows."""
+    """The shipped OLMoE model under the shipped recipe."""
 
     @classmethod
     def setUpClass(cls):
@@ -98,12 +112,20 @@ class Export(unittest.TestCase):
             run(BUILD / "bin/interop_dump", PLUGINS, export, ids, out, "float32")
         return load_file(out / "model.safetensors")
 
+    def alike(self, label):
+        """The model rounded to one format of ALIKE."""
+        return rounded(self.model, self.work, f"default: {{{ALIKE[label]}}}\n")
+
     def check_weights(self, export):
         ours, theirs = self.dump(export), decode(export)
         self.assertEqual(len(theirs), 3 * (4 + 16 * 3))
         for name, weight in theirs.items():
             # their arithmetic is in the scale's type, mostly bfloat16
             self.assertTrue(torch.equal(weight, ours[name + ".weight"].to(weight.dtype)), name)
+
+
+class Decoded(Export):
+    """By the compressed-tensors package."""
 
     def test_compressed_tensors_decodes_symmetric_to_our_weights(self):
         self.check_weights(self.gptq)
@@ -114,7 +136,7 @@ class Export(unittest.TestCase):
             "0.self_attn.v_proj": "int5", "0.self_attn.o_proj": "int6",
             "1.self_attn.q_proj": "int8", "1.self_attn.k_proj": "nvfp4",
             "1.self_attn.v_proj": "fp8, group_size: -1", "1.self_attn.o_proj": "fp8, group_size: 0",
-            "2.self_attn.q_proj": "mxfp4", "2.self_attn.k_proj": "mxfp6",
+            "2.self_attn.q_proj": "mxfp4", "2.self_attn.k_proj": "mxfp6" if "mxfp6" in ALIKE else "int3",
             "2.self_attn.v_proj": "mxfp8", "2.self_attn.o_proj": "int8, symmetric: false",
             "0.mlp.experts.*": "mxfp4", "1.mlp.experts.*": "nvfp4",
             "2.mlp.experts.*": "int3, symmetric: false",
@@ -126,6 +148,11 @@ class Export(unittest.TestCase):
         config = json.loads((export / "config.json").read_text())["quantization_config"]
         self.assertEqual(config["format"], "mixed-precision")
         self.check_weights(export)
+
+    def test_compressed_tensors_decodes_exports_of_one_format_to_our_weights(self):
+        for label in ALIKE:
+            with self.subTest(label):
+                self.check_weights(self.alike(label))
 
     def test_activations_are_exported_as_compressed_tensors_has_them(self):
         rows = {
@@ -158,6 +185,38 @@ class Export(unittest.TestCase):
                                  tensors[f"{experts}.{e}.up_proj.{part}"])
             self.assertGreater(tensors[f"{experts}.{e}.down_proj.input_global_scale"].item(), 1)
         self.assertEqual(tensors["model.layers.0.self_attn.q_proj.weight"].dtype, torch.int8)
+
+    def test_scale_rule_even_gives_the_bytes_of_compressed_tensors(self):
+        from compressed_tensors.compressors import BaseCompressor
+        from compressed_tensors.quantization import QuantizationScheme
+        from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
+        weights = load_file(self.model / "model.safetensors")
+        for bits, layout in ((4, "mxfp4-pack-quantized"), (6, "mxfp6-pack-quantized"),
+                             (8, "mxfp8-quantized")):
+            if f"mxfp{bits}" not in ALIKE:
+                continue
+            export = rounded(self.model, self.work,
+                             f"default: {{wq: mxfp{bits}, group_size: 32, scale_rule: even}}\n")
+            config = json.loads((export / "config.json").read_text())["quantization_config"]
+            group = config["config_groups"]["group_0"]
+            scheme = QuantizationScheme(targets=["Linear"], weights=group["weights"])
+            compressor = BaseCompressor.get_value_from_registry(layout)
+            ours = load_file(export / "model.safetensors")
+            modules = [n[:-len(".weight_scale")] for n in ours if n.endswith(".weight_scale")]
+            self.assertEqual(len(modules), 3 * (4 + 16 * 3))
+            for name in modules:
+                weight = weights[name + ".weight"].float()
+                absmax = weight.unflatten(1, (-1, 32)).abs().amax(-1)
+                scale = 2.0 ** (generate_mx_scales(absmax, bits) - 127)
+                theirs = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+                for part, value in theirs.items():
+                    self.assertTrue(torch.equal(value.view(torch.uint8),
+                                                ours[f"{name}.{part}"].view(torch.uint8)),
+                                    f"{name}.{part}")
+
+
+class Loaded(Export):
+    """By other readers, or as they unpack it."""
 
     def test_gptq_files_hold_our_weights_as_their_readers_unpack_them(self):
         """Unpacked here as AutoGPTQ's kernels do; the package itself wants a GPU."""
@@ -214,32 +273,6 @@ class Export(unittest.TestCase):
                 self.assertEqual(tensors[name + ".weight_global_scale"],
                                  torch.tensor(448.0 * 6) / absmax)
 
-    def test_scale_rule_even_gives_the_bytes_of_compressed_tensors(self):
-        from compressed_tensors.compressors import BaseCompressor
-        from compressed_tensors.quantization import QuantizationScheme
-        from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
-        weights = load_file(self.model / "model.safetensors")
-        for bits, layout in ((4, "mxfp4-pack-quantized"), (6, "mxfp6-pack-quantized"),
-                             (8, "mxfp8-quantized")):
-            export = rounded(self.model, self.work,
-                             f"default: {{wq: mxfp{bits}, group_size: 32, scale_rule: even}}\n")
-            config = json.loads((export / "config.json").read_text())["quantization_config"]
-            group = config["config_groups"]["group_0"]
-            scheme = QuantizationScheme(targets=["Linear"], weights=group["weights"])
-            compressor = BaseCompressor.get_value_from_registry(layout)
-            ours = load_file(export / "model.safetensors")
-            modules = [n[:-len(".weight_scale")] for n in ours if n.endswith(".weight_scale")]
-            self.assertEqual(len(modules), 3 * (4 + 16 * 3))
-            for name in modules:
-                weight = weights[name + ".weight"].float()
-                absmax = weight.unflatten(1, (-1, 32)).abs().amax(-1)
-                scale = 2.0 ** (generate_mx_scales(absmax, bits) - 127)
-                theirs = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
-                for part, value in theirs.items():
-                    self.assertTrue(torch.equal(value.view(torch.uint8),
-                                                ours[f"{name}.{part}"].view(torch.uint8)),
-                                    f"{name}.{part}")
-
     def logits(self, model):
         with torch.no_grad():
             return model.eval()(torch.tensor([self.golden_ids()])).logits[0]
@@ -255,10 +288,7 @@ class Export(unittest.TestCase):
         from transformers import AutoModelForCausalLM
         ours = self.dump(self.gptq)
         model = AutoModelForCausalLM.from_pretrained(self.gptq, dtype=torch.float32)
-        experts = {n: w for n, w in model.state_dict().items() if ".experts." in n}
-        self.assertEqual(len(experts), 3 * 2)
-        for name, weight in experts.items():
-            self.assertTrue(torch.equal(weight.bfloat16(), self.stacked(ours, name).bfloat16()), name)
+        self.assertTrue(self.experts_are_ours(model, ours))
         # its experts are rounded to bfloat16 and run in it, which moves some tokens to other experts
         theirs = self.logits(model)
         agree = (theirs.argmax(1) == ours["logits"].argmax(1)).float().mean().item()
@@ -273,6 +303,35 @@ class Export(unittest.TestCase):
                                for n in model.state_dict()})
         error = (self.logits(model) - ours["logits"]).norm() / ours["logits"].norm()
         self.assertLess(error.item(), 1e-5)
+
+    def experts_are_ours(self, model, ours):
+        experts = {n: w for n, w in model.state_dict().items() if ".experts." in n}
+        self.assertEqual(len(experts), 3 * 2)
+        return all(torch.equal(w.bfloat16(), self.stacked(ours, n).bfloat16())
+                   for n, w in experts.items())
+
+    def test_transformers_loads_the_formats_that_the_plan_says_and_no_others(self):
+        from transformers import AutoModelForCausalLM, logging
+        logging.set_verbosity(logging.CRITICAL)
+        loads = set()
+        for label in ALIKE:
+            with self.subTest(label):
+                export = self.alike(label)
+                plan = json.loads(run(BUILD / "bin/aqhost", "plan", "--plugin-dir", PLUGINS, "--model",
+                                      self.model, "--config", export.parent / "recipe.yaml", "--json"))
+                ours = self.dump(export)
+                try:
+                    model = AutoModelForCausalLM.from_pretrained(export, dtype=torch.bfloat16)
+                    right = self.experts_are_ours(model, ours)
+                except RuntimeError:
+                    right = False
+                self.assertEqual(right, plan["problems_in"]["transformers"] == [])
+                if right:
+                    loads.add(label)
+                    agree = self.logits(model).argmax(1) == ours["logits"].argmax(1)
+                    self.assertGreater(agree.float().mean().item(), 0.9)
+        self.assertEqual(loads, {"int2", "int4", "int5", "int6", "int8", "fp8", "fp8-matrix",
+                                 "fp8-W8A8", "mxfp4", "mxfp6"})
 
     def test_every_tensor_of_the_original_is_there_under_its_name(self):
         names = set(load_file(self.model / "model.safetensors"))

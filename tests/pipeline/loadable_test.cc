@@ -11,9 +11,10 @@ constexpr SmallModel kServable{.hidden = 128, .inner = 64};
 
 /// Problems of vLLM (those of SGLang are the same), then of transformers.
 std::pair<std::vector<std::string>, std::vector<std::string>> problems(
-    const std::string& recipe, SmallModel sizes = kServable) {
+    const std::string& recipe, SmallModel sizes = kServable,
+    Layout layout = Layout::kCompressedTensors) {
   const OpenModel open(sizes);
-  const auto loads = loadable(open.plan(recipe));
+  const auto loads = loadable(open.plan(recipe, "", layout));
   REQUIRE(loads.size() == 3);
   CHECK(loads[0].id == "vllm");
   CHECK(loads[1].id == "sglang");
@@ -77,6 +78,35 @@ TEST_CASE("experts that no kernel is for") {
       Found{"model.layers.0.mlp.experts.0.gate_proj (and 7 more): kernels want a hidden size that "
             "is a multiple of 128, not 64"});
   CHECK(problems("{default: {group_size: -1}}").first.empty());
+}
+
+TEST_CASE("experts that transformers does not unpack; tests/interop holds it to that") {
+  const auto found = [](const std::string& recipe) {
+    const auto transformers = problems(recipe).second;
+    REQUIRE(transformers.size() <= 1);
+    return transformers.empty() ? "" : transformers.front();
+  };
+  const std::string first = "model.layers.0.mlp.experts.0.gate_proj (and 23 more): ";
+  CHECK(found("{default: {group_size: 64, symmetric: false}}") ==
+        first + "zero points of experts are not read");
+  CHECK(found("{default: {wq: nvfp4}}") ==
+        first + "the global scales of experts are left out, and their weights are then wrong");
+  CHECK(found("{default: {wq: mxfp8}}") == first + "experts in mxfp8 g32 are not read");
+  CHECK(found("{default: {wq: int8, group_size: -1, aq: int8}}") ==
+        first + "experts in int8 row aq=int8 are not read");
+  CHECK(found("{default: {wq: mxfp4}}").empty());
+  CHECK(found("{default: {wq: fp8}}").empty());
+  CHECK(found("{default: {wq: mxfp8}, overrides: [{pattern: '*.experts.*', wq: mxfp4}]}").empty());
+}
+
+TEST_CASE("GPTQ's layout: kernels for all bits but in experts, which transformers does not read") {
+  const std::string recipe =
+      "{default: {group_size: 32}, overrides: [{pattern: '*.self_attn.*', wq: int3}]}";
+  CHECK(problems(recipe).first.size() == 1);
+  const auto [vllm, transformers] = problems(recipe, kServable, Layout::kGptq);
+  CHECK(vllm.empty());
+  CHECK(transformers == Found{"model.layers.0.mlp.experts.0.gate_proj (and 23 more): experts in "
+                              "GPTQ's layout are not read"});
 }
 
 TEST_CASE("a quantized router loads nowhere") {

@@ -115,6 +115,20 @@ TEST_CASE("an expert that no token reaches is as good as rounded where min_token
   CHECK(differ > 0);
 }
 
+TEST_CASE("an override's algorithm is that of its modules alone") {
+  const OpenModel open;
+  const Json report = open.quantize(
+      open.plan("{default: {group_size: 16}, overrides: [{pattern: '*.k_proj', algorithm: rtn}]}"),
+      "out");
+  for (const auto& [name, module] : report["modules"].items()) {
+    CAPTURE(name);
+    const bool rounded = name.ends_with("k_proj");
+    CHECK(module["algorithm"] == (rounded ? "rtn" : "gptq"));
+    if (rounded) CHECK(module["loss"] == module["rtn_loss"]);
+    if (name.ends_with("v_proj")) CHECK(module["loss"] < module["rtn_loss"]);
+  }
+}
+
 TEST_CASE("lm_head is quantized where the recipe names it, under the last layer's output") {
   const OpenModel open;
   const Json report = open.quantize(

@@ -88,8 +88,8 @@ OpenModel::OpenModel(const SmallModel& sizes) {
   model_ = registry().create_model(*reader_, "auto");
 }
 
-Plan OpenModel::plan(const std::string& recipe, const std::string& algorithm) const {
-  return make_plan(*model_, Recipe::parse(recipe, "r.yaml"), registry(), algorithm);
+Plan OpenModel::plan(const std::string& recipe, const std::string& algorithm, Layout layout) const {
+  return make_plan(*model_, Recipe::parse(recipe, "r.yaml"), registry(), algorithm, layout);
 }
 
 Json OpenModel::quantize(const Plan& plan, const std::string& name, uint64_t seed) const {

@@ -33,7 +33,8 @@ class OpenModel {
   const Model& model() const { return *model_; }
   std::filesystem::path operator/(const std::string& name) const { return folder_ / name; }
 
-  Plan plan(const std::string& recipe, const std::string& algorithm = "") const;
+  Plan plan(const std::string& recipe, const std::string& algorithm = "",
+            Layout layout = Layout::kCompressedTensors) const;
   /// Quantizes to folder / name, with 8 windows of 64 tokens where `plan` needs calibration.
   Json quantize(const Plan& plan, const std::string& name, uint64_t seed = 0) const;
 

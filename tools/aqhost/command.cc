@@ -32,7 +32,9 @@ void add_model_options(po::options_description_easy_init& add) {
       "id of the model plugin to use, or auto");
 }
 
-void add_target_option(po::options_description_easy_init& add) {
+void add_export_options(po::options_description_easy_init& add) {
+  add("export", po::value<std::string>()->default_value("compressed-tensors"),
+      "layout of the files: compressed-tensors or gptq (AutoGPTQ's, integers alone)");
   add("target", po::value<std::string>()->default_value("any"),
       "vllm, sglang or transformers: an error if it will not load the result; any: say so only");
 }
@@ -42,6 +44,13 @@ void add_dtype_option(po::options_description_easy_init& add, const char* standa
       "float32, bfloat16, or auto: what layers compute in; auto takes bfloat16 where the "
       "checkpoint "
       "is stored in it and the CPU multiplies it");
+}
+
+Layout layout(const po::variables_map& options) {
+  const auto name = options["export"].as<std::string>();
+  if (name != "compressed-tensors" && name != "gptq")
+    throw UsageError(fmt::format("--export \"{}\": expected compressed-tensors or gptq", name));
+  return name == "gptq" ? Layout::kGptq : Layout::kCompressedTensors;
 }
 
 std::string required(const po::variables_map& options, const char* name) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/plan.h"
 #include "plugin/registry.h"
 
 namespace aqhost {
@@ -29,8 +30,9 @@ std::unique_ptr<Registry> open_registry(const po::variables_map& options);
 /// Adds --model (and --model-type).
 void add_model_options(po::options_description_easy_init& add);
 
-/// Adds --target, the engine that must load the export.
-void add_target_option(po::options_description_easy_init& add);
+/// Adds --export, the layout of the files, and --target, the engine that must load them.
+void add_export_options(po::options_description_easy_init& add);
+Layout layout(const po::variables_map& options);
 
 /// Adds --dtype, see compute_type().
 void add_dtype_option(po::options_description_easy_init& add, const char* standard);

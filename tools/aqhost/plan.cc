@@ -17,7 +17,7 @@ void add_options(po::options_description_easy_init add) {
   add_model_options(add);
   add_plugin_option(add);
   add("config", po::value<std::string>(), "recipe in YAML or JSON; default: int4, group size 128");
-  add_target_option(add);
+  add_export_options(add);
 }
 
 /// Bytes of tensors, and what is quantized of them.
@@ -181,7 +181,7 @@ void run(const po::variables_map& options) {
   const auto registry = open_registry(options);
   const Reader reader = open_original(directory);
   const auto model = registry->create_model(reader, options["model-type"].as<std::string>());
-  const Plan plan = make_plan(*model, recipe, *registry, "");
+  const Plan plan = make_plan(*model, recipe, *registry, "", layout(options));
   const Sizes sizes = sizes_of(reader, plan);
   const std::vector<Loadable> loads = loadable(plan);
   check_target(loads, options["target"].as<std::string>());
@@ -195,7 +195,7 @@ void run(const po::variables_map& options) {
 
 const Command kPlan{
     "plan", "shows what a recipe will make of each module; nothing is run",
-    "  aqhost plan --model DIR --config RECIPE [--target ENGINE] [--json]\n\n"
+    "  aqhost plan --model DIR --config RECIPE [--export LAYOUT] [--target ENGINE] [--json]\n\n"
     "What each module becomes and its bits with scales, sizes by layer, what will and\n"
     "will not load the checkpoint and why.",
     add_options, run};

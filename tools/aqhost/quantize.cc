@@ -23,12 +23,10 @@ void add_options(po::options_description_easy_init add) {
   add("seqlen", po::value<int64_t>()->default_value(512), "tokens of a window");
   add("algorithm", po::value<std::string>(),
       "gptq or rtn for all modules, whatever the recipe says");
-  add("export", po::value<std::string>()->default_value("compressed-tensors"),
-      "layout of the files: compressed-tensors or gptq (AutoGPTQ's, integers alone)");
   add("save", po::value<std::string>(), "folder to write, made by the run");
   add("overwrite", "replace the folder if an earlier run wrote it");
   add_dtype_option(add, "auto");
-  add_target_option(add);
+  add_export_options(add);
   add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
 }
 
@@ -51,13 +49,6 @@ std::optional<CalibrationOptions> calibration(const po::variables_map& options) 
   result.seqlen = integer(options, "seqlen", 2, 1 << 24);
   result.seed = static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62));
   return result;
-}
-
-Layout layout(const po::variables_map& options) {
-  const auto name = options["export"].as<std::string>();
-  if (name != "compressed-tensors" && name != "gptq")
-    throw UsageError(fmt::format("--export \"{}\": expected compressed-tensors or gptq", name));
-  return name == "gptq" ? Layout::kGptq : Layout::kCompressedTensors;
 }
 
 /// "vLLM, SGLang", or "nothing but aqhost".

@@ -121,6 +121,8 @@ class IntFormat : public DescribedFormat {
 
   nlohmann::json describe_config() const {
     const bool grouped = desc_.group_size > 0;
+    nlohmann::json scale_type;  // of activations: the readers' own
+    if (!dynamic_) scale_type = half_ ? "torch.float16" : "torch.bfloat16";
     return {{"format", plain_ ? "int-quantized" : "pack-quantized"},
             {"weights",
              {{"num_bits", bits_},
@@ -130,7 +132,7 @@ class IntFormat : public DescribedFormat {
               {"group_size", grouped ? nlohmann::json(desc_.group_size) : nlohmann::json()},
               {"dynamic", dynamic_},
               {"actorder", nullptr},
-              {"scale_dtype", half_ ? "torch.float16" : "torch.bfloat16"},
+              {"scale_dtype", scale_type},
               {"zp_dtype", symmetric_ ? nlohmann::json() : nlohmann::json("torch.int8")}}}};
   }
 

@@ -91,7 +91,7 @@ class TableFormat : public DescribedFormat {
   }
 
   /// What every config group of a float format says of its weights.
-  nlohmann::json weights(const char* extent, const char* scale_type,
+  nlohmann::json weights(const char* extent, const nlohmann::json& scale_type,
                          const nlohmann::json& dynamic) const {
     return {
         {"num_bits", desc_.element_bits},
@@ -237,7 +237,9 @@ class ScaledFormat : public TableFormat {
     if (options.choice("scale_rule", rule, {"mse", "absmax"}) == "mse") search_ = shrink_factors();
     code_type_ = code_type;
     stores_shape_ = bits < 8;
-    config["weights"].update(weights(strategy(dynamic), ("torch." + type).c_str(), dynamic));
+    nlohmann::json scale_type;  // of activations: the readers' own
+    if (!dynamic) scale_type = "torch." + type;
+    config["weights"].update(weights(strategy(dynamic), scale_type, dynamic));
     finish(std::move(config));
   }
 };
