@@ -21,6 +21,7 @@ class Library {
   Library& operator=(const Library&) = delete;
 
   const std::string& path() const { return path_; }
+  const aq_entry& entry() const { return *entry_; }
   std::string abi() const;  // "1.0"
 
   /// Refuses another ABI major, then calls init(). Once, before factory().

@@ -1,14 +1,20 @@
 #include "plugin/registry.h"
 
+#include <fcntl.h>
 #include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/dll/runtime_symbol_info.hpp>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <set>
 #include <sstream>
 
+#include "base/child.h"
 #include "base/error.h"
 #include "base/nearest.h"
 #include "plugin/call.h"
@@ -20,6 +26,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr uint32_t kMostOffered = 256;
+constexpr int kProbeSeconds = 30;
 constexpr const char* kHostVersion = "0.1.0";
 
 // A plugin may log from any thread, and until the process ends.
@@ -65,6 +72,30 @@ std::vector<std::string> keys_of(const Map& map) {
   return keys;
 }
 
+/// Error if others than its owner may change what is loaded from `file`: the file itself, or the
+/// folder in which it could be replaced.
+void check_trusted(const fs::path& file) {
+  const fs::path real = fs::canonical(file);
+  for (const fs::path& path : {real, real.parent_path()}) {
+    struct stat status {};
+    if (stat(path.c_str(), &status) != 0) fail("{}: {}", path.string(), std::strerror(errno));
+    if ((status.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+      fail(
+          "{} may be written to by others (mode {:o}); take that right away (chmod go-w), or give "
+          "--trust-plugins",
+          path.string(), status.st_mode & 07777);
+  }
+}
+
+/// What a child that only looks says is not to be read.
+void be_silent() {
+  spdlog::set_level(spdlog::level::off);
+  const int nowhere = open("/dev/null", O_WRONLY);
+  if (nowhere < 0) return;
+  dup2(nowhere, STDOUT_FILENO);
+  dup2(nowhere, STDERR_FILENO);
+}
+
 }  // namespace
 
 struct Registry::Impl {
@@ -72,7 +103,7 @@ struct Registry::Impl {
   std::map<std::string, Offer<aq_model_factory>> models;
   std::map<std::string, Offer<aq_quantizer_factory>> formats;
 
-  void scan(const fs::path& folder, std::set<fs::path>& seen) {
+  void scan(const fs::path& folder, const ScanOptions& options, std::set<fs::path>& seen) {
     std::vector<fs::path> files;
     std::error_code error;
     for (const auto& entry : fs::directory_iterator(folder, error))
@@ -80,17 +111,38 @@ struct Registry::Impl {
         files.push_back(entry.path());
     if (error) fail("plugin folder {}: {}", folder.string(), error.message());
     std::sort(files.begin(), files.end());
-    for (const fs::path& file : files) {
-      if (!seen.insert(fs::canonical(file)).second) continue;
-      PluginInfo info;
-      info.path = file.string();
-      try {
-        load(file, info);
-      } catch (const std::exception& e) {
-        info.refused = e.what();
-        listed.push_back(info);
-      }
+    for (const fs::path& file : files)
+      if (seen.insert(fs::canonical(file)).second) take(file, options);
+  }
+
+  /// Loads and lists a file, or lists why not.
+  void take(const fs::path& file, const ScanOptions& options) {
+    PluginInfo info;
+    info.path = file.string();
+    try {
+      if (!options.trust) check_trusted(file);
+      if (options.probe && has_one_thread()) probe(file);
+      load(file, info);
+    } catch (const std::exception& e) {
+      info.refused = e.what();
+      listed.push_back(info);
     }
+  }
+
+  /// Loads the file in a child process; Error if that does not survive it. Why else it may be
+  /// refused shows when it is loaded here.
+  static void probe(const fs::path& file) {
+    const ChildEnd end = run_in_child(kProbeSeconds, [&] {
+      be_silent();
+      try {
+        PluginInfo info;
+        Impl().load(file, info);
+      } catch (const std::exception&) {  // the parent meets it as well
+      }
+      return std::string();
+    });
+    if (const std::string trouble = end.trouble(kProbeSeconds); !trouble.empty())
+      fail("{} when it was looked at", trouble);
   }
 
   /// All that the file offers, or nothing of it.
@@ -210,9 +262,16 @@ std::vector<fs::path> plugin_search_path(const std::vector<fs::path>& given) {
   return folders;
 }
 
-Registry::Registry(const std::vector<fs::path>& folders) : impl_(std::make_unique<Impl>()) {
+Registry::Registry(const std::vector<fs::path>& folders, ScanOptions options)
+    : impl_(std::make_unique<Impl>()) {
   std::set<fs::path> seen;
-  for (const fs::path& folder : folders) impl_->scan(folder, seen);
+  for (const fs::path& folder : folders) impl_->scan(folder, options, seen);
+}
+
+std::unique_ptr<Registry> Registry::of_file(const fs::path& file) {
+  auto registry = std::make_unique<Registry>(std::vector<fs::path>());
+  registry->impl_->take(file, {.trust = true, .probe = false});
+  return registry;
 }
 
 Registry::~Registry() = default;

@@ -29,14 +29,26 @@ struct ModelMatch {
 std::vector<std::filesystem::path> plugin_search_path(
     const std::vector<std::filesystem::path>& given);
 
-/// The plugins found at run time. Libraries stay loaded until the process ends. Not copied; const
+/// How files are met in a scan.
+struct ScanOptions {
+  /// Also load what others than its owner may write to.
+  bool trust = false;
+  /// First look at each file in a child process, where there can be one (while this process has one
+  /// thread), so that a plugin that crashes or hangs in the scan is refused and no more.
+  bool probe = true;
+};
+
+/// The plugins found at run time. A library stays loaded until this and all that came from it are
+/// gone. A process has one at a time (a plugin's init() is called once). Not copied; const
 /// functions may be called from any thread.
 class Registry {
  public:
   /// Opens every *.so in `folders` (not below them). A file that is no plugin, is of another ABI
   /// major, throws, or lies is refused with a reason; the others still load. An id offered twice:
   /// the first found is used, the second refused (the same file found twice is not listed twice).
-  explicit Registry(const std::vector<std::filesystem::path>& folders);
+  explicit Registry(const std::vector<std::filesystem::path>& folders, ScanOptions options = {});
+  /// Of one file, whoever may write to it.
+  static std::unique_ptr<Registry> of_file(const std::filesystem::path& file);
   ~Registry();
   Registry(const Registry&) = delete;
   Registry& operator=(const Registry&) = delete;

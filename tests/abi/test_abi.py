@@ -1,7 +1,8 @@
 """The promise of sdk/ABI.md, held: headers that compile everywhere, and a layout that only grows.
 
-Run by ctest; needs gcc, and tests clang where it is installed.
+Run by ctest with AQ_BUILD (the build folder) set; needs gcc, and tests clang where it is installed.
 """
+import os
 import pathlib
 import re
 import shutil
@@ -11,6 +12,8 @@ import unittest
 
 import layout
 
+BUILD = pathlib.Path(os.environ["AQ_BUILD"])
+TERNARY = layout.ROOT / "tests/third_party/plugins/ternary.c"
 CLANG = next((c for c in ("clang", "clang-16") if shutil.which(c)), None)
 
 
@@ -52,6 +55,41 @@ class Headers(unittest.TestCase):
             header.write_text(header.read_text().replace("int32_t aq_status", "int32_t class"))
             self.assertNotEqual(self.compile("gcc", "c++", "c++17", "#include <aq/abi.h>", folder)
                                 .returncode, 0)
+
+
+class Versions(unittest.TestCase):
+    """A plugin of tomorrow's headers in today's host."""
+
+    def check(self, value):
+        """aq-check's lines of a plugin that fills a field, `later`, which this host does not have."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            shutil.copytree(layout.INCLUDE / "aq", folder / "aq")
+            for header, old, new in (
+                    ("aq/abi.h", "#define AQ_ABI_MINOR 0", "#define AQ_ABI_MINOR 1"),
+                    ("aq/quantizer.h", "} aq_format_desc;", "  int64_t later;\n} aq_format_desc;"),
+                    ("ternary.c", "  desc.n_packed = 3;",
+                     f"  desc.n_packed = 3;\n  desc.later = {value};")):
+                path = folder / header
+                text = (path if path.exists() else TERNARY).read_text()
+                self.assertEqual(text.count(old), 1, old)
+                path.write_text(text.replace(old, new))
+            subprocess.run(["gcc", "-std=c11", "-shared", "-fPIC", "-fvisibility=hidden", "-I", folder,
+                            folder / "ternary.c", "-o", folder / "ternary.so"], check=True)
+            done = subprocess.run([BUILD / "bin/aq-check", folder / "ternary.so"],
+                                  capture_output=True, text=True)
+            return done.returncode, done.stdout
+
+    def test_a_later_field_that_is_not_0_is_refused_by_a_sentence(self):
+        status, told = self.check(5)
+        self.assertEqual(status, 1, told)
+        self.assertRegex(told, r"BROKEN +format ternary: it can be made .*ternary\.so.*: describe: "
+                               "ternary: the host is older than this plugin needs")
+
+    def test_a_later_field_of_0_means_as_before(self):
+        status, told = self.check(0)
+        self.assertEqual(status, 0, told)
+        self.assertIn("entry is of this ABI", told)
 
 
 class Layout(unittest.TestCase):

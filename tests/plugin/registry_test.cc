@@ -10,6 +10,7 @@
 
 #include "plugin/said.h"
 #include "plugin/small_source.h"
+#include "temp_folder.h"
 
 namespace aqhost {
 namespace {
@@ -57,6 +58,8 @@ TEST_CASE("each bad file is refused with its reason, and the others load") {
       {"no-factory", "it offers neither models nor formats"},
       {"init-fails", "its init failed: eeeee eee"},
       {"init-throws", "its init failed: it let a C++ exception out, which the ABI forbids"},
+      {"init-crashes", "it crashed (Aborted) when it was looked at"},
+      {"init-exits", "it ended the process (status 3) when it was looked at"},
       {"get-factory-throws", "get_factory let an exception out: no factory for you"},
       {"no-probe", "its model factory lacks a function"},
       {"no-descriptor", "its model factory lacks a function"},
@@ -145,6 +148,34 @@ TEST_CASE("init comes first, deinit when the registry and all it made are gone")
   CHECK(log.text() == path + "\n");
   format.reset();
   CHECK(log.text() == path + "\ndeinit\n");
+}
+
+TEST_CASE("what others may write to is refused unless trusted") {
+  const TempFolder folder;
+  const fs::path file = folder / "counted.so";
+  fs::copy(kFixtures / "plugins-counted/counted.so", file);
+  const auto refused = [&](ScanOptions options = {}) {
+    const Registry registry({folder.path()}, options);
+    REQUIRE(registry.plugins().size() == 1);
+    return registry.plugins()[0].refused;
+  };
+  using fs::perms;
+  CHECK(refused() == "");
+  for (const perms others : {perms::group_write, perms::others_write}) {
+    fs::permissions(file, others, fs::perm_options::add);
+    CHECK(contains(refused(), file.string() + " may be written to by others (mode "));
+    CHECK(refused({.trust = true}) == "");
+    fs::permissions(file, others, fs::perm_options::remove);
+    fs::permissions(folder.path(), others, fs::perm_options::add);
+    CHECK(contains(refused(), folder.path().string() + " may be written to by others (mode "));
+    fs::permissions(folder.path(), others, fs::perm_options::remove);
+  }
+  // by whatever name it is reached
+  const TempFolder links;
+  fs::create_symlink(file, links / "link.so");
+  fs::permissions(file, perms::others_write, fs::perm_options::add);
+  const Registry registry({links.path()});
+  CHECK(contains(registry.plugins().at(0).refused, "may be written to by others"));
 }
 
 TEST_CASE("folders: the given ones, then AQ_PLUGIN_PATH, and a given one must be there") {

@@ -64,6 +64,7 @@ class Listing(WithFolder):
         self.assertEqual({p.stem for p in folder.glob("*.so")}, set(mine))
         good = dict(mine["newer-minor"])
         self.assertEqual(good.pop("path"), str(folder / "newer-minor.so"))
+        self.assertRegex(good.pop("sha256"), "^[0-9a-f]{64}$")
         self.assertEqual(good.pop("description"), "bytes \ufffd of no UTF-8")
         self.assertEqual(good, {"id": "newer-minor", "kind": "model", "name": "Name",
                                 "version": "2.3.4", "vendor": "Vendor", "abi": "1.999"})
@@ -112,14 +113,14 @@ class SearchOrder(WithFolder):
 
 
 class PlainC(WithFolder):
-    """tests/third_party/ternary: C11, built by each compiler there is, from the headers alone."""
+    """tests/third_party/plugins/ternary.c: C11, built by each compiler there is, from the headers alone."""
 
     def through_aqhost(self, compiler):
         plugins = self.work / "plugins"
         plugins.mkdir()
         self.ok(compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion",
                 "-Werror", "-fPIC", "-fvisibility=hidden", "-shared", "-I", ROOT / "sdk/include",
-                TESTS / "third_party/ternary/ternary.c", "-o", plugins / "ternary.so")
+                TESTS / "third_party/plugins/ternary.c", "-o", plugins / "ternary.so")
         recipe = self.work / "ternary.yaml"
         recipe.write_text("default:\n  wq: ternary\n  group_size: -1\n")
         loss = {}

@@ -9,18 +9,23 @@
 
 namespace aqhost {
 
-void add_plugin_option(po::options_description_easy_init& add) {
+void add_plugin_options(po::options_description_easy_init& add) {
   add("plugin-dir", po::value<std::vector<std::string>>()->composing(),
       "folder with plugins, may be repeated; looked at before AQ_PLUGIN_PATH and the installed "
-      "ones");
+      "ones")("trust-plugins", "also load plugins that others than their owner may write to");
 }
 
-std::unique_ptr<Registry> open_registry(const po::variables_map& options) {
+std::unique_ptr<Registry> scan_plugins(const po::variables_map& options) {
   std::vector<std::filesystem::path> given;
   if (options.contains("plugin-dir"))
     for (const auto& folder : options["plugin-dir"].as<std::vector<std::string>>())
       given.emplace_back(folder);
-  auto registry = std::make_unique<Registry>(plugin_search_path(given));
+  return std::make_unique<Registry>(plugin_search_path(given),
+                                    ScanOptions{.trust = options.contains("trust-plugins")});
+}
+
+std::unique_ptr<Registry> open_registry(const po::variables_map& options) {
+  auto registry = scan_plugins(options);
   for (const PluginInfo& plugin : registry->plugins())
     if (!plugin.refused.empty()) spdlog::warn("plugin {} refused: {}", plugin.path, plugin.refused);
   return registry;

@@ -23,8 +23,10 @@ struct Command {
 
 extern const Command kQuantize, kInspect, kPlan, kEval, kTokenize, kVerify, kPlugins;
 
-/// Adds --plugin-dir, and opens what is found under it and in the usual places.
-void add_plugin_option(po::options_description_easy_init& add);
+/// Adds --plugin-dir and --trust-plugins, and opens what is found there and in the usual places.
+void add_plugin_options(po::options_description_easy_init& add);
+std::unique_ptr<Registry> scan_plugins(const po::variables_map& options);
+/// scan_plugins(), with a warning of each that was refused.
 std::unique_ptr<Registry> open_registry(const po::variables_map& options);
 
 /// Adds --model (and --model-type).

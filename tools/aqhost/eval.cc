@@ -13,7 +13,7 @@ namespace {
 
 void add_options(po::options_description_easy_init add) {
   add_model_options(add);
-  add_plugin_option(add);
+  add_plugin_options(add);
   add("text", po::value<std::string>(),
       "text to predict: UTF-8, JSONL or ids, as --calib of quantize");
   add("window", po::value<int64_t>()->default_value(512), "tokens of a window");

@@ -13,7 +13,7 @@ namespace {
 
 void add_options(po::options_description_easy_init add) {
   add_model_options(add);
-  add_plugin_option(add);
+  add_plugin_options(add);
 }
 
 struct LayerKinds {

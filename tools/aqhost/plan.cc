@@ -15,7 +15,7 @@ namespace {
 
 void add_options(po::options_description_easy_init add) {
   add_model_options(add);
-  add_plugin_option(add);
+  add_plugin_options(add);
   add("config", po::value<std::string>(), "recipe in YAML or JSON; default: int4, group size 128");
   add_export_options(add);
 }

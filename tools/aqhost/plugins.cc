@@ -1,15 +1,33 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <optional>
 
 #include "base/error.h"
+#include "base/sha256.h"
 #include "command.h"
+#include "conformance/rules.h"
 #include "format_summary.h"
 
 namespace aqhost {
 namespace {
 
-void add_options(po::options_description_easy_init add) { add_plugin_option(add); }
+void add_options(po::options_description_easy_init add) {
+  add_plugin_options(add);
+  add("check", po::value<std::string>(), "try every rule of the SDK's headers on this plugin")(
+      "model", po::value<std::string>(),
+      "with --check: a checkpoint of the family, small or whole, to try an adapter on");
+}
+
+/// "" of a file that cannot be read.
+std::string hash_of(const PluginInfo& plugin) {
+  try {
+    return sha256_of(plugin.path);
+  } catch (const Error&) {
+    return "";
+  }
+}
 
 /// summarize() of a format with its defaults; a format that fails at it says how.
 Json summary_of(const Registry& registry, const std::string& id) {
@@ -28,8 +46,9 @@ void print(const Registry& registry) {
              "description and path");
   for (const PluginInfo& p : plugins)
     if (p.refused.empty()) {
-      fmt::print("{:<{}}  {:<9}  {:<8}  {:<4}  {}\n{:<{}}  {}\n", p.id, width, p.kind, p.version,
-                 p.abi, p.description, "", width + 27, p.path);
+      fmt::print("{:<{}}  {:<9}  {:<8}  {:<4}  {}\n{:<{}}  {}\n{:<{}}  sha256 {}\n", p.id, width,
+                 p.kind, p.version, p.abi, p.description, "", width + 27, p.path, "", width + 27,
+                 hash_of(p));
       if (p.kind != "quantizer") continue;
       const Json summary = summary_of(registry, p.id);
       fmt::print(
@@ -40,28 +59,48 @@ void print(const Registry& registry) {
     if (!p.refused.empty()) fmt::print("refused  {}\n         {}\n", p.path, p.refused);
 }
 
+const char* word(Verdict::Result result) {
+  return result == Verdict::Result::kHolds    ? "holds"
+         : result == Verdict::Result::kBroken ? "broken"
+                                              : "skipped";
+}
+
+void check(const po::variables_map& options) {
+  std::optional<std::filesystem::path> model;
+  if (options.contains("model")) model = required(options, "model");
+  const std::vector<Verdict> verdicts = check_plugin(required(options, "check"), model);
+  Json list = Json::array();
+  for (const Verdict& v : verdicts) {
+    list.push_back({{"subject", v.subject}, {"rule", v.rule}, {"result", word(v.result)}});
+    if (!v.detail.empty()) list.back()["detail"] = v.detail;
+    if (!wants_json(options)) fmt::print("{}\n", to_line(v));
+  }
+  if (wants_json(options))
+    fmt::print("{}\n", list.dump(-1, ' ', false, Json::error_handler_t::replace));
+  std::fflush(stdout);
+  if (!all_hold(verdicts)) fail("{} breaks a rule, see above", options["check"].as<std::string>());
+}
+
 void run(const po::variables_map& options) {
-  std::vector<std::filesystem::path> given;
-  if (options.contains("plugin-dir"))
-    for (const auto& folder : options["plugin-dir"].as<std::vector<std::string>>())
-      given.emplace_back(folder);
-  const auto folders = plugin_search_path(given);
-  const Registry registry(folders);
+  if (options.contains("check")) return check(options);
+  if (options.contains("model")) throw UsageError("--model goes with --check");
+  const auto registry = scan_plugins(options);
   if (!wants_json(options)) {
-    print(registry);
+    print(*registry);
     return;
   }
   Json list = Json::array();
-  for (const PluginInfo& p : registry.plugins()) {
+  for (const PluginInfo& p : registry->plugins()) {
     Json entry{{"path", p.path},       {"id", p.id},
                {"kind", p.kind},       {"name", p.name},
                {"version", p.version}, {"vendor", p.vendor},
-               {"abi", p.abi},         {"description", p.description}};
+               {"abi", p.abi},         {"description", p.description},
+               {"sha256", hash_of(p)}};
     if (!p.aliases.empty()) entry["aliases"] = p.aliases;
     if (!p.refused.empty())
       entry["refused"] = p.refused;
     else if (p.kind == "quantizer")
-      entry["format"] = summary_of(registry, p.id);
+      entry["format"] = summary_of(*registry, p.id);
     list.push_back(std::move(entry));
   }
   // what plugins say of themselves may be no UTF-8
@@ -71,6 +110,8 @@ void run(const po::variables_map& options) {
 }  // namespace
 
 const Command kPlugins{"plugins", "lists the plugins found, and what was refused and why",
-                       "  aqhost plugins [--plugin-dir DIR] [--json]", add_options, run};
+                       "  aqhost plugins [--plugin-dir DIR] [--json]\n"
+                       "  aqhost plugins --check FILE [--model DIR]",
+                       add_options, run};
 
 }  // namespace aqhost

@@ -14,7 +14,7 @@ namespace {
 
 void add_options(po::options_description_easy_init add) {
   add_model_options(add);
-  add_plugin_option(add);
+  add_plugin_options(add);
   add("config", po::value<std::string>(),
       "recipe in YAML or JSON (see configs/); default: int4, group size 128");
   add("calib", po::value<std::vector<std::string>>()->composing(),

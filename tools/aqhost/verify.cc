@@ -9,7 +9,7 @@ namespace {
 
 void add_options(po::options_description_easy_init add) {
   add("model", po::value<std::string>(), "folder of the quantized checkpoint");
-  add_plugin_option(add);
+  add_plugin_options(add);
 }
 
 void run(const po::variables_map& options) {

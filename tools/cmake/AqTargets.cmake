@@ -34,19 +34,12 @@ function(aq_core_library name)
   aq_compile_options(aqhost_${name})
 endfunction()
 
-# aq_plugin(NAME SOURCES ... [DIR models|formats]): a shared library that exports aq_plugin_entry
-# alone and sees the SDK alone.
+# aq_plugin(NAME SOURCES ...): a plugin of this project, made as everyone's is (aq_add_plugin).
+set(AQ_EXPORTS_MAP ${PROJECT_SOURCE_DIR}/sdk/exports.map)
+include(${PROJECT_SOURCE_DIR}/sdk/cmake/AqPlugin.cmake)
 function(aq_plugin name)
-  cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})
-  add_library(${name} MODULE ${ARG_SOURCES})
-  target_link_libraries(${name} PRIVATE aq_sdk)
-  set_target_properties(${name} PROPERTIES PREFIX ""
-    LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/plugins
-    C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
-  # without the version script g++ makes inline statics unique across plugins
-  target_link_options(${name} PRIVATE
-    LINKER:--version-script=${PROJECT_SOURCE_DIR}/sdk/exports.map LINKER:--no-undefined)
-  set_property(TARGET ${name} APPEND PROPERTY LINK_DEPENDS ${PROJECT_SOURCE_DIR}/sdk/exports.map)
+  aq_add_plugin(${name} ${ARGN})
+  set_target_properties(${name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/plugins)
   aq_compile_options(${name})
 endfunction()
 

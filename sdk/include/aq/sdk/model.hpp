@@ -154,8 +154,8 @@ struct ModelFactory {
 }  // namespace detail
 
 /// How sure a family may be of a config.json: 100 for its model_type; 90 where only `architectures`
-/// names it; 50 where neither is there, but every key of `has` and none of `lacks`; 0 otherwise.
-/// `why` gets the reason.
+/// names it; 50 where neither is there, but every key of `has` (at least one) and none of `lacks`;
+/// 0 otherwise. `why` gets the reason.
 inline int probe_config(const nlohmann::json& config, const std::string& model_type,
                         const std::string& architecture, std::initializer_list<const char*> has,
                         std::initializer_list<const char*> lacks, std::string& why) {
@@ -173,7 +173,7 @@ inline int probe_config(const nlohmann::json& config, const std::string& model_t
         why = "architectures has " + architecture;
         return 90;
       }
-  if (is_set("model_type") || is_set("architectures") ||
+  if (has.size() == 0 || is_set("model_type") || is_set("architectures") ||
       !std::all_of(has.begin(), has.end(), is_set) ||
       std::any_of(lacks.begin(), lacks.end(), is_set))
     return 0;

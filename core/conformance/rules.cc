@@ -1,0 +1,70 @@
+#include "conformance/rules.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/child.h"
+#include "conformance/subjects.h"
+
+namespace aqhost {
+namespace {
+
+constexpr int kSeconds = 60;
+constexpr char kHolds = 'h', kBroken = 'b', kSkipped = 's';
+
+/// What came of a rule: one of the letters above, and the detail.
+std::string try_rule(const Rules::Body& body) {
+  try {
+    body();
+    return std::string(1, kHolds);
+  } catch (const Skip& e) {
+    return kSkipped + std::string(e.what());
+  } catch (const std::exception& e) {
+    return kBroken + std::string(e.what());
+  } catch (...) {
+    return kBroken + std::string("an exception of unknown kind");
+  }
+}
+
+}  // namespace
+
+bool Rules::rule(const std::string& name, const Body& body) {
+  const ChildEnd end = run_in_child(kSeconds, [&] { return try_rule(body); });
+  Verdict verdict{subject_, name, Verdict::Result::kBroken, end.trouble(kSeconds)};
+  if (verdict.detail.empty()) {
+    verdict.detail = end.said.substr(1, end.said.size() - 2);
+    if (end.said[0] == kHolds) verdict.result = Verdict::Result::kHolds;
+    if (end.said[0] == kSkipped) verdict.result = Verdict::Result::kSkipped;
+  }
+  verdicts_.push_back(verdict);
+  return verdict.result == Verdict::Result::kHolds;
+}
+
+std::vector<Verdict> check_plugin(const std::filesystem::path& file,
+                                  const std::optional<std::filesystem::path>& model) {
+  for (const auto& path : {file, model.value_or(file)})
+    if (!std::filesystem::exists(path)) fail("{}: no such file or folder", path.string());
+  std::vector<Verdict> verdicts;
+  const bool loads = check_file(file, verdicts);
+  if (!loads) return verdicts;
+  const auto registry = Registry::of_file(file);
+  for (const std::string& id : registry->model_ids()) check_model(*registry, id, model, verdicts);
+  for (const std::string& id : registry->format_ids()) check_format(*registry, id, verdicts);
+  return verdicts;
+}
+
+bool all_hold(const std::vector<Verdict>& verdicts) {
+  return std::none_of(verdicts.begin(), verdicts.end(),
+                      [](const Verdict& v) { return v.result == Verdict::Result::kBroken; });
+}
+
+std::string to_line(const Verdict& v) {
+  const char* word = v.result == Verdict::Result::kHolds    ? "holds"
+                     : v.result == Verdict::Result::kBroken ? "BROKEN"
+                                                            : "skipped";
+  return fmt::format("{:<8} {}: {}{}{}", word, v.subject, v.rule, v.detail.empty() ? "" : ": ",
+                     v.detail);
+}
+
+}  // namespace aqhost

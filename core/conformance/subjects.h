@@ -1,0 +1,73 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "conformance/rules.h"
+#include "plugin/registry.h"
+
+namespace aqhost {
+
+// Each tries its rules and appends the verdicts.
+
+/// The file by itself: symbols, libraries, entry, descriptors. Whether it may be loaded.
+bool check_file(const std::filesystem::path& file, std::vector<Verdict>& verdicts);
+void check_model(const Registry& registry, const std::string& id,
+                 const std::optional<std::filesystem::path>& checkpoint,
+                 std::vector<Verdict>& verdicts);
+void check_format(const Registry& registry, const std::string& id, std::vector<Verdict>& verdicts);
+
+/// Error unless `holds`.
+template <typename... Args>
+void expect(bool holds, fmt::format_string<Args...> format, Args&&... args) {
+  if (!holds) fail(format, std::forward<Args>(args)...);
+}
+
+/// A call that must fail, with a message; returns the message.
+template <typename Function>
+std::string expect_refused(const char* what, Function function) {
+  aq_error error{};
+  const aq_status status = function(&error);
+  expect(status != AQ_OK, "{} was taken as right", what);
+  expect(error.message[0] != '\0', "{} was refused without a message", what);
+  return error.message;
+}
+
+/// Calls `describe` (aq_status(Struct*)) as a host does whose struct ends earlier or later than
+/// this one's: it never writes past what the host has, leaves a longer one's tail 0, and refuses
+/// rather than drop a field that is not 0.
+template <typename Struct, typename Describe>
+void check_growth(Describe describe) {
+  constexpr std::size_t kTail = 16;
+  constexpr unsigned char kCanary = 0xa5;
+  alignas(Struct) unsigned char bytes[sizeof(Struct) + 2 * kTail];
+  const auto call = [&](std::size_t size) {
+    std::memset(bytes, 0, sizeof bytes);
+    std::memset(bytes + size, kCanary, sizeof bytes - size);
+    const auto size32 = static_cast<uint32_t>(size);
+    std::memcpy(bytes, &size32, sizeof size32);
+    const aq_status status = describe(reinterpret_cast<Struct*>(bytes));
+    for (std::size_t i = size; i < sizeof bytes; i++)
+      expect(bytes[i] == kCanary, "it wrote past the {} bytes that the host has", size);
+    return status;
+  };
+  expect(call(sizeof(Struct)) == AQ_OK, "it failed");
+  const std::vector<unsigned char> whole(bytes, bytes + sizeof(Struct));
+  expect(call(sizeof(Struct) + kTail) == AQ_OK, "it failed in a host with a longer struct");
+  for (std::size_t i = sizeof(Struct); i < sizeof(Struct) + kTail; i++)
+    expect(bytes[i] == 0, "it wrote into a field that it does not know");
+  const auto last =
+      std::find_if(whole.rbegin(), whole.rend(), [](unsigned char b) { return b != 0; });
+  const auto used = static_cast<std::size_t>(whole.rend() - last);  // bytes up to the last not 0
+  if (used > 2 * sizeof(uint32_t))
+    expect(call(used - 1) != AQ_OK,
+           "it dropped a field that is not 0, for which an older host has no room");
+}
+
+}  // namespace aqhost

@@ -1,0 +1,230 @@
+"""Plugins of others, as others make them: from the install tree alone, from the template, and from
+the Debian package; checked by aq-check, used by aqhost, compared with transformers.
+
+Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes.
+"""
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+BUILD = pathlib.Path(os.environ["AQ_BUILD"])
+SOURCES = TESTS / "third_party/plugins"
+OLMOE = TESTS / "models/olmoe-tiny"
+try:
+    import torch
+    import transformers
+except ImportError:
+    torch = transformers = None
+
+
+def run(*command, **keywords):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, **keywords)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def build(source, prefix, folder, *options):
+    """Configures and builds with the SDK in `prefix`."""
+    run("cmake", "-S", source, "-B", folder, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *options)
+    run("cmake", "--build", folder)
+
+
+def setUpModule():
+    """One install tree for all."""
+    folder = tempfile.TemporaryDirectory()
+    unittest.addModuleCleanup(folder.cleanup)
+    Installed.work = pathlib.Path(folder.name)
+    Installed.prefix = Installed.work / "prefix"
+    run("cmake", "--install", BUILD, "--prefix", Installed.prefix)
+    Installed.aqhost = Installed.prefix / "bin/aqhost"
+    Installed.environment = {**os.environ, "CMAKE_PREFIX_PATH": str(Installed.prefix),
+                             "PATH": f"{Installed.prefix}/bin:{os.environ['PATH']}"}
+
+
+class Installed(unittest.TestCase):
+    """What setUpModule() made."""
+
+
+class InstallTree(Installed):
+    def test_it_has_what_it_should_and_nothing_of_the_core(self):
+        files = {str(p.relative_to(self.prefix)) for p in self.prefix.rglob("*") if p.is_file()}
+        for name in ("bin/aqhost", "bin/aq-check", "bin/aq-new-plugin", "include/aq/abi.h",
+                     "include/aq/ext/block_forward.h", "include/aq/sdk/format.hpp",
+                     "lib/aqhost/plugins/olmoe.so", "lib/cmake/aqsdk/aqsdkConfig.cmake",
+                     "share/aqsdk/template/model/CMakeLists.txt"):
+            self.assertIn(name, files)
+        for name in files:
+            self.assertRegex(name, r"^(bin|include/aq|lib/aqhost/plugins|lib/cmake/aqsdk|share)/")
+
+    def test_the_installed_aqhost_finds_its_plugins(self):
+        listed = {p["id"]: p for p in json.loads(run(self.aqhost, "plugins", "--json"))}
+        self.assertEqual(pathlib.Path(listed["olmoe"]["path"]).resolve(),
+                         (self.prefix / "lib/aqhost/plugins/olmoe.so").resolve())
+        self.assertRegex(listed["olmoe"]["sha256"], "^[0-9a-f]{64}$")
+        expected = run("sha256sum", self.prefix / "lib/aqhost/plugins/olmoe.so").split()[0]
+        self.assertEqual(listed["olmoe"]["sha256"], expected)
+
+    def test_aq_check_needs_no_libtorch(self):
+        self.assertNotRegex(run("readelf", "-d", self.prefix / "bin/aq-check"), "torch|c10")
+
+    @unittest.skipUnless(shutil.which("dpkg-deb"), "dpkg-deb is not installed")
+    def test_the_debian_package_of_the_sdk_builds_a_plugin(self):
+        run("cpack", "--config", BUILD / "CPackConfig.cmake", "-G", "DEB", "-B", self.work / "deb",
+            "-D", "CPACK_COMPONENTS_ALL=sdk", cwd=BUILD)
+        packages = list((self.work / "deb").glob("*.deb"))
+        self.assertEqual([p.name.split("_")[0] for p in packages], ["aqhost-sdk"])
+        self.assertIn("nlohmann-json3-dev", run("dpkg-deb", "-f", packages[0], "Depends"))
+        run("dpkg-deb", "-x", packages[0], self.work / "root")
+        prefix = self.work / "root/usr"
+        run(prefix / "bin/aq-new-plugin", "quantizer", "from_deb", self.work / "from_deb")
+        build(self.work / "from_deb", prefix, self.work / "from_deb/build")
+        run("ctest", "--test-dir", self.work / "from_deb/build")
+
+
+class Template(Installed):
+    def refused(self, message, *arguments):
+        done = subprocess.run([self.prefix / "bin/aq-new-plugin", *arguments], capture_output=True,
+                              text=True)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn(message, done.stderr)
+
+    def test_wrong_arguments_are_said(self):
+        self.refused("usage:")
+        self.refused('"format" is neither', "format", "x", self.work / "x")
+        self.refused('name "No-Good" is not', "model", "No-Good", self.work / "x")
+        self.refused("is there already", "model", "x", self.work)
+
+    def test_names_go_everywhere(self):
+        run(self.prefix / "bin/aq-new-plugin", "model", "odd_name2", self.work / "odd")
+        text = "".join(p.read_text() for p in (self.work / "odd").iterdir())
+        self.assertNotRegex(text.lower(), "template_?name")
+        self.assertIn("class OddName2", text)
+
+
+class Documentation(Installed):
+    """Every block of code in the SDK's pages is compiled or run."""
+
+    def blocks(self, page, language):
+        text = (TESTS.parent / "sdk" / page).read_text()
+        found = re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.S | re.M)
+        self.assertTrue(found, f"{page} has no {language}")
+        return found
+
+    def test_no_block_is_of_a_language_that_is_not_tested(self):
+        for page in (TESTS.parent / "sdk").glob("*.md"):
+            languages = re.findall(r"^```(\w*)$", page.read_text(), flags=re.M)[::2]
+            self.assertLessEqual(set(languages), {"sh", "cpp", "cmake"}, page.name)
+
+    def test_the_ten_minutes_of_the_readme(self):
+        folder = self.work / "readme"
+        folder.mkdir()
+        printed = ""
+        for block in self.blocks("README.md", "sh"):
+            printed += run("bash", "-euc", block, cwd=folder, env=self.environment)
+        self.assertIn("nf3", printed)
+        self.assertEqual(printed.count("100% tests passed"), 2)
+        self.assertIn("family", printed)
+        # the project file on the page is the template's, in short
+        [cmake] = self.blocks("README.md", "cmake")
+        (folder / "nf3/CMakeLists.txt").write_text(cmake)
+        build(folder / "nf3", self.prefix, folder / "nf3/again")
+        run("ctest", "--test-dir", folder / "nf3/again")
+
+    def test_the_plugins_of_the_guides(self):
+        for page, name in (("FORMATS.md", "levels"), ("MODELS.md", "my_moe")):
+            [code] = self.blocks(page, "cpp")
+            folder = self.work / name
+            folder.mkdir()
+            (folder / f"{name}.cc").write_text(code)
+            (folder / "CMakeLists.txt").write_text(
+                f"cmake_minimum_required(VERSION 3.25)\nproject({name} LANGUAGES CXX)\n"
+                f"find_package(aqsdk REQUIRED)\naq_add_plugin({name} SOURCES {name}.cc)\n")
+            build(folder, self.prefix, folder / "build")
+            told = run(self.prefix / "bin/aq-check", folder / f"build/{name}.so")
+            self.assertIn(f"{'format' if name == 'levels' else 'model'} {name}: ", told)
+
+
+class Plugins(Installed):
+    @classmethod
+    def setUpClass(cls):
+        cls.plugins = cls.work / "build"
+        build(SOURCES, cls.prefix, cls.plugins)
+
+    def check(self, name, *options):
+        lines = run(self.prefix / "bin/aq-check", self.plugins / f"{name}.so", *options).splitlines()
+        self.assertGreater(len(lines), 12)
+        return [l for l in lines if not l.startswith("holds")]
+
+    def test_a_format_in_c_holds_to_every_rule(self):
+        self.assertEqual(len(self.check("ternary")), 1)  # it has nothing described to compare
+        needed = run("readelf", "-d", self.plugins / "ternary.so")
+        self.assertNotIn("libstdc++", needed)
+
+    def test_the_broken_rule_and_the_exit_status(self):
+        bad = BUILD / "tests/plugins-bad/names-null.so"
+        for command in ([self.prefix / "bin/aq-check", bad], [self.aqhost, "plugins", "--check", bad]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stdout, "BROKEN +file: what it offers is described")
+        usage = subprocess.run([self.prefix / "bin/aq-check"], capture_output=True, text=True)
+        self.assertEqual(usage.returncode, 2)
+        told = json.loads(run(self.aqhost, "plugins", "--check", self.plugins / "ternary.so", "--json"))
+        self.assertEqual({v["result"] for v in told}, {"holds", "skipped"})
+
+    def quantize(self, wq, algorithm):
+        recipe = self.work / f"{wq}.yaml"
+        recipe.write_text(f"default: {{wq: {wq}}}\n")
+        out = self.work / f"{wq}-{algorithm}"
+        run(self.aqhost, "--plugin-dir", self.plugins, "--model", OLMOE, "--config", recipe,
+            "--algorithm", algorithm, "--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 4,
+            "--seqlen", 128, "--save", out)
+        run(self.aqhost, "verify", "--plugin-dir", self.plugins, "--model", out)
+        return json.loads((out / "quantization_report.json").read_text())
+
+    def test_a_codebook_of_vectors_goes_through_rounding_and_gptq(self):
+        self.assertEqual(len(self.check("codebook")), 1)
+        rtn, gptq = (self.quantize("codebook", a) for a in ("rtn", "gptq"))
+        name = "model.layers.1.self_attn.q_proj"
+        self.assertLess(gptq["modules"][name]["loss"], gptq["modules"][name]["rtn_loss"])
+        self.assertEqual(rtn["modules"][name]["format"], "codebook")
+
+    @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
+    def test_qwen3_moe_gives_the_logits_of_transformers(self):
+        torch.manual_seed(0)
+        config = transformers.Qwen3MoeConfig(
+            vocab_size=96, hidden_size=48, intermediate_size=40, moe_intermediate_size=24,
+            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+            num_experts=6, num_experts_per_tok=2, norm_topk_prob=True, mlp_only_layers=[1],
+            max_position_embeddings=256, tie_word_embeddings=False)
+        self.agrees(transformers.Qwen3MoeForCausalLM(config), "qwen3_moe")
+
+    def agrees(self, model, plugin):
+        """A small random model of transformers: checked, and run by both."""
+        model = model.float().eval()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():  # no norm of only ones
+                weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.1) +
+                             (1 if weight.dim() == 1 and "norm" in name else 0))
+        folder = self.work / f"{plugin}-model"
+        model.save_pretrained(folder)
+        self.assertEqual(self.check(plugin, "--model", folder), [])
+        ids = torch.arange(1, 65) * 37 % 96
+        (self.work / "ids.txt").write_text(" ".join(map(str, ids.tolist())))
+        out = self.work / f"{plugin}-dump"
+        run(BUILD / "bin/interop_dump", self.plugins, folder, self.work / "ids.txt", out)
+        from safetensors.torch import load_file
+        ours = load_file(out / "model.safetensors")["logits"]
+        with torch.no_grad():
+            theirs = model(ids[None]).logits[0]
+        self.assertLess(((ours - theirs).norm() / theirs.norm()).item(), 1e-4)
+
+
+if __name__ == "__main__":
+    unittest.main()
