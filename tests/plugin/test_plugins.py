@@ -55,6 +55,17 @@ class Exports(WithFolder):
                 self.assertNotIn("TEXTREL", needed)
 
 
+class Rules(WithFolder):
+    def test_every_plugin_holds_to_every_rule(self):
+        for plugin in sorted((BUILD / "plugins").glob("*.so")):
+            model = TESTS / "models" / (plugin.stem.replace("_", "-") + "-tiny")
+            with self.subTest(plugin.name):
+                lines = self.ok(BUILD / "bin/aq-check", plugin,
+                                *(["--model", model] if model.exists() else [])).splitlines()
+                self.assertGreater(len(lines), 14)
+                self.assertEqual([l for l in lines if not l.startswith("holds ")], [])
+
+
 class Listing(WithFolder):
     def test_json_says_what_was_found_and_what_was_refused_and_why(self):
         folder = BUILD / "tests/plugins-bad"
