@@ -16,11 +16,6 @@ at::Tensor window_mask(int64_t tokens, int64_t window) {
 Attention::Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
                      at::ScalarType dtype)
     : desc_(model.attention(layer, seq_len)), seq_len_(seq_len) {
-  if (desc_.kind != AQ_ATTN_STANDARD)
-    fail(
-        "model \"{}\", layer {}: attention that only the adapter knows (block-forward) is not "
-        "supported by this aqhost",
-        model.id(), layer);
   if (desc_.qk_norm != AQ_QK_NORM_NONE) {
     const bool full = desc_.qk_norm == AQ_QK_NORM_FULL;
     const int64_t q = full ? int64_t{desc_.n_heads} * desc_.head_dim : desc_.head_dim;

@@ -30,8 +30,11 @@ Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t se
       dtype_(dtype),
       attention_norm_(source, model, key_of(layer, AQ_ROLE_ATTN_NORM), model.desc().hidden_size,
                       dtype),
-      ffn_norm_(source, model, key_of(layer, AQ_ROLE_FFN_NORM), model.desc().hidden_size, dtype),
-      attention_(source, model, layer, seq_len, dtype) {
+      ffn_norm_(source, model, key_of(layer, AQ_ROLE_FFN_NORM), model.desc().hidden_size, dtype) {
+  if (model.attention(layer, seq_len).kind == AQ_ATTN_CUSTOM)
+    custom_.emplace(source, model, layer);
+  else
+    attention_.emplace(source, model, layer, seq_len, dtype);
   const FfnDesc& ffn = model.ffn(layer);
   if (ffn.kind == AQ_FFN_CUSTOM)
     fail(
@@ -77,11 +80,19 @@ const Linear& Layer::linear(int32_t role, int32_t expert) const {
 at::Tensor Layer::attention_input(const at::Tensor& x) const { return attention_norm_(x); }
 
 at::Tensor Layer::attention_context(const at::Tensor& a) const {
-  return attention_(linear(AQ_ROLE_ATTN_Q)(a), linear(AQ_ROLE_ATTN_K)(a),
-                    linear(AQ_ROLE_ATTN_V)(a));
+  return (*attention_)(linear(AQ_ROLE_ATTN_Q)(a), linear(AQ_ROLE_ATTN_K)(a),
+                       linear(AQ_ROLE_ATTN_V)(a));
 }
 
 at::Tensor Layer::attention_output(const at::Tensor& c) const { return linear(AQ_ROLE_ATTN_O)(c); }
+
+at::Tensor Layer::attention(const at::Tensor& a, const LinearTap& tap) const {
+  if (!custom_) return attention_output(attention_context(a));
+  const auto find = [this](const Module& m) -> const Linear& {
+    return linear(m.key.role, m.key.expert);
+  };
+  return (*custom_)(a, find, tap);
+}
 
 at::Tensor Layer::ffn_input(const at::Tensor& x) const { return ffn_norm_(x); }
 
@@ -144,7 +155,7 @@ at::Tensor Layer::ffn(const at::Tensor& f) const {
 }
 
 at::Tensor Layer::forward(const at::Tensor& x) const {
-  const at::Tensor y = x + attention_output(attention_context(attention_input(x)));
+  const at::Tensor y = x + attention(attention_input(x));
   const at::Tensor f = ffn_input(y).flatten(0, 1);
   return y + ffn(f).view_as(y);
 }

@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "checkpoint/source.h"
 #include "forward/attention.h"
+#include "forward/custom_attention.h"
 #include "forward/linear.h"
 #include "forward/norm.h"
 #include "forward/routing.h"
@@ -36,6 +38,7 @@ struct GluWeights {
 ///   h = ffn_hidden(expert, f[rows])   input of down
 ///   y = ffn_output(expert, h)
 ///
+/// Attention that only the adapter knows is one step, attention(), between a and x.
 /// `expert` is 0.., AQ_EXPERT_NONE (dense FFN) or AQ_EXPERT_SHARED. forward() and ffn() are these
 /// steps in a row. Shapes: x, a, c [batch, tokens, features]; f, h, y [N, features]. All but x,
 /// which may be of any float type, are of the layer's; its routers are always in float32. Const
@@ -49,6 +52,10 @@ class Layer {
   at::Tensor attention_input(const at::Tensor& x) const;
   at::Tensor attention_context(const at::Tensor& a) const;
   at::Tensor attention_output(const at::Tensor& c) const;
+  /// a to what is added to x; `tap` sees the inputs of custom attention's linear maps.
+  at::Tensor attention(const at::Tensor& a, const LinearTap& tap = nullptr) const;
+  /// Whether attention is one step: the three above that have a c are not to be called then.
+  bool has_custom_attention() const { return custom_.has_value(); }
   at::Tensor ffn_input(const at::Tensor& x) const;
 
   /// MoE layers only.
@@ -89,7 +96,8 @@ class Layer {
   int32_t index_;
   at::ScalarType dtype_;
   Norm attention_norm_, ffn_norm_;
-  Attention attention_;
+  std::optional<Attention> attention_;  // one of these two
+  std::optional<CustomAttention> custom_;
   std::map<int32_t, at::Tensor> experts_;                  // role -> [n_experts, out, in]
   std::map<std::pair<int32_t, int32_t>, Linear> linears_;  // (role, expert)
   at::Tensor router_bias_;                                 // [n_experts] or undefined

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <tuple>
 
+#include "base/error.h"
 #include "base/interrupt.h"
 #include "tensor/tensor.h"
 
@@ -27,6 +29,11 @@ int64_t windows_per_batch(const at::Tensor& x) {
 }
 
 at::Tensor rows_of(const at::Tensor& x) { return x.flatten(0, 1); }
+
+bool is_attention(const Module& m) {
+  return m.key.expert == AQ_EXPERT_NONE &&
+         (m.key.role < AQ_ROLE_FFN_NORM || m.key.role >= AQ_ROLE_CUSTOM);
+}
 
 /// s = c^p of each token; undefined (1) for p = 0.
 at::Tensor to_power(const at::Tensor& weights, double power) {
@@ -148,6 +155,7 @@ void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
 }
 
 void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
+  if (layer_.has_custom_attention()) return custom_attention(x, original);
   const int64_t step = windows_per_batch(x);
   const auto add_output = [&](at::Tensor& states, std::vector<at::Tensor>& contexts) {
     std::size_t next = 0;
@@ -190,6 +198,45 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   if (original.defined()) add_output(original, contexts_before);
   if (inner) solve_one(o, *inner);
   add_output(x, contexts);
+}
+
+/// Of attention that only the adapter knows: each stage's inputs are recorded while it runs. They
+/// are not held against the original's.
+void LayerQuantizer::custom_attention(at::Tensor& x, at::Tensor& original) {
+  const auto add_output = [&](at::Tensor& states) {
+    for_batches(states.size(0), windows_per_batch(states), [&](int64_t begin, int64_t count) {
+      at::Tensor batch = states.narrow(0, begin, count);
+      batch.add_(layer_.attention(layer_.attention_input(batch)));
+    });
+  };
+  if (original.defined()) add_output(original);
+  std::set<int32_t> stages;
+  for (const auto& [key, m] : modules_)
+    if (is_attention(*m->module)) stages.insert(m->module->stage);
+  for (const int32_t stage : stages) quantize_stage(x, stage);
+  add_output(x);
+}
+
+void LayerQuantizer::quantize_stage(const at::Tensor& x, int32_t stage) {
+  std::map<int32_t, std::vector<const PlannedModule*>> groups;
+  for (const auto& [key, m] : modules_)
+    if (is_attention(*m->module) && m->module->stage == stage)
+      groups[m->module->input_group].push_back(m);
+  std::map<int32_t, Hessian> hessians;
+  const auto tap = [&](const Module& module, const at::Tensor& input) {
+    const auto group = groups.find(module.input_group);
+    if (group == groups.end() || group->second.front()->module != &module) return;
+    hessians.try_emplace(module.input_group, module.in_features).first->second.add(input, {});
+  };
+  for_batches(x.size(0), windows_per_batch(x), [&](int64_t begin, int64_t count) {
+    layer_.attention(layer_.attention_input(x.narrow(0, begin, count)), tap);
+  });
+  for (auto& [group, modules] : groups) {
+    const auto hessian = hessians.find(group);
+    if (hessian == hessians.end())
+      fail("{} was never applied by the adapter's attention", modules.front()->module->name);
+    solve_one(modules, hessian->second);
+  }
 }
 
 /// One batch of tokens; `original` has the first of them, or is undefined.

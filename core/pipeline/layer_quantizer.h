@@ -79,6 +79,8 @@ class LayerQuantizer {
   };
 
   void attention(at::Tensor& x, at::Tensor& original);
+  void custom_attention(at::Tensor& x, at::Tensor& original);
+  void quantize_stage(const at::Tensor& x, int32_t stage);
   void ffn(Stream now, Stream was);
   void dense_ffn(int32_t expert, const Stream& now, const Stream& was);
   void routed_experts(const std::vector<ExpertTokens>& routed_before, const Stream& now,

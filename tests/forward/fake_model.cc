@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include <algorithm>
+#include <aq/sdk/block_forward.hpp>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -136,11 +137,40 @@ std::unique_ptr<const Model> FakeModel::open() {
   raw_.module_count = [](const aq_model* self) {
     return static_cast<uint32_t>(fake(self).matrices_.size());
   };
+  raw_.get_extension = [](const aq_model* self, const char* id) -> const void* {
+    return std::string_view(id) == AQ_EXT_BLOCK_FORWARD ? fake(self).block_forward : nullptr;
+  };
   raw_.get_module = get_module;
   raw_.find_ref = find_ref;
   raw_.find_key = find_key;
   raw_.route = route;
   return std::make_unique<const Model>(&raw_, "fake", "fake.so", source());
+}
+
+void FakeModel::wire_attention() {
+  static constexpr aq_block_forward kWired{sizeof(aq_block_forward), 0, attend, nullptr};
+  attention.kind = AQ_ATTN_CUSTOM;
+  block_forward = &kWired;
+}
+
+aq_status FakeModel::attend(const aq_model* self, const aq_forward_args* args, aq_error* err) {
+  return aq::guard(err, [&] {
+    const aq_attention_desc& a = fake(self).attention;
+    const aq::ForwardCall call(args, fake(self).desc.hidden_size);
+    const auto module = [&](int32_t role) {
+      const auto& all = fake(self).matrices_;
+      const auto it =
+          std::find_if(all.begin(), all.end(), [&](const Matrix& m) { return m.key.role == role; });
+      return static_cast<uint32_t>(it - all.begin());
+    };
+    const int64_t q_size = a.n_heads * a.head_dim, kv_size = a.n_kv_heads * a.head_dim;
+    const aq::Rows q = call.linear(module(AQ_ROLE_ATTN_Q), call.x(), q_size),
+                   k = call.linear(module(AQ_ROLE_ATTN_K), call.x(), kv_size),
+                   v = call.linear(module(AQ_ROLE_ATTN_V), call.x(), kv_size);
+    const float scale = 1 / std::sqrt(static_cast<float>(a.head_dim));
+    const aq::Rows context = call.attend(q, k, v, a.n_heads, a.n_kv_heads, scale);
+    call.linear(module(AQ_ROLE_ATTN_O), context, call.y());
+  });
 }
 
 aq_status FakeModel::get_module(const aq_model* self, uint32_t i, aq_module* out, aq_error*) {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <aq/model.h>
+#include <aq/ext/block_forward.h>
 
 #include <map>
 #include <memory>
@@ -24,6 +24,8 @@ struct FakeModel {
   aq_ffn_desc ffn{};
   bool attention_biases = false, expert_biases = false, head_bias = false, router_bias = false;
 
+  const aq_block_forward* block_forward = nullptr;  // given as an extension
+
   std::map<std::string, at::Tensor> tensors;  // filled by open()
 
   /// Tensors by role; the name is "role.expert.part", with "top." before those outside the layer.
@@ -34,6 +36,9 @@ struct FakeModel {
   /// Makes the tensors and the adapter; this must outlive the result. Call once.
   std::unique_ptr<const Model> open();
   MemorySource source() const { return MemorySource(tensors); }
+
+  /// Attention without RoPE, clipping and norms, wired by the adapter itself.
+  void wire_attention();
 
  private:
   struct Matrix {
@@ -50,6 +55,7 @@ struct FakeModel {
   void add_norm(int32_t role, int64_t size, int32_t layer);
 
   static aq_status route(const aq_model* self, const aq_route_args* args, aq_error* err);
+  static aq_status attend(const aq_model* self, const aq_forward_args* args, aq_error* err);
   static aq_status get_module(const aq_model* self, uint32_t i, aq_module* out, aq_error* err);
   static aq_status find_ref(const aq_model* self, const aq_tensor_key* key, aq_tensor_ref* out,
                             aq_error* err);

@@ -197,19 +197,77 @@ TEST_CASE("a weight that was set is the one that is used") {
   }
 }
 
-TEST_CASE("what only block-forward can run is refused by name") {
+TEST_CASE("an FFN, and attention without block-forward, that only the adapter knows are refused") {
   FakeModel attention, ffn;
   attention.attention.kind = AQ_ATTN_CUSTOM;
   ffn.ffn.kind = AQ_FFN_CUSTOM;
   const auto attention_model = attention.open(), ffn_model = ffn.open();
   CHECK_THROWS_WITH_AS(Layer(attention.source(), *attention_model, 0, kTokens),
-                       "model \"fake\", layer 0: attention that only the adapter knows "
-                       "(block-forward) is not supported by this aqhost",
+                       "model \"fake\", layer 0: attention that only the adapter knows, but it has "
+                       "no extension aq.model.block-forward/1 that runs it",
                        Error);
   CHECK_THROWS_WITH_AS(Layer(ffn.source(), *ffn_model, 0, kTokens),
                        "model \"fake\", layer 0: an FFN that only the adapter knows "
                        "(block-forward) is not supported by this aqhost",
                        Error);
+}
+
+TEST_CASE("attention wired by the adapter gives what the host's own gives, and shows its inputs") {
+  FakeModel described, wired;
+  for (FakeModel* m : {&described, &wired}) {
+    m->attention.rope_dim = 0;
+    m->attention.n_kv_heads = 2;
+    m->attention_biases = true;
+  }
+  wired.wire_attention();
+  const at::Tensor expected = run(described);
+  const auto model = wired.open();
+  const Layer layer(wired.source(), *model, 0, kTokens);
+  CHECK(distance(layer.forward(input(wired)), expected) < kTolerance);
+
+  const at::Tensor a = layer.attention_input(input(wired));
+  std::vector<std::string> seen;
+  layer.attention(a, [&](const Module& module, const at::Tensor& x) {
+    seen.push_back(fmt::format("{} {}", module.key.role, x.size(0)));
+    if (module.key.role != AQ_ROLE_ATTN_O) CHECK(at::equal(x, a.flatten(0, 1)));
+  });
+  CHECK(seen == std::vector<std::string>{"17 22", "18 22", "19 22", "20 22"});
+}
+
+TEST_CASE("what an adapter's attention does wrong is said, and no output is taken for granted") {
+  const auto said = [](decltype(aq_block_forward::attention) attention) {
+    FakeModel fake;
+    fake.wire_attention();
+    const aq_block_forward table{sizeof table, 0, attention, nullptr};
+    fake.block_forward = &table;
+    try {
+      run(fake);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("nothing");
+  };
+  CHECK(said([](const aq_model*, const aq_forward_args*, aq_error*) { return aq_status{AQ_OK}; }) ==
+        "model \"fake\", layer 0: attention left its output unfilled, or not finite");
+  CHECK(said([](const aq_model*, const aq_forward_args* args, aq_error* err) {
+          return args->ctx->linear(args->ctx, 99, args->x, args->y, err);
+        }) == "model \"fake\", layer 0: attention: linear: module 99 is not one of layer 0");
+  CHECK(said([](const aq_model*, const aq_forward_args* args, aq_error* err) {
+          return args->ctx->linear(args->ctx, 0, args->x, args->y, err);
+        }) == "model \"fake\", layer 0: attention: linear: y is [22, 24], expected [22, 32]");
+  CHECK(
+      said([](const aq_model*, const aq_forward_args* args, aq_error* err) {
+        const aq_tensor_key key{0, AQ_ROLE_CUSTOM, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
+        DLTensor out;
+        return args->ctx->tensor(args->ctx, &key, &out, err);
+      }) ==
+      "model \"fake\", layer 0: attention: tensor: layer 0 has none of role 4096, expert -1, part "
+      "0");
+  CHECK(said([](const aq_model*, const aq_forward_args* args, aq_error* err) {
+          return args->ctx->attend(args->ctx, args->x, args->x, args->x, 1, args->y, err);
+        }) ==
+        "model \"fake\", layer 0: attention: attend: q is no float32 tensor of 3 dimensions on the "
+        "CPU");
 }
 
 /// Logits of random hidden states against the reference; `head` [vocab, hidden].

@@ -12,10 +12,15 @@
 namespace aqhost {
 namespace {
 
+/// kPlain: without RoPE; kWired: the same, by block-forward.
+enum class AttentionOf { kRope, kPlain, kWired };
+
 /// A layer of the fake model with experts (and gated shared ones), what it is to be quantized to,
 /// and what came out.
 struct Run {
-  explicit Run(int32_t experts = 6) {
+  explicit Run(int32_t experts = 6, AttentionOf attention = AttentionOf::kRope) {
+    if (attention != AttentionOf::kRope) fake.attention.rope_dim = 0;
+    if (attention == AttentionOf::kWired) fake.wire_attention();
     fake.ffn.n_experts = experts;
     fake.ffn.shared_size = 12;
     fake.ffn.shared_gated = 1;
@@ -177,6 +182,31 @@ TEST_CASE("the original's hidden states leave the layer as the original layer gi
   CHECK(((run.original_after - expected).norm() / expected.norm()).item<double>() < 1e-5);
   const at::Tensor quantized = run.layer->forward(x);
   CHECK(((run.after - quantized).norm() / quantized.norm()).item<double>() < 1e-5);
+}
+
+TEST_CASE("attention that the adapter wires is quantized as the host's own") {
+  const at::Tensor x = hidden_states(6, 40, 7);
+  const auto roles = {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O};
+  Run described(6, AttentionOf::kPlain), wired(6, AttentionOf::kWired);
+  for (Run* run : {&described, &wired}) {
+    for (const int32_t role : roles) run->plan_role(role, "gptq", 1);
+    run->run(x.clone());
+  }
+  for (const int32_t role : roles) {
+    const auto key = std::pair(role, int32_t{AQ_EXPERT_NONE});
+    const ModuleResult &a = described.results.at(key), &b = wired.results.at(key);
+    CHECK(b.tokens == 240);
+    CHECK(b.loss < b.rtn_loss);
+    CHECK(b.loss == doctest::Approx(a.loss).epsilon(1e-3));
+  }
+  CHECK(((wired.after - described.after).norm() / described.after.norm()).item<double>() < 1e-2);
+
+  Run with_original(6, AttentionOf::kWired);
+  for (const int32_t role : roles) with_original.plan_role(role, "gptq", 1);
+  with_original.run(x.clone(), x.clone());
+  const MemorySource source = with_original.fake.source();
+  const at::Tensor expected = Layer(source, *with_original.model, 0, 40).forward(x);
+  CHECK(((with_original.original_after - expected).norm() / expected.norm()).item<double>() < 1e-5);
 }
 
 TEST_CASE("a layer makes up for what the layers before did to its input") {

@@ -108,7 +108,8 @@ inline std::vector<NameRow> hf_names(const std::vector<NameRow>& family) {
 inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
                                                 std::vector<LayerDesc> layers, double default_theta,
                                                 const std::vector<NameRow>& names,
-                                                const Checkpoint& checkpoint) {
+                                                const Checkpoint& checkpoint,
+                                                const Stacking& stacking = {}) {
   hf_fixed(config, {{"mlp_bias", false},
                     {"use_qk_norm", false},
                     {"partial_rotary_factor", 1},
@@ -127,7 +128,7 @@ inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
   }
   return std::make_unique<DecoderModel>(
       hf_model_desc(config), std::move(layers),
-      [rope](int64_t seq_len) { return rope->inv_freq(seq_len); }, names, checkpoint);
+      [rope](int64_t seq_len) { return rope->inv_freq(seq_len); }, names, checkpoint, stacking);
 }
 
 }  // namespace aq

@@ -10,6 +10,7 @@
 #include <aq/sdk/router.hpp>
 #include <aq/sdk/tensor.hpp>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -182,11 +183,28 @@ inline int probe_config(const nlohmann::json& config, const std::string& model_t
   return 50;
 }
 
+/// A linear map of attention that only the adapter knows. `role` is AQ_ROLE_ATTN_* or, from
+/// AQ_ROLE_CUSTOM on, one of its own with a row in the table of names (the tensor's whole name).
+struct CustomLinear {
+  int32_t role;
+  const char* label;
+  int64_t out_features, in_features;
+  int32_t stage, input_group;  // see aq_module
+};
+
 /// One layer of a DecoderModel. rope_inv_freq is filled in from `rope` when asked for.
 struct LayerDesc {
   aq_attention_desc attention{};
   aq_ffn_desc ffn{};
-  bool qkv_bias = false, out_bias = false;
+  bool qkv_bias = false, out_bias = false, router_bias = false;
+  std::vector<CustomLinear> attention_linears{};  // of AQ_ATTN_CUSTOM, by stage
+};
+
+/// How a tensor that holds a matrix of every expert lies.
+struct Stacking {
+  bool transposed = false;   // [experts, in, out] instead of [experts, out, in]
+  bool interleaved = false;  // gate and up rows in turn, instead of all gate rows first
+  bool biases = false;       // each has a vector of every expert, named with "_bias" behind
 };
 
 /// A decoder of standard blocks, wholly described: modules, their stages and shared inputs, names
@@ -201,9 +219,11 @@ class DecoderModel : public ModelAdapter {
   using InvFreq = std::function<const float*(int64_t seq_len)>;
 
   DecoderModel(const aq_model_desc& desc, std::vector<LayerDesc> layers, InvFreq inv_freq,
-               const std::vector<NameRow>& names, const Checkpoint& checkpoint)
+               const std::vector<NameRow>& names, const Checkpoint& checkpoint,
+               const Stacking& stacking = {})
       : desc_(desc),
         layers_(std::move(layers)),
+        stacking_(stacking),
         inv_freq_(std::move(inv_freq)),
         module_names_(with_parts(names)),
         names_(with_parts(stored_rows(names, checkpoint))) {
@@ -221,6 +241,14 @@ class DecoderModel : public ModelAdapter {
   }
   aq_ffn_desc describe_ffn(int32_t layer) const override { return at(layer).ffn; }
   uint32_t module_count() const override { return static_cast<uint32_t>(modules_.size()); }
+  /// Of the module of a layer's role that is no expert's: what aq_forward_ctx.linear() takes.
+  uint32_t module_index(int32_t layer, int32_t role) const {
+    const auto it = module_index_.find({layer, role});
+    if (it == module_index_.end())
+      throw Error("layer " + std::to_string(layer) + " has no module of role " +
+                  std::to_string(role));
+    return it->second;
+  }
 
   aq_module module(uint32_t i) const override {
     if (i >= modules_.size()) throw Error("there is no module " + std::to_string(i));
@@ -239,11 +267,14 @@ class DecoderModel : public ModelAdapter {
     out = {nullptr, -1, 0, 0, 0, 0, 0};
     if (const Stack* stack = stack_of(key)) {
       out.index = key.expert;
+      out.transposed = stacking_.transposed && key.part == AQ_PART_WEIGHT;
       if (key.role != AQ_ROLE_FFN_DOWN) {
         out.row_count = at(key.layer).ffn.inner_size;
-        out.row_begin = key.role == AQ_ROLE_FFN_UP ? out.row_count : 0;
+        if (key.role == AQ_ROLE_FFN_UP) out.row_begin = stacking_.interleaved ? 1 : out.row_count;
+        if (stacking_.interleaved) out.row_step = 2;
       }
-      out.name = intern(*stack->names.name({key.layer, stack->first_role, AQ_EXPERT_NONE, 0}));
+      out.name =
+          intern(*stack->names.name({key.layer, stack->first_role, AQ_EXPERT_NONE, stack->part}));
       return true;
     }
     out.name = intern(*names_.name(key));
@@ -253,7 +284,7 @@ class DecoderModel : public ModelAdapter {
   bool find_key(const std::string& name, aq_tensor_key& out) const override {
     for (const Stack& stack : stacks_)
       if (const auto key = stack.names.key(name)) {
-        out = {key->layer, stack.first_role, 0, AQ_PART_WEIGHT};
+        out = {key->layer, stack.first_role, 0, stack.part};
         return exists(out) && stack_of(out) == &stack;
       }
     const auto key = names_.key(name);
@@ -285,7 +316,7 @@ class DecoderModel : public ModelAdapter {
   };
   /// A tensor that holds a matrix of every expert, in some layers.
   struct Stack {
-    int32_t first_role;
+    int32_t first_role, part;
     bool holds_up;
     NameTable names;
     std::set<int32_t> layers;
@@ -349,18 +380,25 @@ class DecoderModel : public ModelAdapter {
         const std::string name =
             row.pattern.substr(0, hole) + (down ? ".down_proj" : ".gate_up_proj");
         const int32_t role = down ? AQ_ROLE_FFN_DOWN : AQ_ROLE_FFN_GATE;
-        auto layers = layers_with(name, checkpoint);
-        if (!layers.empty())
-          stacks_.push_back(
-              {role, !down, NameTable({{role, AQ_EXPERT_NONE, 0, name}}), std::move(layers)});
+        add_stack(role, AQ_PART_WEIGHT, name, layers_with(name, checkpoint));
+        std::set<int32_t> moe;  // biases stay stacked in exports, whose weights are not
+        for (int32_t l = 0; l < desc_.n_layers; l++)
+          if (stacking_.biases && at(l).ffn.kind == AQ_FFN_MOE) moe.insert(l);
+        add_stack(role, AQ_PART_BIAS, name + "_bias", std::move(moe));
       }
     }
   }
 
+  void add_stack(int32_t role, int32_t part, const std::string& name, std::set<int32_t> layers) {
+    if (layers.empty()) return;
+    stacks_.push_back({role, part, role == AQ_ROLE_FFN_GATE,
+                       NameTable({{role, AQ_EXPERT_NONE, part, name}}), std::move(layers)});
+  }
+
   const Stack* stack_of(const aq_tensor_key& key) const {
-    if (key.expert < 0 || key.part != AQ_PART_WEIGHT) return nullptr;
+    if (key.expert < 0) return nullptr;
     for (const Stack& stack : stacks_)
-      if (stack.layers.contains(key.layer) &&
+      if (stack.part == key.part && stack.layers.contains(key.layer) &&
           (key.role == stack.first_role || (stack.holds_up && key.role == AQ_ROLE_FFN_UP)))
         return &stack;
     return nullptr;
@@ -384,12 +422,15 @@ class DecoderModel : public ModelAdapter {
     const bool moe = ffn.kind == AQ_FFN_MOE;
     if (key.role == AQ_ROLE_FFN_GATE || key.role == AQ_ROLE_FFN_UP ||
         key.role == AQ_ROLE_FFN_DOWN) {
-      if (bias) return false;
+      if (bias && stack_of(key) == nullptr) return false;
       if (key.expert == AQ_EXPERT_NONE) return !moe;
       if (key.expert == AQ_EXPERT_SHARED) return moe && ffn.shared_size > 0;
       return moe && key.expert >= 0 && key.expert < ffn.n_experts;
     }
     if (key.expert != AQ_EXPERT_NONE) return false;
+    if (layer.attention.kind == AQ_ATTN_CUSTOM && key.role >= AQ_ROLE_ATTN_Q &&
+        key.role <= AQ_ROLE_ATTN_O)
+      return !bias && module_index_.contains({key.layer, key.role});
     switch (key.role) {
       case AQ_ROLE_ATTN_NORM:
       case AQ_ROLE_FFN_NORM:
@@ -404,7 +445,7 @@ class DecoderModel : public ModelAdapter {
       case AQ_ROLE_ATTN_K_NORM:
         return !bias && layer.attention.qk_norm != AQ_QK_NORM_NONE;
       case AQ_ROLE_ROUTER:
-        return !bias && moe;
+        return moe && (!bias || layer.router_bias);
       case AQ_ROLE_SHARED_ROUTER:
         return !bias && moe && ffn.shared_size > 0 && ffn.shared_gated != 0;
       default:
@@ -421,16 +462,25 @@ class DecoderModel : public ModelAdapter {
       return aq_tensor_key{l, role, expert, AQ_PART_WEIGHT};
     };
     constexpr uint32_t kQuantize = AQ_MODULE_QUANTIZE;
-    add(key(AQ_ROLE_ATTN_Q), q, d, kQuantize, 0, 0);
-    add(key(AQ_ROLE_ATTN_K), kv, d, kQuantize, 0, 0);
-    add(key(AQ_ROLE_ATTN_V), kv, d, kQuantize, 0, 0);
-    add(key(AQ_ROLE_ATTN_O), d, q, kQuantize, 1, 1);
+    int32_t stage = 2, group = 2;  // of the FFN
+    if (a.kind == AQ_ATTN_CUSTOM) {
+      for (const CustomLinear& c : at(l).attention_linears) {
+        add(key(c.role), c.out_features, c.in_features, kQuantize, c.stage, c.input_group, c.label);
+        stage = std::max(stage, c.stage + 1);
+        group = std::max(group, c.input_group + 1);
+      }
+    } else {
+      add(key(AQ_ROLE_ATTN_Q), q, d, kQuantize, 0, 0);
+      add(key(AQ_ROLE_ATTN_K), kv, d, kQuantize, 0, 0);
+      add(key(AQ_ROLE_ATTN_V), kv, d, kQuantize, 0, 0);
+      add(key(AQ_ROLE_ATTN_O), d, q, kQuantize, 1, 1);
+    }
     const auto add_ffn = [&](int32_t expert, int64_t inner, bool down) {
       if (down) {
-        add(key(AQ_ROLE_FFN_DOWN, expert), d, inner, kQuantize, 3, 3);
+        add(key(AQ_ROLE_FFN_DOWN, expert), d, inner, kQuantize, stage + 1, group + 1);
       } else {
-        add(key(AQ_ROLE_FFN_GATE, expert), inner, d, kQuantize, 2, 2);
-        add(key(AQ_ROLE_FFN_UP, expert), inner, d, kQuantize, 2, 2);
+        add(key(AQ_ROLE_FFN_GATE, expert), inner, d, kQuantize, stage, group);
+        add(key(AQ_ROLE_FFN_UP, expert), inner, d, kQuantize, stage, group);
       }
     };
     if (f.kind != AQ_FFN_MOE) {
@@ -438,8 +488,9 @@ class DecoderModel : public ModelAdapter {
       add_ffn(AQ_EXPERT_NONE, f.inner_size, true);
       return;
     }
-    add(key(AQ_ROLE_ROUTER), f.n_experts, d, 0, 2, 2);
-    if (f.shared_size > 0 && f.shared_gated != 0) add(key(AQ_ROLE_SHARED_ROUTER), 1, d, 0, 2, 2);
+    add(key(AQ_ROLE_ROUTER), f.n_experts, d, 0, stage, group);
+    if (f.shared_size > 0 && f.shared_gated != 0)
+      add(key(AQ_ROLE_SHARED_ROUTER), 1, d, 0, stage, group);
     for (const bool down : {false, true}) {
       for (int32_t e = 0; e < f.n_experts; e++) add_ffn(e, f.inner_size, down);
       if (f.shared_size > 0) add_ffn(AQ_EXPERT_SHARED, f.shared_size, down);
@@ -447,7 +498,7 @@ class DecoderModel : public ModelAdapter {
   }
 
   void add(const aq_tensor_key& key, int64_t out, int64_t in, uint32_t flags, int32_t stage,
-           int32_t group) {
+           int32_t group, const char* label = nullptr) {
     Linear linear{};
     const auto name = module_names_.name(key);
     if (!name)
@@ -461,6 +512,9 @@ class DecoderModel : public ModelAdapter {
     linear.module.in_features = in;
     linear.module.stage = stage;
     linear.module.input_group = group;
+    linear.module.label = label;
+    if (key.expert == AQ_EXPERT_NONE)
+      module_index_[{key.layer, key.role}] = static_cast<uint32_t>(modules_.size());
     modules_.push_back(std::move(linear));
   }
 
@@ -472,10 +526,12 @@ class DecoderModel : public ModelAdapter {
 
   aq_model_desc desc_;
   std::vector<LayerDesc> layers_;
+  Stacking stacking_;
   InvFreq inv_freq_;
   NameTable module_names_, names_;
   std::vector<Stack> stacks_;
   std::vector<Linear> modules_;
+  std::map<std::pair<int32_t, int32_t>, uint32_t> module_index_;  // by layer and role
   mutable std::mutex mutex_;
   mutable std::set<std::string> strings_;
 };
