@@ -2,13 +2,14 @@
 """The ABI as text: every constant, and every field with its declaration, offset and size.
 
     layout.py            prints what sdk/include says today
-    layout.py --write    makes that the baseline (tests/abi/baseline.txt)
+    layout.py --write    makes the headers the baseline (tests/abi/baseline)
 
 The headers are read here; numbers are the compiler's. What this cannot read is an error, and each
 struct's fields must follow one another as C lays them out, so that none is overlooked.
 """
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 INCLUDE = ROOT / "sdk/include"
 HEADERS = ["aq/abi.h", "aq/model.h", "aq/quantizer.h", "aq/ext/block_forward.h"]
-BASELINE = pathlib.Path(__file__).with_name("baseline.txt")
+BASELINE = pathlib.Path(__file__).with_name("baseline")  # the headers of the last release
 NOT_ABI = {"AQ_EXPORT", "AQ_CALL", "AQ_HAS"}  # macros that make no value
 
 
@@ -137,8 +138,8 @@ def broken_promises(baseline, now):
 
 
 if __name__ == "__main__":
-    table = "\n".join(layout()) + "\n"
     if sys.argv[1:] == ["--write"]:
-        BASELINE.write_text(table)
+        for header in HEADERS:
+            shutil.copy(INCLUDE / header, BASELINE / header)
     else:
-        print(table, end="")
+        print("\n".join(layout()))

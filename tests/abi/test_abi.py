@@ -13,6 +13,7 @@ import unittest
 import layout
 
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
+HOST = pathlib.Path(__file__).with_name("old_host.c")
 TERNARY = layout.ROOT / "tests/third_party/plugins/ternary.c"
 CLANG = next((c for c in ("clang", "clang-16") if shutil.which(c)), None)
 
@@ -58,44 +59,106 @@ class Headers(unittest.TestCase):
 
 
 class Versions(unittest.TestCase):
-    """A plugin of tomorrow's headers in today's host."""
+    """Hosts and plugins of the baseline's headers, of today's, and of tomorrow's, which have grown."""
 
-    def check(self, value):
-        """aq-check's lines of a plugin that fills a field, `later`, which this host does not have."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            shutil.copytree(layout.INCLUDE / "aq", folder / "aq")
-            for header, old, new in (
-                    ("aq/abi.h", "#define AQ_ABI_MINOR 0", "#define AQ_ABI_MINOR 1"),
-                    ("aq/quantizer.h", "} aq_format_desc;", "  int64_t later;\n} aq_format_desc;"),
-                    ("ternary.c", "  desc.n_packed = 3;",
-                     f"  desc.n_packed = 3;\n  desc.later = {value};")):
-                path = folder / header
-                text = (path if path.exists() else TERNARY).read_text()
-                self.assertEqual(text.count(old), 1, old)
-                path.write_text(text.replace(old, new))
-            subprocess.run(["gcc", "-std=c11", "-shared", "-fPIC", "-fvisibility=hidden", "-I", folder,
-                            folder / "ternary.c", "-o", folder / "ternary.so"], check=True)
-            done = subprocess.run([BUILD / "bin/aq-check", folder / "ternary.so"],
-                                  capture_output=True, text=True)
-            return done.returncode, done.stdout
+    GROWTH = (("aq/abi.h", "#define AQ_ABI_MINOR 0", "#define AQ_ABI_MINOR 1"),
+              ("aq/quantizer.h", "} aq_format_desc;", "  int64_t later;\n} aq_format_desc;"),
+              ("aq/quantizer.h", "  const char*(AQ_CALL* config_json)(const aq_quantizer* self);",
+               "  const char*(AQ_CALL* config_json)(const aq_quantizer* self);\n"
+               "  int32_t(AQ_CALL* later)(const aq_quantizer* self);"))
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.work = pathlib.Path(folder.name)
+        shutil.copytree(layout.INCLUDE / "aq", cls.work / "aq")
+        for header, old, new in cls.GROWTH:
+            path = cls.work / header
+            assert path.read_text().count(old) == 1, old
+            path.write_text(path.read_text().replace(old, new))
+        cls.headers = {"baseline": layout.BASELINE, "today": layout.INCLUDE, "tomorrow": cls.work}
+        cls.hosts, cls.plugins = {}, {}
+        for version, include in cls.headers.items():
+            cls.hosts[version] = cls.work / f"{version}-host"
+            subprocess.run(["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", include,
+                            HOST, "-o", cls.hosts[version]], check=True)
+            cls.plugins[version] = cls.build(version, TERNARY.read_text())
+
+    @classmethod
+    def build(cls, version, text, name="ternary"):
+        source = cls.work / f"{version}-{name}.c"
+        source.write_text(text)
+        plugin = source.with_suffix(".so")
+        subprocess.run(["gcc", "-std=c11", "-shared", "-fPIC", "-fvisibility=hidden", "-I",
+                        cls.headers[version], source, "-o", plugin], check=True)
+        return plugin
+
+    @classmethod
+    def filling(cls, value):
+        """A plugin of tomorrow that gives the field of tomorrow that value."""
+        text = TERNARY.read_text()
+        old = "  desc.n_packed = 3;"
+        assert text.count(old) == 1
+        return cls.build("tomorrow", text.replace(old, f"{old}\n  desc.later = {value};"), "later")
+
+    def run_host(self, version, *arguments):
+        return subprocess.run([self.hosts[version], *arguments], capture_output=True, text=True)
+
+    def test_every_plugin_loads_in_every_host(self):
+        for host in self.hosts:
+            for version, plugin in self.plugins.items():
+                with self.subTest(host=host, plugin=version):
+                    done = self.run_host(host, plugin)
+                    self.assertEqual(done.stdout, "format ternary: 2 bits, first weight_packed\n",
+                                     done.stderr)
+
+    def test_todays_plugins_load_in_a_host_of_the_baseline(self):
+        config = layout.ROOT / "tests/models/olmoe-tiny/config.json"
+        plugins = sorted((BUILD / "plugins").glob("*.so"))
+        self.assertGreater(len(plugins), 10)
+        for plugin in plugins:
+            if "moe" in plugin.stem or plugin.stem == "mixtral":
+                continue
+            with self.subTest(plugin.name):
+                done = self.run_host("baseline", plugin)
+                self.assertRegex(done.stdout, rf"^format {plugin.stem}: \d+ bits", done.stderr)
+        done = self.run_host("baseline", BUILD / "plugins/olmoe.so", config)
+        self.assertEqual(done.stdout, "model olmoe: score 100, 3 layers, first "
+                                      "model.layers.0.self_attn.q_proj\n", done.stderr)
+
+    def test_a_plugin_of_the_baseline_holds_to_every_rule_in_todays_host(self):
+        done = self.check(self.plugins["baseline"])
+        self.assertEqual(done.returncode, 0, done.stdout)
+        self.assertNotIn("BROKEN", done.stdout)
+
+    def check(self, plugin):
+        return subprocess.run([BUILD / "bin/aq-check", plugin], capture_output=True, text=True)
 
     def test_a_later_field_that_is_not_0_is_refused_by_a_sentence(self):
-        status, told = self.check(5)
-        self.assertEqual(status, 1, told)
-        self.assertRegex(told, r"BROKEN +format ternary: it can be made .*ternary\.so.*: describe: "
-                               "ternary: the host is older than this plugin needs")
+        plugin = self.filling(5)
+        done = self.check(plugin)
+        self.assertEqual(done.returncode, 1, done.stdout)
+        self.assertRegex(done.stdout,
+                         r"BROKEN +format ternary: it can be made .*later\.so.*: describe: "
+                         "ternary: the host is older than this plugin needs")
+        for host in ("baseline", "today"):
+            done = self.run_host(host, plugin)
+            self.assertEqual(done.returncode, 1)
+            self.assertEqual(done.stderr, "describe: ternary: the host is older than this plugin "
+                                          "needs (status 3)\n")
+        self.assertEqual(self.run_host("tomorrow", plugin).returncode, 0)
 
     def test_a_later_field_of_0_means_as_before(self):
-        status, told = self.check(0)
-        self.assertEqual(status, 0, told)
-        self.assertIn("entry is of this ABI", told)
+        done = self.check(self.filling(0))
+        self.assertEqual(done.returncode, 0, done.stdout)
+        self.assertIn("entry is of this ABI", done.stdout)
 
 
 class Layout(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.baseline = layout.BASELINE.read_text().splitlines()
+        cls.baseline = layout.layout(layout.BASELINE)
 
     def test_what_the_baseline_has_is_as_it_was(self):
         self.assertEqual(layout.broken_promises(self.baseline, layout.layout()), [])
