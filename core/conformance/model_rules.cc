@@ -1,3 +1,5 @@
+#include <aq/ext/block_forward.h>
+
 #include <aq/sdk/router.hpp>
 #include <array>
 #include <cmath>
@@ -73,6 +75,7 @@ class ModelRules {
                 [&] { routes(); });
     rules_.rule("route refuses tensors of wrong shapes and types", [&] { wrong_shapes(); });
     rules_.rule("many threads at once get what one gets", [&] { threads(); });
+    rules_.rule("attention that only it knows it offers to run", [&] { block_forward(); });
     rules_.rule("an extension that it does not know is NULL", [&] {
       const auto model = make();
       const aq_model* raw = model->raw();
@@ -233,6 +236,18 @@ class ModelRules {
                "token {}, slot {}: weight {}, the description makes it {}", t, slot,
                got.weights[t * k + slot], weights[slot]);
       }
+    }
+  }
+
+  void block_forward() const {
+    const auto model = make();
+    const aq_model* raw = model->raw();
+    for (int32_t l = 0; l < model->desc().n_layers; l++) {
+      if (model->attention(l, 1).kind != AQ_ATTN_CUSTOM) continue;
+      const void* table =
+          AQ_HAS(raw, get_extension) ? raw->get_extension(raw, AQ_EXT_BLOCK_FORWARD) : nullptr;
+      expect(table != nullptr && AQ_HAS(static_cast<const aq_block_forward*>(table), attention),
+             "layer {} has custom attention, and there is no {} with it", l, AQ_EXT_BLOCK_FORWARD);
     }
   }
 
