@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import tempfile
 import unittest
+from unittest import mock
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 SOURCES = TESTS / "third_party/plugins"
+CLANG = shutil.which("clang++-16")
 OLMOE = TESTS / "models/olmoe-tiny"
 try:
     import torch
@@ -30,10 +32,10 @@ def run(*command, **keywords):
     return done.stdout
 
 
-def build(source, prefix, folder, *options):
+def build(source, prefix, folder, *options, target="all"):
     """Configures and builds with the SDK in `prefix`."""
     run("cmake", "-S", source, "-B", folder, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *options)
-    run("cmake", "--build", folder)
+    run("cmake", "--build", folder, "--target", target)
 
 
 def setUpModule():
@@ -58,7 +60,9 @@ class InstallTree(Installed):
         for name in ("bin/aqhost", "bin/aq-check", "bin/aq-new-plugin", "include/aq/abi.h",
                      "include/aq/ext/block_forward.h", "include/aq/sdk/format.hpp",
                      "lib/aqhost/plugins/olmoe.so", "lib/cmake/aqsdk/aqsdkConfig.cmake",
-                     "share/aqsdk/template/model/CMakeLists.txt"):
+                     "share/aqsdk/template/model/CMakeLists.txt", "share/doc/aqhost/README.md",
+                     "share/doc/aqhost/FORMATS.md", "share/doc/aqhost/MODELS.md",
+                     "share/doc/aqhost/ABI.md"):
             self.assertIn(name, files)
         for name in files:
             self.assertRegex(name, r"^(bin|include/aq|lib/aqhost/plugins|lib/cmake/aqsdk|share)/")
@@ -74,15 +78,38 @@ class InstallTree(Installed):
     def test_aq_check_needs_no_libtorch(self):
         self.assertNotRegex(run("readelf", "-d", self.prefix / "bin/aq-check"), "torch|c10")
 
+    def package(self, name, *components):
+        """(what the Debian package depends on, its files unpacked)"""
+        run("cpack", "--config", BUILD / "CPackConfig.cmake", "-G", "DEB", "-B", self.work / name,
+            "-D", f"CPACK_COMPONENTS_ALL={';'.join(components)}",
+            "-D", "CPACK_DEBIAN_COMPRESSION_TYPE=none", cwd=BUILD)
+        packages = list((self.work / name).glob("*.deb"))
+        self.assertEqual([p.name.split("_")[0] for p in packages], [name])
+        run("dpkg-deb", "-x", packages[0], self.work / f"{name}-root")
+        depends = run("dpkg-deb", "-f", packages[0], "Depends")
+        return set(re.findall(r"[a-z][\w.+-]+", depends)), self.work / f"{name}-root/usr"
+
+    @unittest.skipUnless(shutil.which("dpkg-deb"), "dpkg-deb is not installed")
+    def test_the_debian_package_of_the_program_runs_and_names_what_it_needs(self):
+        depends, prefix = self.package("aqhost", "host", "libtorch")
+        self.addCleanup(shutil.rmtree, self.work / "aqhost-root")
+        self.addCleanup(shutil.rmtree, self.work / "aqhost")
+        found = dict(re.findall(r"(\S+) => (.*) \(0x", run("ldd", prefix / "bin/aqhost")))
+        self.assertIn(str(self.work), str(pathlib.Path(found["libtorch_cpu.so"]).resolve()))
+        for library, path in found.items():
+            if not pathlib.Path(path).resolve().is_relative_to(self.work):
+                owner = run("dpkg", "-S", "*" + path.removeprefix("/usr")).split(":")[0]
+                self.assertIn(owner, depends, library)
+        told = json.loads(run(prefix / "bin/aqhost", "inspect", "--model", OLMOE, "--json"))
+        self.assertEqual(told["family"], "olmoe")
+        told = run(prefix / "bin/aqhost", "eval", "--model", OLMOE, "--text",
+                   TESTS / "data/kjv_eval.txt", "--window", 64)
+        self.assertIn("perplexity", told)
+
     @unittest.skipUnless(shutil.which("dpkg-deb"), "dpkg-deb is not installed")
     def test_the_debian_package_of_the_sdk_builds_a_plugin(self):
-        run("cpack", "--config", BUILD / "CPackConfig.cmake", "-G", "DEB", "-B", self.work / "deb",
-            "-D", "CPACK_COMPONENTS_ALL=sdk", cwd=BUILD)
-        packages = list((self.work / "deb").glob("*.deb"))
-        self.assertEqual([p.name.split("_")[0] for p in packages], ["aqhost-sdk"])
-        self.assertIn("nlohmann-json3-dev", run("dpkg-deb", "-f", packages[0], "Depends"))
-        run("dpkg-deb", "-x", packages[0], self.work / "root")
-        prefix = self.work / "root/usr"
+        depends, prefix = self.package("aqhost-sdk", "sdk")
+        self.assertIn("nlohmann-json3-dev", depends)
         run(prefix / "bin/aq-new-plugin", "quantizer", "from_deb", self.work / "from_deb")
         build(self.work / "from_deb", prefix, self.work / "from_deb/build")
         run("ctest", "--test-dir", self.work / "from_deb/build")
@@ -167,6 +194,22 @@ class Plugins(Installed):
         needed = run("readelf", "-d", self.plugins / "ternary.so")
         self.assertNotIn("libstdc++", needed)
 
+    @unittest.skipUnless(CLANG, "clang is not installed")
+    def test_built_by_clang_with_libcpp_they_hold_and_run_beside_those_of_gcc(self):
+        built = self.work / "build-clang"
+        build(SOURCES, self.prefix, built, "-DCMAKE_C_COMPILER=clang-16",
+              f"-DCMAKE_CXX_COMPILER={CLANG}", "-DCMAKE_CXX_FLAGS=-stdlib=libc++",
+              target="codebook")
+        needed = run("readelf", "-d", built / "codebook.so")
+        self.assertIn("libc++.so", needed)
+        self.assertNotIn("libstdc++", needed)
+        told = run(self.prefix / "bin/aq-check", built / "codebook.so")
+        self.assertNotIn("BROKEN", told)
+        by_gcc, _ = self.quantize("codebook", "gptq")
+        by_clang, _ = self.quantize("codebook", "gptq", plugins=built)
+        loss = [r["modules"]["model.layers.2.self_attn.o_proj"]["loss"] for r in (by_gcc, by_clang)]
+        self.assertAlmostEqual(loss[1] / loss[0], 1, places=4)
+
     def test_the_broken_rule_and_the_exit_status(self):
         bad = BUILD / "tests/plugins-bad/names-null.so"
         for command in ([self.prefix / "bin/aq-check", bad], [self.aqhost, "plugins", "--check", bad]):
@@ -178,19 +221,22 @@ class Plugins(Installed):
         told = json.loads(run(self.aqhost, "plugins", "--check", self.plugins / "ternary.so", "--json"))
         self.assertEqual({v["result"] for v in told}, {"holds", "skipped"})
 
-    def quantize(self, wq, algorithm):
+    def quantize(self, wq, algorithm, model=OLMOE, calib=TESTS / "data/kjv_calib.txt", plugins=None,
+                 group_size=None):
+        """(the report, what verify says)"""
         recipe = self.work / f"{wq}.yaml"
-        recipe.write_text(f"default: {{wq: {wq}}}\n")
-        out = self.work / f"{wq}-{algorithm}"
-        run(self.aqhost, "--plugin-dir", self.plugins, "--model", OLMOE, "--config", recipe,
-            "--algorithm", algorithm, "--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 4,
-            "--seqlen", 128, "--save", out)
-        run(self.aqhost, "verify", "--plugin-dir", self.plugins, "--model", out)
-        return json.loads((out / "quantization_report.json").read_text())
+        group = f", group_size: {group_size}" if group_size else ""
+        recipe.write_text(f"default: {{wq: {wq}{group}}}\n")
+        plugins = plugins or self.plugins
+        out = pathlib.Path(tempfile.mkdtemp(dir=self.work)) / "out"
+        run(self.aqhost, "--plugin-dir", plugins, "--model", model, "--config", recipe,
+            "--algorithm", algorithm, "--calib", calib, "--nsamples", 4, "--seqlen", 64, "--save", out)
+        told = run(self.aqhost, "verify", "--plugin-dir", plugins, "--model", out, "--json")
+        return json.loads((out / "quantization_report.json").read_text()), json.loads(told)
 
     def test_a_codebook_of_vectors_goes_through_rounding_and_gptq(self):
         self.assertEqual(len(self.check("codebook")), 1)
-        rtn, gptq = (self.quantize("codebook", a) for a in ("rtn", "gptq"))
+        rtn, gptq = (self.quantize("codebook", a)[0] for a in ("rtn", "gptq"))
         name = "model.layers.1.self_attn.q_proj"
         self.assertLess(gptq["modules"][name]["loss"], gptq["modules"][name]["rtn_loss"])
         self.assertEqual(rtn["modules"][name]["format"], "codebook")
@@ -205,21 +251,95 @@ class Plugins(Installed):
             max_position_embeddings=256, tie_word_embeddings=False)
         self.agrees(transformers.Qwen3MoeForCausalLM(config), "qwen3_moe")
 
-    def agrees(self, model, plugin):
-        """A small random model of transformers: checked, and run by both."""
+    def deepseek_v2(self, **options):
+        torch.manual_seed(0)
+        return transformers.DeepseekV2ForCausalLM(transformers.DeepseekV2Config(
+            vocab_size=96, hidden_size=48, intermediate_size=40, moe_intermediate_size=24,
+            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=20,
+            qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=16, n_routed_experts=8,
+            n_shared_experts=2, num_experts_per_tok=2, first_k_dense_replace=1,
+            max_position_embeddings=256, rms_norm_eps=1e-4, tie_word_embeddings=False, **options))
+
+    YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "mscale": 0.707,
+            "mscale_all_dim": 0.707, "original_max_position_embeddings": 32, "beta_fast": 32,
+            "beta_slow": 1}
+
+    @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
+    def test_deepseek_v2_lite_gives_the_logits_of_transformers(self):
+        """V2-Lite: no low rank for queries, greedy routing, YaRN."""
+        self.agrees(self.deepseek_v2(q_lora_rank=None, topk_method="greedy",
+                                     rope_parameters=self.YARN), "deepseek_v2", "lite")
+
+    @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
+    def test_deepseek_v2_gives_the_logits_of_transformers(self):
+        """V2: low rank for queries too, group-limited routing, scaled weights."""
+        self.agrees(self.deepseek_v2(
+            q_lora_rank=28, topk_method="group_limited_greedy", n_group=4, topk_group=2,
+            routed_scaling_factor=2.5), "deepseek_v2", "groups")
+
+    @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
+    def test_latent_attention_goes_through_gptq(self):
+        self.agrees(self.deepseek_v2(q_lora_rank=28, rope_parameters=self.YARN), "deepseek_v2", "q")
+        report, _ = self.quantize("int3", "gptq", self.work / "deepseek_v2-q-model",
+                                  self.random_ids(), group_size=-1)
+        for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
+            module = report["modules"][f"model.layers.2.self_attn.{name}"]
+            self.assertEqual(module["format"], "int3")
+            self.assertLess(module["loss"], module["rtn_loss"], name)
+
+    @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
+    def test_stacked_interleaved_experts_give_the_logits_of_transformers(self):
+        """transformers' GptOss without its sinks and with a plain gated activation."""
+        from transformers.models.gpt_oss import modeling_gpt_oss
+        torch.manual_seed(0)
+        config = transformers.GptOssConfig(
+            vocab_size=96, hidden_size=48, intermediate_size=24, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=6,
+            num_experts_per_tok=2, sliding_window=9, max_position_embeddings=256,
+            rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0,
+                             "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+                             "original_max_position_embeddings": 32},
+            attn_implementation="eager")
+        gated = lambda _, x: torch.nn.functional.silu(x[..., ::2]) * x[..., 1::2]
+        with mock.patch.object(modeling_gpt_oss.GptOssExperts, "_apply_gate", gated):
+            self.agrees(transformers.GptOssForCausalLM(config), "oss_like", without="sinks")
+            report, loaded = self.quantize("int4", "gptq", self.work / "oss_like--model",
+                                           self.random_ids(), group_size=-1)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            module = report["modules"][f"model.layers.1.mlp.experts.3.{name}"]
+            self.assertLess(module["loss"], module["rtn_loss"], name)
+        self.assertEqual(loaded["formats"], {"int4": 3 * (4 + 6 * 3)})
+
+    def random_ids(self):
+        from safetensors.torch import save_file
+        save_file({"input_ids": torch.randint(0, 96, (8, 64))}, self.work / "ids.safetensors")
+        return self.work / "ids.safetensors"
+
+    def agrees(self, model, plugin, variant="", without=None):
+        """A small random model of transformers: checked, and run by both. `without`: the end of the
+        names of tensors that transformers is to ignore and the plugin not to see."""
+        from safetensors.torch import load_file, save_file
         model = model.float().eval()
         with torch.no_grad():
             for name, weight in model.named_parameters():  # no norm of only ones
                 weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.1) +
                              (1 if weight.dim() == 1 and "norm" in name else 0))
-        folder = self.work / f"{plugin}-model"
+                if without and name.endswith(without):
+                    weight.fill_(-1e9)
+        folder = self.work / f"{plugin}-{variant}-model"
         model.save_pretrained(folder)
+        if without:
+            tensors = load_file(folder / "model.safetensors")
+            save_file({n: t for n, t in tensors.items() if not n.endswith(without)},
+                      folder / "model.safetensors")
+            config = json.loads((folder / "config.json").read_text())
+            config.update(model_type=plugin, architectures=[])
+            (folder / "config.json").write_text(json.dumps(config))
         self.assertEqual(self.check(plugin, "--model", folder), [])
         ids = torch.arange(1, 65) * 37 % 96
         (self.work / "ids.txt").write_text(" ".join(map(str, ids.tolist())))
-        out = self.work / f"{plugin}-dump"
+        out = self.work / f"{plugin}-{variant}-dump"
         run(BUILD / "bin/interop_dump", self.plugins, folder, self.work / "ids.txt", out)
-        from safetensors.torch import load_file
         ours = load_file(out / "model.safetensors")["logits"]
         with torch.no_grad():
             theirs = model(ids[None]).logits[0]
