@@ -99,7 +99,8 @@ class InstallTree(Installed):
         for library, path in found.items():
             if not pathlib.Path(path).resolve().is_relative_to(self.work):
                 owner = run("dpkg", "-S", "*" + path.removeprefix("/usr")).split(":")[0]
-                self.assertIn(owner, depends, library)
+                # libspdlog1.10 is asked for as libspdlog1.10-fmt9, which it provides
+                self.assertTrue(any(d.startswith(owner) for d in depends), f"{library}: {owner}")
         told = json.loads(run(prefix / "bin/aqhost", "inspect", "--model", OLMOE, "--json"))
         self.assertEqual(told["family"], "olmoe")
         told = run(prefix / "bin/aqhost", "eval", "--model", OLMOE, "--text",
