@@ -166,8 +166,8 @@ class Documentation(Installed):
         run("ctest", "--test-dir", folder / "nf3/again")
 
     def test_the_plugins_of_the_guides(self):
-        for page, name in (("FORMATS.md", "levels"), ("MODELS.md", "my_moe")):
-            [code] = self.blocks(page, "cpp")
+        blocks = self.blocks("FORMATS.md", "cpp") + self.blocks("MODELS.md", "cpp")
+        for code, name in zip(blocks, ("levels", "my_moe", "my_latent"), strict=True):
             folder = self.work / name
             folder.mkdir()
             (folder / f"{name}.cc").write_text(code)
@@ -340,7 +340,8 @@ class Plugins(Installed):
         ids = torch.arange(1, 65) * 37 % 96
         (self.work / "ids.txt").write_text(" ".join(map(str, ids.tolist())))
         out = self.work / f"{plugin}-{variant}-dump"
-        run(BUILD / "bin/interop_dump", self.plugins, folder, self.work / "ids.txt", out)
+        run(BUILD / "bin/interop_dump", self.plugins, folder, self.work / "ids.txt", out,
+            "float32")
         ours = load_file(out / "model.safetensors")["logits"]
         with torch.no_grad():
             theirs = model(ids[None]).logits[0]

@@ -73,17 +73,7 @@ class DeepseekV2Model : public aq::DecoderModel {
       : DecoderModel(aq::hf_model_desc(config), std::move(layers), nullptr, kNames, checkpoint),
         sizes_(config),
         rope_(config, sizes_.rope, 10000.0),
-        scale_(1 / std::sqrt(static_cast<float>(sizes_.nope + sizes_.rope))) {
-    // with YaRN the temperature of section 3.4 of arXiv:2309.00071 lies here, not in cos and sin
-    for (const char* key : {"rope_scaling", "rope_parameters"}) {
-      if (!config.has(key)) continue;
-      const aq::HfConfig rope = config.object(key);
-      const double all = rope.number_or("mscale_all_dim", 0), factor = rope.number_or("factor", 1);
-      const double temperature = factor > 1 ? 0.1 * all * std::log(factor) + 1 : 1;
-      scale_ *= static_cast<float>(temperature * temperature);
-      break;
-    }
-  }
+        scale_(rope_.softmax_factor() / std::sqrt(static_cast<float>(sizes_.nope + sizes_.rope))) {}
 
   const void* extension(const char* id) const override {
     return std::string_view(id) == AQ_EXT_BLOCK_FORWARD ? aq::block_forward_of<DeepseekV2Model>()

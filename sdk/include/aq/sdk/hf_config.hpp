@@ -139,6 +139,9 @@ class Rope {
   int32_t dim() const { return dim_; }
   /// What cos and sin are multiplied with.
   float scale() const { return static_cast<float>(attention_factor_); }
+  /// What DeepSeek multiplies the scale of softmax attention with: the temperature of YaRN (section
+  /// 3.4), which mscale_all_dim moves there from cos and sin. 1 without it.
+  float softmax_factor() const { return static_cast<float>(softmax_factor_); }
 
   /// dim() / 2 frequencies for sequences of `seq_len`.
   const float* inv_freq(int64_t seq_len) const {
@@ -157,6 +160,7 @@ class Rope {
     attention_factor_ =
         m != 0 && all != 0 ? mscale(factor_, m) / mscale(factor_, all) : mscale(factor_, 1);
     attention_factor_ = settings.number_or("attention_factor", attention_factor_);
+    if (all != 0) softmax_factor_ = mscale(factor_, all) * mscale(factor_, all);
     beta_fast_ = settings.number_or("beta_fast", 32);
     beta_slow_ = settings.number_or("beta_slow", 1);
     truncate_ = settings.flag_or("truncate", true);
@@ -208,7 +212,7 @@ class Rope {
   }
 
   std::string type_;
-  double theta_ = 0, factor_ = 1, attention_factor_ = 1;
+  double theta_ = 0, factor_ = 1, attention_factor_ = 1, softmax_factor_ = 1;
   double max_positions_, original_positions_ = 0;
   double beta_fast_ = 32, beta_slow_ = 1, low_factor_ = 1, high_factor_ = 1;
   bool truncate_ = true;
