@@ -43,6 +43,17 @@ bool same_numbers(const Json& a, const Json& b) {
   return true;
 }
 
+/// A format made with `options`; one that knows but one type of scale has no option scale_dtype.
+std::shared_ptr<const Format> make_format(const Registry& registry, const std::string& id,
+                                          Json options) {
+  try {
+    return registry.create_format(id, options);
+  } catch (const Error&) {
+    if (options.erase("scale_dtype") == 0) throw;
+    return registry.create_format(id, options);
+  }
+}
+
 /// The format whose config has `format` (if not null) and the numbers of `wanted`.
 std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wanted,
                                         const Json& options, const Registry& registry,
@@ -50,7 +61,7 @@ std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wan
   std::string tried;
   for (const std::string& id : registry.format_ids()) {
     try {
-      auto format = registry.create_format(id, options);
+      auto format = make_format(registry, id, options);
       if ((format_name.is_null() || format->config()["format"] == format_name) &&
           same_numbers(format->config()["weights"], wanted))
         return format;

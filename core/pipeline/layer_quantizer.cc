@@ -447,11 +447,12 @@ const Hessian& LayerQuantizer::input_hessian(const std::vector<const PlannedModu
                                              const at::Tensor& f) {
   const auto [it, added] =
       input_hessians_.try_emplace(modules.front()->activations.get(), f.size(1));
+  Hessian& hessian = it->second;  // clang with OpenMP captures no structured binding
   if (added)
     for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
-      it->second.add(seen(modules, f.narrow(0, begin, count)), {});
+      hessian.add(seen(modules, f.narrow(0, begin, count)), {});
     });
-  return it->second;
+  return hessian;
 }
 
 std::vector<const PlannedModule*> LayerQuantizer::planned(std::initializer_list<int32_t> roles,
