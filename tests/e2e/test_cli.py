@@ -428,6 +428,18 @@ class BadInput(WorkFolder):
         self.refused("tensors lm_head.weight and model.embed_tokens.weight overlap",
                      self.change_header(overlap))
 
+    def test_a_config_with_millions_of_layers_or_experts_is_refused_before_memory_is_asked_for(self):
+        for change, said in (
+                ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2000000000, expected 1 to 4096"),
+                ({"num_experts": 2_000_000_000}, "num_experts is 2000000000, expected 1 to 4096"),
+                ({"num_hidden_layers": 4096, "num_experts": 4096}, "16777216 experts together")):
+            with self.subTest(change=change):
+                model = self.copy_model()
+                config = json.loads((model / "config.json").read_text())
+                (model / "config.json").write_text(json.dumps({**config, **change}))
+                self.refused(said, model)
+                shutil.rmtree(model)
+
     def test_shape_that_disagrees_with_config(self):
         model = self.copy_model()
         config = json.loads((model / "config.json").read_text())

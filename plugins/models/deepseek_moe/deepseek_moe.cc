@@ -46,7 +46,7 @@ class DeepseekMoe {
     const int32_t first = config.integer_or("first_k_dense_replace", 0, 0);
     const int32_t frequency = config.integer_or("moe_layer_freq", 1);
     std::vector<aq::LayerDesc> layers;
-    for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
+    for (int32_t l = 0; l < config.count("num_hidden_layers"); l++) {
       aq::LayerDesc layer = aq::hf_attention(config);
       layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
       layer.ffn = has_experts && l >= first && l % frequency == 0
@@ -60,7 +60,7 @@ class DeepseekMoe {
  private:
   static aq_ffn_desc experts(const aq::HfConfig& config) {
     const int32_t inner = config.integer("moe_intermediate_size");
-    aq_ffn_desc ffn = aq::hf_experts(config, config.integer("n_routed_experts"), inner);
+    aq_ffn_desc ffn = aq::hf_experts(config, config.count("n_routed_experts"), inner);
     // the published code normalises only where more than one expert is chosen
     ffn.norm_topk = config.flag_or("norm_topk_prob", false) && ffn.top_k > 1;
     ffn.routed_scale = static_cast<float>(config.number_or("routed_scaling_factor", 1));

@@ -35,10 +35,10 @@ class Mixtral {
     aq::LayerDesc layer = aq::hf_attention(config);
     layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
     layer.attention.sliding_window = config.integer_or("sliding_window", 0);
-    layer.ffn = aq::hf_experts(config, config.integer("num_local_experts"),
+    layer.ffn = aq::hf_experts(config, config.count("num_local_experts"),
                                config.integer("intermediate_size"));
     layer.ffn.norm_topk = 1;
-    const auto count = static_cast<std::size_t>(config.integer("num_hidden_layers"));
+    const auto count = static_cast<std::size_t>(config.count("num_hidden_layers"));
     return aq::hf_decoder(config, std::vector(count, layer), 1e6, kNames, checkpoint);
   }
 };

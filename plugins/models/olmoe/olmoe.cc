@@ -37,9 +37,9 @@ class Olmoe {
     if (config.has("clip_qkv")) layer.attention.clip_qkv = clip(config);
     layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
     layer.ffn =
-        aq::hf_experts(config, config.integer("num_experts"), config.integer("intermediate_size"));
+        aq::hf_experts(config, config.count("num_experts"), config.integer("intermediate_size"));
     layer.ffn.norm_topk = config.flag_or("norm_topk_prob", false);
-    const auto count = static_cast<std::size_t>(config.integer("num_hidden_layers"));
+    const auto count = static_cast<std::size_t>(config.count("num_hidden_layers"));
     return aq::hf_decoder(config, std::vector(count, layer), 10000.0, kNames, checkpoint);
   }
 

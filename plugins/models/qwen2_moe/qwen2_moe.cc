@@ -43,7 +43,7 @@ class Qwen2Moe {
     const std::vector<int32_t> windows = sliding_windows(config);
     const int32_t step = config.integer_or("decoder_sparse_step", 1);
     std::vector<aq::LayerDesc> layers;
-    for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
+    for (int32_t l = 0; l < config.count("num_hidden_layers"); l++) {
       aq::LayerDesc layer = aq::hf_attention(config);
       layer.out_bias = config.flag_or("attention_bias", false);
       layer.qkv_bias = layer.out_bias || config.flag_or("qkv_bias", true);
@@ -59,7 +59,7 @@ class Qwen2Moe {
 
  private:
   static aq_ffn_desc experts(const aq::HfConfig& config) {
-    aq_ffn_desc ffn = aq::hf_experts(config, config.integer("num_experts"),
+    aq_ffn_desc ffn = aq::hf_experts(config, config.count("num_experts"),
                                      config.integer("moe_intermediate_size"));
     ffn.norm_topk = config.flag_or("norm_topk_prob", false);
     ffn.shared_size = config.integer("shared_expert_intermediate_size");
@@ -70,7 +70,7 @@ class Qwen2Moe {
   /// Of each layer, 0 for none, as transformers 5 reads them: layer_types says which layers have
   /// one; without it every other layer below max_window_layers, beginning with the first.
   static std::vector<int32_t> sliding_windows(const aq::HfConfig& config) {
-    const auto n = static_cast<std::size_t>(config.integer("num_hidden_layers"));
+    const auto n = static_cast<std::size_t>(config.count("num_hidden_layers"));
     const bool used = config.flag_or("use_sliding_window", false);
     std::vector<int32_t> windows(n, 0);
     const nlohmann::json types = config.has("layer_types") ? config.json()["layer_types"] : nullptr;

@@ -35,6 +35,12 @@ class HfConfig {
   int32_t integer_or(const char* key, int32_t otherwise, int32_t least = 1) const {
     return has(key) ? integer(key, least) : otherwise;
   }
+  /// How many layers or experts there are, 1 to 4096: there will be a description of each.
+  int32_t count(const char* key) const {
+    const int32_t n = integer(key);
+    if (n > 4096) fail(key, json_.at(key), "1 to 4096");
+    return n;
+  }
   double number(const char* key) const {
     const auto& v = value(key);
     if (!v.is_number() || !std::isfinite(v.get<double>())) fail(key, v, "a finite number");

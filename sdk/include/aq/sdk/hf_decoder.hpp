@@ -10,7 +10,7 @@ namespace aq {
 /// Sizes, norm and tied embeddings; RMS norm.
 inline aq_model_desc hf_model_desc(const HfConfig& config) {
   aq_model_desc desc{};
-  desc.n_layers = config.integer("num_hidden_layers");
+  desc.n_layers = config.count("num_hidden_layers");
   desc.hidden_size = config.integer("hidden_size");
   desc.vocab_size = config.integer("vocab_size");
   desc.max_positions = config.integer_or("max_position_embeddings", 0);
@@ -116,6 +116,11 @@ inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
                     {"kv_lora_rank", nullptr},
                     {"attn_logit_softcapping", nullptr},
                     {"final_logit_softcapping", nullptr}});
+  int64_t experts = 0;
+  for (const LayerDesc& layer : layers) experts += layer.ffn.n_experts;
+  if (experts > 1 << 18)
+    throw Error("config.json: its layers have " + std::to_string(experts) +
+                " experts together, expected at most " + std::to_string(1 << 18));
   const auto rope =
       std::make_shared<Rope>(config, layers.front().attention.head_dim, default_theta);
   if (rope->dim() != layers.front().attention.head_dim)
