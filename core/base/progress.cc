@@ -14,12 +14,6 @@ namespace {
 constexpr auto kTerminalInterval = std::chrono::milliseconds(100);
 constexpr auto kPlainInterval = std::chrono::seconds(10);
 
-std::size_t terminal_width() {
-  winsize size{};
-  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col < 20) return 80;
-  return size.ws_col;
-}
-
 /// "950", "3.1 M".
 std::string format_count(double n) {
   constexpr std::array units{"", " k", " M", " G"};
@@ -29,6 +23,13 @@ std::string format_count(double n) {
 }
 
 }  // namespace
+
+std::size_t terminal_width(int descriptor) {
+  if (::isatty(descriptor) != 1) return 0;
+  winsize size{};
+  if (::ioctl(descriptor, TIOCGWINSZ, &size) != 0 || size.ws_col < 20) return 80;
+  return size.ws_col;
+}
 
 std::string format_duration(double seconds) {
   if (seconds < 9.95) return fmt::format("{:.1f} s", seconds);
@@ -71,7 +72,7 @@ void Progress::update(double done, const std::string& detail) {
 /// With stdio, which a reader of stderr that has gone away does not stop.
 void Progress::draw(const std::string& line) {
   if (terminal_)
-    std::fputs(("\r\x1b[K" + line.substr(0, terminal_width() - 1)).c_str(), stderr);
+    std::fputs(("\r\x1b[K" + line.substr(0, terminal_width(STDERR_FILENO) - 1)).c_str(), stderr);
   else
     std::fputs((line + "\n").c_str(), stderr);
   std::fflush(stderr);

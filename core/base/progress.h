@@ -1,10 +1,14 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
 namespace aqhost {
+
+/// Columns of the terminal that a file descriptor is; 0 if it is none.
+std::size_t terminal_width(int descriptor);
 
 /// Progress of a run on stderr: on a terminal one line, redrawn at most ten times a second;
 /// elsewhere a plain line every ten seconds. Owned by one thread.

@@ -7,7 +7,6 @@
 #include "base/interrupt.h"
 #include "export/decoded_checkpoint.h"
 #include "forward/decoder.h"
-#include "forward/layer.h"
 #include "quant/activations.h"
 
 namespace aqhost {
@@ -15,10 +14,13 @@ namespace {
 
 constexpr int64_t kBatchTokens = 8192;
 
-/// Has the modules of an export round their inputs where it says so.
-void round_inputs(const Source& source, const Model& model, int32_t index, Layer& layer) {
+}  // namespace
+
+Layer open_layer(const Source& source, const Model& model, int32_t index, int64_t length,
+                 at::ScalarType dtype) {
+  Layer layer(source, model, index, length, dtype);
   const auto* checkpoint = dynamic_cast<const DecodedCheckpoint*>(&source);
-  if (checkpoint == nullptr) return;
+  if (checkpoint == nullptr) return layer;
   for (const Module& module : model.modules()) {
     const StoredModule* stored = checkpoint->find_module(module.name);
     if (module.key.layer != index || stored == nullptr || !stored->activations) continue;
@@ -26,9 +28,8 @@ void round_inputs(const Source& source, const Model& model, int32_t index, Layer
     rounder->set_global(checkpoint->input_global(*stored));
     layer.set_input_rounding(module, [rounder](const at::Tensor& x) { return (*rounder)(x); });
   }
+  return layer;
 }
-
-}  // namespace
 
 at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor& windows,
                       const std::function<void(int32_t layer)>& progress, at::ScalarType dtype) {
@@ -36,8 +37,7 @@ at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor
   const int64_t step = std::max<int64_t>(1, kBatchTokens / length);
   at::Tensor x = Ends(source, model, dtype).embed(windows);
   for (int32_t l = 0; l < model.desc().n_layers; l++) {
-    Layer layer(source, model, l, length, dtype);
-    round_inputs(source, model, l, layer);
+    const Layer layer = open_layer(source, model, l, length, dtype);
     for (int64_t begin = 0; begin < x.size(0); begin += step) {
       check_interrupt();
       at::Tensor batch = x.narrow(0, begin, std::min(step, x.size(0) - begin));

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "checkpoint/source.h"
+#include "forward/layer.h"
 #include "plugin/model.h"
 
 namespace aqhost {
@@ -15,9 +16,14 @@ struct Perplexity {
   int64_t tokens = 0;  // that were predicted: window - 1 of each
 };
 
+/// Layer `index` of a checkpoint for sequences of up to `length` tokens; its modules round their
+/// inputs where an export of aqhost says so. `model` must outlive the result.
+Layer open_layer(const Source& source, const Model& model, int32_t index, int64_t length,
+                 at::ScalarType dtype = at::kFloat);
+
 /// Hidden states [windows, tokens, hidden] after the last layer, in `dtype`, for windows [n,
-/// length] i64; inputs are rounded as an export of aqhost says. One layer's weights are in memory
-/// at a time. `progress`, if set, hears of each layer done.
+/// length] i64, through open_layer(). One layer's weights are in memory at a time. `progress`, if
+/// set, hears of each layer done.
 at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor& windows,
                       const std::function<void(int32_t layer)>& progress,
                       at::ScalarType dtype = at::kFloat);

@@ -11,6 +11,7 @@
 #include "forward/compute_type.h"
 #include "forward/decoder.h"
 #include "forward/layer.h"
+#include "pipeline/coverage.h"
 #include "pipeline/exporter.h"
 #include "pipeline/layer_quantizer.h"
 #include "pipeline/refine.h"
@@ -189,16 +190,6 @@ void calibrate_and_solve(const Reader& original, const Model& model, const Plan&
   quantize_head(original, model, plan, x, original_x, finish);
 }
 
-void warn_starved(const Json& report) {
-  const Json& totals = report["totals"];
-  const auto starved = totals["starved_experts"].get<int64_t>();
-  if (starved > 0)
-    spdlog::warn(
-        "{} of {} experts saw fewer tokens than they need and were solved with their layer's "
-        "inputs mixed in; more calibration text helps (see quantization_report.json)",
-        starved, report["experts"].size());
-}
-
 }  // namespace
 
 Reader open_original(const std::filesystem::path& directory) {
@@ -241,7 +232,7 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   timer.end();
   Json result = report.finish(plan, model, timer);
   if (windows.defined()) result["calibration"] = calibration.report;
-  warn_starved(result);
+  if (const std::string told = starved_warning(result); !told.empty()) spdlog::warn("{}", told);
   const auto start = std::chrono::steady_clock::now();
   result["totals"]["bytes"] = exporter.commit(result);
   result["totals"]["seconds"]["write"] =

@@ -58,8 +58,12 @@ void Report::add(const Refinement& refinement) {
 Json Report::finish(const Plan& plan, const Model& model, const PhaseTimer& timer) const {
   Json experts = experts_;
   const std::set<std::pair<int32_t, int32_t>> starved(starved_.begin(), starved_.end());
-  for (Json& e : experts)
-    e["starved"] = starved.contains({e["layer"].get<int32_t>(), e["expert"].get<int32_t>()});
+  for (Json& e : experts) {
+    const int32_t layer = e["layer"];
+    e["starved"] = starved.contains({layer, e["expert"].get<int32_t>()});
+    e["needed"] = plan.settings.min_tokens.value_or(
+        std::max(model.desc().hidden_size, model.ffn(layer).inner_size) / 2);
+  }
   Json seconds = Json::object();
   double total = 0;
   for (const auto& [phase, value] : timer.seconds()) {

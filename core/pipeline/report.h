@@ -13,7 +13,7 @@ namespace aqhost {
 
 /// Collects what quantization_report.json says:
 ///   modules  name -> {format, group_size, bits_per_weight, algorithm, loss, rtn_loss, tokens, ...}
-///   experts  [{layer, expert, tokens, weight, starved}]
+///   experts  [{layer, expert, tokens, weight, needed, starved}]
 ///   refined  [{layer, error_before, error_after}], where a recipe asks for it
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
 ///   peak_memory_bytes}

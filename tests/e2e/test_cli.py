@@ -325,23 +325,6 @@ class Quantizing(WorkFolder):
         self.assertGreater(len(list(out.glob("model-*-of-*.safetensors"))), 2)
         self.assertIn("ok:", self.ok("verify", "--model", out))
 
-    def test_calibration_from_jsonl_and_ids_by_weight(self):
-        documents = CALIB.read_text()[:60_000].split("\n\n")
-        (self.work / "a.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
-        ids = list(range(2048)) * 4
-        header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({len(ids)},), }}\n".encode()
-        (self.work / "b=2.npy").write_bytes(
-            b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header +
-            struct.pack(f"<{len(ids)}i", *ids))
-        out = self.work / "out"
-        self.ok("--model", MODEL, "--config", RECIPE, "--save", out, "--nsamples", 8, "--seqlen", 32,
-                "--calib", f"{self.work}/a.jsonl=3", "--calib", self.work / "b=2.npy")
-        calibration = json.loads((out / "quantization_report.json").read_text())["calibration"]
-        self.assertEqual([(f["file"], f["weight"], f["windows"]) for f in calibration["files"]],
-                         [("a.jsonl", 3, 6), ("b=2.npy", 1, 2)])
-        self.assertEqual(calibration["windows"], 8)
-        self.fails(2, "a weight of 0", "--model", MODEL, "--save", out, "--calib", f"{CALIB}=0")
-
     def test_few_tokens_starve_experts_and_are_said_to(self):
         out = self.work / "out"
         done = aqhost("--model", MODEL, "--config", RECIPE, "--calib", CALIB, "--save", out,

@@ -19,9 +19,10 @@ struct Command {
   const char* details;  // shown by --help, below the usage line
   void (*add_options)(po::options_description_easy_init add);
   void (*run)(const po::variables_map& options);
+  const char* positional = nullptr;  // the option that bare arguments are values of, if any
 };
 
-extern const Command kQuantize, kInspect, kPlan, kEval, kTokenize, kVerify, kPlugins;
+extern const Command kQuantize, kInspect, kPlan, kEval, kCompare, kTokenize, kVerify, kPlugins;
 
 /// Adds --plugin-dir and --trust-plugins, and opens what is found there and in the usual places.
 void add_plugin_options(po::options_description_easy_init& add);

@@ -6,6 +6,7 @@
 #include "command.h"
 #include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
+#include "pipeline/divergence.h"
 #include "pipeline/evaluate.h"
 
 namespace aqhost {
@@ -18,6 +19,34 @@ void add_options(po::options_description_easy_init add) {
       "text to predict: UTF-8, JSONL or ids, as --calib of quantize");
   add("window", po::value<int64_t>()->default_value(512), "tokens of a window");
   add_dtype_option(add, "float32");
+  add("against", po::value<std::string>(),
+      "folder of the original: how far the model is from it, layer by layer too");
+}
+
+void print(const Perplexity& result, const at::Tensor& windows) {
+  fmt::print("perplexity {:.4f} over {} tokens ({} windows of {})\n", result.value,
+             with_commas(result.tokens), windows.size(0), windows.size(1));
+}
+
+void print(const Divergence& d, const Perplexity& reference, const std::string& against) {
+  fmt::print("perplexity {:.4f} of {}\n", reference.value, against);
+  fmt::print("KL divergence {:.5f} nats a token, same top token {:.2f} %\n", d.kl, 100 * d.top1);
+  fmt::print("hidden states are off by, after each layer and by that layer alone:\n");
+  for (std::size_t l = 0; l < d.layers.size(); l++)
+    fmt::print("layer {:>3}  {:6.2f} %  {:6.2f} %\n", l, 100 * d.layers[l].total,
+               100 * d.layers[l].own);
+}
+
+Json to_json(const Divergence& d, const Perplexity& reference) {
+  Json layers = Json::array();
+  for (std::size_t l = 0; l < d.layers.size(); l++)
+    layers.push_back({{"layer", l}, {"error", d.layers[l].total}, {"own_error", d.layers[l].own}});
+  return {{"perplexity", d.perplexity.value},
+          {"tokens", d.perplexity.tokens},
+          {"against_perplexity", reference.value},
+          {"kl_divergence", d.kl},
+          {"top1_agreement", d.top1},
+          {"layers", layers}};
 }
 
 void run(const po::variables_map& options) {
@@ -25,30 +54,50 @@ void run(const po::variables_map& options) {
   const std::string text = required(options, "text");
   const int64_t window = integer(options, "window", 2, 1 << 24);
   const auto registry = open_registry(options);
+  const auto type = options["model-type"].as<std::string>();
   const auto source = open_source(directory, *registry);
   const at::ScalarType dtype = compute_type(options["dtype"].as<std::string>(), *source);
-  const auto model = registry->create_model(*source, options["model-type"].as<std::string>());
+  const auto model = registry->create_model(*source, type);
   const at::Tensor windows =
       CorpusReader(directory, model->desc().vocab_size).windows(text, window);
   Progress progress("evaluating", model->desc().n_layers, "layers", quiet(options));
-  const Perplexity result = perplexity(
-      *source, *model, windows,
-      [&](int32_t layer) { progress.update(layer + 1, fmt::format("layer {}", layer)); }, dtype);
+  const auto tell = [&](int32_t layer) {
+    progress.update(layer + 1, fmt::format("layer {}", layer));
+  };
+  if (!options.contains("against")) {
+    const Perplexity result = perplexity(*source, *model, windows, tell, dtype);
+    progress.finish();
+    if (wants_json(options))
+      fmt::print("{}\n", Json{{"perplexity", result.value}, {"tokens", result.tokens}}.dump());
+    else
+      print(result, windows);
+    return;
+  }
+  const std::string against = required(options, "against");
+  const auto original = open_source(against, *registry);
+  const auto original_model = registry->create_model(*original, type);
+  const Divergences result = diverge({original.get(), original_model.get()},
+                                     {{source.get(), model.get()}}, windows, tell, dtype);
   progress.finish();
-  if (wants_json(options))
-    fmt::print("{}\n", Json{{"perplexity", result.value}, {"tokens", result.tokens}}.dump());
-  else
-    fmt::print("perplexity {:.4f} over {} tokens ({} windows of {})\n", result.value,
-               with_commas(result.tokens), windows.size(0), window);
+  const Divergence& d = result.models.front();
+  if (wants_json(options)) {
+    fmt::print("{}\n", to_json(d, result.reference).dump());
+    return;
+  }
+  print(d.perplexity, windows);
+  print(d, result.reference, against);
 }
 
 }  // namespace
 
 const Command kEval{
     "eval", "measures perplexity on a text, of a checkpoint or an export",
-    "  aqhost eval --model DIR --text FILE [--window 512] [--json]\n\n"
+    "  aqhost eval --model DIR --text FILE [--against ORIGINAL] [--window 512] [--json]\n\n"
     "The text's tokens are cut into windows, each within one document; the loss is that\n"
-    "of each next token inside its window.",
+    "of each next token inside its window. With --against the original runs\n"
+    "beside the model: KL divergence of the next token from the original's, how often both\n"
+    "hold the same token most likely, and by how much hidden states differ, |h - h0| / |h0|,\n"
+    "after each layer, and by that layer alone on the original's hidden states.",
     add_options, run};
 
 }  // namespace aqhost

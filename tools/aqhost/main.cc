@@ -32,8 +32,8 @@
 namespace aqhost {
 namespace {
 
-constexpr std::array kCommands{&kQuantize, &kInspect, &kPlan,   &kEval,
-                               &kTokenize, &kVerify,  &kPlugins};
+constexpr std::array kCommands{&kQuantize, &kInspect,  &kPlan,   &kEval,
+                               &kCompare,  &kTokenize, &kVerify, &kPlugins};
 constexpr std::array kLogLevels{"debug", "info", "warn", "error", "off"};
 
 po::options_description options_of(const Command& command) {
@@ -81,10 +81,11 @@ po::variables_map parse(const Command& command, const std::vector<std::string>& 
   po::variables_map values;
   try {
     const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
-    const po::positional_options_description no_positionals;
+    po::positional_options_description positionals;
+    if (command.positional != nullptr) positionals.add(command.positional, -1);
     po::store(po::command_line_parser(arguments)
                   .options(known)
-                  .positional(no_positionals)
+                  .positional(positionals)
                   .style(style)
                   .run(),
               values);

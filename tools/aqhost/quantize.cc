@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/progress.h"
 #include "command.h"
+#include "pipeline/coverage.h"
 #include "pipeline/loadable.h"
 
 namespace aqhost {
@@ -66,6 +68,8 @@ void print_summary(const Json& report, const std::string& target, int64_t origin
   fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n",
              totals["modules"].get<int64_t>(), with_commas(totals["weights"].get<int64_t>()),
              totals["bits_per_weight"].get<double>());
+  if (const std::size_t width = terminal_width(STDOUT_FILENO); width > 0)
+    for (const std::string& row : coverage_rows(report["experts"], width)) fmt::print("{}\n", row);
   if (rtn_loss > 0)
     fmt::print("loss {:.4g}, {:.1f} % of rounding to nearest\n", loss, 100 * loss / rtn_loss);
   fmt::print("{} -> {}, {}, peak memory {}\n", format_bytes(original_bytes),

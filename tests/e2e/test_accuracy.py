@@ -1,0 +1,91 @@
+"""What aqhost is calibrated on, and what it tells of experts and of accuracy.
+
+Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+"""
+import json
+import os
+import pty
+import struct
+import subprocess
+import unittest
+
+from test_cli import AQHOST, BUILD, CALIB, EVAL, MODEL, RECIPE, WorkFolder
+
+FEW = ("--model", MODEL, "--config", RECIPE, "--calib", CALIB, "--nsamples", 2, "--seqlen", 64)
+
+
+class Calibration(WorkFolder):
+    def test_calibration_from_jsonl_and_ids_by_weight(self):
+        documents = CALIB.read_text()[:60_000].split("\n\n")
+        (self.work / "a.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
+        ids = list(range(2048)) * 4
+        header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({len(ids)},), }}\n".encode()
+        (self.work / "b=2.npy").write_bytes(
+            b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header +
+            struct.pack(f"<{len(ids)}i", *ids))
+        out = self.work / "out"
+        self.ok("--model", MODEL, "--config", RECIPE, "--save", out, "--nsamples", 8, "--seqlen", 32,
+                "--calib", f"{self.work}/a.jsonl=3", "--calib", self.work / "b=2.npy")
+        calibration = json.loads((out / "quantization_report.json").read_text())["calibration"]
+        self.assertEqual([(f["file"], f["weight"], f["windows"]) for f in calibration["files"]],
+                         [("a.jsonl", 3, 6), ("b=2.npy", 1, 2)])
+        self.assertEqual(calibration["windows"], 8)
+        self.fails(2, "a weight of 0", "--model", MODEL, "--save", out, "--calib", f"{CALIB}=0")
+
+    def test_a_terminal_is_shown_how_text_reached_the_experts_and_a_file_is_not(self):
+        main, side = pty.openpty()
+        self.addCleanup(os.close, main)
+        command = [AQHOST, *FEW, "--save", self.work / "a", "--plugin-dir", BUILD / "plugins"]
+        done = subprocess.run([str(c) for c in command], stdout=side, stderr=subprocess.PIPE)
+        os.close(side)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        shown = os.read(main, 1 << 16).decode()
+        self.assertRegex(shown, r"layer   2  [!\u2581-\u2588]{16}  \d+ to \d+ tokens, spread \d\.\d\d")
+        self.assertRegex(done.stderr.decode(), r"times as much calibration text .*--nsamples \d+")
+        self.assertNotIn("layer   2", self.ok(*FEW, "--save", self.work / "b"))
+
+
+class Comparing(WorkFolder):
+    def test_eval_against_the_original_and_a_table_of_exports(self):
+        gptq, rtn = self.work / "gptq", self.work / "rtn"
+        self.ok(*FEW, "--save", gptq)
+        self.ok("--model", MODEL, "--algorithm", "rtn", "--save", rtn)
+        few = self.work / "few.txt"
+        few.write_text(EVAL.read_text()[:20_000])
+        against = ("--against", MODEL, "--text", few, "--window", 128)
+        text = self.ok("eval", "--model", gptq, *against)
+        for word in ("perplexity", "KL divergence", "same top token", "layer   2"):
+            self.assertIn(word, text)
+        told = json.loads(self.ok("eval", "--model", gptq, *against, "--json"))
+        plain = json.loads(self.ok("eval", "--model", gptq, *against[2:], "--json"))
+        self.assertAlmostEqual(told["perplexity"], plain["perplexity"], places=3)
+        self.assertEqual(told["tokens"], plain["tokens"])
+        self.assertGreater(told["kl_divergence"], 0.01)
+        self.assertLess(told["top1_agreement"], 1)
+        self.assertEqual([l["layer"] for l in told["layers"]], [0, 1, 2])
+        self.assertEqual(told["layers"][0]["error"], told["layers"][0]["own_error"])
+
+        rows = json.loads(self.ok("compare", gptq, rtn, *against, "--json"))
+        self.assertEqual([r["folder"] for r in rows], [str(MODEL), str(gptq), str(rtn)])
+        self.assertEqual(rows[0]["bits_per_weight"], 16)
+        self.assertAlmostEqual(rows[1]["bits_per_weight"], 4.125)
+        self.assertAlmostEqual(rows[1]["kl_divergence"], told["kl_divergence"])
+        self.assertAlmostEqual(sum(l["loss_share"] for l in rows[1]["layers"]), 1)
+        self.assertEqual(rows[2]["experts"], [])  # rounded without calibration: nothing is known
+        lines = self.ok("compare", gptq, rtn).splitlines()
+        self.assertEqual(len(lines), 3)
+        self.assertRegex(lines[1], r"4\.125 .* MB .*\d\.\d+ \(\d+\.\d %\)$")
+
+    def test_wrong_usage_and_models_that_cannot_be_compared(self):
+        self.fails(2, "no folder is given", "compare")
+        self.fails(2, "--against needs --text", "compare", MODEL, "--against", MODEL)
+        self.fails(2, "takes options only", "eval", MODEL)
+        self.fails(1, "only versions of one model can be compared", "eval", "--model", MODEL, "--text",
+                   EVAL, "--against", MODEL.parent / "mixtral-tiny")
+        broken = self.copy_model()
+        (broken / "quantization_report.json").write_text("{}")
+        self.fails(1, "quantization_report.json: has no \"modules\"", "compare", broken)
+
+
+if __name__ == "__main__":
+    unittest.main()
