@@ -6,18 +6,17 @@
 
 namespace aqhost {
 
-at::Tensor sample_windows(const at::Tensor& windows, int64_t count, uint64_t seed) {
-  const int64_t available = windows.size(0);
-  if (count >= available) return windows;
+std::vector<int64_t> sample(int64_t available, int64_t count, uint64_t seed) {
   std::vector<int64_t> order(static_cast<std::size_t>(available));
   std::iota(order.begin(), order.end(), int64_t{0});
+  if (count >= available) return order;
   std::mt19937_64 random(seed);
   // Fisher-Yates by hand: std::shuffle differs between standard libraries
   for (std::size_t i = 0; i < static_cast<std::size_t>(count); i++)
     std::swap(order[i], order[i + random() % (order.size() - i)]);
   order.resize(static_cast<std::size_t>(count));
   std::sort(order.begin(), order.end());
-  return windows.index_select(0, at::tensor(order, at::kLong));
+  return order;
 }
 
 std::vector<std::size_t> share_windows(const std::vector<int64_t>& available,

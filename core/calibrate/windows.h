@@ -1,15 +1,14 @@
 #pragma once
 
-#include <ATen/ATen.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace aqhost {
 
-/// `count` of the rows of `windows`, chosen by `seed` and in their order; all if there are no more.
-at::Tensor sample_windows(const at::Tensor& windows, int64_t count, uint64_t seed);
+/// `count` of the numbers below `available`, chosen by `seed`, rising; all if there are no more.
+/// The sample of a smaller count lies within that of a larger.
+std::vector<int64_t> sample(int64_t available, int64_t count, uint64_t seed);
 
 /// Which file each of `count` windows comes from, if file i has available[i] of them and is to give
 /// the part weights[i] (> 0). Parts are kept in every stretch of the result (Webster's method);

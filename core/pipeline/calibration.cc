@@ -3,63 +3,125 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
+#include "base/progress.h"
 #include "calibrate/windows.h"
+#include "pipeline/balance.h"
 
 namespace aqhost {
 namespace {
 
-/// As many windows of each file as `turns` names it, in that order.
-at::Tensor take_turns(const std::vector<at::Tensor>& windows, const std::vector<int64_t>& counts,
-                      const std::vector<std::size_t>& turns, uint64_t seed) {
-  std::vector<at::Tensor> chosen, rows;
-  for (std::size_t i = 0; i < windows.size(); i++)
-    chosen.push_back(sample_windows(windows[i], counts[i], seed));
-  std::vector<int64_t> next(windows.size(), 0);
-  for (const std::size_t i : turns) rows.push_back(chosen[i][next[i]++]);
+constexpr int64_t kPool = 4;  // windows to choose from, by those that are chosen
+
+/// A window's file and place in it.
+struct Place {
+  std::size_t file;
+  int64_t index;
+  bool operator==(const Place&) const = default;
+};
+
+/// What files hold, and their parts.
+struct Corpus {
+  std::vector<at::Tensor> windows;  // of each file
+  std::vector<int64_t> available;
+  std::vector<double> weights;
+};
+
+Corpus read_files(const Reader& original, const Model& model, const CalibrationOptions& options) {
+  CorpusReader reader(original.directory(), model.desc().vocab_size);
+  Corpus corpus;
+  for (const CorpusFile& file : options.files) {
+    corpus.windows.push_back(reader.windows(file.path, options.seqlen));
+    corpus.available.push_back(corpus.windows.back().size(0));
+    corpus.weights.push_back(file.weight);
+  }
+  return corpus;
+}
+
+/// `count` windows, files in turn. Those of a smaller count are among those of a larger.
+std::vector<Place> choose(const Corpus& corpus, int64_t count, uint64_t seed) {
+  const auto turns = share_windows(corpus.available, corpus.weights, count);
+  std::vector<std::vector<int64_t>> samples;
+  for (std::size_t i = 0; i < corpus.available.size(); i++)
+    samples.push_back(sample(corpus.available[i], std::count(turns.begin(), turns.end(), i), seed));
+  std::vector<std::size_t> next(corpus.available.size(), 0);
+  std::vector<Place> places;
+  for (const std::size_t i : turns) places.push_back({i, samples[i][next[i]++]});
+  return places;
+}
+
+at::Tensor windows_at(const Corpus& corpus, const std::vector<Place>& places) {
+  std::vector<at::Tensor> rows;
+  for (const Place& place : places) rows.push_back(corpus.windows[place.file][place.index]);
   return at::stack(rows);
+}
+
+int64_t count_of(const std::vector<Place>& places, std::size_t file) {
+  return std::count_if(places.begin(), places.end(),
+                       [&](const Place& p) { return p.file == file; });
+}
+
+/// Replaces `places` by as many of each file, from a larger pool, that even out expert use. Returns
+/// {pool, spread_before, spread_after}.
+Json balance(const Reader& original, const Model& model, const CalibrationOptions& options,
+             at::ScalarType dtype, const Corpus& corpus, std::vector<Place>& places) {
+  const std::vector<Place> pool = choose(corpus, kPool * options.nsamples, options.seed);
+  if (pool.size() == places.size())
+    spdlog::warn("--balance-experts: the text has {} windows, there are no others to choose from",
+                 pool.size());
+  Progress progress("balancing experts", model.desc().n_layers, "layers", options.quiet);
+  const WindowUse use = window_use(
+      original, model, windows_at(corpus, pool), dtype,
+      [&](int32_t layer) { progress.update(layer + 1, fmt::format("layer {}", layer)); });
+  std::vector<int64_t> before, quota;
+  std::vector<std::size_t> file;
+  for (const Place& place : pool) {
+    if (std::find(places.begin(), places.end(), place) != places.end())
+      before.push_back(static_cast<int64_t>(file.size()));
+    file.push_back(place.file);
+  }
+  for (std::size_t i = 0; i < corpus.windows.size(); i++) quota.push_back(count_of(places, i));
+  const std::vector<int64_t> after = choose_balanced(use, file, quota);
+  places.clear();
+  for (const int64_t w : after) places.push_back(pool[static_cast<std::size_t>(w)]);
+  return {{"pool", pool.size()},
+          {"spread_before", spread_of(use, before)},
+          {"spread_after", spread_of(use, after)}};
 }
 
 }  // namespace
 
 Calibration read_calibration(const Reader& original, const Model& model,
-                             const CalibrationOptions& options) {
+                             const CalibrationOptions& options, at::ScalarType dtype) {
   const int64_t longest = model.desc().max_positions;
   if (longest > 0 && options.seqlen > longest)
     fail("--seqlen {} is longer than the {} positions the model was made for", options.seqlen,
          longest);
-  CorpusReader reader(original.directory(), model.desc().vocab_size);
-  std::vector<at::Tensor> windows;
-  std::vector<int64_t> available;
-  std::vector<double> weights;
+  const Corpus corpus = read_files(original, model, options);
+  std::vector<Place> places = choose(corpus, options.nsamples, options.seed);
   double all = 0;
-  for (const CorpusFile& file : options.files) {
-    windows.push_back(reader.windows(file.path, options.seqlen));
-    available.push_back(windows.back().size(0));
-    weights.push_back(file.weight);
-    all += file.weight;
-  }
-  const auto turns = share_windows(available, weights, options.nsamples);
+  for (const double weight : corpus.weights) all += weight;
   Json files = Json::array();
-  std::vector<int64_t> counts;
   for (std::size_t i = 0; i < options.files.size(); i++) {
-    counts.push_back(std::count(turns.begin(), turns.end(), i));
-    const double asked = static_cast<double>(options.nsamples) * weights[i] / all;
-    const std::string name = options.files[i].path.string();
-    if (static_cast<double>(available[i]) < std::floor(asked))
-      spdlog::warn("{}: {} windows of {} tokens, {:.0f} were asked for", name, available[i],
-                   options.seqlen, asked);
+    const double asked =
+        std::floor(static_cast<double>(options.nsamples) * corpus.weights[i] / all);
+    if (static_cast<double>(corpus.available[i]) < asked)
+      spdlog::warn("{}: {} windows of {} tokens, {:.0f} were asked for",
+                   options.files[i].path.string(), corpus.available[i], options.seqlen, asked);
     files.push_back({{"file", options.files[i].path.filename().string()},
-                     {"weight", weights[i]},
-                     {"windows", counts[i]},
-                     {"available", available[i]}});
+                     {"weight", corpus.weights[i]},
+                     {"windows", count_of(places, i)},
+                     {"available", corpus.available[i]}});
   }
-  return {take_turns(windows, counts, turns, options.seed),
-          {{"files", files},
-           {"windows", turns.size()},
-           {"seqlen", options.seqlen},
-           {"seed", options.seed}}};
+  Json report{{"files", files},
+              {"windows", places.size()},
+              {"seqlen", options.seqlen},
+              {"seed", options.seed}};
+  if (options.balance_experts)
+    report["balance"] = balance(original, model, options, dtype, corpus, places);
+  return {windows_at(corpus, places), report};
 }
 
 }  // namespace aqhost

@@ -214,7 +214,9 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   PhaseTimer timer;
   timer.begin("tokenize");
   Calibration calibration;
-  if (options.calibration) calibration = read_calibration(original, model, *options.calibration);
+  if (options.calibration)
+    calibration = read_calibration(original, model, *options.calibration,
+                                   compute_type(options.dtype, original));
   const at::Tensor& windows = calibration.windows;
   timer.begin("prepare");
   Exporter exporter(original, model, plan, options.target, options.max_shard_bytes,

@@ -1,5 +1,7 @@
 #include "pipeline/refine.h"
 
+#include <c10/core/GradMode.h>
+
 #include <algorithm>
 #include <numeric>
 #include <random>
@@ -58,6 +60,7 @@ at::Tensor choose_windows(int64_t available, int64_t count, std::mt19937_64& ran
 
 void run_steps(Layer& layer, std::vector<Refined>& refined, const at::Tensor& x,
                const at::Tensor& target, const RefineOptions& options) {
+  const c10::AutoGradMode gradients(true);  // the program has them off
   std::mt19937_64 random(options.seed);
   for (int64_t step = 0; step < options.steps; step++) {
     check_interrupt();

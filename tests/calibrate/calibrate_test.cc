@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <functional>
+
 #include "calibrate/hessian.h"
 #include "calibrate/windows.h"
 #include "torch_doctest.h"
@@ -63,14 +66,14 @@ TEST_CASE("a shift is the weighted sum of (x0 - x) x^T, and mixes as the Hessian
   CHECK(Hessian::mix(h, all, 400, 0.5).tokens() == 300);
 }
 
-TEST_CASE("a sample of windows is seeded, ordered and without repeats") {
-  const at::Tensor windows = at::arange(33 * 30, at::kLong).view({33, 30});
-  const at::Tensor sample = sample_windows(windows, 10, 7);
-  CHECK(sample.equal(sample_windows(windows, 10, 7)));
-  CHECK_FALSE(sample.equal(sample_windows(windows, 10, 8)));
-  for (int64_t i = 1; i < 10; i++)
-    CHECK(sample[i][0].item<int64_t>() > sample[i - 1][0].item<int64_t>());
-  CHECK(sample_windows(windows, 40, 7).equal(windows));
+TEST_CASE("a sample is seeded, ordered, without repeats, and within that of a larger count") {
+  const std::vector<int64_t> ten = sample(33, 10, 7), twenty = sample(33, 20, 7);
+  CHECK(ten == sample(33, 10, 7));
+  CHECK(ten != sample(33, 10, 8));
+  CHECK(ten.size() == 10);
+  CHECK(std::adjacent_find(ten.begin(), ten.end(), std::greater_equal<>()) == ten.end());
+  CHECK(std::includes(twenty.begin(), twenty.end(), ten.begin(), ten.end()));
+  CHECK(sample(3, 40, 7) == std::vector<int64_t>{0, 1, 2});
 }
 
 TEST_CASE("files share the windows by weight, in turn, and others give what one does not have") {

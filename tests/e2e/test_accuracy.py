@@ -11,7 +11,8 @@ import unittest
 
 from test_cli import AQHOST, BUILD, CALIB, EVAL, MODEL, RECIPE, WorkFolder
 
-FEW = ("--model", MODEL, "--config", RECIPE, "--calib", CALIB, "--nsamples", 2, "--seqlen", 64)
+GPTQ = ("--model", MODEL, "--config", RECIPE, "--calib", CALIB, "--seqlen", 64)
+FEW = (*GPTQ, "--nsamples", 2)
 
 
 class Calibration(WorkFolder):
@@ -32,6 +33,15 @@ class Calibration(WorkFolder):
         self.assertEqual(calibration["windows"], 8)
         self.fails(2, "a weight of 0", "--model", MODEL, "--save", out, "--calib", f"{CALIB}=0")
 
+    def test_balanced_experts_are_reported(self):
+        out = self.work / "out"
+        text = self.ok(*GPTQ, "--nsamples", 4, "--balance-experts", "--save", out)
+        self.assertRegex(text, r"experts balanced: spread of their tokens 0.\d+ -> 0.\d+, of 16 windows")
+        balance = json.loads((out / "quantization_report.json").read_text())["calibration"]["balance"]
+        self.assertLess(balance["spread_after"], balance["spread_before"])
+        self.fails(2, "--balance-experts needs --calib", "--model", MODEL, "--algorithm", "rtn",
+                   "--save", out, "--balance-experts")
+
     def test_a_terminal_is_shown_how_text_reached_the_experts_and_a_file_is_not(self):
         main, side = pty.openpty()
         self.addCleanup(os.close, main)
@@ -43,6 +53,19 @@ class Calibration(WorkFolder):
         self.assertRegex(shown, r"layer   2  [!\u2581-\u2588]{16}  \d+ to \d+ tokens, spread \d\.\d\d")
         self.assertRegex(done.stderr.decode(), r"times as much calibration text .*--nsamples \d+")
         self.assertNotIn("layer   2", self.ok(*FEW, "--save", self.work / "b"))
+
+
+class Refining(WorkFolder):
+    def test_a_recipe_that_asks_for_learned_rounding_gets_it(self):
+        recipe = self.work / "r.yaml"
+        recipe.write_text("default: {wq: int4, group_size: 128, refine: {steps: 5, batch: 2}}\n")
+        out = self.work / "out"
+        self.ok("--model", MODEL, "--config", recipe, "--calib", CALIB, "--seqlen", 64, "--nsamples", 8,
+                "--save", out)
+        refined = json.loads((out / "quantization_report.json").read_text())["refined"]
+        self.assertEqual([r["layer"] for r in refined], [0, 1, 2])
+        for layer in refined:
+            self.assertLess(layer["error_after"], layer["error_before"])
 
 
 class Comparing(WorkFolder):

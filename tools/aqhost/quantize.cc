@@ -23,6 +23,8 @@ void add_options(po::options_description_easy_init add) {
       "FILE or FILE=WEIGHT: what to calibrate on, may be repeated; GPTQ needs it");
   add("nsamples", po::value<int64_t>()->default_value(128), "windows of calibration text, in all");
   add("seqlen", po::value<int64_t>()->default_value(512), "tokens of a window");
+  add("balance-experts",
+      "choose the windows, from four times as many, that even out how often experts are used");
   add("algorithm", po::value<std::string>(),
       "gptq or rtn for all modules, whatever the recipe says");
   add("save", po::value<std::string>(), "folder to write, made by the run");
@@ -41,7 +43,11 @@ std::string algorithm(const po::variables_map& options) {
 }
 
 std::optional<CalibrationOptions> calibration(const po::variables_map& options) {
-  if (!options.contains("calib")) return {};
+  if (!options.contains("calib")) {
+    if (options.contains("balance-experts"))
+      throw UsageError("--balance-experts needs --calib, what to choose from");
+    return {};
+  }
   CalibrationOptions result;
   for (const auto& value : options["calib"].as<std::vector<std::string>>()) {
     if (value.empty()) throw UsageError("--calib is empty");
@@ -50,6 +56,8 @@ std::optional<CalibrationOptions> calibration(const po::variables_map& options) 
   result.nsamples = integer(options, "nsamples", 1, 1 << 24);
   result.seqlen = integer(options, "seqlen", 2, 1 << 24);
   result.seed = static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62));
+  result.balance_experts = options.contains("balance-experts");
+  result.quiet = quiet(options);
   return result;
 }
 
@@ -61,6 +69,15 @@ std::string readers(const std::vector<Loadable>& loads) {
   return names.empty() ? "nothing but aqhost" : fmt::format("{}", fmt::join(names, ", "));
 }
 
+/// What --balance-experts did, if it was asked for.
+void print_balance(const Json& report) {
+  const Json balance = report.value("calibration", Json::object()).value("balance", Json());
+  if (balance.is_object())
+    fmt::print("experts balanced: spread of their tokens {:.3f} -> {:.3f}, of {} windows\n",
+               balance["spread_before"].get<double>(), balance["spread_after"].get<double>(),
+               balance["pool"].get<int64_t>());
+}
+
 void print_summary(const Json& report, const std::string& target, int64_t original_bytes,
                    const std::vector<Loadable>& loads) {
   const Json& totals = report["totals"];
@@ -68,6 +85,7 @@ void print_summary(const Json& report, const std::string& target, int64_t origin
   fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n",
              totals["modules"].get<int64_t>(), with_commas(totals["weights"].get<int64_t>()),
              totals["bits_per_weight"].get<double>());
+  print_balance(report);
   if (const std::size_t width = terminal_width(STDOUT_FILENO); width > 0)
     for (const std::string& row : coverage_rows(report["experts"], width)) fmt::print("{}\n", row);
   if (rtn_loss > 0)
