@@ -58,14 +58,15 @@ class Calibration(WorkFolder):
 class Refining(WorkFolder):
     def test_a_recipe_that_asks_for_learned_rounding_gets_it(self):
         recipe = self.work / "r.yaml"
-        recipe.write_text("default: {wq: int4, group_size: 128, refine: {steps: 5, batch: 2}}\n")
+        recipe.write_text("default: {wq: int4, group_size: 128, refine: {steps: 30, batch: 8}}\n")
         out = self.work / "out"
-        self.ok("--model", MODEL, "--config", recipe, "--calib", CALIB, "--seqlen", 64, "--nsamples", 8,
+        self.ok("--model", MODEL, "--config", recipe, "--calib", CALIB, "--seqlen", 64, "--nsamples", 16,
                 "--save", out)
         refined = json.loads((out / "quantization_report.json").read_text())["refined"]
         self.assertEqual([r["layer"] for r in refined], [0, 1, 2])
-        for layer in refined:
-            self.assertLess(layer["error_after"], layer["error_before"])
+        for layer in refined:  # codes that did not bring the output nearer are not kept
+            self.assertLessEqual(layer["error_after"], layer["error_before"])
+        self.assertLess(refined[2]["error_after"], 0.9 * refined[2]["error_before"])
 
 
 class Comparing(WorkFolder):
