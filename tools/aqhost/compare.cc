@@ -21,7 +21,7 @@ void add_options(po::options_description_easy_init add) {
       "folder to compare; --export may be left out");
   add("model-type", po::value<std::string>()->default_value("auto"),
       "id of the model plugin to use, or auto");
-  add_plugin_option(add);
+  add_plugin_options(add);
   add("text", po::value<std::string>(), "text to predict, as of eval");
   add("window", po::value<int64_t>()->default_value(512), "tokens of a window");
   add("against", po::value<std::string>(), "folder of the original; needs --text");
