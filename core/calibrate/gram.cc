@@ -100,20 +100,21 @@ Panels differences(const at::Tensor& x, const at::Tensor& original, const at::Te
 /// 4 rows of a tile [64, 64] += a^T b over `pairs` pairs; a and b [pairs, 64] of pairs, a from the
 /// first of the rows on.
 AQ_AVX512_BF16 void add_rows(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs) {
-  constexpr int kVectors = kTile / 16;
+  constexpr int64_t kVectors = kTile / 16;
   __m512 sums[kRows][kVectors];
-  for (int r = 0; r < kRows; r++)
-    for (int v = 0; v < kVectors; v++) sums[r][v] = _mm512_loadu_ps(tile + r * kTile + 16 * v);
+  for (int64_t r = 0; r < kRows; r++)
+    for (int64_t v = 0; v < kVectors; v++) sums[r][v] = _mm512_loadu_ps(tile + r * kTile + 16 * v);
   for (int64_t p = 0; p < pairs; p++, a += kTile, b += kTile) {
     __m512bh right[kVectors];
-    for (int v = 0; v < kVectors; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + 16 * v);
-    for (int r = 0; r < kRows; r++) {
+    for (int64_t v = 0; v < kVectors; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + 16 * v);
+    for (int64_t r = 0; r < kRows; r++) {
       const auto left = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[r]));
-      for (int v = 0; v < kVectors; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
+      for (int64_t v = 0; v < kVectors; v++)
+        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
     }
   }
-  for (int r = 0; r < kRows; r++)
-    for (int v = 0; v < kVectors; v++) _mm512_storeu_ps(tile + r * kTile + 16 * v, sums[r][v]);
+  for (int64_t r = 0; r < kRows; r++)
+    for (int64_t v = 0; v < kVectors; v++) _mm512_storeu_ps(tile + r * kTile + 16 * v, sums[r][v]);
 }
 
 /// A tile [64, 64] of the sum over pairs [begin, end) of two panels.
