@@ -2,21 +2,24 @@
 
 #include <algorithm>
 #include <numeric>
-#include <random>
 
 namespace aqhost {
 
-std::vector<int64_t> sample(int64_t available, int64_t count, uint64_t seed) {
+std::vector<int64_t> sample(int64_t available, int64_t count, std::mt19937_64& random) {
   std::vector<int64_t> order(static_cast<std::size_t>(available));
   std::iota(order.begin(), order.end(), int64_t{0});
   if (count >= available) return order;
-  std::mt19937_64 random(seed);
   // Fisher-Yates by hand: std::shuffle differs between standard libraries
   for (std::size_t i = 0; i < static_cast<std::size_t>(count); i++)
     std::swap(order[i], order[i + random() % (order.size() - i)]);
   order.resize(static_cast<std::size_t>(count));
   std::sort(order.begin(), order.end());
   return order;
+}
+
+std::vector<int64_t> sample(int64_t available, int64_t count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  return sample(available, count, random);
 }
 
 std::vector<std::size_t> share_windows(const std::vector<int64_t>& available,

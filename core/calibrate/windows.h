@@ -2,12 +2,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <random>
 #include <vector>
 
 namespace aqhost {
 
-/// `count` of the numbers below `available`, chosen by `seed`, rising; all if there are no more.
-/// The sample of a smaller count lies within that of a larger.
+/// `count` of the numbers below `available`, chosen by `random`, rising; all if there are no more.
+/// From the same state, the sample of a smaller count lies within that of a larger.
+std::vector<int64_t> sample(int64_t available, int64_t count, std::mt19937_64& random);
 std::vector<int64_t> sample(int64_t available, int64_t count, uint64_t seed);
 
 /// Which file each of `count` windows comes from, if file i has available[i] of them and is to give

@@ -136,7 +136,7 @@ at::Tensor Layer::ffn_output(int32_t expert, const at::Tensor& h) const {
   return linear(AQ_ROLE_FFN_DOWN, expert)(h);
 }
 
-at::Tensor Layer::ffn(const at::Tensor& f) const {
+at::Tensor Layer::ffn(const at::Tensor& f, Routing* routing) const {
   const FfnDesc& desc = ffn_desc();
   if (desc.kind == AQ_FFN_DENSE) return ffn_output(AQ_EXPERT_NONE, ffn_hidden(AQ_EXPERT_NONE, f));
   at::Tensor out = at::zeros_like(f);
@@ -144,7 +144,9 @@ at::Tensor Layer::ffn(const at::Tensor& f) const {
     out = ffn_output(AQ_EXPERT_SHARED, ffn_hidden(AQ_EXPERT_SHARED, f));
     if (const at::Tensor weight = shared_weight(f); weight.defined()) out.mul_(weight);
   }
-  const auto routed = tokens_by_expert(route(f), desc.n_experts);
+  const Routing chosen = route(f);
+  if (routing != nullptr) *routing = chosen;
+  const auto routed = tokens_by_expert(chosen, desc.n_experts);
   for (int32_t e = 0; e < desc.n_experts; e++) {
     const auto& [rows, weights] = routed[static_cast<std::size_t>(e)];
     if (rows.size(0) == 0) continue;
@@ -154,10 +156,10 @@ at::Tensor Layer::ffn(const at::Tensor& f) const {
   return out;
 }
 
-at::Tensor Layer::forward(const at::Tensor& x) const {
+at::Tensor Layer::forward(const at::Tensor& x, Routing* routing) const {
   const at::Tensor y = x + attention(attention_input(x));
   const at::Tensor f = ffn_input(y).flatten(0, 1);
-  return y + ffn(f).view_as(y);
+  return y + ffn(f, routing).view_as(y);
 }
 
 at::Tensor Layer::weight(const Module& module) const {

@@ -68,10 +68,11 @@ class Layer {
   GluWeights glu_weights(int32_t expert) const;  // borrowed from this layer
   at::Tensor ffn_output(int32_t expert, const at::Tensor& h) const;
 
-  /// f [N, hidden] to the sum of all experts' weighted outputs [N, hidden].
-  at::Tensor ffn(const at::Tensor& f) const;
+  /// f [N, hidden] to the sum of all experts' weighted outputs [N, hidden]. `routing`, if there is
+  /// one, gets route(f) of an MoE layer.
+  at::Tensor ffn(const at::Tensor& f, Routing* routing = nullptr) const;
   /// Of the whole layer; x [batch, tokens, hidden].
-  at::Tensor forward(const at::Tensor& x) const;
+  at::Tensor forward(const at::Tensor& x, Routing* routing = nullptr) const;
 
   /// The weight [out, in] in use for a module of this layer (a view; experts of one role lie behind
   /// one another in a tensor [n_experts, out, in]), and its replacement.

@@ -2,42 +2,23 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 
 #include "base/interrupt.h"
-#include "forward/decoder.h"
-#include "forward/layer.h"
 #include "pipeline/coverage.h"
+#include "pipeline/evaluate.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
 namespace {
 
-constexpr int64_t kBatchTokens = 8192;
 constexpr double kTemperature = 0.1;  // 0.01 of spread weighs as much as 0.1 nats of loss
 
-/// Takes a batch [windows, tokens, hidden] through a layer; uses [windows, experts] or undefined.
-void run_batch(const Layer& layer, at::Tensor& batch, const at::Tensor& uses) {
-  if (uses.defined()) {
-    const at::Tensor y =
-        batch + layer.attention_output(layer.attention_context(layer.attention_input(batch)));
-    const at::Tensor f = layer.ffn_input(y).flatten(0, 1);
-    const at::Tensor ids = layer.route(f).ids.view({batch.size(0), -1});
-    for (int64_t w = 0; w < batch.size(0); w++)
-      for (const int32_t id : span_of<int32_t>(ids[w]))
-        if (id >= 0) uses[w][id] += 1;
-    batch.copy_(y + layer.ffn(f).view_as(y));
-  } else {
-    batch.copy_(layer.forward(batch));
-  }
-}
-
 at::Tensor losses(const Ends& ends, const at::Tensor& x, const at::Tensor& windows) {
-  const int64_t n = windows.size(1) - 1;
   at::Tensor loss = at::empty({windows.size(0)}, at::kDouble);
   for (int64_t w = 0; w < windows.size(0); w++) {
     check_interrupt();
-    const at::Tensor log_p = ends.logits(x[w].narrow(0, 0, n)).to(at::kFloat).log_softmax(-1);
-    loss[w] = -log_p.gather(1, windows[w].narrow(0, 1, n).unsqueeze(1)).mean();
+    loss[w] = next_token_losses(ends, x[w], windows[w]).mean();
   }
   return loss;
 }
@@ -60,26 +41,22 @@ struct Balance {
 
 WindowUse window_use(const Source& source, const Model& model, const at::Tensor& windows,
                      at::ScalarType dtype, const std::function<void(int32_t layer)>& progress) {
+  std::map<int32_t, at::Tensor> uses;  // by layer
+  const auto count = [&](int32_t layer, int64_t begin, const Routing& routing) {
+    const auto [it, first] = uses.try_emplace(layer);
+    if (first) it->second = at::zeros({windows.size(0), model.ffn(layer).n_experts}, at::kFloat);
+    const at::Tensor ids = routing.ids.view({-1, windows.size(1) * routing.ids.size(1)});
+    for (int64_t w = 0; w < ids.size(0); w++) {
+      const at::Tensor row = it->second[begin + w];
+      const std::span<float> tokens = span_of<float>(row);
+      for (const int32_t id : span_of<int32_t>(ids[w]))
+        if (id >= 0) tokens[static_cast<std::size_t>(id)] += 1;
+    }
+  };
+  const at::Tensor x = run_layers(source, model, windows, progress, dtype, count);
   WindowUse use;
-  const int64_t step = std::max<int64_t>(1, kBatchTokens / windows.size(1));
-  const Ends ends(source, model, dtype);
-  at::Tensor x = ends.embed(windows);
-  for (int32_t l = 0; l < model.desc().n_layers; l++) {
-    const Layer layer(source, model, l, windows.size(1), dtype);
-    at::Tensor uses;
-    if (model.ffn(l).kind == AQ_FFN_MOE) {
-      uses = at::zeros({windows.size(0), model.ffn(l).n_experts}, at::kFloat);
-      use.experts.push_back(uses);
-    }
-    for (int64_t begin = 0; begin < x.size(0); begin += step) {
-      check_interrupt();
-      const int64_t count = std::min(step, x.size(0) - begin);
-      at::Tensor batch = x.narrow(0, begin, count);
-      run_batch(layer, batch, uses.defined() ? uses.narrow(0, begin, count) : uses);
-    }
-    if (progress) progress(l);
-  }
-  use.loss = losses(ends, x, windows);
+  for (const auto& [layer, of_layer] : uses) use.experts.push_back(of_layer);
+  use.loss = losses(Ends(source, model, dtype), x, windows);
   return use;
 }
 

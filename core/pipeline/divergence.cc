@@ -5,12 +5,12 @@
 
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "forward/batches.h"
 #include "forward/decoder.h"
 
 namespace aqhost {
 namespace {
 
-constexpr int64_t kBatchTokens = 8192;
 constexpr int64_t kLogitRows = 128;  // float64 logits of so many positions at once
 
 void check_same_shape(const Runnable& reference, const Runnable& other) {
@@ -27,16 +27,6 @@ void check_same_shape(const Runnable& reference, const Runnable& other) {
   fail("only versions of one model can be compared: {} and {}", shape(reference), shape(other));
 }
 
-/// Calls body(begin, count) for batches of windows.
-template <typename Body>
-void for_batches(const at::Tensor& windows, Body body) {
-  const int64_t step = std::max<int64_t>(1, kBatchTokens / windows.size(1));
-  for (int64_t begin = 0; begin < windows.size(0); begin += step) {
-    check_interrupt();
-    body(begin, std::min(step, windows.size(0) - begin));
-  }
-}
-
 /// The sum over tokens of |h - h0| / |h0|; [windows, tokens, hidden].
 double error_sum(const at::Tensor& h, const at::Tensor& h0) {
   const at::Tensor target = h0.to(at::kFloat), norm = target.norm(2, -1).clamp_min(1e-30);
@@ -48,7 +38,7 @@ LayerError run_layer(const Runnable& m, int32_t index, const at::Tensor& x0, con
                      at::Tensor& x, at::ScalarType dtype) {
   const Layer layer = open_layer(*m.source, *m.model, index, x.size(1), dtype);
   LayerError error;
-  for_batches(x, [&](int64_t begin, int64_t count) {
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
     const at::Tensor target = y0.narrow(0, begin, count);
     error.own += error_sum(layer.forward(x0.narrow(0, begin, count)), target);
     at::Tensor batch = x.narrow(0, begin, count);
@@ -116,7 +106,7 @@ Divergences diverge(const Runnable& reference, const std::vector<Runnable>& mode
     {
       const Layer layer =
           open_layer(*reference.source, *reference.model, l, windows.size(1), dtype);
-      for_batches(x0, [&](int64_t begin, int64_t count) {
+      for_window_batches(x0, [&](int64_t begin, int64_t count) {
         y0.narrow(0, begin, count).copy_(layer.forward(x0.narrow(0, begin, count)));
       });
     }

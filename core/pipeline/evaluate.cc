@@ -1,21 +1,14 @@
 #include "pipeline/evaluate.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "export/decoded_checkpoint.h"
-#include "forward/decoder.h"
+#include "forward/batches.h"
 #include "quant/activations.h"
 
 namespace aqhost {
-namespace {
-
-constexpr int64_t kBatchTokens = 8192;
-
-}  // namespace
-
 Layer open_layer(const Source& source, const Model& model, int32_t index, int64_t length,
                  at::ScalarType dtype) {
   Layer layer(source, model, index, length, dtype);
@@ -32,20 +25,26 @@ Layer open_layer(const Source& source, const Model& model, int32_t index, int64_
 }
 
 at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor& windows,
-                      const std::function<void(int32_t layer)>& progress, at::ScalarType dtype) {
-  const int64_t length = windows.size(1);
-  const int64_t step = std::max<int64_t>(1, kBatchTokens / length);
+                      const std::function<void(int32_t layer)>& progress, at::ScalarType dtype,
+                      const std::function<void(int32_t, int64_t, const Routing&)>& routed) {
   at::Tensor x = Ends(source, model, dtype).embed(windows);
   for (int32_t l = 0; l < model.desc().n_layers; l++) {
-    const Layer layer = open_layer(source, model, l, length, dtype);
-    for (int64_t begin = 0; begin < x.size(0); begin += step) {
-      check_interrupt();
-      at::Tensor batch = x.narrow(0, begin, std::min(step, x.size(0) - begin));
-      batch.copy_(layer.forward(batch));
-    }
+    const Layer layer = open_layer(source, model, l, windows.size(1), dtype);
+    for_window_batches(x, [&](int64_t begin, int64_t count) {
+      at::Tensor batch = x.narrow(0, begin, count);
+      Routing routing;
+      batch.copy_(layer.forward(batch, routed ? &routing : nullptr));
+      if (routing.ids.defined()) routed(l, begin, routing);
+    });
     if (progress) progress(l);
   }
   return x;
+}
+
+at::Tensor next_token_losses(const Ends& ends, const at::Tensor& x, const at::Tensor& window) {
+  const int64_t n = window.size(0) - 1;
+  const at::Tensor log_p = ends.logits(x.narrow(0, 0, n)).to(at::kFloat).log_softmax(-1);
+  return -log_p.gather(1, window.narrow(0, 1, n).unsqueeze(1));
 }
 
 Perplexity perplexity(const Source& source, const Model& model, const at::Tensor& windows,
@@ -57,9 +56,7 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
   double loss = 0;
   for (int64_t w = 0; w < windows.size(0); w++) {
     check_interrupt();
-    const at::Tensor logits = ends.logits(x[w].narrow(0, 0, length - 1)).to(at::kFloat);
-    const at::Tensor targets = windows[w].narrow(0, 1, length - 1).unsqueeze(1);
-    loss -= at::log_softmax(logits, -1).gather(1, targets).sum(at::kDouble).item<double>();
+    loss += next_token_losses(ends, x[w], windows[w]).sum(at::kDouble).item<double>();
   }
   Perplexity result;
   result.tokens = windows.size(0) * (length - 1);

@@ -7,26 +7,13 @@
 
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "forward/batches.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
 namespace {
 
-constexpr int64_t kBatchTokens = 8192;
 constexpr int64_t kChunkBytes = int64_t{3} << 29;  // of what a chunk of experts keeps, 1.5 GiB
-
-/// Calls body(begin, count) over `total` in steps.
-template <typename Body>
-void for_batches(int64_t total, int64_t step, Body body) {
-  for (int64_t begin = 0; begin < total; begin += step) {
-    check_interrupt();
-    body(begin, std::min(step, total - begin));
-  }
-}
-
-int64_t windows_per_batch(const at::Tensor& x) {
-  return std::max<int64_t>(1, kBatchTokens / x.size(1));
-}
 
 at::Tensor rows_of(const at::Tensor& x) { return x.flatten(0, 1); }
 
@@ -137,7 +124,7 @@ void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
     Stream stream;
     stream.f = at::empty({states.size(0) * states.size(1), states.size(2)}, layer_.dtype());
     stream.out = rows_of(states);
-    for_batches(states.size(0), windows_per_batch(states), [&](int64_t begin, int64_t count) {
+    for_window_batches(states, [&](int64_t begin, int64_t count) {
       const at::Tensor batch = states.narrow(0, begin, count);
       stream.f.narrow(0, begin * states.size(1), count * states.size(1))
           .copy_(rows_of(layer_.ffn_input(batch)));
@@ -149,17 +136,16 @@ void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
   if (plan_.settings.sequential) return;
   for (const auto& [module, values] : pending_) layer_.set_weight(*module, values);
   pending_.clear();
-  for_batches(x.size(0), windows_per_batch(x), [&](int64_t begin, int64_t count) {
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
     x.narrow(0, begin, count).copy_(layer_.forward(before.narrow(0, begin, count)));
   });
 }
 
 void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   if (layer_.has_custom_attention()) return custom_attention(x, original);
-  const int64_t step = windows_per_batch(x);
   const auto add_output = [&](at::Tensor& states, std::vector<at::Tensor>& contexts) {
     std::size_t next = 0;
-    for_batches(states.size(0), step, [&](int64_t begin, int64_t count) {
+    for_window_batches(states, [&](int64_t begin, int64_t count) {
       states.narrow(0, begin, count).add_(layer_.attention_output(contexts[next]));
       contexts[next++].reset();
     });
@@ -169,10 +155,10 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   std::vector<at::Tensor> contexts, contexts_before;  // before: of the original, so of its weights
   Hessian hessian(x.size(2));
   if (observed(qkv))
-    for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
+    for_window_batches(x, [&](int64_t begin, int64_t count) {
       observe(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count))));
     });
-  for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
     at::Tensor input = rows_or_none(original, begin, count);
     if (input.defined()) {
       input = layer_.attention_input(input);
@@ -185,7 +171,7 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   });
   solve_one(qkv, hessian);
 
-  for_batches(x.size(0), step, [&](int64_t begin, int64_t count) {
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
     contexts.push_back(layer_.attention_context(layer_.attention_input(x.narrow(0, begin, count))));
     observe(o, contexts.back());
   });
@@ -204,7 +190,7 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
 /// are not held against the original's.
 void LayerQuantizer::custom_attention(at::Tensor& x, at::Tensor& original) {
   const auto add_output = [&](at::Tensor& states) {
-    for_batches(states.size(0), windows_per_batch(states), [&](int64_t begin, int64_t count) {
+    for_window_batches(states, [&](int64_t begin, int64_t count) {
       at::Tensor batch = states.narrow(0, begin, count);
       batch.add_(layer_.attention(layer_.attention_input(batch)));
     });
@@ -228,7 +214,7 @@ void LayerQuantizer::quantize_stage(const at::Tensor& x, int32_t stage) {
     if (group == groups.end() || group->second.front()->module != &module) return;
     hessians.try_emplace(module.input_group, module.in_features).first->second.add(input, {});
   };
-  for_batches(x.size(0), windows_per_batch(x), [&](int64_t begin, int64_t count) {
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
     layer_.attention(layer_.attention_input(x.narrow(0, begin, count)), tap);
   });
   for (auto& [group, modules] : groups) {

@@ -2,18 +2,16 @@
 
 #include <c10/core/GradMode.h>
 
-#include <algorithm>
-#include <numeric>
 #include <random>
 
 #include "base/interrupt.h"
+#include "calibrate/windows.h"
+#include "forward/batches.h"
 #include "quant/cells.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
 namespace {
-
-constexpr int64_t kBatchTokens = 8192;  // of a pass without gradients
 
 /// A module whose codes are being chosen.
 struct Refined {
@@ -31,11 +29,9 @@ bool wants(const PlannedModule& m) {
 /// Calls body(begin, output) with the layer's output for every batch of x.
 template <typename Body>
 void run_layer(const Layer& layer, const at::Tensor& x, Body body) {
-  const int64_t step = std::max<int64_t>(1, kBatchTokens / x.size(1));
-  for (int64_t begin = 0; begin < x.size(0); begin += step) {
-    check_interrupt();
-    body(begin, layer.forward(x.narrow(0, begin, std::min(step, x.size(0) - begin))));
-  }
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
+    body(begin, layer.forward(x.narrow(0, begin, count)));
+  });
 }
 
 double output_error(const Layer& layer, const at::Tensor& x, const at::Tensor& target) {
@@ -45,17 +41,6 @@ double output_error(const Layer& layer, const at::Tensor& x, const at::Tensor& t
     sum += d.square().sum(at::kDouble).item<double>();
   });
   return sum / static_cast<double>(x.numel());
-}
-
-/// `count` different windows of `available`, in their order.
-at::Tensor choose_windows(int64_t available, int64_t count, std::mt19937_64& random) {
-  std::vector<int64_t> order(static_cast<std::size_t>(available));
-  std::iota(order.begin(), order.end(), int64_t{0});
-  const auto n = static_cast<std::size_t>(std::min(available, count));
-  for (std::size_t i = 0; i < n; i++) std::swap(order[i], order[i + random() % (order.size() - i)]);
-  order.resize(n);
-  std::sort(order.begin(), order.end());
-  return at::tensor(order, at::kLong);
 }
 
 void run_steps(Layer& layer, std::vector<Refined>& refined, const at::Tensor& x,
@@ -69,7 +54,7 @@ void run_steps(Layer& layer, std::vector<Refined>& refined, const at::Tensor& x,
       weights.push_back(m.cells.weights().requires_grad_());
       layer.use_weight(*m.planned->module, weights.back());
     }
-    const at::Tensor windows = choose_windows(x.size(0), options.batch, random);
+    const at::Tensor windows = at::tensor(sample(x.size(0), options.batch, random), at::kLong);
     const at::Tensor out = layer.forward(x.index_select(0, windows));
     (out - target.index_select(0, windows)).square().mean().backward();
     const double size = (1 - static_cast<double>(step) / static_cast<double>(options.steps)) /
