@@ -1,10 +1,8 @@
 #include <algorithm>
 #include <aq/sdk/grid.hpp>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <thread>
 
 #include "conformance/subjects.h"
 #include "plugin/dl_tensor.h"
@@ -135,12 +133,8 @@ class FormatRules {
     rules_.rule("a packed tensor that it does not have is refused", [&] { no_such_packed(); });
     rules_.rule("tensors of wrong shapes and types are refused", [&] { wrong_shapes(); });
     rules_.rule("many threads at once get what one gets", [&] { threads(); });
-    rules_.rule("an extension that it does not know is NULL", [&] {
-      const auto format = make();
-      const aq_quantizer* raw = format->raw();
-      if (AQ_HAS(raw, get_extension))
-        expect(raw->get_extension(raw, "aq.no-such-extension/1") == nullptr, "it gave one");
-    });
+    rules_.rule("an extension that it does not know is NULL",
+                [&] { expect_no_unknown_extension(make()->raw()); });
     return rules_.take();
   }
 
@@ -370,25 +364,16 @@ class FormatRules {
     const std::vector<float> weights = filled(kWeights[0], kRows, cols);
     const Encoded alone = encode(*format, weights, kRows, cols);
     using Clock = std::chrono::steady_clock;
-    std::array<std::string, 4> broken;
-    std::vector<std::thread> workers;
-    for (std::string& mine : broken)
-      workers.emplace_back([&] {
-        try {
-          const auto end = Clock::now() + std::chrono::milliseconds(100);
-          for (int i = 0; i < 10 || Clock::now() < end; i++) {
-            const Encoded e = encode(*format, weights, kRows, cols);
-            expect(e.matrix.codes == alone.matrix.codes && same_bits(e.values, alone.values) &&
-                       same_bits(format->dequantize(e.matrix), alone.values),
-                   "a thread among others got something else");
-            format->pack(e.matrix);
-          }
-        } catch (const std::exception& e) {
-          mine = e.what();
-        }
-      });
-    for (std::thread& worker : workers) worker.join();
-    for (const std::string& text : broken) expect(text.empty(), "{}", text);
+    expect_on_many_threads([&] {
+      const auto end = Clock::now() + std::chrono::milliseconds(100);
+      for (int i = 0; i < 10 || Clock::now() < end; i++) {
+        const Encoded e = encode(*format, weights, kRows, cols);
+        expect(e.matrix.codes == alone.matrix.codes && same_bits(e.values, alone.values) &&
+                   same_bits(format->dequantize(e.matrix), alone.values),
+               "a thread among others got something else");
+        format->pack(e.matrix);
+      }
+    });
   }
 
   const Registry& registry_;

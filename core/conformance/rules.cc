@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <thread>
 
 #include "base/child.h"
 #include "conformance/subjects.h"
@@ -28,6 +30,21 @@ std::string try_rule(const Rules::Body& body) {
 }
 
 }  // namespace
+
+void expect_on_many_threads(const std::function<void()>& body) {
+  std::array<std::string, 4> broken;
+  std::vector<std::thread> workers;
+  for (std::string& mine : broken)
+    workers.emplace_back([&] {
+      try {
+        body();
+      } catch (const std::exception& e) {
+        mine = e.what();
+      }
+    });
+  for (std::thread& worker : workers) worker.join();
+  for (const std::string& text : broken) expect(text.empty(), "{}", text);
+}
 
 bool Rules::rule(const std::string& name, const Body& body) {
   const ChildEnd end = run_in_child(kSeconds, [&] { return try_rule(body); });
@@ -59,10 +76,14 @@ bool all_hold(const std::vector<Verdict>& verdicts) {
                       [](const Verdict& v) { return v.result == Verdict::Result::kBroken; });
 }
 
+const char* to_word(Verdict::Result result) {
+  return result == Verdict::Result::kHolds    ? "holds"
+         : result == Verdict::Result::kBroken ? "broken"
+                                              : "skipped";
+}
+
 std::string to_line(const Verdict& v) {
-  const char* word = v.result == Verdict::Result::kHolds    ? "holds"
-                     : v.result == Verdict::Result::kBroken ? "BROKEN"
-                                                            : "skipped";
+  const char* word = v.result == Verdict::Result::kBroken ? "BROKEN" : to_word(v.result);
   return fmt::format("{:<8} {}: {}{}{}", word, v.subject, v.rule, v.detail.empty() ? "" : ": ",
                      v.detail);
 }

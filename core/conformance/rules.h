@@ -51,6 +51,9 @@ std::vector<Verdict> check_plugin(const std::filesystem::path& file,
 
 bool all_hold(const std::vector<Verdict>& verdicts);
 
+/// "holds", "broken" or "skipped".
+const char* to_word(Verdict::Result result);
+
 /// One line: "holds    format int4: pack and unpack are inverse".
 std::string to_line(const Verdict& verdict);
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -37,6 +38,16 @@ std::string expect_refused(const char* what, Function function) {
   expect(status != AQ_OK, "{} was taken as right", what);
   expect(error.message[0] != '\0', "{} was refused without a message", what);
   return error.message;
+}
+
+/// Runs body() on four threads at once; Error with what one of them threw.
+void expect_on_many_threads(const std::function<void()>& body);
+
+/// Of an aq_model or aq_quantizer: an extension that nobody has is NULL.
+template <typename Raw>
+void expect_no_unknown_extension(const Raw* raw) {
+  if (AQ_HAS(raw, get_extension))
+    expect(raw->get_extension(raw, "aq.no-such-extension/1") == nullptr, "it gave one");
 }
 
 /// Calls `describe` (aq_status(Struct*)) as a host does whose struct ends earlier or later than

@@ -59,19 +59,13 @@ void print(const Registry& registry) {
     if (!p.refused.empty()) fmt::print("refused  {}\n         {}\n", p.path, p.refused);
 }
 
-const char* word(Verdict::Result result) {
-  return result == Verdict::Result::kHolds    ? "holds"
-         : result == Verdict::Result::kBroken ? "broken"
-                                              : "skipped";
-}
-
 void check(const po::variables_map& options) {
   std::optional<std::filesystem::path> model;
   if (options.contains("model")) model = required(options, "model");
   const std::vector<Verdict> verdicts = check_plugin(required(options, "check"), model);
   Json list = Json::array();
   for (const Verdict& v : verdicts) {
-    list.push_back({{"subject", v.subject}, {"rule", v.rule}, {"result", word(v.result)}});
+    list.push_back({{"subject", v.subject}, {"rule", v.rule}, {"result", to_word(v.result)}});
     if (!v.detail.empty()) list.back()["detail"] = v.detail;
     if (!wants_json(options)) fmt::print("{}\n", to_line(v));
   }
