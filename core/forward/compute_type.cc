@@ -9,7 +9,8 @@ namespace aqhost {
 at::ScalarType compute_type(const std::string& name, const Source& source) {
   if (name == "float32") return at::kFloat;
   if (name == "bfloat16") return at::kBFloat16;
-  if (name != "auto") fail("--dtype \"{}\": expected auto, float32 or bfloat16", name);
+  if (name != "auto")
+    throw UsageError(fmt::format("--dtype \"{}\": expected auto, float32 or bfloat16", name));
   const std::vector<TensorInfo>& tensors = source.tensors();
   const bool stored = std::all_of(tensors.begin(), tensors.end(), [](const TensorInfo& t) {
     return t.shape.size() < 2 || t.dtype == DType::kBF16;

@@ -171,10 +171,8 @@ void quantize_layer(const Reader& original, const Plan& plan, Layer& layer, int3
 }
 
 void calibrate_and_solve(const Reader& original, const Model& model, const Plan& plan,
-                         const at::Tensor& windows, const QuantizeOptions& options, Report& report,
-                         Finisher& finish, PhaseTimer& timer) {
-  const uint64_t seed = options.calibration->seed;
-  const at::ScalarType dtype = compute_type(options.dtype, original);
+                         const at::Tensor& windows, at::ScalarType dtype, uint64_t seed,
+                         Report& report, Finisher& finish, PhaseTimer& timer) {
   at::Tensor x = Ends(original, model).embed(windows), original_x;
   if (const int64_t n = original_windows(plan, x.size(0)); n > 0)
     original_x = x.narrow(0, 0, n).clone();
@@ -201,6 +199,7 @@ Reader open_original(const std::filesystem::path& directory) {
 
 Json quantize(const Reader& original, const Model& model, const Plan& plan,
               const QuantizeOptions& options) {
+  const at::ScalarType dtype = compute_type(options.dtype, original);
   if (plan.needs_calibration() && !options.calibration)
     fail("GPTQ needs calibration text: give --calib FILE, or --algorithm rtn to round to nearest");
   for (const PlannedModule& m : plan.modules)
@@ -215,8 +214,7 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   timer.begin("tokenize");
   Calibration calibration;
   if (options.calibration)
-    calibration = read_calibration(original, model, *options.calibration,
-                                   compute_type(options.dtype, original));
+    calibration = read_calibration(original, model, *options.calibration, dtype);
   const at::Tensor& windows = calibration.windows;
   timer.begin("prepare");
   Exporter exporter(original, model, plan, options.target, options.max_shard_bytes,
@@ -225,7 +223,8 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   {
     Finisher finish(exporter, report, plan, options.quiet);
     if (windows.defined()) {
-      calibrate_and_solve(original, model, plan, windows, options, report, finish, timer);
+      calibrate_and_solve(original, model, plan, windows, dtype, options.calibration->seed, report,
+                          finish, timer);
     } else {
       timer.begin("solve");
       round_all(original, plan, finish);

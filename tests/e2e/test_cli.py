@@ -90,6 +90,9 @@ class Usage(WorkFolder):
         self.fails(2, "whole number", "--model", MODEL, "--nsamples", "ten")
         self.fails(2, "--seed -1: expected 0 to", "--model", MODEL, "--save", self.work / "o",
                    "--calib", CALIB, "--seed", -1)
+        for command in (("eval", "--text", EVAL), ("--algorithm", "rtn", "--save", self.work / "o")):
+            self.fails(2, '--dtype "half": expected auto, float32 or bfloat16', *command, "--model", MODEL,
+                       "--dtype", "half")
         self.fails(2, "--log-level", "inspect", "--model", MODEL, "--log-level", "loud")
 
 
