@@ -16,7 +16,6 @@ namespace {
 
 constexpr std::string_view kWeight = ".weight";
 constexpr int64_t kMostFeatures = int64_t{1} << 31;
-constexpr const char* kInputGlobal = "input_global_scale";
 constexpr std::pair<DType, const char*> kRealTypes[] = {
     {DType::kBF16, "bfloat16"}, {DType::kF16, "float16"}, {DType::kF32, "float32"}};
 
@@ -123,21 +122,22 @@ std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const 
 DecodedCheckpoint::DecodedCheckpoint(std::unique_ptr<Reader> reader, const Registry& registry)
     : reader_(std::move(reader)) {
   const Json& quantization = config().at("quantization_config");
-  gptq_ = quantization.is_object() && quantization.value("quant_method", Json()) == "gptq";
+  if (quantization.is_object() && quantization.value("quant_method", Json()) == "gptq")
+    layout_ = Layout::kGptq;
   std::set<std::string> names, packed;
   for (const TensorInfo& info : reader_->tensors()) {
     const std::size_t dot = info.name.rfind('.');
     if (dot == std::string::npos) continue;
     const auto suffix = std::string_view(info.name).substr(dot + 1);
-    if (gptq_ ? suffix == "qweight" : is_packed_suffix(suffix))
+    if (is_gptq() ? suffix == "qweight" : is_packed_suffix(suffix))
       names.insert(info.name.substr(0, dot));
   }
-  if (gptq_)
+  if (is_gptq())
     add_gptq(names, registry);
   else
     add_compressed(names, registry);
   for (const StoredModule& m : modules_) {
-    for (const TensorInfo& info : stored_tensors(m)) packed.insert(m.name + "." + info.name);
+    for (const TensorInfo& info : tensors_of(m)) packed.insert(m.name + "." + info.name);
     infos_.push_back({m.name + std::string(kWeight), DType::kBF16, {m.rows, m.cols}});
   }
   for (const TensorInfo& info : reader_->tensors())
@@ -186,12 +186,8 @@ void DecodedCheckpoint::add_gptq(const std::set<std::string>& names, const Regis
   }
 }
 
-std::vector<TensorInfo> DecodedCheckpoint::stored_tensors(const StoredModule& m) const {
-  if (gptq_) return gptq_tensors(*m.format, m.rows, m.cols);
-  std::vector<TensorInfo> tensors = m.format->packed(m.rows, m.cols);
-  if (m.activations && m.activations->desc().global_scale)
-    tensors.push_back({kInputGlobal, DType::kF32, {1}});
-  return tensors;
+std::vector<TensorInfo> DecodedCheckpoint::tensors_of(const StoredModule& m) const {
+  return stored_tensors(layout_, *m.format, m.activations.get(), m.rows, m.cols);
 }
 
 void DecodedCheckpoint::add_module(StoredModule module) {
@@ -199,7 +195,7 @@ void DecodedCheckpoint::add_module(StoredModule module) {
   if (!plausible(module.rows) || !plausible(module.cols))
     fail("{}: {}: cannot tell the shape of the matrix (weight_shape is missing or wrong)",
          directory(), module.name);
-  for (const TensorInfo& expected : stored_tensors(module)) {
+  for (const TensorInfo& expected : tensors_of(module)) {
     const StoredTensor* found = reader_->stored(module.name + "." + expected.name);
     if (found == nullptr)
       fail("{}: {}.{} is missing; format {} of a {} x {} matrix needs it", directory(), module.name,
@@ -229,11 +225,11 @@ const StoredModule* DecodedCheckpoint::find_module(std::string_view name) const 
 
 QuantizedMatrix DecodedCheckpoint::read(const StoredModule& module) const {
   std::vector<std::span<const std::byte>> packed;
-  for (const TensorInfo& info : stored_tensors(module))
-    if (info.name != kInputGlobal)
+  for (const TensorInfo& info : tensors_of(module))
+    if (info.name != kInputGlobalScale)
       packed.push_back(reader_->stored(module.name + "." + info.name)->bytes);
   try {
-    if (gptq_) return gptq_unpack(*module.format, module.rows, module.cols, packed);
+    if (is_gptq()) return gptq_unpack(*module.format, module.rows, module.cols, packed);
     return module.format->unpack(module.rows, module.cols, packed);
   } catch (const Error& e) {
     fail("{}: {}: {}", directory(), module.name, e.what());
@@ -241,12 +237,11 @@ QuantizedMatrix DecodedCheckpoint::read(const StoredModule& module) const {
 }
 
 float DecodedCheckpoint::input_global(const StoredModule& module) const {
-  if (!module.activations || !module.activations->desc().global_scale) return 1;
+  if (!has_input_global(module.activations.get())) return 1;
   float global = 0;
-  reader_->read_f32(module.name + "." + kInputGlobal, 0, std::span(&global, 1));
-  if (!(global > 0))
-    fail("{}: {}.{} is {}, expected a positive number", directory(), module.name, kInputGlobal,
-         global);
+  const std::string name = fmt::format("{}.{}", module.name, kInputGlobalScale);
+  reader_->read_f32(name, 0, std::span(&global, 1));
+  if (!(global > 0)) fail("{}: {} is {}, expected a positive number", directory(), name, global);
   return global;
 }
 
@@ -260,10 +255,7 @@ void DecodedCheckpoint::read_f32(std::string_view name, int64_t begin, std::span
 
 int64_t DecodedCheckpoint::packed_bytes() const {
   int64_t bytes = 0;
-  for (const StoredModule& m : modules_)
-    for (const TensorInfo& info : stored_tensors(m))
-      if (info.name != "weight_shape" && info.name != "g_idx")
-        bytes += info.numel() * dtype_size(info.dtype);
+  for (const StoredModule& m : modules_) bytes += stored_bytes(tensors_of(m));
   return bytes;
 }
 

@@ -9,6 +9,7 @@
 
 #include "checkpoint/reader.h"
 #include "checkpoint/source.h"
+#include "export/layout.h"
 #include "plugin/registry.h"
 
 namespace aqhost {
@@ -37,7 +38,7 @@ class DecodedCheckpoint : public Source {
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
 
   const std::vector<StoredModule>& modules() const { return modules_; }  // sorted by name
-  bool is_gptq() const { return gptq_; }
+  bool is_gptq() const { return layout_ == Layout::kGptq; }
   /// The module of that name, or nullptr if it is dense.
   const StoredModule* find_module(std::string_view name) const;
   QuantizedMatrix read(const StoredModule& module) const;
@@ -52,10 +53,10 @@ class DecodedCheckpoint : public Source {
   void add_gptq(const std::set<std::string>& names, const Registry& registry);
   void add_module(StoredModule module);
   /// The tensors of a module in their order, by suffix.
-  std::vector<TensorInfo> stored_tensors(const StoredModule& module) const;
+  std::vector<TensorInfo> tensors_of(const StoredModule& module) const;
 
   std::unique_ptr<Reader> reader_;
-  bool gptq_ = false;  // GPTQ's checkpoint format, else that of compressed-tensors
+  Layout layout_ = Layout::kCompressedTensors;
   std::vector<StoredModule> modules_;
   std::vector<TensorInfo> infos_;
 };

@@ -94,8 +94,8 @@ void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix
   for (const PackedTensor& tensor :
        gptq ? gptq_pack(*planned.format, matrix) : planned.format->pack(matrix))
     writer_->write(planned.module->name + "." + tensor.info.name, tensor.bytes);
-  if (planned.activations && planned.activations->desc().global_scale)
-    writer_->write(planned.module->name + ".input_global_scale",
+  if (planned.observes_input())
+    writer_->write(fmt::format("{}.{}", planned.module->name, kInputGlobalScale),
                    std::as_bytes(std::span(&input_global, 1)));
 }
 

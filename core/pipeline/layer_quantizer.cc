@@ -97,15 +97,14 @@ void LayerQuantizer::round_inputs() {
 }
 
 bool LayerQuantizer::observed(const std::vector<const PlannedModule*>& modules) const {
-  return std::any_of(modules.begin(), modules.end(), [&](const PlannedModule* m) {
-    return m->activations && m->activations->desc().global_scale;
-  });
+  return std::any_of(modules.begin(), modules.end(),
+                     [](const PlannedModule* m) { return m->observes_input(); });
 }
 
 void LayerQuantizer::observe(const std::vector<const PlannedModule*>& modules,
                              const at::Tensor& x) {
   for (const PlannedModule* m : modules)
-    if (m->activations && m->activations->desc().global_scale) rounders_.at(m)->observe(x);
+    if (m->observes_input()) rounders_.at(m)->observe(x);
 }
 
 at::Tensor LayerQuantizer::seen(const std::vector<const PlannedModule*>& modules,

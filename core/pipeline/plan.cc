@@ -9,7 +9,6 @@
 
 #include "base/error.h"
 #include "base/nearest.h"
-#include "export/gptq.h"
 
 namespace aqhost {
 namespace {
@@ -64,7 +63,8 @@ void choose_gptq(PlannedModule& planned, FormatCache& cache, Json options) {
     planned.format = cache.get(planned.recipe.wq, options);
   }
   try {
-    planned.packed = gptq_tensors(*planned.format, module.out_features, module.in_features);
+    planned.packed = stored_tensors(Layout::kGptq, *planned.format, nullptr, module.out_features,
+                                    module.in_features);
   } catch (const Error& e) {
     fail("{}: {}", module.name, e.what());
   }
@@ -106,9 +106,8 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layo
     choose_gptq(planned, cache, options);
     return;
   }
-  planned.packed = planned.format->packed(module.out_features, module.in_features);
-  if (planned.activations && planned.activations->desc().global_scale)
-    planned.packed.push_back({"input_global_scale", DType::kF32, {1}});
+  planned.packed = stored_tensors(layout, *planned.format, planned.activations.get(),
+                                  module.out_features, module.in_features);
 }
 
 /// Makes the format that the input of one module is rounded to.
@@ -134,14 +133,6 @@ void check_formats_known(const Recipe& recipe, const Registry& registry) {
 }
 
 }  // namespace
-
-int64_t PlannedModule::stored_bits() const {
-  int64_t bits = 0;
-  for (const TensorInfo& info : packed)
-    if (info.name != "weight_shape" && info.name != "g_idx")
-      bits += 8 * info.numel() * dtype_size(info.dtype);
-  return bits;
-}
 
 std::string describe(const PlannedModule& planned) {
   if (!planned.format) return "dense";
@@ -177,9 +168,8 @@ bool Plan::needs_calibration() const {
 }
 
 bool Plan::observes_inputs() const {
-  return std::any_of(modules.begin(), modules.end(), [](const PlannedModule& m) {
-    return m.activations && m.activations->desc().global_scale;
-  });
+  return std::any_of(modules.begin(), modules.end(),
+                     [](const PlannedModule& m) { return m.observes_input(); });
 }
 
 int32_t fused_role(int32_t role) {

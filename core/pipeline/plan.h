@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "config/recipe.h"
+#include "export/layout.h"
 #include "plugin/format.h"
 #include "plugin/model.h"
 #include "plugin/registry.h"
@@ -23,7 +24,9 @@ struct PlannedModule {
 
   int64_t weights() const { return module->out_features * module->in_features; }
   /// Stored bits with scales and zero points, without the 128 bits of weight_shape.
-  int64_t stored_bits() const;
+  int64_t stored_bits() const { return 8 * stored_bytes(packed); }
+  /// Whether its input has a scale for all tokens.
+  bool observes_input() const { return has_input_global(activations.get()); }
 };
 
 /// "int4 g128", with the options that are not the format's own, or "dense".
@@ -33,9 +36,6 @@ std::string describe(const PlannedModule& planned);
 struct PlanWarning {
   std::string where, message;
 };
-
-/// The conventions an export follows.
-enum class Layout : uint8_t { kCompressedTensors, kGptq };
 
 struct Plan {
   Layout layout = Layout::kCompressedTensors;
