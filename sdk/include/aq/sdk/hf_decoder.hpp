@@ -2,8 +2,8 @@
 // words.
 #pragma once
 
+#include <aq/sdk/decoder.hpp>
 #include <aq/sdk/hf_config.hpp>
-#include <aq/sdk/model.hpp>
 
 namespace aq {
 

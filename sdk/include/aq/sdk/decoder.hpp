@@ -1,0 +1,371 @@
+// aq/sdk/decoder.hpp - DecoderModel: a whole adapter from a description and a table of names.
+#pragma once
+
+#include <algorithm>
+#include <aq/sdk/model.hpp>
+#include <aq/sdk/names.hpp>
+#include <aq/sdk/router.hpp>
+#include <aq/sdk/tensor.hpp>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace aq {
+
+/// A linear map of attention that only the adapter knows. `role` is AQ_ROLE_ATTN_* or, from
+/// AQ_ROLE_CUSTOM on, one of its own with a row in the table of names (the tensor's whole name).
+struct CustomLinear {
+  int32_t role;
+  const char* label;
+  int64_t out_features, in_features;
+  int32_t stage, input_group;  // see aq_module
+};
+
+/// One layer of a DecoderModel. rope_inv_freq is filled in from `rope` when asked for.
+struct LayerDesc {
+  aq_attention_desc attention{};
+  aq_ffn_desc ffn{};
+  bool qkv_bias = false, out_bias = false, router_bias = false;
+  std::vector<CustomLinear> attention_linears{};  // of AQ_ATTN_CUSTOM, by stage
+};
+
+/// How a tensor that holds a matrix of every expert lies.
+struct Stacking {
+  bool transposed = false;   // [experts, in, out] instead of [experts, out, in]
+  bool interleaved = false;  // gate and up rows in turn, instead of all gate rows first
+  bool biases = false;       // each has a vector of every expert, named with "_bias" behind
+};
+
+/// A decoder of standard blocks, wholly described: modules, their stages and shared inputs, names
+/// and routing follow from the description. Name rows are patterns without ".weight" or ".bias";
+/// see names.hpp. Of two rows for the same tensor the first names the module, and the second is
+/// where the tensor lies in a checkpoint that has it there. Rows of role AQ_ROLE_CUSTOM and above,
+/// each of a role of its own, are whole names of tensors that checkpoints may carry and nobody
+/// needs.
+class DecoderModel : public ModelAdapter {
+ public:
+  /// `inv_freq` gives the frequencies for a sequence length, living as long as this.
+  using InvFreq = std::function<const float*(int64_t seq_len)>;
+
+  DecoderModel(const aq_model_desc& desc, std::vector<LayerDesc> layers, InvFreq inv_freq,
+               const std::vector<NameRow>& names, const Checkpoint& checkpoint,
+               const Stacking& stacking = {})
+      : desc_(desc),
+        layers_(std::move(layers)),
+        stacking_(stacking),
+        inv_freq_(std::move(inv_freq)),
+        module_names_(with_parts(names)),
+        names_(with_parts(stored_rows(names, checkpoint))) {
+    find_stacks(names, checkpoint);
+    for (int32_t l = 0; l < desc_.n_layers; l++) add_layer(l);
+    if (!desc_.tied_embeddings)
+      add({-1, AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, 0}, desc_.vocab_size, desc_.hidden_size, 0, 0, 0);
+  }
+
+  aq_model_desc describe() const override { return desc_; }
+  aq_attention_desc describe_attention(int32_t layer, int64_t seq_len) const override {
+    aq_attention_desc desc = at(layer).attention;
+    if (desc.rope_dim > 0) desc.rope_inv_freq = inv_freq_(seq_len);
+    return desc;
+  }
+  aq_ffn_desc describe_ffn(int32_t layer) const override { return at(layer).ffn; }
+  uint32_t module_count() const override { return static_cast<uint32_t>(modules_.size()); }
+  /// Of the module of a layer's role that is no expert's: what aq_forward_ctx.linear() takes.
+  uint32_t module_index(int32_t layer, int32_t role) const {
+    const auto it = module_index_.find({layer, role});
+    if (it == module_index_.end())
+      throw Error("layer " + std::to_string(layer) + " has no module of role " +
+                  std::to_string(role));
+    return it->second;
+  }
+
+  aq_module module(uint32_t i) const override {
+    if (i >= modules_.size()) throw Error("there is no module " + std::to_string(i));
+    const Linear& linear = modules_[i];
+    aq_module out = linear.module;
+    out.name = linear.name.c_str();
+    find_ref(out.key, out.weight);
+    aq_tensor_key bias = out.key;
+    bias.part = AQ_PART_BIAS;
+    if (!find_ref(bias, out.bias)) out.bias = {};
+    return out;
+  }
+
+  bool find_ref(const aq_tensor_key& key, aq_tensor_ref& out) const override {
+    if (!exists(key)) return false;
+    out = {nullptr, -1, 0, 0, 0, 0, 0};
+    if (const Stack* stack = stack_of(key)) {
+      out.index = key.expert;
+      out.transposed = stacking_.transposed && key.part == AQ_PART_WEIGHT;
+      if (key.role != AQ_ROLE_FFN_DOWN) {
+        out.row_count = at(key.layer).ffn.inner_size;
+        if (key.role == AQ_ROLE_FFN_UP) out.row_begin = stacking_.interleaved ? 1 : out.row_count;
+        if (stacking_.interleaved) out.row_step = 2;
+      }
+      out.name =
+          intern(*stack->names.name({key.layer, stack->first_role, AQ_EXPERT_NONE, stack->part}));
+      return true;
+    }
+    out.name = intern(*names_.name(key));
+    return true;
+  }
+
+  bool find_key(const std::string& name, aq_tensor_key& out) const override {
+    for (const Stack& stack : stacks_)
+      if (const auto key = stack.names.key(name)) {
+        out = {key->layer, stack.first_role, 0, stack.part};
+        return exists(out) && stack_of(out) == &stack;
+      }
+    const auto key = names_.key(name);
+    if (!key || !exists(*key) || stack_of(*key) != nullptr) return false;
+    out = *key;
+    return true;
+  }
+
+  void route(const aq_route_args& args) const override {
+    const aq_ffn_desc& ffn = at(args.layer).ffn;
+    if (ffn.kind != AQ_FFN_MOE)
+      throw Error("layer " + std::to_string(args.layer) + " has no router");
+    const auto* logits = view<const float>(args.logits, "logits", {-1, ffn.n_experts});
+    const int64_t tokens = args.logits->shape[0];
+    const auto* bias = optional_view<const float>(args.bias, "bias", {ffn.n_experts});
+    auto* ids = view<int32_t>(args.expert_ids, "expert_ids", {tokens, ffn.top_k});
+    auto* weights = view<float>(args.weights, "weights", {tokens, ffn.top_k});
+    Router router(ffn);
+    for (int64_t t = 0; t < tokens; t++)
+      router.route(logits + t * ffn.n_experts, bias, ids + t * ffn.top_k, weights + t * ffn.top_k);
+  }
+
+ private:
+  static constexpr int32_t kUnusedHead = AQ_ROLE_CUSTOM + (1 << 16);
+
+  struct Linear {
+    aq_module module;
+    std::string name;
+  };
+  /// A tensor that holds a matrix of every expert, in some layers.
+  struct Stack {
+    int32_t first_role, part;
+    bool holds_up;
+    NameTable names;
+    std::set<int32_t> layers;
+  };
+
+  std::vector<NameRow> with_parts(const std::vector<NameRow>& rows) const {
+    std::vector<NameRow> all;
+    for (const NameRow& row : rows) {
+      if (row.role >= AQ_ROLE_CUSTOM) {
+        all.push_back(row);
+        continue;
+      }
+      if (row.role == AQ_ROLE_LM_HEAD && desc_.tied_embeddings) {  // some store it all the same
+        all.push_back({kUnusedHead, AQ_EXPERT_NONE, 0, row.pattern + ".weight"});
+        continue;
+      }
+      all.push_back({row.role, row.expert, AQ_PART_WEIGHT, row.pattern + ".weight"});
+      all.push_back({row.role, row.expert, AQ_PART_BIAS, row.pattern + ".bias"});
+    }
+    return all;
+  }
+
+  const LayerDesc& at(int32_t layer) const {
+    if (layer < 0 || layer >= desc_.n_layers)
+      throw Error("there is no layer " + std::to_string(layer));
+    return layers_[static_cast<std::size_t>(layer)];
+  }
+
+  /// One row for each kind of tensor: the last that this checkpoint has, or the first.
+  std::vector<NameRow> stored_rows(const std::vector<NameRow>& rows,
+                                   const Checkpoint& checkpoint) const {
+    std::vector<NameRow> chosen;
+    for (const NameRow& row : rows) {
+      const auto same = std::find_if(chosen.begin(), chosen.end(), [&row](const NameRow& other) {
+        return other.role == row.role && other.expert == row.expert;
+      });
+      if (same == chosen.end())
+        chosen.push_back(row);
+      else if (!layers_with(row.pattern + ".weight", checkpoint).empty())
+        *same = row;
+    }
+    return chosen;
+  }
+
+  /// Layers whose tensor `pattern` (of expert 0, if of experts) is in the checkpoint.
+  std::set<int32_t> layers_with(const std::string& pattern, const Checkpoint& checkpoint) const {
+    const NameTable table({{0, 0, 0, pattern}});
+    std::set<int32_t> found;
+    for (int32_t l = 0; l < desc_.n_layers; l++)
+      if (checkpoint.has(*table.name({l, 0, 0, 0}))) found.insert(l);
+    return found;
+  }
+
+  /// "...experts.{E}.gate_proj" stacked is "...experts.gate_up_proj" and "...experts.down_proj", as
+  /// transformers 5 keeps them.
+  void find_stacks(const std::vector<NameRow>& rows, const Checkpoint& checkpoint) {
+    for (const NameRow& row : rows) {
+      const std::size_t hole = row.pattern.find(".{E}.");
+      if (hole == std::string::npos || row.role != AQ_ROLE_FFN_GATE) continue;
+      for (const bool down : {false, true}) {
+        const std::string name =
+            row.pattern.substr(0, hole) + (down ? ".down_proj" : ".gate_up_proj");
+        const int32_t role = down ? AQ_ROLE_FFN_DOWN : AQ_ROLE_FFN_GATE;
+        add_stack(role, AQ_PART_WEIGHT, name, layers_with(name, checkpoint));
+        std::set<int32_t> moe;  // biases stay stacked in exports, whose weights are not
+        for (int32_t l = 0; l < desc_.n_layers; l++)
+          if (stacking_.biases && at(l).ffn.kind == AQ_FFN_MOE) moe.insert(l);
+        add_stack(role, AQ_PART_BIAS, name + "_bias", std::move(moe));
+      }
+    }
+  }
+
+  void add_stack(int32_t role, int32_t part, const std::string& name, std::set<int32_t> layers) {
+    if (layers.empty()) return;
+    stacks_.push_back({role, part, role == AQ_ROLE_FFN_GATE,
+                       NameTable({{role, AQ_EXPERT_NONE, part, name}}), std::move(layers)});
+  }
+
+  const Stack* stack_of(const aq_tensor_key& key) const {
+    if (key.expert < 0) return nullptr;
+    for (const Stack& stack : stacks_)
+      if (stack.part == key.part && stack.layers.contains(key.layer) &&
+          (key.role == stack.first_role || (stack.holds_up && key.role == AQ_ROLE_FFN_UP)))
+        return &stack;
+    return nullptr;
+  }
+
+  bool exists(const aq_tensor_key& key) const {
+    if (key.role >= AQ_ROLE_CUSTOM)
+      return names_.name(key).has_value() && key.layer < desc_.n_layers;
+    const bool bias = key.part == AQ_PART_BIAS;
+    if (key.part != AQ_PART_WEIGHT && !bias) return false;
+    const bool norm_bias = desc_.norm_kind == AQ_NORM_LAYER;
+    if (key.layer < 0) {
+      if (key.layer != -1 || key.expert != AQ_EXPERT_NONE) return false;
+      if (key.role == AQ_ROLE_FINAL_NORM) return !bias || norm_bias;
+      return !bias && (key.role == AQ_ROLE_EMBEDDING ||
+                       (key.role == AQ_ROLE_LM_HEAD && !desc_.tied_embeddings));
+    }
+    if (key.layer >= desc_.n_layers) return false;
+    const LayerDesc& layer = at(key.layer);
+    const aq_ffn_desc& ffn = layer.ffn;
+    const bool moe = ffn.kind == AQ_FFN_MOE;
+    if (key.role == AQ_ROLE_FFN_GATE || key.role == AQ_ROLE_FFN_UP ||
+        key.role == AQ_ROLE_FFN_DOWN) {
+      if (bias && stack_of(key) == nullptr) return false;
+      if (key.expert == AQ_EXPERT_NONE) return !moe;
+      if (key.expert == AQ_EXPERT_SHARED) return moe && ffn.shared_size > 0;
+      return moe && key.expert >= 0 && key.expert < ffn.n_experts;
+    }
+    if (key.expert != AQ_EXPERT_NONE) return false;
+    if (layer.attention.kind == AQ_ATTN_CUSTOM && key.role >= AQ_ROLE_ATTN_Q &&
+        key.role <= AQ_ROLE_ATTN_O)
+      return !bias && module_index_.contains({key.layer, key.role});
+    switch (key.role) {
+      case AQ_ROLE_ATTN_NORM:
+      case AQ_ROLE_FFN_NORM:
+        return !bias || norm_bias;
+      case AQ_ROLE_ATTN_Q:
+      case AQ_ROLE_ATTN_K:
+      case AQ_ROLE_ATTN_V:
+        return !bias || layer.qkv_bias;
+      case AQ_ROLE_ATTN_O:
+        return !bias || layer.out_bias;
+      case AQ_ROLE_ATTN_Q_NORM:
+      case AQ_ROLE_ATTN_K_NORM:
+        return !bias && layer.attention.qk_norm != AQ_QK_NORM_NONE;
+      case AQ_ROLE_ROUTER:
+        return moe && (!bias || layer.router_bias);
+      case AQ_ROLE_SHARED_ROUTER:
+        return !bias && moe && ffn.shared_size > 0 && ffn.shared_gated != 0;
+      default:
+        return false;
+    }
+  }
+
+  void add_layer(int32_t l) {
+    const aq_attention_desc& a = at(l).attention;
+    const aq_ffn_desc& f = at(l).ffn;
+    const int64_t d = desc_.hidden_size, q = int64_t{a.n_heads} * a.head_dim,
+                  kv = int64_t{a.n_kv_heads} * a.head_dim;
+    const auto key = [l](int32_t role, int32_t expert = AQ_EXPERT_NONE) {
+      return aq_tensor_key{l, role, expert, AQ_PART_WEIGHT};
+    };
+    constexpr uint32_t kQuantize = AQ_MODULE_QUANTIZE;
+    int32_t stage = 2, group = 2;  // of the FFN
+    if (a.kind == AQ_ATTN_CUSTOM) {
+      for (const CustomLinear& c : at(l).attention_linears) {
+        add(key(c.role), c.out_features, c.in_features, kQuantize, c.stage, c.input_group, c.label);
+        stage = std::max(stage, c.stage + 1);
+        group = std::max(group, c.input_group + 1);
+      }
+    } else {
+      add(key(AQ_ROLE_ATTN_Q), q, d, kQuantize, 0, 0);
+      add(key(AQ_ROLE_ATTN_K), kv, d, kQuantize, 0, 0);
+      add(key(AQ_ROLE_ATTN_V), kv, d, kQuantize, 0, 0);
+      add(key(AQ_ROLE_ATTN_O), d, q, kQuantize, 1, 1);
+    }
+    const auto add_ffn = [&](int32_t expert, int64_t inner, bool down) {
+      if (down) {
+        add(key(AQ_ROLE_FFN_DOWN, expert), d, inner, kQuantize, stage + 1, group + 1);
+      } else {
+        add(key(AQ_ROLE_FFN_GATE, expert), inner, d, kQuantize, stage, group);
+        add(key(AQ_ROLE_FFN_UP, expert), inner, d, kQuantize, stage, group);
+      }
+    };
+    if (f.kind != AQ_FFN_MOE) {
+      add_ffn(AQ_EXPERT_NONE, f.inner_size, false);
+      add_ffn(AQ_EXPERT_NONE, f.inner_size, true);
+      return;
+    }
+    add(key(AQ_ROLE_ROUTER), f.n_experts, d, 0, stage, group);
+    if (f.shared_size > 0 && f.shared_gated != 0)
+      add(key(AQ_ROLE_SHARED_ROUTER), 1, d, 0, stage, group);
+    for (const bool down : {false, true}) {
+      for (int32_t e = 0; e < f.n_experts; e++) add_ffn(e, f.inner_size, down);
+      if (f.shared_size > 0) add_ffn(AQ_EXPERT_SHARED, f.shared_size, down);
+    }
+  }
+
+  void add(const aq_tensor_key& key, int64_t out, int64_t in, uint32_t flags, int32_t stage,
+           int32_t group, const char* label = nullptr) {
+    Linear linear{};
+    const auto name = module_names_.name(key);
+    if (!name)
+      throw Error("the table of names has no row for role " + std::to_string(key.role),
+                  AQ_INTERNAL);
+    linear.name = name->substr(0, name->size() - std::string_view(".weight").size());
+    linear.module.struct_size = sizeof(aq_module);
+    linear.module.flags = flags;
+    linear.module.key = key;
+    linear.module.out_features = out;
+    linear.module.in_features = in;
+    linear.module.stage = stage;
+    linear.module.input_group = group;
+    linear.module.label = label;
+    if (key.expert == AQ_EXPERT_NONE)
+      module_index_[{key.layer, key.role}] = static_cast<uint32_t>(modules_.size());
+    modules_.push_back(std::move(linear));
+  }
+
+  /// A string that lives as long as this; each is kept once.
+  const char* intern(std::string text) const {
+    const std::lock_guard lock(mutex_);
+    return strings_.insert(std::move(text)).first->c_str();
+  }
+
+  aq_model_desc desc_;
+  std::vector<LayerDesc> layers_;
+  Stacking stacking_;
+  InvFreq inv_freq_;
+  NameTable module_names_, names_;
+  std::vector<Stack> stacks_;
+  std::vector<Linear> modules_;
+  std::map<std::pair<int32_t, int32_t>, uint32_t> module_index_;  // by layer and role
+  mutable std::mutex mutex_;
+  mutable std::set<std::string> strings_;
+};
+
+}  // namespace aq
