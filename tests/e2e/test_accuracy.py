@@ -4,11 +4,11 @@ Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's ow
 """
 import json
 import os
-import pty
 import struct
 import subprocess
 import unittest
 
+from terminal import open_terminal
 from test_cli import AQHOST, BUILD, CALIB, EVAL, MODEL, RECIPE, WorkFolder
 
 GPTQ = ("--model", MODEL, "--config", RECIPE, "--calib", CALIB, "--seqlen", 64)
@@ -43,16 +43,12 @@ class Calibration(WorkFolder):
                    "--save", out, "--balance-experts")
 
     def test_a_terminal_is_shown_how_text_reached_the_experts_and_a_file_is_not(self):
-        try:
-            main, side = pty.openpty()
-        except OSError as error:
-            self.skipTest(f"no pseudo-terminal: {error}")
-        self.addCleanup(os.close, main)
+        ours, theirs = open_terminal(self)
         command = [AQHOST, *FEW, "--save", self.work / "a", "--plugin-dir", BUILD / "plugins"]
-        done = subprocess.run([str(c) for c in command], stdout=side, stderr=subprocess.PIPE)
-        os.close(side)
+        done = subprocess.run([str(c) for c in command], stdout=theirs, stderr=subprocess.PIPE)
+        os.close(theirs)
         self.assertEqual(done.returncode, 0, done.stderr)
-        shown = os.read(main, 1 << 16).decode()
+        shown = os.read(ours, 1 << 16).decode()
         self.assertRegex(shown, r"layer   2  [!\u2581-\u2588]{16}  \d+ to \d+ tokens, spread \d\.\d\d")
         self.assertRegex(done.stderr.decode(), r"times as much calibration text .*--nsamples \d+")
         self.assertNotIn("layer   2", self.ok(*FEW, "--save", self.work / "b"))

@@ -5,13 +5,14 @@ Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's ow
 """
 import os
 import pathlib
-import pty
 import resource
 import signal
 import subprocess
 import tempfile
 import time
 import unittest
+
+from terminal import open_terminal
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
@@ -95,20 +96,16 @@ class Endings(unittest.TestCase):
         self.assertEqual(list(self.work.iterdir()), [])
 
     def test_progress_is_one_line_on_a_terminal_and_plain_elsewhere(self):
-        try:
-            terminal, theirs = pty.openpty()
-        except OSError as error:
-            self.skipTest(f"no pseudo-terminal: {error}")
+        ours, theirs = open_terminal(self)
         process = subprocess.Popen(command(*GPTQ, "--nsamples", 48, "--save", self.out),
                                    stderr=theirs, stdout=subprocess.PIPE, text=True)
         os.close(theirs)
         seen = b""
         try:
-            while chunk := os.read(terminal, 65536):
+            while chunk := os.read(ours, 65536):
                 seen += chunk
         except OSError:  # the other side is closed
             pass
-        os.close(terminal)
         result = process.communicate()[0]
         self.assertEqual(process.returncode, 0, seen)
         self.assertIn("written to", result)
