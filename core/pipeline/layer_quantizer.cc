@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
-#include <tuple>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -20,6 +19,22 @@ at::Tensor rows_of(const at::Tensor& x) { return x.flatten(0, 1); }
 bool is_attention(const Module& m) {
   return m.key.expert == AQ_EXPERT_NONE &&
          (m.key.role < AQ_ROLE_FFN_NORM || m.key.role >= AQ_ROLE_CUSTOM);
+}
+
+using PlannedByKey = std::map<std::pair<int32_t, int32_t>, const PlannedModule*>;
+
+PlannedByKey modules_of(const Plan& plan, int32_t layer) {
+  PlannedByKey modules;
+  for (const PlannedModule& m : plan.modules)
+    if (m.format && m.module->key.layer == layer)
+      modules[{m.module->key.role, m.module->key.expert}] = &m;
+  return modules;
+}
+
+std::vector<const PlannedModule*> values_of(const PlannedByKey& modules) {
+  std::vector<const PlannedModule*> values;
+  for (const auto& [key, m] : modules) values.push_back(m);
+  return values;
 }
 
 /// s = c^p of each token; undefined (1) for p = 0.
@@ -50,67 +65,17 @@ std::pair<at::Tensor, at::Tensor> common(const at::Tensor& a, const at::Tensor& 
   return {at::tensor(in_a, at::kLong), at::tensor(in_b, at::kLong)};
 }
 
-/// [E, in, in]; undefined if no Hessian has a shift.
-at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
-  std::vector<at::Tensor> shifts;
-  bool any = false;
-  for (const Hessian& h : hessians) {
-    any = any || h.shift().defined();
-    shifts.push_back(h.shift().defined() ? h.shift() : at::zeros_like(h.sum()));
-  }
-  return any ? at::stack(shifts) : at::Tensor();
-}
-
 }  // namespace
-
-QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
-                             const at::Tensor& weights, const std::vector<Hessian>& hessians) {
-  GptqOptions options;
-  options.percdamp = settings.percdamp;
-  options.actorder = settings.actorder;
-  options.feedback = settings.error_feedback;
-  std::vector<at::Tensor> sums;
-  for (const Hessian& h : hessians) sums.push_back(h.sum());
-  if (module.recipe.algorithm != "gptq")
-    return quantize_rtn(*module.format, weights, at::stack(sums), options);
-  return quantize_gptq(*module.format, weights, at::stack(sums), options, stack_shifts(hessians));
-}
 
 LayerQuantizer::LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, ModuleSink sink,
                                PhaseTimer& timer)
-    : plan_(plan), index_(index), layer_(layer), sink_(std::move(sink)), timer_(timer) {
-  for (const PlannedModule& m : plan.modules)
-    if (m.format && m.module->key.layer == index)
-      modules_[{m.module->key.role, m.module->key.expert}] = &m;
-  round_inputs();
-}
-
-void LayerQuantizer::round_inputs() {
-  std::map<std::tuple<int32_t, int32_t, const Format*>, std::shared_ptr<ActivationRounder>> known;
-  for (const auto& [key, m] : modules_) {
-    if (!m->activations) continue;
-    auto& rounder = known[{fused_role(key.first), key.second, m->activations.get()}];
-    if (!rounder) rounder = std::make_shared<ActivationRounder>(m->activations);
-    rounders_[m] = rounder;
-    layer_.set_input_rounding(*m->module, [rounder](const at::Tensor& x) { return (*rounder)(x); });
-  }
-}
-
-bool LayerQuantizer::observed(const std::vector<const PlannedModule*>& modules) const {
-  return std::any_of(modules.begin(), modules.end(),
-                     [](const PlannedModule* m) { return m->observes_input(); });
-}
-
-void LayerQuantizer::observe(const std::vector<const PlannedModule*>& modules,
-                             const at::Tensor& x) {
-  for (const PlannedModule* m : modules)
-    if (m->observes_input()) rounders_.at(m)->observe(x);
-}
-
-at::Tensor LayerQuantizer::seen(const std::vector<const PlannedModule*>& modules,
-                                const at::Tensor& x) const {
-  return layer_.rounded_input(*modules.front()->module, x);
-}
+    : plan_(plan),
+      index_(index),
+      layer_(layer),
+      timer_(timer),
+      modules_(modules_of(plan, index)),
+      rounding_(values_of(modules_), layer),
+      solver_(plan.settings, layer, rounding_, std::move(sink), timer) {}
 
 void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
   timer_.begin("calibrate");
@@ -133,8 +98,7 @@ void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
   ffn(ffn_stream(x), ffn_stream(original));
   input_hessians_.clear();
   if (plan_.settings.sequential) return;
-  for (const auto& [module, values] : pending_) layer_.set_weight(*module, values);
-  pending_.clear();
+  solver_.use_pending();
   for_window_batches(x, [&](int64_t begin, int64_t count) {
     x.narrow(0, begin, count).copy_(layer_.forward(before.narrow(0, begin, count)));
   });
@@ -153,9 +117,9 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   const auto o = planned({AQ_ROLE_ATTN_O}, AQ_EXPERT_NONE);
   std::vector<at::Tensor> contexts, contexts_before;  // before: of the original, so of its weights
   Hessian hessian(x.size(2));
-  if (observed(qkv))
+  if (InputRounding::observed(qkv))
     for_window_batches(x, [&](int64_t begin, int64_t count) {
-      observe(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count))));
+      rounding_.observe(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count))));
     });
   for_window_batches(x, [&](int64_t begin, int64_t count) {
     at::Tensor input = rows_or_none(original, begin, count);
@@ -165,23 +129,24 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
       input = rows_of(input);
     }
     if (!qkv.empty())
-      add_inputs(hessian, seen(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count)))), {},
-                 input);
+      add_inputs(hessian,
+                 rounding_.seen(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count)))),
+                 {}, input);
   });
-  solve_one(qkv, hessian);
+  solver_.solve_one(qkv, hessian);
 
   for_window_batches(x, [&](int64_t begin, int64_t count) {
     contexts.push_back(layer_.attention_context(layer_.attention_input(x.narrow(0, begin, count))));
-    observe(o, contexts.back());
+    rounding_.observe(o, contexts.back());
   });
   std::unique_ptr<Hessian> inner;
   for (std::size_t i = 0; i < contexts.size() && !o.empty(); i++) {
     if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2));
-    add_inputs(*inner, seen(o, rows_of(contexts[i])), {},
+    add_inputs(*inner, rounding_.seen(o, rows_of(contexts[i])), {},
                i < contexts_before.size() ? rows_of(contexts_before[i]) : at::Tensor());
   }
   if (original.defined()) add_output(original, contexts_before);
-  if (inner) solve_one(o, *inner);
+  if (inner) solver_.solve_one(o, *inner);
   add_output(x, contexts);
 }
 
@@ -220,7 +185,7 @@ void LayerQuantizer::quantize_stage(const at::Tensor& x, int32_t stage) {
     const auto hessian = hessians.find(group);
     if (hessian == hessians.end())
       fail("{} was never applied by the adapter's attention", modules.front()->module->name);
-    solve_one(modules, hessian->second);
+    solver_.solve_one(modules, hessian->second);
   }
 }
 
@@ -243,8 +208,8 @@ void LayerQuantizer::ffn(Stream now, Stream was) {
   }
   const auto routers = planned({AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}, AQ_EXPERT_NONE);
   if (!routers.empty()) {
-    observe(routers, now.f);
-    solve_one(routers, input_hessian(routers, now.f));
+    rounding_.observe(routers, now.f);
+    solver_.solve_one(routers, input_hessian(routers, now.f));
   }
   if (shared) {
     now.gate = layer_.shared_weight(now.f);
@@ -266,16 +231,16 @@ void LayerQuantizer::dense_ffn(int32_t expert, const Stream& now, const Stream& 
     at::Tensor s;
     if (!modules.empty() && now.gate.defined())
       s = to_power(now.gate.squeeze(1), modules.front()->recipe.routing_power);
-    if (observed(modules))
+    if (InputRounding::observed(modules))
       for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
-        observe(modules, inputs(begin, count).first);
+        rounding_.observe(modules, inputs(begin, count).first);
       });
     for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
       const auto [x, x0] = inputs(begin, count);
       if (modules.empty()) return;
-      add_inputs(hessian, seen(modules, x), rows_or_none(s, begin, count), x0);
+      add_inputs(hessian, rounding_.seen(modules, x), rows_or_none(s, begin, count), x0);
     });
-    solve_one(modules, hessian);
+    solver_.solve_one(modules, hessian);
   };
   using Pair = std::pair<at::Tensor, at::Tensor>;
   const GluWeights before = was.f.defined() ? layer_.glu_weights(expert).clone() : GluWeights();
@@ -342,7 +307,7 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
     stream.out.index_add_(0, tokens.rows, y.mul_(tokens.weights.unsqueeze(1)));
   };
   std::vector<ExpertInput> inputs;  // of gate and up, then of down
-  ExpertBatch gate_up, down;
+  SolveBatch gate_up, down;
   for (int32_t e = begin; e < end; e++) {
     check_interrupt();
     const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
@@ -360,28 +325,28 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
     }
     input.x = now.f.index_select(0, mine.rows);
     const auto modules = planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, e);
-    observe(modules, input.x.size(0) > 0 ? input.x : now.f);
+    rounding_.observe(modules, input.x.size(0) > 0 ? input.x : now.f);
     add_expert(gate_up, modules, input, mine.weights,
                [&] { return input_hessian(modules, now.f); });
     input.original = hidden;
     inputs.push_back(std::move(input));
   }
-  solve(gate_up);
+  solver_.solve(gate_up);
   gate_up = {};
   for (int32_t e = begin; e < end; e++) {
     check_interrupt();
     ExpertInput& input = inputs[static_cast<std::size_t>(e - begin)];
     input.x = layer_.ffn_hidden(e, input.x);
     const auto modules = planned({AQ_ROLE_FFN_DOWN}, e);
-    if (observed(modules)) {
+    if (InputRounding::observed(modules)) {
       const at::Tensor some = now.f.narrow(0, 0, std::min(now.f.size(0), kBatchTokens));
-      observe(modules, input.x.size(0) > 0 ? input.x : layer_.ffn_hidden(e, some));
+      rounding_.observe(modules, input.x.size(0) > 0 ? input.x : layer_.ffn_hidden(e, some));
     }
     add_expert(down, modules, input, routed[static_cast<std::size_t>(e)].weights,
                [&] { return hidden_hessian(modules, e, now.f); });
     input.original.reset();
   }
-  solve(down);
+  solver_.solve(down);
   for (int32_t e = begin; e < end; e++)
     add_output(now, routed[static_cast<std::size_t>(e)], e,
                inputs[static_cast<std::size_t>(e - begin)].x);
@@ -390,18 +355,18 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
 /// Adds an expert's modules and the Hessian of its own tokens with routing weights c; where those
 /// are too few, with `all`, the Hessian of every token of the layer, mixed in. Tokens that only one
 /// of the two streams routes to it count as not shifted.
-void LayerQuantizer::add_expert(ExpertBatch& batch, std::vector<const PlannedModule*> modules,
+void LayerQuantizer::add_expert(SolveBatch& batch, std::vector<const PlannedModule*> modules,
                                 const ExpertInput& input, const at::Tensor& c,
                                 const std::function<Hessian()>& all) const {
   if (modules.empty()) return;
   const double power = modules.front()->recipe.routing_power;
   const at::Tensor s = to_power(c, power);
   Hessian own(input.x.size(1));
-  own.add(seen(modules, input.x), s);
+  own.add(rounding_.seen(modules, input.x), s);
   if (input.original.defined())
     own.add_shift(input.x.index_select(0, input.shifted),
                   s.defined() ? s.index_select(0, input.shifted) : s, input.original, shift_scale_);
-  Shared group{std::move(modules), own.tokens(), own.weight(), false};
+  SharedInput group{std::move(modules), own.tokens(), own.weight(), false};
   const int64_t least = plan_.settings.min_tokens.value_or(input.x.size(1) / 2);
   if (plan_.settings.calibrate_all_experts) {
     Hessian every = all();
@@ -423,7 +388,7 @@ Hessian LayerQuantizer::hidden_hessian(const std::vector<const PlannedModule*>& 
                                        int32_t expert, const at::Tensor& f) const {
   Hessian hessian(layer_.ffn_desc().inner_size);
   for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
-    hessian.add(seen(modules, layer_.ffn_hidden(expert, f.narrow(0, begin, count))), {});
+    hessian.add(rounding_.seen(modules, layer_.ffn_hidden(expert, f.narrow(0, begin, count))), {});
   });
   return hessian;
 }
@@ -435,7 +400,7 @@ const Hessian& LayerQuantizer::input_hessian(const std::vector<const PlannedModu
   Hessian& hessian = it->second;  // clang with OpenMP captures no structured binding
   if (added)
     for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
-      hessian.add(seen(modules, f.narrow(0, begin, count)), {});
+      hessian.add(rounding_.seen(modules, f.narrow(0, begin, count)), {});
     });
   return hessian;
 }
@@ -447,74 +412,6 @@ std::vector<const PlannedModule*> LayerQuantizer::planned(std::initializer_list<
     if (const auto it = modules_.find({role, expert}); it != modules_.end())
       found.push_back(it->second);
   return found;
-}
-
-void LayerQuantizer::solve_one(std::vector<const PlannedModule*> modules, const Hessian& hessian) {
-  if (modules.empty()) return;
-  solve({{{std::move(modules), hessian.tokens(), hessian.weight(), false}}, {hessian}});
-}
-
-void LayerQuantizer::solve(const ExpertBatch& all) {
-  // One batch for all that share format, algorithm and shape; usually there is one.
-  using FormatKey = std::pair<const Format*, std::string>;
-  std::map<std::pair<FormatKey, int64_t>, ExpertBatch> batches;
-  for (std::size_t e = 0; e < all.groups.size(); e++) {
-    std::map<FormatKey, Shared> parts;
-    for (const PlannedModule* m : all.groups[e].modules) {
-      const FormatKey key{m->format.get(), m->recipe.algorithm};
-      auto [it, added] = parts.try_emplace(key, all.groups[e]);
-      if (added) it->second.modules.clear();
-      it->second.modules.push_back(m);
-    }
-    for (auto& [key, part] : parts) {
-      int64_t rows = 0;
-      for (const PlannedModule* m : part.modules) rows += m->module->out_features;
-      ExpertBatch& batch = batches[{key, rows}];
-      batch.groups.push_back(std::move(part));
-      batch.hessians.push_back(all.hessians[e]);
-    }
-  }
-  for (const auto& [key, batch] : batches) solve_batch(batch);
-}
-
-void LayerQuantizer::solve_batch(const ExpertBatch& batch) {
-  std::vector<at::Tensor> weights;
-  for (const Shared& group : batch.groups) {
-    std::vector<at::Tensor> rows;
-    for (const PlannedModule* m : group.modules) rows.push_back(layer_.weight(*m->module));
-    weights.push_back(at::cat(rows).to(at::kFloat));
-  }
-  const PlannedModule& first = *batch.groups.front().modules.front();
-  timer_.begin("solve");
-  const QuantizedBatch solved =
-      solve_weights(first, plan_.settings, at::stack(weights), batch.hessians);
-  timer_.begin("pack");
-  for (std::size_t e = 0; e < batch.groups.size(); e++)
-    finish(batch.groups[e], solved, static_cast<int64_t>(e));
-  timer_.begin("calibrate");
-}
-
-/// Hands the rows of matrix `e` to the modules they belong to.
-void LayerQuantizer::finish(const Shared& group, const QuantizedBatch& solved, int64_t e) {
-  int64_t row = 0;
-  for (const PlannedModule* m : group.modules) {
-    const int64_t rows = m->module->out_features;
-    use(*m->module, solved.values[e].narrow(0, row, rows));
-    const auto sum = [&](const at::Tensor& losses) {
-      return losses[e].narrow(0, row, rows).sum(at::kDouble).item<double>();
-    };
-    sink_(*m, {solved.matrix(e, row, rows), sum(solved.loss), sum(solved.rtn_loss),
-               solved.rtn[static_cast<std::size_t>(e)], true, group.tokens, group.weight,
-               group.starved, m->activations ? rounders_.at(m)->global() : 1});
-    row += rows;
-  }
-}
-
-void LayerQuantizer::use(const Module& module, at::Tensor values) {
-  if (plan_.settings.sequential)
-    layer_.set_weight(module, values);
-  else
-    pending_.emplace_back(&module, values.clone());
 }
 
 }  // namespace aqhost

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "forward/layer.h"
+#include "pipeline/plan.h"
+#include "quant/activations.h"
+
+namespace aqhost {
+
+/// The rounding of a layer's inputs that a recipe asks for (aq); modules that share an input share
+/// it. One thread.
+class InputRounding {
+ public:
+  /// Has every one of `modules` that is planned so round its input in `layer`.
+  InputRounding(const std::vector<const PlannedModule*>& modules, Layer& layer);
+
+  /// Whether the input of one of `modules` has a scale for all tokens.
+  static bool observed(const std::vector<const PlannedModule*>& modules);
+  /// Shows x [N, features] to such scales.
+  void observe(const std::vector<const PlannedModule*>& modules, const at::Tensor& x);
+  /// x as `modules`, which share it, see it, rounded or not.
+  at::Tensor seen(const std::vector<const PlannedModule*>& modules, const at::Tensor& x) const;
+  /// A module's scale for all tokens; 1 where it has none.
+  float global(const PlannedModule& module) const;
+
+ private:
+  const Layer& layer_;
+  std::map<const PlannedModule*, std::shared_ptr<ActivationRounder>> rounders_;
+};
+
+}  // namespace aqhost
