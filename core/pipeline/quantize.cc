@@ -193,7 +193,10 @@ void calibrate_and_solve(const Reader& original, const Model& model, const Plan&
 Reader open_original(const std::filesystem::path& directory) {
   Reader reader(directory);
   if (reader.config().contains("quantization_config"))
-    fail("{}: is quantized already (config.json has a quantization_config)", reader.directory());
+    fail(
+        "{}: is quantized already (config.json has a quantization_config), give the folder of its "
+        "original",
+        reader.directory());
   return reader;
 }
 

@@ -257,8 +257,8 @@ std::vector<fs::path> plugin_search_path(const std::vector<fs::path>& given) {
     }
   }
   const fs::path bin = fs::path(boost::dll::program_location().string()).parent_path();
-  add_if_there(bin / "../lib/aqhost/plugins");
-  add_if_there(bin / "../plugins");
+  add_if_there(bin.parent_path() / "lib/aqhost/plugins");
+  add_if_there(bin.parent_path() / "plugins");
   return folders;
 }
 
