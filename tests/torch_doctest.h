@@ -2,6 +2,7 @@
 
 // doctest and c10 both define CHECK; ours is doctest's.
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 
 #undef CHECK
 
@@ -9,3 +10,7 @@
 
 #undef CHECK
 #define CHECK(...) DOCTEST_CHECK(__VA_ARGS__)
+
+/// LibTorch's own generator starts anywhere; a test draws the same numbers every time.
+inline const bool kSeeded =
+    (at::Generator(at::detail::getDefaultCPUGenerator()).set_current_seed(1), true);
