@@ -5,7 +5,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
-#include <malloc.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -28,6 +27,11 @@
 #include "base/nearest.h"
 #include "command.h"
 #include "version.h"
+
+/// jemalloc's settings. It keeps freed memory for a second, large pieces too: giving it back and
+/// taking it again for the next tensor costs more than most of what is computed in it.
+extern "C" const char* malloc_conf;
+const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:1000,muzzy_decay_ms:0,retain:false";
 
 namespace aqhost {
 namespace {
@@ -171,14 +175,6 @@ void limit_spinning(int /*argc*/, char** argv, char** environment) {
 [[gnu::section(".preinit_array"),
   gnu::used]] void (*const before_libraries)(int, char**, char**) = limit_spinning;
 
-/// Freed memory is kept for the next tensors of a layer: giving it back and taking it again costs
-/// more than most of what is computed in it.
-void keep_freed_memory() {
-  constexpr int kBytes = 64 << 20;
-  ::mallopt(M_MMAP_THRESHOLD, kBytes);
-  ::mallopt(M_TRIM_THRESHOLD, kBytes);
-}
-
 int run_and_report(int argc, char** argv) {
   try {
     run({argv + 1, argv + argc});
@@ -208,7 +204,6 @@ int run_and_report(int argc, char** argv) {
 }  // namespace aqhost
 
 int main(int argc, char** argv) {
-  aqhost::keep_freed_memory();
   aqhost::install_interrupt_handler();
   spdlog::set_default_logger(spdlog::stderr_color_mt("aqhost"));
   spdlog::set_pattern("aqhost: %^%l%$: %v");

@@ -15,6 +15,6 @@ set(CPACK_DEBIAN_AQHOST_PACKAGE_NAME aqhost)
 set(CPACK_DEBIAN_SDK_PACKAGE_NAME aqhost-sdk)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_AQHOST_PACKAGE_SHLIBDEPS OFF)  # LibTorch names CUDA libraries that no CPU run calls
-set(CPACK_DEBIAN_AQHOST_PACKAGE_DEPENDS "libc6, libgcc-s1, libfmt9, libspdlog1.10-fmt9, libyaml-cpp0.7, libpcre2-8-0, libicu72, libssl3, libstdc++6")
+set(CPACK_DEBIAN_AQHOST_PACKAGE_DEPENDS "libc6, libgcc-s1, libfmt9, libspdlog1.10-fmt9, libyaml-cpp0.7, libpcre2-8-0, libicu72, libssl3, libjemalloc2, libstdc++6")
 set(CPACK_DEBIAN_SDK_PACKAGE_DEPENDS "libdlpack-dev, nlohmann-json3-dev, cmake")
 include(CPack)
