@@ -23,6 +23,9 @@ class MappedFile {
   MappedFile& operator=(MappedFile&&) = delete;
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  /// Takes the whole pages of a part of bytes() out of this process's memory; they are read again
+  /// when they are used again. Any thread, also one that reads them.
+  static void forget(std::span<const std::byte> part);
   const std::filesystem::path& path() const { return path_; }
 
  private:

@@ -1,12 +1,36 @@
 #include "calibrate/hessian.h"
 
+#include <algorithm>
+
 #include "calibrate/gram.h"
 
 namespace aqhost {
 namespace {
 
+constexpr int64_t kGpuRows = 1 << 13;  // of float32 copies at once
+
 bool in_bfloat16(const at::Tensor& x) {
-  return x.scalar_type() == at::kBFloat16 && has_bfloat16_products();
+  return x.is_cpu() && x.scalar_type() == at::kBFloat16 && has_bfloat16_products();
+}
+
+/// sum += scale a^T b of bfloat16 factors, added in float32 by a GPU's tensor cores.
+void add_products(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, double scale) {
+  sum.add_(at::mm(a.to(at::kBFloat16).t(), b, at::kFloat), scale);
+}
+
+/// Calls body(x, weights and original of the same tokens) for parts of a GPU's inputs.
+template <typename Body>
+void each_part(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& original,
+               Body body) {
+  for (int64_t begin = 0; begin < x.size(0); begin += kGpuRows) {
+    const int64_t n = std::min(kGpuRows, x.size(0) - begin);
+    const auto part = [&](const at::Tensor& t) { return t.defined() ? t.narrow(0, begin, n) : t; };
+    body(part(x), part(weights), part(original));
+  }
+}
+
+bool on_tensor_cores(const at::Tensor& x) {
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16;
 }
 
 at::Tensor weighted(const at::Tensor& x, const at::Tensor& weights) {
@@ -20,6 +44,11 @@ void Hessian::add(const at::Tensor& x, const at::Tensor& weights) {
   tokens_ += x.size(0);
   weight_ +=
       weights.defined() ? weights.sum(at::kDouble).item<double>() : static_cast<double>(x.size(0));
+  if (on_tensor_cores(x))  // both factors rounded alike: the sum stays positive semidefinite
+    return each_part(x, weights, {}, [&](const at::Tensor& part, const at::Tensor& s, auto&&) {
+      const at::Tensor y = s.defined() ? weighted(part, s.sqrt()).to(at::kBFloat16) : part;
+      add_products(sum_, y, y, 1);
+    });
   if (in_bfloat16(x)) return add_gram(sum_, x, weights);
   const at::Tensor wide = x.to(at::kFloat);
   sum_.addmm_(weighted(wide, weights).t(), wide);
@@ -29,6 +58,13 @@ void Hessian::add_shift(const at::Tensor& x, const at::Tensor& weights, const at
                         double scale) {
   if (x.size(0) == 0) return;
   if (!shift_.defined()) shift_ = at::zeros_like(sum_);
+  if (on_tensor_cores(x))
+    return each_part(
+        x, weights, original,
+        [&](const at::Tensor& part, const at::Tensor& s, const at::Tensor& part_original) {
+          const at::Tensor moved = part_original.to(at::kFloat) - part;
+          add_products(shift_, weighted(moved, s), part, scale);
+        });
   if (in_bfloat16(x)) return add_shift_products(shift_, x, weights, original, scale);
   const at::Tensor wide = x.to(at::kFloat);
   shift_.addmm_(weighted(original.to(at::kFloat) - wide, weights).t(), wide, 1, scale);

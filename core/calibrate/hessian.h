@@ -6,13 +6,16 @@
 
 namespace aqhost {
 
-/// H = sum over tokens of s x x^T for one shared input, in float32; s is the token's routing weight
-/// to the recipe's `routing_power` (MoEQuant, arXiv:2505.03804), 1 for dense inputs. Beside it the
-/// shift, sum of s (x0 - x) x^T with x0 the same token's input in the original model: what the
-/// quantized layers before have done to the input (see quantize_gptq). One thread adds at a time.
+/// H = sum over tokens of s x x^T for one shared input, in float32 (of bfloat16 inputs from
+/// bfloat16 factors of x sqrt(s), where the device multiplies them); s is the token's routing
+/// weight to the recipe's `routing_power` (MoEQuant, arXiv:2505.03804), 1 for dense inputs. Beside
+/// it the shift, sum of s (x0 - x) x^T with x0 the same token's input in the original model: what
+/// the quantized layers before have done to the input (see quantize_gptq). One thread adds at a
+/// time.
 class Hessian {
  public:
-  explicit Hessian(int64_t features) : sum_(at::zeros({features, features}, at::kFloat)) {}
+  explicit Hessian(int64_t features, at::Device device = at::kCPU)
+      : sum_(at::zeros({features, features}, at::TensorOptions(device).dtype(at::kFloat))) {}
 
   /// x [n, features] of any float type; weights [n] (s of each token, >= 0) or undefined for 1.
   void add(const at::Tensor& x, const at::Tensor& weights);

@@ -1,6 +1,7 @@
 #include "checkpoint/reader.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <set>
 
@@ -94,6 +95,15 @@ const Reader::Location* Reader::locate(std::string_view name) const {
 
 const TensorInfo* Reader::find(std::string_view name) const { return stored(name); }
 
+bool Reader::read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const {
+  const Location* location = locate(name);
+  if (location == nullptr) return false;
+  const auto part = location->tensor->bytes.subspan(static_cast<std::size_t>(begin), out.size());
+  std::memcpy(out.data(), part.data(), part.size());
+  MappedFile::forget(part);
+  return true;
+}
+
 const StoredTensor* Reader::stored(std::string_view name) const {
   const Location* location = locate(name);
   return location == nullptr ? nullptr : location->tensor;
@@ -102,7 +112,11 @@ const StoredTensor* Reader::stored(std::string_view name) const {
 void Reader::read_f32(std::string_view name, int64_t begin, std::span<float> out) const {
   const Location* location = locate(name);
   if (location == nullptr) fail("{}: there is no tensor {}", directory_, name);
-  convert_f32(*location->tensor, begin, out, location->file->path().string());
+  const StoredTensor& tensor = *location->tensor;
+  convert_f32(tensor, begin, out, location->file->path().string());
+  const auto size = static_cast<std::size_t>(dtype_size(tensor.dtype));
+  MappedFile::forget(
+      tensor.bytes.subspan(static_cast<std::size_t>(begin) * size, out.size() * size));
 }
 
 }  // namespace aqhost

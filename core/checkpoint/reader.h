@@ -22,8 +22,10 @@ class Reader : public Source {
   const std::vector<TensorInfo>& tensors() const override { return infos_; }
   const TensorInfo* find(std::string_view name) const override;
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
+  bool read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const override;
 
-  /// The stored bytes, or nullptr. Valid as long as this.
+  /// The stored bytes, or nullptr. Valid as long as this. What has been read through the functions
+  /// above does not stay in this process's memory, what is read through this does.
   const StoredTensor* stored(std::string_view name) const;
 
  private:

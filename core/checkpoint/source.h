@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -42,6 +43,13 @@ class Source {
   /// out.size() elements of the flattened tensor from `begin` on, as float32. Error if there is no
   /// such tensor, if its type is no float (F16, BF16, F32), or if a value is NaN or infinite.
   virtual void read_f32(std::string_view name, int64_t begin, std::span<float> out) const = 0;
+
+  /// out.size() bytes of a tensor from byte `begin` on, as they are stored; false if it is not
+  /// stored as it is read. `begin` and size within the tensor.
+  virtual bool read_stored(std::string_view /*name*/, int64_t /*begin*/,
+                           std::span<std::byte> /*out*/) const {
+    return false;
+  }
 };
 
 }  // namespace aqhost

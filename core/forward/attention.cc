@@ -6,15 +6,15 @@ namespace aqhost {
 namespace {
 
 /// True where token i (row) sees token j: j in (i - window, i].
-at::Tensor window_mask(int64_t tokens, int64_t window) {
-  const at::Tensor all = at::ones({tokens, tokens}, at::kBool);
+at::Tensor window_mask(int64_t tokens, int64_t window, at::Device device) {
+  const at::Tensor all = at::ones({tokens, tokens}, at::TensorOptions(device).dtype(at::kBool));
   return all.tril().logical_and_(all.triu(1 - window));
 }
 
 }  // namespace
 
 Attention::Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
-                     at::ScalarType dtype)
+                     const at::TensorOptions& options)
     : desc_(model.attention(layer, seq_len)), seq_len_(seq_len) {
   if (desc_.qk_norm != AQ_QK_NORM_NONE) {
     const bool full = desc_.qk_norm == AQ_QK_NORM_FULL;
@@ -23,14 +23,14 @@ Attention::Attention(const Source& source, const Model& model, int32_t layer, in
     const auto key = [layer](int32_t role) {
       return aq_tensor_key{layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
     };
-    q_norm_.emplace(source, model, key(AQ_ROLE_ATTN_Q_NORM), q, dtype);
-    k_norm_.emplace(source, model, key(AQ_ROLE_ATTN_K_NORM), k, dtype);
+    q_norm_.emplace(source, model, key(AQ_ROLE_ATTN_Q_NORM), q, options);
+    k_norm_.emplace(source, model, key(AQ_ROLE_ATTN_K_NORM), k, options);
   }
   if (desc_.rope_inv_freq.empty()) return;
   const at::Tensor positions = at::arange(seq_len, at::kFloat);
   const at::Tensor angles = at::outer(positions, at::tensor(desc_.rope_inv_freq));
-  cos_ = angles.cos().mul_(desc_.rope_scale).to(dtype);
-  sin_ = angles.sin().mul_(desc_.rope_scale).to(dtype);
+  cos_ = angles.cos().mul_(desc_.rope_scale).to(options);
+  sin_ = angles.sin().mul_(desc_.rope_scale).to(options);
 }
 
 /// In place; x [batch, heads, tokens, size].
@@ -72,7 +72,8 @@ at::Tensor Attention::operator()(at::Tensor q, at::Tensor k, at::Tensor v) const
     v = v.repeat_interleave(shared, 1);
   }
   const bool windowed = desc_.sliding_window > 0 && desc_.sliding_window < tokens;
-  const at::Tensor mask = windowed ? window_mask(tokens, desc_.sliding_window) : at::Tensor();
+  const at::Tensor mask =
+      windowed ? window_mask(tokens, desc_.sliding_window, q.device()) : at::Tensor();
   const at::Tensor context = at::scaled_dot_product_attention(
       q, k, v, mask.defined() ? std::optional(mask) : std::nullopt, 0.0, !windowed, desc_.scale);
   return context.transpose(1, 2).flatten(2);

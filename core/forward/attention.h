@@ -17,7 +17,7 @@ namespace aqhost {
 class Attention {
  public:
   Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
-            at::ScalarType dtype);
+            const at::TensorOptions& options);
 
   /// q [batch, tokens, heads x size], k and v [batch, tokens, kv_heads x size] as they leave their
   /// projections (they may be overwritten), to the input of the output projection [batch, tokens,

@@ -6,7 +6,7 @@
 
 namespace aqhost {
 
-at::ScalarType compute_type(const std::string& name, const Source& source) {
+at::ScalarType compute_type(const std::string& name, const Source& source, at::Device device) {
   if (name == "float32") return at::kFloat;
   if (name == "bfloat16") return at::kBFloat16;
   if (name != "auto")
@@ -15,7 +15,8 @@ at::ScalarType compute_type(const std::string& name, const Source& source) {
   const bool stored = std::all_of(tensors.begin(), tensors.end(), [](const TensorInfo& t) {
     return t.shape.size() < 2 || t.dtype == DType::kBF16;
   });
-  return stored && __builtin_cpu_supports("avx512bf16") ? at::kBFloat16 : at::kFloat;
+  const bool multiplied = device.is_cuda() || __builtin_cpu_supports("avx512bf16");
+  return stored && multiplied ? at::kBFloat16 : at::kFloat;
 }
 
 }  // namespace aqhost

@@ -9,8 +9,9 @@
 namespace aqhost {
 
 /// What layers compute in: "float32", "bfloat16", or "auto": bfloat16 if that is what `source`
-/// stores its matrices in, so that none changes, and this CPU multiplies it (AVX512-BF16); else
-/// float32. UsageError for another name.
-at::ScalarType compute_type(const std::string& name, const Source& source);
+/// stores its matrices in, so that none changes, and `device` multiplies it (a GPU, or a CPU with
+/// AVX512-BF16); else float32. UsageError for another name.
+at::ScalarType compute_type(const std::string& name, const Source& source,
+                            at::Device device = at::kCPU);
 
 }  // namespace aqhost

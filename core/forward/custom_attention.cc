@@ -76,7 +76,7 @@ struct CustomAttentionCall {
     check_shape(x, "linear: x", {batch * length, module.in_features});
     check_shape(y, "linear: y", {batch * length, module.out_features});
     const Linear& map = find(module);
-    const at::Tensor input = x.to(map.weight.scalar_type());
+    const at::Tensor input = x.to(map.weight.options());
     if (tap) tap(module, input);
     y.copy_(map(input));
   }
@@ -170,7 +170,8 @@ at::Tensor CustomAttention::operator()(const at::Tensor& a, const FindLinear& fi
   const int64_t batch = a.size(0), length = a.size(1), n = batch * length;
   CustomAttentionCall call{*this, find, tap, batch, length, {}};
   const aq_forward_ctx ctx = call.context();
-  const at::Tensor x = a.to(at::kFloat).contiguous(), y = at::full(a.sizes(), NAN, at::kFloat);
+  const at::Tensor x = a.to(at::kCPU, at::kFloat).contiguous();
+  const at::Tensor y = at::full(a.sizes(), NAN, at::kFloat);
   const at::Tensor positions = at::arange(length, at::kInt).repeat({batch});
   const at::Tensor begins = at::arange(0, n + 1, length, at::kInt);
   DlTensor dl_x(x.data_ptr(), kDlF32, {n, a.size(2)}), dl_y(y.data_ptr(), kDlF32, {n, a.size(2)});
@@ -186,7 +187,7 @@ at::Tensor CustomAttention::operator()(const at::Tensor& a, const FindLinear& fi
   if (!at::isfinite(y).all().item<bool>())
     fail("model \"{}\", layer {}: attention left its output unfilled, or not finite", model_.id(),
          layer_);
-  return y.to(a.scalar_type());
+  return y.to(a.options());
 }
 
 }  // namespace aqhost

@@ -17,8 +17,8 @@ namespace aqhost {
 using LinearTap = std::function<void(const Module& module, const at::Tensor& x)>;
 
 /// Attention that only the adapter knows, through block-forward (aq/ext/block_forward.h): it wires
-/// the linear maps, which are run here in their weights' type, as is softmax attention, in float32.
-/// The adapter sees float32. CPU.
+/// the linear maps, which are run here where and in what type their weights are, as is softmax
+/// attention, on the CPU in float32. The adapter sees float32 on the CPU.
 class CustomAttention {
  public:
   /// The linear map in use for a module of the layer.

@@ -1,6 +1,9 @@
 #include "forward/layer.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include "base/error.h"
+#include "forward/router.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -24,17 +27,17 @@ at::Tensor activate(at::Tensor gate, int32_t activation) {
 }  // namespace
 
 Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
-             at::ScalarType dtype)
+             const at::TensorOptions& options)
     : model_(model),
       index_(layer),
-      dtype_(dtype),
+      options_(options),
       attention_norm_(source, model, key_of(layer, AQ_ROLE_ATTN_NORM), model.desc().hidden_size,
-                      dtype),
-      ffn_norm_(source, model, key_of(layer, AQ_ROLE_FFN_NORM), model.desc().hidden_size, dtype) {
+                      options),
+      ffn_norm_(source, model, key_of(layer, AQ_ROLE_FFN_NORM), model.desc().hidden_size, options) {
   if (model.attention(layer, seq_len).kind == AQ_ATTN_CUSTOM)
     custom_.emplace(source, model, layer);
   else
-    attention_.emplace(source, model, layer, seq_len, dtype);
+    attention_.emplace(source, model, layer, seq_len, options);
   const FfnDesc& ffn = model.ffn(layer);
   if (ffn.kind == AQ_FFN_CUSTOM)
     fail(
@@ -43,9 +46,9 @@ Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t se
         model.id(), layer);
   if (ffn.kind == AQ_FFN_MOE) {
     const int64_t d = model.desc().hidden_size, e = ffn.n_experts, inner = ffn.inner_size;
-    experts_[AQ_ROLE_FFN_GATE] = at::empty({e, inner, d}, dtype);
-    experts_[AQ_ROLE_FFN_UP] = at::empty({e, inner, d}, dtype);
-    experts_[AQ_ROLE_FFN_DOWN] = at::empty({e, d, inner}, dtype);
+    experts_[AQ_ROLE_FFN_GATE] = at::empty({e, inner, d}, options);
+    experts_[AQ_ROLE_FFN_UP] = at::empty({e, inner, d}, options);
+    experts_[AQ_ROLE_FFN_DOWN] = at::empty({e, d, inner}, options);
     read_router_bias(source);
   }
   for (const Module& module : model.modules())
@@ -55,22 +58,23 @@ Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t se
 void Layer::read_linear(const Source& source, const Module& module) {
   const int32_t role = module.key.role;
   const bool router = role == AQ_ROLE_ROUTER || role == AQ_ROLE_SHARED_ROUTER;
-  const at::ScalarType dtype = router ? at::kFloat : dtype_;
+  const at::TensorOptions options = router ? options_.dtype(at::kFloat) : options_;
   const at::Tensor weight =
-      read_tensor(source, module.weight, {module.out_features, module.in_features}).to(dtype);
+      read_tensor(source, module.weight, {module.out_features, module.in_features}, options);
   Linear linear{weight, {}};
   const auto stack = experts_.find(role);
   if (module.key.expert >= 0 && stack != experts_.end()) {
     linear.weight = stack->second[module.key.expert];
     linear.weight.copy_(weight);
   }
-  if (module.bias) linear.bias = read_tensor(source, *module.bias, {module.out_features}).to(dtype);
+  if (module.bias) linear.bias = read_tensor(source, *module.bias, {module.out_features}, options);
   linears_[{role, module.key.expert}] = std::move(linear);
 }
 
 void Layer::read_router_bias(const Source& source) {
   const auto ref = model_.find_ref(key_of(index_, AQ_ROLE_ROUTER_BIAS));
-  if (ref) router_bias_ = read_tensor(source, *ref, {ffn_desc().n_experts});
+  if (ref)
+    router_bias_ = read_tensor(source, *ref, {ffn_desc().n_experts}, options_.dtype(at::kFloat));
 }
 
 const Linear& Layer::linear(int32_t role, int32_t expert) const {
@@ -99,20 +103,24 @@ at::Tensor Layer::ffn_input(const at::Tensor& x) const { return ffn_norm_(x); }
 Routing Layer::route(const at::Tensor& f) const {
   const FfnDesc& desc = ffn_desc();
   const int64_t n = f.size(0);
-  const at::Tensor wide = f.to(at::kFloat);
-  Routing routing{linear(AQ_ROLE_ROUTER)(wide), at::empty({n, desc.top_k}, at::kInt),
+  const at::NoGradGuard no_grad;  // what was chosen has no gradient, so its weights have none
+  const at::Tensor wide = f.to(at::kFloat), logits = linear(AQ_ROLE_ROUTER)(wide);
+  if (!f.is_cpu() && desc.router != AQ_ROUTER_CUSTOM)
+    return route_batch(desc, logits, router_bias_);
+  Routing routing{logits.cpu(), at::empty({n, desc.top_k}, at::kInt),
                   at::empty({n, desc.top_k}, at::kFloat)};
   RouteArgs args;
   args.layer = index_;
   args.tokens = n;
   args.logits = span_of<float>(routing.logits);
-  if (router_bias_.defined()) args.bias = span_of<float>(router_bias_);
-  const at::Tensor hidden = desc.route_hidden ? wide.contiguous() : at::Tensor();
+  const at::Tensor bias = router_bias_.defined() ? router_bias_.cpu() : at::Tensor();
+  if (bias.defined()) args.bias = span_of<float>(bias);
+  const at::Tensor hidden = desc.route_hidden ? wide.cpu().contiguous() : at::Tensor();
   if (hidden.defined()) args.hidden = span_of<float>(hidden);
   args.ids = span_of<int32_t>(routing.ids);
   args.weights = span_of<float>(routing.weights);
   model_.route(args);
-  return routing;
+  return {logits, routing.ids.to(f.device()), routing.weights.to(f.device())};
 }
 
 at::Tensor Layer::shared_weight(const at::Tensor& f) const {

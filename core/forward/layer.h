@@ -27,9 +27,9 @@ struct GluWeights {
   }
 };
 
-/// One transformer layer on the CPU, built from the adapter's description, as a sequence
-/// of steps between the inputs of its linear maps; so a calibration can stop at each, quantize what
-/// comes next, and go on with the new weights:
+/// One transformer layer, built from the adapter's description, as a sequence of steps between the
+/// inputs of its linear maps; so a calibration can stop at each, quantize what comes next, and go
+/// on with the new weights:
 ///
 ///   a = attention_input(x)        input of q, k, v
 ///   c = attention_context(a)      input of o
@@ -42,12 +42,13 @@ struct GluWeights {
 /// `expert` is 0.., AQ_EXPERT_NONE (dense FFN) or AQ_EXPERT_SHARED. forward() and ffn() are these
 /// steps in a row. Shapes: x, a, c [batch, tokens, features]; f, h, y [N, features]. All but x,
 /// which may be of any float type, are of the layer's; its routers are always in float32. Const
-/// functions may be called from any thread. `model` must outlive this.
+/// functions may be called from any thread. Everything is on one device. `model` must outlive this.
 class Layer {
  public:
-  /// Reads the layer's weights; `seq_len` is the longest sequence that will be run.
+  /// Reads the layer's weights, to the type and device of `options`; `seq_len` is the longest
+  /// sequence that will be run.
   Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
-        at::ScalarType dtype = at::kFloat);
+        const at::TensorOptions& options = at::kFloat);
 
   at::Tensor attention_input(const at::Tensor& x) const;
   at::Tensor attention_context(const at::Tensor& a) const;
@@ -85,7 +86,7 @@ class Layer {
   void set_input_rounding(const Module& module, std::function<at::Tensor(const at::Tensor&)> round);
   at::Tensor rounded_input(const Module& module, const at::Tensor& x) const;
 
-  at::ScalarType dtype() const { return dtype_; }
+  const at::TensorOptions& options() const { return options_; }
   const FfnDesc& ffn_desc() const { return model_.ffn(index_); }
 
  private:
@@ -95,7 +96,7 @@ class Layer {
 
   const Model& model_;
   int32_t index_;
-  at::ScalarType dtype_;
+  at::TensorOptions options_;
   Norm attention_norm_, ffn_norm_;
   std::optional<Attention> attention_;  // one of these two
   std::optional<CustomAttention> custom_;

@@ -18,12 +18,12 @@ at::Tensor read_vector(const Source& source, const Model& model, const aq_tensor
 }  // namespace
 
 Norm::Norm(const Source& source, const Model& model, aq_tensor_key key, int64_t size,
-           at::ScalarType dtype)
+           const at::TensorOptions& options)
     : kind_(model.desc().norm_kind), eps_(model.desc().norm_eps) {
-  weight_ = read_vector(source, model, key, size).to(dtype);
+  weight_ = read_vector(source, model, key, size).to(options);
   if (kind_ != AQ_NORM_LAYER) return;
   key.part = AQ_PART_BIAS;
-  bias_ = read_vector(source, model, key, size).to(dtype);
+  bias_ = read_vector(source, model, key, size).to(options);
 }
 
 at::Tensor Norm::operator()(const at::Tensor& x) const {

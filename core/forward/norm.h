@@ -8,12 +8,12 @@
 namespace aqhost {
 
 /// RMS or layer norm over the last dimension as transformers computes it: in float32, rounded to
-/// `dtype`, then the weight is multiplied.
+/// the type of `options`, then the weight is multiplied.
 class Norm {
  public:
   /// Reads the weight (and, for layer norm, the bias) of `key`, [size].
   Norm(const Source& source, const Model& model, aq_tensor_key key, int64_t size,
-       at::ScalarType dtype = at::kFloat);
+       const at::TensorOptions& options = at::kFloat);
 
   /// x of any float type.
   at::Tensor operator()(const at::Tensor& x) const;

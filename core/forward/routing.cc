@@ -4,7 +4,29 @@
 
 namespace aqhost {
 
+namespace {
+
+/// By a sort, as a GPU does it fastest.
+std::vector<ExpertTokens> sorted_by_expert(const Routing& routing, int32_t n_experts) {
+  const at::Tensor flat = routing.ids.flatten();
+  const at::Tensor order = flat.argsort(/*stable=*/true, 0, /*descending=*/false);
+  const at::Tensor counts = at::bincount(flat + 1, {}, n_experts + 1).cpu();  // unused slots first
+  const at::Tensor rows = order.floor_divide(routing.ids.size(1));
+  const at::Tensor weights = routing.weights.flatten().index_select(0, order);
+  const auto count = span_of<int64_t>(counts);
+  std::vector<ExpertTokens> experts;
+  int64_t begin = count[0];
+  for (const int64_t n : count.subspan(1)) {
+    experts.push_back({rows.narrow(0, begin, n), weights.narrow(0, begin, n)});
+    begin += n;
+  }
+  return experts;
+}
+
+}  // namespace
+
 std::vector<ExpertTokens> tokens_by_expert(const Routing& routing, int32_t n_experts) {
+  if (!routing.ids.is_cpu()) return sorted_by_expert(routing, n_experts);
   const at::Tensor ids_tensor = routing.ids.contiguous();
   const at::Tensor weights_tensor = routing.weights.contiguous();
   const auto ids = span_of<int32_t>(ids_tensor);

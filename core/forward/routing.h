@@ -21,7 +21,7 @@ struct ExpertTokens {
 };
 
 /// Routing by expert: (token, slot) pairs stay together, so that a weight never meets another
-/// token's row. n_experts entries, empty tensors where nobody came.
+/// token's row. n_experts entries on the routing's device, empty tensors where nobody came.
 std::vector<ExpertTokens> tokens_by_expert(const Routing& routing, int32_t n_experts);
 
 }  // namespace aqhost

@@ -12,8 +12,6 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kChunkBytes = int64_t{3} << 29;  // of what a chunk of experts keeps, 1.5 GiB
-
 at::Tensor rows_of(const at::Tensor& x) { return x.flatten(0, 1); }
 
 bool is_attention(const Module& m) {
@@ -51,27 +49,20 @@ at::Tensor rows_or_none(const at::Tensor& t, int64_t begin, int64_t count) {
 
 /// Where the same number stands in both: positions in a and in b, both rising [n] i64.
 std::pair<at::Tensor, at::Tensor> common(const at::Tensor& a, const at::Tensor& b) {
-  const auto x = span_of<int64_t>(a), y = span_of<int64_t>(b);
-  std::vector<int64_t> in_a, in_b;
-  for (std::size_t i = 0, j = 0; i < x.size() && j < y.size();) {
-    if (x[i] == y[j]) {
-      in_a.push_back(static_cast<int64_t>(i));
-      in_b.push_back(static_cast<int64_t>(j));
-    }
-    const bool a_first = x[i] <= y[j], b_first = y[j] <= x[i];
-    i += a_first ? 1 : 0;
-    j += b_first ? 1 : 0;
-  }
-  return {at::tensor(in_a, at::kLong), at::tensor(in_b, at::kLong)};
+  if (b.size(0) == 0) return {b, b};
+  const at::Tensor place = at::searchsorted(b, a).clamp_max_(b.size(0) - 1);
+  const at::Tensor in_a = (b.index_select(0, place) == a).nonzero().squeeze(1);
+  return {in_a, place.index_select(0, in_a)};
 }
 
 }  // namespace
 
-LayerQuantizer::LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, ModuleSink sink,
-                               PhaseTimer& timer)
+LayerQuantizer::LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes,
+                               ModuleSink sink, PhaseTimer& timer)
     : plan_(plan),
       index_(index),
       layer_(layer),
+      chunk_bytes_(chunk_bytes),
       timer_(timer),
       modules_(modules_of(plan, index)),
       rounding_(values_of(modules_), layer),
@@ -86,7 +77,7 @@ void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
   const auto ffn_stream = [&](const at::Tensor& states) -> Stream {
     if (!states.defined()) return {};
     Stream stream;
-    stream.f = at::empty({states.size(0) * states.size(1), states.size(2)}, layer_.dtype());
+    stream.f = at::empty({states.size(0) * states.size(1), states.size(2)}, layer_.options());
     stream.out = rows_of(states);
     for_window_batches(states, [&](int64_t begin, int64_t count) {
       const at::Tensor batch = states.narrow(0, begin, count);
@@ -97,6 +88,7 @@ void LayerQuantizer::run(at::Tensor& x, at::Tensor& original) {
   };
   ffn(ffn_stream(x), ffn_stream(original));
   input_hessians_.clear();
+  solver_.wait();
   if (plan_.settings.sequential) return;
   solver_.use_pending();
   for_window_batches(x, [&](int64_t begin, int64_t count) {
@@ -116,7 +108,7 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   const auto qkv = planned({AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V}, AQ_EXPERT_NONE);
   const auto o = planned({AQ_ROLE_ATTN_O}, AQ_EXPERT_NONE);
   std::vector<at::Tensor> contexts, contexts_before;  // before: of the original, so of its weights
-  Hessian hessian(x.size(2));
+  Hessian hessian(x.size(2), x.device());
   if (InputRounding::observed(qkv))
     for_window_batches(x, [&](int64_t begin, int64_t count) {
       rounding_.observe(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count))));
@@ -141,7 +133,7 @@ void LayerQuantizer::attention(at::Tensor& x, at::Tensor& original) {
   });
   std::unique_ptr<Hessian> inner;
   for (std::size_t i = 0; i < contexts.size() && !o.empty(); i++) {
-    if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2));
+    if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2), x.device());
     add_inputs(*inner, rounding_.seen(o, rows_of(contexts[i])), {},
                i < contexts_before.size() ? rows_of(contexts_before[i]) : at::Tensor());
   }
@@ -176,7 +168,8 @@ void LayerQuantizer::quantize_stage(const at::Tensor& x, int32_t stage) {
   const auto tap = [&](const Module& module, const at::Tensor& input) {
     const auto group = groups.find(module.input_group);
     if (group == groups.end() || group->second.front()->module != &module) return;
-    hessians.try_emplace(module.input_group, module.in_features).first->second.add(input, {});
+    hessians.try_emplace(module.input_group, module.in_features, x.device())
+        .first->second.add(input, {});
   };
   for_window_batches(x, [&](int64_t begin, int64_t count) {
     layer_.attention(layer_.attention_input(x.narrow(0, begin, count)), tap);
@@ -227,7 +220,7 @@ void LayerQuantizer::dense_ffn(int32_t expert, const Stream& now, const Stream& 
     stream.out.narrow(0, begin, h.size(0)).add_(y);
   };
   const auto collect = [&](const std::vector<const PlannedModule*>& modules, const auto& inputs) {
-    Hessian hessian(modules.empty() ? 0 : modules.front()->module->in_features);
+    Hessian hessian(modules.empty() ? 0 : modules.front()->module->in_features, now.f.device());
     at::Tensor s;
     if (!modules.empty() && now.gate.defined())
       s = to_power(now.gate.squeeze(1), modules.front()->recipe.routing_power);
@@ -275,26 +268,29 @@ void LayerQuantizer::routed_experts(const std::vector<ExpertTokens>& routed_befo
                                     const Stream& now, const Stream& was) {
   const FfnDesc& desc = layer_.ffn_desc();
   const std::vector<ExpertTokens> routed = route(now.f);
-  int64_t pairs = 0, most = 0;
+  int64_t pairs = 0;
   double sum = 0;
   for (int32_t e = 0; e < desc.n_experts; e++) {
     const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
     const int64_t tokens = mine.rows.size(0);
     coverage_.push_back({index_, e, tokens, mine.weights.sum(at::kDouble).item<double>()});
     pairs += tokens;
-    most = std::max(most, tokens);
     sum += coverage_.back().weight;
   }
   mean_routing_weight_ = pairs > 0 ? sum / static_cast<double>(pairs) : 1;
-  // inputs, hidden, both Hessians with the solver's float64 copies; twice the inputs with an
-  // original
+  // what is kept of an expert: the input of its down projection, in both streams; the larger
+  // Hessian and shift, stacked, damped, factored; weights, what they aim at, values, gradient
   const int64_t d = now.f.size(1), inner = desc.inner_size, streams = was.f.defined() ? 2 : 1;
-  const int64_t bytes =
-      4 * streams * most * (d + inner) + 20 * (d * d + inner * inner) + 40 * d * inner;
-  const auto chunk =
-      static_cast<int32_t>(std::clamp<int64_t>(kChunkBytes / bytes, 1, desc.n_experts));
-  for (int32_t begin = 0; begin < desc.n_experts; begin += chunk)
-    expert_chunk(begin, std::min(begin + chunk, desc.n_experts), routed, routed_before, now, was);
+  const int64_t widest = std::max(d, inner), solving = 28 * widest * widest + 120 * d * inner;
+  const auto bytes = [&](int32_t e) {
+    const int64_t tokens = routed[static_cast<std::size_t>(e)].rows.size(0);
+    return solving + streams * tokens * inner * now.f.element_size();
+  };
+  for (int32_t begin = 0, end = 0; begin < desc.n_experts; begin = end) {
+    int64_t kept = bytes(end++);
+    while (end < desc.n_experts && kept + bytes(end) <= chunk_bytes_) kept += bytes(end++);
+    expert_chunk(begin, end, routed, routed_before, now, was);
+  }
 }
 
 void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
@@ -303,32 +299,30 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
                                   const Stream& was) {
   const auto add_output = [&](const Stream& stream, const ExpertTokens& tokens, int32_t e,
                               const at::Tensor& hidden) {
-    at::Tensor y = layer_.ffn_output(e, hidden).to(stream.out.scalar_type());
-    stream.out.index_add_(0, tokens.rows, y.mul_(tokens.weights.unsqueeze(1)));
+    for_batches(hidden.size(0), kBatchTokens, [&](int64_t first, int64_t n) {
+      at::Tensor y = layer_.ffn_output(e, hidden.narrow(0, first, n)).to(stream.out.scalar_type());
+      y.mul_(tokens.weights.narrow(0, first, n).unsqueeze(1));
+      stream.out.index_add_(0, tokens.rows.narrow(0, first, n), y);
+    });
   };
-  std::vector<ExpertInput> inputs;  // of gate and up, then of down
+  std::vector<ExpertInput> inputs;
   SolveBatch gate_up, down;
   for (int32_t e = begin; e < end; e++) {
     check_interrupt();
     const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
-    ExpertInput input;
+    ExpertInput input{{now.f, mine.rows}, {}, {}, {}};
     at::Tensor hidden;  // of the original
     if (was.f.defined()) {
       const ExpertTokens& before = routed_before[static_cast<std::size_t>(e)];
-      const auto [shifted, same] = common(mine.rows, before.rows);
-      at::Tensor x = was.f.index_select(0, before.rows);
-      hidden = layer_.ffn_hidden(e, x);
+      std::tie(input.shifted, input.same) = common(mine.rows, before.rows);
+      input.was = {was.f, before.rows};
+      hidden = expert_hidden(e, input.was);
       add_output(was, before, e, hidden);
-      hidden = hidden.index_select(0, same);
-      input.shifted = shifted;
-      input.original = x.index_select(0, same);
     }
-    input.x = now.f.index_select(0, mine.rows);
     const auto modules = planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, e);
-    rounding_.observe(modules, input.x.size(0) > 0 ? input.x : now.f);
-    add_expert(gate_up, modules, input, mine.weights,
+    add_expert(gate_up, modules, input, mine.weights, now.f,
                [&] { return input_hessian(modules, now.f); });
-    input.original = hidden;
+    input.was = {hidden, {}};
     inputs.push_back(std::move(input));
   }
   solver_.solve(gate_up);
@@ -336,38 +330,59 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
   for (int32_t e = begin; e < end; e++) {
     check_interrupt();
     ExpertInput& input = inputs[static_cast<std::size_t>(e - begin)];
-    input.x = layer_.ffn_hidden(e, input.x);
+    input.now = {expert_hidden(e, input.now), {}};
     const auto modules = planned({AQ_ROLE_FFN_DOWN}, e);
-    if (InputRounding::observed(modules)) {
-      const at::Tensor some = now.f.narrow(0, 0, std::min(now.f.size(0), kBatchTokens));
-      rounding_.observe(modules, input.x.size(0) > 0 ? input.x : layer_.ffn_hidden(e, some));
-    }
-    add_expert(down, modules, input, routed[static_cast<std::size_t>(e)].weights,
+    at::Tensor some;
+    if (InputRounding::observed(modules))
+      some = layer_.ffn_hidden(e, now.f.narrow(0, 0, std::min(now.f.size(0), kBatchTokens)));
+    add_expert(down, modules, input, routed[static_cast<std::size_t>(e)].weights, some,
                [&] { return hidden_hessian(modules, e, now.f); });
-    input.original.reset();
+    input.was = {};
   }
   solver_.solve(down);
   for (int32_t e = begin; e < end; e++)
     add_output(now, routed[static_cast<std::size_t>(e)], e,
-               inputs[static_cast<std::size_t>(e - begin)].x);
+               inputs[static_cast<std::size_t>(e - begin)].now.from);
+}
+
+/// The input of an expert's down projection for the rows of the FFN's input that are its own.
+at::Tensor LayerQuantizer::expert_hidden(int32_t expert, const Rows& f) const {
+  at::Tensor hidden = at::empty({f.size(), layer_.ffn_desc().inner_size}, layer_.options());
+  for_batches(f.size(), kBatchTokens, [&](int64_t begin, int64_t count) {
+    hidden.narrow(0, begin, count).copy_(layer_.ffn_hidden(expert, f.part(begin, count)));
+  });
+  return hidden;
 }
 
 /// Adds an expert's modules and the Hessian of its own tokens with routing weights c; where those
 /// are too few, with `all`, the Hessian of every token of the layer, mixed in. Tokens that only one
-/// of the two streams routes to it count as not shifted.
+/// of the two streams routes to it count as not shifted. `some`: inputs to find scales on that are
+/// for all tokens, where the expert has none.
 void LayerQuantizer::add_expert(SolveBatch& batch, std::vector<const PlannedModule*> modules,
                                 const ExpertInput& input, const at::Tensor& c,
-                                const std::function<Hessian()>& all) const {
+                                const at::Tensor& some, const std::function<Hessian()>& all) {
   if (modules.empty()) return;
+  const int64_t tokens = input.now.size(), features = modules.front()->module->in_features;
+  if (InputRounding::observed(modules)) {
+    if (tokens == 0) rounding_.observe(modules, some);
+    for_batches(tokens, kBatchTokens, [&](int64_t begin, int64_t count) {
+      rounding_.observe(modules, input.now.part(begin, count));
+    });
+  }
   const double power = modules.front()->recipe.routing_power;
   const at::Tensor s = to_power(c, power);
-  Hessian own(input.x.size(1));
-  own.add(rounding_.seen(modules, input.x), s);
-  if (input.original.defined())
-    own.add_shift(input.x.index_select(0, input.shifted),
-                  s.defined() ? s.index_select(0, input.shifted) : s, input.original, shift_scale_);
+  Hessian own(features, input.now.from.device());
+  for_batches(tokens, kBatchTokens, [&](int64_t begin, int64_t count) {
+    own.add(rounding_.seen(modules, input.now.part(begin, count)), rows_or_none(s, begin, count));
+  });
+  for_batches(input.shifted.defined() ? input.shifted.size(0) : 0, kBatchTokens,
+              [&](int64_t begin, int64_t count) {
+                const at::Tensor at = input.shifted.narrow(0, begin, count);
+                own.add_shift(input.now.at(at), s.defined() ? s.index_select(0, at) : s,
+                              input.was.at(input.same.narrow(0, begin, count)), shift_scale_);
+              });
   SharedInput group{std::move(modules), own.tokens(), own.weight(), false};
-  const int64_t least = plan_.settings.min_tokens.value_or(input.x.size(1) / 2);
+  const int64_t least = plan_.settings.min_tokens.value_or(features / 2);
   if (plan_.settings.calibrate_all_experts) {
     Hessian every = all();
     group.tokens = every.tokens();
@@ -386,7 +401,7 @@ void LayerQuantizer::add_expert(SolveBatch& batch, std::vector<const PlannedModu
 /// Of all tokens run through one expert, at the input of its down projection.
 Hessian LayerQuantizer::hidden_hessian(const std::vector<const PlannedModule*>& modules,
                                        int32_t expert, const at::Tensor& f) const {
-  Hessian hessian(layer_.ffn_desc().inner_size);
+  Hessian hessian(layer_.ffn_desc().inner_size, f.device());
   for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
     hessian.add(rounding_.seen(modules, layer_.ffn_hidden(expert, f.narrow(0, begin, count))), {});
   });
@@ -396,7 +411,7 @@ Hessian LayerQuantizer::hidden_hessian(const std::vector<const PlannedModule*>& 
 const Hessian& LayerQuantizer::input_hessian(const std::vector<const PlannedModule*>& modules,
                                              const at::Tensor& f) {
   const auto [it, added] =
-      input_hessians_.try_emplace(modules.front()->activations.get(), f.size(1));
+      input_hessians_.try_emplace(modules.front()->activations.get(), f.size(1), f.device());
   Hessian& hessian = it->second;  // clang with OpenMP captures no structured binding
   if (added)
     for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {

@@ -29,7 +29,10 @@ struct ExpertCoverage {
 /// solved as one batch, in chunks that fit in memory.
 class LayerQuantizer {
  public:
-  LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, ModuleSink sink, PhaseTimer& timer);
+  /// `chunk_bytes`: memory for the experts that are worked on together, beside the layer's weights
+  /// and the hidden states; at least one expert is taken.
+  LayerQuantizer(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes,
+                 ModuleSink sink, PhaseTimer& timer);
 
   /// x [windows, tokens, hidden] before the layer, replaced by what the quantized layer gives.
   /// `original`, undefined or like x's first windows: the same tokens in the model as it was,
@@ -57,13 +60,29 @@ class LayerQuantizer {
   void expert_chunk(int32_t begin, int32_t end, const std::vector<ExpertTokens>& routed,
                     const std::vector<ExpertTokens>& routed_before, const Stream& now,
                     const Stream& was);
-  /// Inputs of an expert in both streams: x of all its tokens, `original` of those at `shifted`.
-  struct ExpertInput {
-    at::Tensor x, shifted, original;
+  /// Rows of a tensor: those of an index, or all.
+  struct Rows {
+    at::Tensor from, index;
+
+    int64_t size() const { return index.defined() ? index.size(0) : from.size(0); }
+    at::Tensor part(int64_t begin, int64_t count) const {
+      return index.defined() ? from.index_select(0, index.narrow(0, begin, count))
+                             : from.narrow(0, begin, count);
+    }
+    at::Tensor at(const at::Tensor& rows) const {
+      return from.index_select(0, index.defined() ? index.index_select(0, rows) : rows);
+    }
   };
+
+  /// An expert's inputs in both streams; those at `shifted` in the one are at `same` in the other.
+  struct ExpertInput {
+    Rows now, was;
+    at::Tensor shifted, same;
+  };
+  at::Tensor expert_hidden(int32_t expert, const Rows& f) const;
   void add_expert(SolveBatch& batch, std::vector<const PlannedModule*> modules,
-                  const ExpertInput& input, const at::Tensor& c,
-                  const std::function<Hessian()>& all) const;
+                  const ExpertInput& input, const at::Tensor& c, const at::Tensor& some,
+                  const std::function<Hessian()>& all);
   void add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
                   const at::Tensor& original) const;
   Hessian hidden_hessian(const std::vector<const PlannedModule*>& modules, int32_t expert,
@@ -78,6 +97,7 @@ class LayerQuantizer {
   const Plan& plan_;
   const int32_t index_;
   Layer& layer_;
+  const int64_t chunk_bytes_;
   PhaseTimer& timer_;
   std::map<std::pair<int32_t, int32_t>, const PlannedModule*> modules_;  // by role and expert
   InputRounding rounding_;

@@ -1,9 +1,17 @@
 #include "pipeline/module_solver.h"
 
+#include <ATen/Parallel.h>
+
 #include <map>
+#include <memory>
 
 namespace aqhost {
 namespace {
+
+/// [E, ...]; a single one is not copied: it may be as large as the rest of a layer.
+at::Tensor stack(const std::vector<at::Tensor>& tensors) {
+  return tensors.size() == 1 ? tensors.front().unsqueeze(0) : at::stack(tensors);
+}
 
 /// [E, in, in]; undefined if no Hessian has a shift.
 at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
@@ -13,7 +21,7 @@ at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
     any = any || h.shift().defined();
     shifts.push_back(h.shift().defined() ? h.shift() : at::zeros_like(h.sum()));
   }
-  return any ? at::stack(shifts) : at::Tensor();
+  return any ? stack(shifts) : at::Tensor();
 }
 
 }  // namespace
@@ -27,8 +35,8 @@ QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& set
   std::vector<at::Tensor> sums;
   for (const Hessian& h : hessians) sums.push_back(h.sum());
   if (module.recipe.algorithm != "gptq")
-    return quantize_rtn(*module.format, weights, at::stack(sums), options);
-  return quantize_gptq(*module.format, weights, at::stack(sums), options, stack_shifts(hessians));
+    return quantize_rtn(*module.format, weights, stack(sums), options);
+  return quantize_gptq(*module.format, weights, stack(sums), options, stack_shifts(hessians));
 }
 
 ModuleSolver::ModuleSolver(const RunSettings& settings, Layer& layer, const InputRounding& rounding,
@@ -76,31 +84,79 @@ void ModuleSolver::solve_alike(const SolveBatch& batch) {
   }
   const PlannedModule& first = *batch.groups.front().modules.front();
   timer_.begin("solve");
-  const QuantizedBatch solved = solve_weights(first, settings_, at::stack(weights), batch.hessians);
+  const QuantizedBatch solved = solve_weights(first, settings_, stack(weights), batch.hessians);
   timer_.begin("pack");
-  for (std::size_t e = 0; e < batch.groups.size(); e++)
-    finish(batch.groups[e], solved, static_cast<int64_t>(e));
+  finish(batch, solved);
   timer_.begin("calibrate");
 }
 
-/// Hands the rows of matrix `e` to the modules they belong to.
-void ModuleSolver::finish(const SharedInput& group, const QuantizedBatch& solved, int64_t e) {
-  int64_t row = 0;
-  for (const PlannedModule* m : group.modules) {
-    const int64_t rows = m->module->out_features;
-    const at::Tensor values = solved.values[e].narrow(0, row, rows);
-    if (settings_.sequential)
-      layer_.set_weight(*m->module, values);
-    else
-      pending_.emplace_back(m->module, values.clone());
-    const auto sum = [&](const at::Tensor& losses) {
-      return losses[e].narrow(0, row, rows).sum(at::kDouble).item<double>();
-    };
-    sink_(*m, {solved.matrix(e, row, rows), sum(solved.loss), sum(solved.rtn_loss),
-               solved.rtn[static_cast<std::size_t>(e)], true, group.tokens, group.weight,
-               group.starved, rounding_.global(*m)});
-    row += rows;
+namespace {
+
+/// The rows of a solved matrix that are a module's own.
+struct Part {
+  const PlannedModule* module;
+  const SharedInput* group;
+  int64_t e, row;
+  float input_global;
+};
+
+ModuleResult result_of(const Part& part, const QuantizedBatch& solved) {
+  const int64_t rows = part.module->module->out_features;
+  const auto sum = [&](const at::Tensor& losses) {
+    return losses[part.e].narrow(0, part.row, rows).sum(at::kDouble).item<double>();
+  };
+  return {solved.matrix(part.e, part.row, rows),
+          sum(solved.loss),
+          sum(solved.rtn_loss),
+          solved.rtn[static_cast<std::size_t>(part.e)],
+          true,
+          part.group->tokens,
+          part.group->weight,
+          part.group->starved,
+          part.input_global};
+}
+
+}  // namespace
+
+/// Gives the layer its new weights and the sink the modules, each the rows that are its own.
+void ModuleSolver::finish(const SolveBatch& batch, const QuantizedBatch& solved) {
+  auto groups = std::make_shared<const std::vector<SharedInput>>(batch.groups);
+  std::vector<Part> parts;
+  int64_t e = 0;
+  for (const SharedInput& group : *groups) {
+    int64_t row = 0;
+    for (const PlannedModule* m : group.modules) {
+      const int64_t rows = m->module->out_features;
+      const at::Tensor values = solved.values[e].narrow(0, row, rows);
+      if (settings_.sequential)
+        layer_.set_weight(*m->module, values);
+      else
+        pending_.emplace_back(m->module, values.clone());
+      parts.push_back({m, &group, e, row, rounding_.global(*m)});
+      row += rows;
+    }
+    e++;
   }
+  QuantizedBatch here = solved;
+  here.move_codes(at::kCPU);
+  here.values.reset();
+  auto hand_over = [this, groups, here = std::move(here), parts = std::move(parts)] {
+    SolvedModules modules(parts.size());
+    at::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const Part& part = parts[static_cast<std::size_t>(i)];
+        modules[static_cast<std::size_t>(i)] = {part.module, result_of(part, here)};
+      }
+    });
+    sink_(std::move(modules));
+  };
+  wait();
+  if (layer_.options().device().is_cpu()) return hand_over();
+  finishing_ = std::async(std::launch::async, std::move(hand_over));
+}
+
+void ModuleSolver::wait() {
+  if (finishing_.valid()) finishing_.get();
 }
 
 void ModuleSolver::use_pending() {

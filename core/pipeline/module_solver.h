@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <future>
 #include <utility>
 #include <vector>
 
@@ -28,8 +29,12 @@ struct ModuleResult {
   float input_global = 1;         // of activations with a scale for all tokens
 };
 
-/// Called with every module once it is done, from the calling thread.
-using ModuleSink = std::function<void(const PlannedModule&, ModuleResult)>;
+/// Modules with how they came out.
+using SolvedModules = std::vector<std::pair<const PlannedModule*, ModuleResult>>;
+
+/// Called with the modules that were solved together, once they are done; one call at a time, and
+/// on a GPU from another thread, while the GPU goes on.
+using ModuleSink = std::function<void(SolvedModules)>;
 
 /// Weights [E, out, in] of modules like `module`, each with its Hessian, solved as its recipe says.
 QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
@@ -60,10 +65,12 @@ class ModuleSolver {
   void solve(const SolveBatch& batch);
   /// Gives the layer what was held back.
   void use_pending();
+  /// Until the sink has everything. Error if it threw.
+  void wait();
 
  private:
   void solve_alike(const SolveBatch& batch);
-  void finish(const SharedInput& group, const QuantizedBatch& solved, int64_t e);
+  void finish(const SolveBatch& batch, const QuantizedBatch& solved);
 
   const RunSettings& settings_;
   Layer& layer_;
@@ -71,6 +78,7 @@ class ModuleSolver {
   ModuleSink sink_;
   PhaseTimer& timer_;
   std::vector<std::pair<const Module*, at::Tensor>> pending_;
+  std::future<void> finishing_;
 };
 
 }  // namespace aqhost

@@ -1,7 +1,9 @@
 #include "pipeline/quantize.h"
 
+#include <ATen/Parallel.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <map>
 #include <tuple>
 
@@ -14,9 +16,11 @@
 #include "pipeline/coverage.h"
 #include "pipeline/exporter.h"
 #include "pipeline/layer_quantizer.h"
+#include "pipeline/layer_reader.h"
 #include "pipeline/refine.h"
 #include "pipeline/report.h"
 #include "quant/gptq.h"
+#include "tensor/device.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -32,13 +36,20 @@ class Finisher {
 
   void say(const std::string& what) { progress_.update(done_, what); }
 
-  void operator()(const PlannedModule& planned, ModuleResult result) {
-    exporter_.write(planned, result.matrix, result.input_global);
-    report_.add(planned, result);
-    done_ += static_cast<double>(planned.weights());
-    std::string detail = planned.module->name;
-    if (result.calibrated) detail += fmt::format("  loss {:.4g}", result.loss);
-    progress_.update(done_, detail);
+  void operator()(const SolvedModules& modules) {
+    at::parallel_for(0, static_cast<int64_t>(modules.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const auto& [planned, result] = modules[static_cast<std::size_t>(i)];
+        exporter_.write(*planned, result.matrix, result.input_global);
+      }
+    });
+    for (const auto& [planned, result] : modules) {
+      report_.add(*planned, result);
+      done_ += static_cast<double>(planned->weights());
+      std::string detail = planned->module->name;
+      if (result.calibrated) detail += fmt::format("  loss {:.4g}", result.loss);
+      progress_.update(done_, detail);
+    }
   }
 
  private:
@@ -70,24 +81,47 @@ std::vector<std::vector<const PlannedModule*>> parts_of(const Plan& plan) {
   return parts;
 }
 
-/// Part by part, without a forward pass.
+SolvedModules round_part(const Reader& original, const std::vector<const PlannedModule*>& part) {
+  std::vector<at::Tensor> weights;
+  for (const PlannedModule* m : part)
+    weights.push_back(read_tensor(original, m->module->weight,
+                                  {m->module->out_features, m->module->in_features}));
+  const QuantizedBatch batch =
+      quantize_rtn(*part.front()->format, at::cat(weights).unsqueeze(0), {}, {});
+  SolvedModules modules;
+  int64_t row = 0;
+  for (const PlannedModule* m : part) {
+    ModuleResult result;
+    result.matrix = batch.matrix(0, row, m->module->out_features);
+    result.rtn = true;
+    row += m->module->out_features;
+    modules.emplace_back(m, std::move(result));
+  }
+  return modules;
+}
+
+/// Without a forward pass; as many parts at once as there are threads and memory for.
 void round_all(const Reader& original, const Plan& plan, Finisher& finish) {
-  for (const auto& part : parts_of(plan)) {
+  constexpr int64_t kMostWeights = int64_t{1} << 28;  // 9 bytes each while they are rounded
+  const auto parts = parts_of(plan);
+  const auto most = static_cast<std::size_t>(at::get_num_threads());
+  for (std::size_t begin = 0, end = 0; begin < parts.size(); begin = end) {
     check_interrupt();
-    std::vector<at::Tensor> weights;
-    for (const PlannedModule* m : part)
-      weights.push_back(read_tensor(original, m->module->weight,
-                                    {m->module->out_features, m->module->in_features}));
-    const QuantizedBatch batch =
-        quantize_rtn(*part.front()->format, at::cat(weights).unsqueeze(0), {}, {});
-    int64_t row = 0;
-    for (const PlannedModule* m : part) {
-      ModuleResult result;
-      result.matrix = batch.matrix(0, row, m->module->out_features);
-      result.rtn = true;
-      row += m->module->out_features;
-      finish(*m, std::move(result));
-    }
+    int64_t weights = 0;
+    for (; end < parts.size() && end - begin < most && (end == begin || weights < kMostWeights);
+         end++)
+      for (const PlannedModule* m : parts[end]) weights += m->weights();
+    std::vector<SolvedModules> rounded(end - begin);
+    at::parallel_for(0, static_cast<int64_t>(rounded.size()), 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) {
+        const auto at = static_cast<std::size_t>(i);
+        rounded[at] = round_part(original, parts[begin + at]);
+      }
+    });
+    SolvedModules all;
+    for (SolvedModules& part : rounded)
+      std::move(part.begin(), part.end(), std::back_inserter(all));
+    finish(all);
   }
 }
 
@@ -113,9 +147,10 @@ void quantize_head(const Reader& original, const Model& model, const Plan& plan,
         read_tensor(original, module.weight, {module.out_features, module.in_features});
     const QuantizedBatch batch =
         solve_weights(planned, plan.settings, weight.unsqueeze(0), {hessian});
-    finish(planned, {batch.matrix(0, 0, module.out_features), batch.loss.sum().item<double>(),
-                     batch.rtn_loss.sum().item<double>(), batch.rtn[0], true, hessian.tokens(),
-                     hessian.weight(), false});
+    finish({{&planned,
+             {batch.matrix(0, 0, module.out_features), batch.loss.sum().item<double>(),
+              batch.rtn_loss.sum().item<double>(), batch.rtn[0], true, hessian.tokens(),
+              hessian.weight(), false}}});
   }
 }
 
@@ -147,46 +182,101 @@ int64_t original_windows(const Plan& plan, int64_t windows) {
   return plan.settings.error_feedback > 0 ? (windows + 1) / 2 : 0;
 }
 
-/// Takes x and original_x through one layer.
-void quantize_layer(const Reader& original, const Plan& plan, Layer& layer, int32_t index,
-                    uint64_t seed, at::Tensor& x, at::Tensor& original_x, Report& report,
-                    Finisher& finish, PhaseTimer& timer) {
-  const RefineOptions refine = refine_options(plan, index, seed);
-  SolvedModules solved;
-  const auto take = [&](const PlannedModule& module, ModuleResult result) {
-    if (refine.steps > 0)
-      solved.emplace_back(&module, std::move(result));
-    else
-      finish(module, std::move(result));
-  };
-  at::Tensor before = refine.steps > 0 ? x.clone() : at::Tensor();
-  LayerQuantizer quantizer(plan, index, layer, take, timer);
-  quantizer.run(x, original_x);
-  report.add(quantizer.coverage());
-  if (refine.steps == 0) return;
-  timer.begin("refine");
-  report.add(refine_layer(original, index, layer, solved, before, original_x, refine));
-  x = before;
-  for (auto& [module, result] : solved) finish(*module, std::move(result));
+/// Bytes of the largest layer's modules in the type they are kept in.
+int64_t layer_bytes(const Model& model, int64_t element_size) {
+  std::map<int32_t, int64_t> bytes;
+  for (const Module& m : model.modules())
+    if (m.key.layer >= 0) bytes[m.key.layer] += m.out_features * m.in_features * element_size;
+  int64_t most = 0;
+  for (const auto& [layer, size] : bytes) most = std::max(most, size);
+  return most;
 }
 
-void calibrate_and_solve(const Reader& original, const Model& model, const Plan& plan,
-                         const at::Tensor& windows, at::ScalarType dtype, uint64_t seed,
-                         Report& report, Finisher& finish, PhaseTimer& timer) {
-  at::Tensor x = Ends(original, model).embed(windows), original_x;
-  if (const int64_t n = original_windows(plan, x.size(0)); n > 0)
-    original_x = x.narrow(0, 0, n).clone();
-  for (int32_t l = 0; l <= last_layer(model, plan); l++) {
-    timer.begin("read");
-    finish.say(fmt::format("layer {}", l));
-    // gradients need more digits than bfloat16 has
-    const bool refined = refine_options(plan, l, seed).steps > 0;
-    Layer layer(original, model, l, windows.size(1), refined ? at::kFloat : dtype);
-    quantize_layer(original, plan, layer, l, seed, x, original_x, report, finish, timer);
-  }
-  timer.begin("calibrate");
-  quantize_head(original, model, plan, x, original_x, finish);
+/// What is left for the experts that are worked on together. Hidden states: those of all windows
+/// and of the originals, and the FFN's inputs made from them.
+int64_t chunk_bytes(const Model& model, int64_t states, at::ScalarType dtype,
+                    const QuantizeOptions& options) {
+  if (options.memory_limit == 0) return int64_t{3} << 29;
+  const auto element = static_cast<int64_t>(at::elementSize(dtype));
+  const int64_t layers = options.device.is_cpu() ? 1 : 2;
+  const int64_t needed = states * (4 + element) + layers * layer_bytes(model, element);
+  if (needed >= options.memory_limit)
+    fail(
+        "--memory-limit {}: hidden states and layer weights alone take {} MB; fewer --nsamples or "
+        "a shorter --seqlen need less",
+        options.memory_limit / 1'000'000, needed / 1'000'000);
+  return options.memory_limit - needed;
 }
+
+/// A run's calibration data on its way through the layers.
+class Calibrator {
+ public:
+  Calibrator(const Reader& original, const Model& model, const Plan& plan,
+             const at::Tensor& windows, at::ScalarType dtype, const QuantizeOptions& options)
+      : original_(original),
+        model_(model),
+        plan_(plan),
+        seq_len_(windows.size(1)),
+        options_(at::TensorOptions(options.device).dtype(dtype)),
+        seed_(options.calibration->seed),
+        x_(Ends(original, model).embed(windows).to(options.device)) {
+    if (const int64_t n = original_windows(plan, x_.size(0)); n > 0)
+      original_x_ = x_.narrow(0, 0, n).clone();
+    const int64_t states = x_.numel() + (original_x_.defined() ? original_x_.numel() : 0);
+    chunk_bytes_ = chunk_bytes(model, states, dtype, options);
+  }
+
+  void run(Report& report, Finisher& finish, PhaseTimer& timer) {
+    const int32_t last = last_layer(model_, plan_);
+    LayerReader reader(original_, model_, seq_len_, last, [this](int32_t layer) {
+      // gradients need more digits than bfloat16 has
+      return refine_of(layer).steps > 0 ? options_.dtype(at::kFloat) : options_;
+    });
+    for (int32_t l = 0; l <= last; l++) {
+      timer.begin("read");
+      finish.say(fmt::format("layer {}", l));
+      quantize_layer(*reader.next(), l, report, finish, timer);
+      synchronize(options_.device());  // before the layer's memory is used for another
+    }
+    if (!has_head(plan_)) return;
+    timer.begin("calibrate");
+    quantize_head(original_, model_, plan_, x_.cpu(),
+                  original_x_.defined() ? original_x_.cpu() : original_x_, finish);
+  }
+
+ private:
+  RefineOptions refine_of(int32_t layer) const { return refine_options(plan_, layer, seed_); }
+
+  void quantize_layer(Layer& layer, int32_t index, Report& report, Finisher& finish,
+                      PhaseTimer& timer) {
+    const RefineOptions refine = refine_of(index);
+    SolvedModules solved;
+    const auto take = [&](SolvedModules modules) {
+      if (refine.steps > 0)
+        std::move(modules.begin(), modules.end(), std::back_inserter(solved));
+      else
+        finish(modules);
+    };
+    at::Tensor before = refine.steps > 0 ? x_.clone() : at::Tensor();
+    LayerQuantizer quantizer(plan_, index, layer, chunk_bytes_, take, timer);
+    quantizer.run(x_, original_x_);
+    report.add(quantizer.coverage());
+    if (refine.steps == 0) return;
+    timer.begin("refine");
+    report.add(refine_layer(original_, index, layer, solved, before, original_x_, refine));
+    x_ = before;
+    finish(solved);
+  }
+
+  const Reader& original_;
+  const Model& model_;
+  const Plan& plan_;
+  const int64_t seq_len_;
+  const at::TensorOptions options_;
+  const uint64_t seed_;
+  at::Tensor x_, original_x_;  // [windows, tokens, hidden] f32 before the next layer
+  int64_t chunk_bytes_ = 0;
+};
 
 }  // namespace
 
@@ -202,7 +292,7 @@ Reader open_original(const std::filesystem::path& directory) {
 
 Json quantize(const Reader& original, const Model& model, const Plan& plan,
               const QuantizeOptions& options) {
-  const at::ScalarType dtype = compute_type(options.dtype, original);
+  const at::ScalarType dtype = compute_type(options.dtype, original, options.device);
   if (plan.needs_calibration() && !options.calibration)
     fail("GPTQ needs calibration text: give --calib FILE, or --algorithm rtn to round to nearest");
   for (const PlannedModule& m : plan.modules)
@@ -217,7 +307,8 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   timer.begin("tokenize");
   Calibration calibration;
   if (options.calibration)
-    calibration = read_calibration(original, model, *options.calibration, dtype);
+    calibration = read_calibration(original, model, *options.calibration,
+                                   compute_type(options.dtype, original));
   const at::Tensor& windows = calibration.windows;
   timer.begin("prepare");
   Exporter exporter(original, model, plan, options.target, options.max_shard_bytes,
@@ -226,8 +317,7 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   {
     Finisher finish(exporter, report, plan, options.quiet);
     if (windows.defined()) {
-      calibrate_and_solve(original, model, plan, windows, dtype, options.calibration->seed, report,
-                          finish, timer);
+      Calibrator(original, model, plan, windows, dtype, options).run(report, finish, timer);
     } else {
       timer.begin("solve");
       round_all(original, plan, finish);
@@ -236,6 +326,9 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   timer.end();
   Json result = report.finish(plan, model, timer);
   if (windows.defined()) result["calibration"] = calibration.report;
+  result["device"] = options.device.str();
+  if (!options.device.is_cpu())
+    result["totals"]["peak_device_bytes"] = peak_device_bytes(options.device);
   if (const std::string told = starved_warning(result); !told.empty()) spdlog::warn("{}", told);
   const auto start = std::chrono::steady_clock::now();
   result["totals"]["bytes"] = exporter.commit(result);

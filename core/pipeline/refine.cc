@@ -54,7 +54,8 @@ void run_steps(Layer& layer, std::vector<Refined>& refined, const at::Tensor& x,
       weights.push_back(m.cells.weights().requires_grad_());
       layer.use_weight(*m.planned->module, weights.back());
     }
-    const at::Tensor windows = at::tensor(sample(x.size(0), options.batch, random), at::kLong);
+    const at::Tensor windows =
+        at::tensor(sample(x.size(0), options.batch, random), at::kLong).to(x.device());
     const at::Tensor out = layer.forward(x.index_select(0, windows));
     (out - target.index_select(0, windows)).square().mean().backward();
     const double size = (1 - static_cast<double>(step) / static_cast<double>(options.steps)) /
@@ -88,7 +89,7 @@ Refinement refine_layer(const Source& source, int32_t index, Layer& layer, Solve
     const at::Tensor original =
         read_tensor(source, module.weight, {module.out_features, module.in_features});
     refined.push_back({planned, &result, layer.weight(module),
-                       Cells(planned->format->desc(), original, result.matrix)});
+                       Cells(planned->format->desc(), original, result.matrix, x.device())});
   }
   run_steps(layer, refined, x, target, options);
 

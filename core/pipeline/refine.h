@@ -24,9 +24,6 @@ struct Refinement {
   double error_before = 0, error_after = 0;
 };
 
-/// Modules with how they came out so far.
-using SolvedModules = std::vector<std::pair<const PlannedModule*, ModuleResult>>;
-
 /// The refine setting of a layer: the most steps that one of its modules asks for.
 RefineOptions refine_options(const Plan& plan, int32_t layer, uint64_t seed);
 

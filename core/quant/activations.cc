@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "quant/cuda.h"
+#include "quant/solver.h"
 
 namespace aqhost {
 namespace {
@@ -29,7 +31,20 @@ float ActivationRounder::global() const {
   return global_ > 0 ? global_ : rounder_.fit_global(&absmax_, 1);
 }
 
+at::Tensor ActivationRounder::round_on_gpu(const at::Tensor& x) const {
+  if (!cuda_rounds(format_->desc())) return (*this)(x.cpu()).to(x.device());
+  const at::Tensor from = x.to(at::kFloat).reshape({1, -1, x.size(-1)}).contiguous();
+  QuantizedBatch batch;
+  if (has_global()) batch.tensor_params = at::full({1, 1}, global(), from.options());
+  batch.params = fit_groups(*format_, from, {}, batch.tensor_params);
+  batch.codes = at::empty_like(from, at::kByte);
+  batch.values = at::empty_like(from);
+  round_groups(*format_, from, batch);
+  return batch.values.view_as(x).to(x.scalar_type());
+}
+
 at::Tensor ActivationRounder::operator()(const at::Tensor& x) const {
+  if (x.is_cuda()) return round_on_gpu(x);
   const at::Tensor from = x.to(at::kFloat).contiguous();
   at::Tensor to = at::empty_like(from);
   const int64_t cols = from.size(-1), width = format_->desc().width(cols);

@@ -28,6 +28,8 @@ class ActivationRounder {
   at::Tensor operator()(const at::Tensor& x) const;
 
  private:
+  at::Tensor round_on_gpu(const at::Tensor& x) const;
+
   std::shared_ptr<const Format> format_;
   Rounder rounder_;
   float absmax_ = 0, global_ = 0;  // 0: that of absmax_

@@ -14,7 +14,8 @@ constexpr float kInside = 0.05f;  // from a border, at the start
 
 bool Cells::possible(const FormatDesc& desc) { return host_rounds(desc); }
 
-Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedMatrix& matrix) {
+Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedMatrix& matrix,
+             at::Device device) {
   const int64_t rows = matrix.rows, cols = matrix.cols, groups = desc.groups(cols);
   const int64_t width = desc.group_size < 0 ? cols : desc.group_size;
   const bool table = desc.element_kind == AQ_ELEM_TABLE;
@@ -57,6 +58,7 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
     place_.data_ptr<float>()[i] =
         std::clamp((t - here + down / 2) / ((up + down) / 2), kInside, 1 - kInside);
   }
+  for (at::Tensor* t : {&place_, &value_, &up_, &down_}) *t = t->to(device);
   least_ = place_ - 0.5;
 }
 
@@ -68,7 +70,8 @@ void Cells::move(const at::Tensor& gradient, double size) {
 }
 
 void Cells::store(QuantizedMatrix& matrix) const {
-  const float* place = place_.data_ptr<float>();
+  const at::Tensor places = place_.cpu();
+  const float* place = places.data_ptr<float>();
   const int32_t* level = level_.data_ptr<int32_t>();
   const auto last = static_cast<int32_t>(levels_.size()) - 1;
   for (std::size_t i = 0; i < matrix.codes.size(); i++) {

@@ -13,8 +13,10 @@ class Cells {
  public:
   static bool possible(const FormatDesc& desc);
 
-  /// weights [rows, cols]: the original ones; matrix: their codes and scales.
-  Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedMatrix& matrix);
+  /// weights [rows, cols], on the CPU: the original ones; matrix: their codes and scales. The cells
+  /// and what they give are on `device`.
+  Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedMatrix& matrix,
+        at::Device device = at::kCPU);
 
   /// What they stand for now, [rows, cols], a new tensor.
   at::Tensor weights() const;

@@ -20,13 +20,14 @@ void add_damping(at::Tensor h, double amount) {
 
 /// U with H^-1 = U^T U, upper triangular: H = R R^T with R upper comes from the Cholesky factor of
 /// H in reverse order, and U = R^-1. Half the work of inverting H and factoring that. Undefined if
-/// H is not positive definite.
+/// H is not positive definite. Two float64 matrices at most are held at once.
 at::Tensor inverse_factor(const at::Tensor& h) {
-  const auto [lower, info] = at::linalg_cholesky_ex(h.to(at::kDouble).flip({0, 1}));
+  auto [lower, info] = at::linalg_cholesky_ex(h.flip({0, 1}).to(at::kDouble));
   if (info.item<int>() != 0) return {};
-  const at::Tensor eye = at::eye(h.size(0), at::kDouble);
-  const at::Tensor inverse = at::linalg_solve_triangular(lower, eye, /*upper=*/false);
-  const at::Tensor upper = inverse.flip({0, 1}).to(at::kFloat);
+  at::Tensor inverse = at::eye(h.size(0), h.options().dtype(at::kDouble));
+  at::linalg_solve_triangular_out(inverse, lower, inverse, /*upper=*/false);  // in place
+  lower.reset();
+  const at::Tensor upper = inverse.to(at::kFloat).flip({0, 1});
   return at::isfinite(upper).all().item<bool>() ? upper : at::Tensor();
 }
 
@@ -44,8 +45,8 @@ Factors factor_hessians(const at::Tensor& hessians, double percdamp, bool actord
   const int64_t count = hessians.size(0), n = hessians.size(1);
   Factors factors;
   factors.damped = damp(hessians, percdamp);
-  factors.order = at::arange(n, at::kLong).repeat({count, 1});
-  factors.upper = at::empty({count, n, n}, at::kFloat);
+  factors.order = at::arange(n, hessians.options().dtype(at::kLong)).repeat({count, 1});
+  factors.upper = at::empty({count, n, n}, hessians.options());
   for (int64_t e = 0; e < count; e++) {
     if (actorder) factors.order[e].copy_(hessians[e].diagonal().argsort(/*stable=*/true, 0, true));
     at::Tensor upper;
@@ -62,7 +63,7 @@ Factors factor_hessians(const at::Tensor& hessians, double percdamp, bool actord
       factors.damped[e].copy_(hessians[e]);
       add_damping(factors.damped[e], percdamp);
     }
-    factors.upper[e].copy_(upper.defined() ? upper : at::eye(n));
+    factors.upper[e].copy_(upper.defined() ? upper : at::eye(n, hessians.options()));
   }
   return factors;
 }

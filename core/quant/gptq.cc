@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "quant/cuda.h"
 #include "quant/factor.h"
 #include "quant/rounder.h"
 #include "quant/solver.h"
@@ -16,11 +17,12 @@ QuantizedBatch make_batch(const FormatDesc& desc, const at::Tensor& weights) {
   if (in % desc.vector_dim != 0)
     fail("{} input features, codes of this format stand for {} weights each", in, desc.vector_dim);
   QuantizedBatch batch;
+  batch.cols = in;
   batch.codes = at::empty({count, rows, in / desc.vector_dim},
-                          desc.code_bytes() == 1 ? at::kByte : at::kShort);
-  batch.values = at::empty({count, rows, in}, at::kFloat);
-  batch.loss = at::zeros({count, rows}, at::kDouble);
-  batch.rtn_loss = at::zeros({count, rows}, at::kDouble);
+                          weights.options().dtype(desc.code_bytes() == 1 ? at::kByte : at::kShort));
+  batch.values = at::empty({count, rows, in}, weights.options());
+  batch.loss = at::zeros({count, rows}, weights.options().dtype(at::kDouble));
+  batch.rtn_loss = at::zeros_like(batch.loss);
   return batch;
 }
 
@@ -31,10 +33,12 @@ at::Tensor row_losses(const at::Tensor& weights, const at::Tensor& values,
   return at::bmm(d, damped).mul_(d).sum(2, false, at::kDouble).mul_(0.5);
 }
 
-/// weights + weights M H^-1 for shifts M, with H^-1 = U^T U; as they are where H has no factor.
-at::Tensor shifted(const at::Tensor& weights, const at::Tensor& shifts, const Factors& factors) {
+/// weights + feedback weights M H^-1 for shifts M, with H^-1 = U^T U; as they are where H has no
+/// factor.
+at::Tensor shifted(const at::Tensor& weights, const at::Tensor& shifts, double feedback,
+                   const Factors& factors) {
   const at::Tensor order = factors.order.unsqueeze(1).expand_as(weights);
-  at::Tensor change = at::bmm(weights, shifts).gather(2, order);
+  at::Tensor change = at::bmm(weights, shifts).mul_(feedback).gather(2, order);
   change = at::bmm(at::bmm(change, factors.upper.transpose(1, 2)), factors.upper);
   for (int64_t e = 0; e < weights.size(0); e++)
     if (factors.failed[static_cast<std::size_t>(e)]) change[e].zero_();
@@ -66,15 +70,35 @@ void append(std::vector<T>& to, const at::Tensor& from) {
 QuantizedMatrix QuantizedBatch::matrix(int64_t e, int64_t begin, int64_t rows) const {
   QuantizedMatrix m;
   m.rows = rows;
-  m.cols = values.size(2);
+  m.cols = cols;
   append(m.codes, codes[e].narrow(0, begin, rows));
   append(m.group_params, params[e].narrow(0, begin, rows));
   append(m.tensor_params, tensor_params[e]);
   return m;
 }
 
+void QuantizedBatch::move_codes(at::Device device) {
+  for (at::Tensor* t : {&codes, &params, &tensor_params, &loss, &rtn_loss}) {
+    if (t->is_cuda() && device.is_cpu())  // to memory that the GPU writes by itself
+      *t = at::empty_like(*t, t->options().device(device).pinned_memory(true)).copy_(*t);
+    else
+      *t = t->to(device);
+  }
+}
+
+QuantizedBatch QuantizedBatch::to(at::Device device) const {
+  QuantizedBatch moved = *this;
+  moved.move_codes(device);
+  moved.values = values.to(device);
+  return moved;
+}
+
 QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
                             const at::Tensor& hessians, const GptqOptions& options) {
+  if (weights.is_cuda() && !cuda_rounds(format.desc())) {
+    const at::Tensor h = hessians.defined() ? hessians.cpu() : hessians;
+    return quantize_rtn(format, weights.cpu(), h, options).to(weights.device());
+  }
   const at::Tensor w = weights.contiguous();
   if (!hessians.defined()) return round_nearest(format, w, {});
   const at::Tensor damped = damp(hessians, options.percdamp);
@@ -88,19 +112,25 @@ QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
                              const at::Tensor& hessians, const GptqOptions& options,
                              const at::Tensor& shifts) {
   const FormatDesc& desc = format.desc();
+  if (weights.is_cuda() && !cuda_rounds(desc)) {
+    const at::Tensor m = shifts.defined() ? shifts.cpu() : shifts;
+    return quantize_gptq(format, weights.cpu(), hessians.cpu(), options, m).to(weights.device());
+  }
   GptqOptions used = options;
   used.actorder = options.actorder && desc.vector_dim == 1;
   const Factors factors = factor_hessians(hessians, used.percdamp, used.actorder);
   const at::Tensor w = shifts.defined() && used.feedback > 0
-                           ? shifted(weights, shifts * used.feedback, factors)
+                           ? shifted(weights, shifts, used.feedback, factors)
                            : weights.contiguous();
   const at::Tensor importance = diagonals(factors.damped);
   const QuantizedBatch nearest = round_nearest(format, w, importance);
-
   QuantizedBatch batch = make_batch(desc, w);
   batch.tensor_params = nearest.tensor_params;
   batch.params = nearest.params.clone();  // static groups; fitted anew on the way without act-order
-  if (host_rounds(desc)) {
+  if (w.is_cuda()) {
+    solve_described_cuda(desc, w, factors, importance, used, batch);
+    if (used.sweeps > 0) sweep_described_cuda(desc, w, factors.damped, used.sweeps, batch);
+  } else if (host_rounds(desc)) {
     solve_described(format, w, factors, importance, used, batch);
     if (used.sweeps > 0) sweep_described(format, w, factors.damped, used.sweeps, batch);
   } else {

@@ -21,6 +21,7 @@ struct GptqOptions {
 /// of each row, 1/2 d H d^T with d = w - q and H damped as the solver used it, so that GPTQ's and
 /// RTN's compare; 0 where there was no H. With shifts, w is what quantize_gptq() aims at.
 struct QuantizedBatch {
+  int64_t cols = 0;           // in
   at::Tensor codes;           // [E, out, in / vector_dim] u8, or i16 holding u16 above 8 bits
   at::Tensor params;          // [E, out, groups, group_params] f32
   at::Tensor tensor_params;   // [E, tensor_params] f32
@@ -28,8 +29,12 @@ struct QuantizedBatch {
   at::Tensor loss, rtn_loss;  // [E, out] f64
   std::vector<bool> rtn;      // E: rounded to nearest, as asked for or as H could not be factored
 
-  /// Rows [begin, begin + rows) of matrix e.
+  /// Rows [begin, begin + rows) of matrix e; codes and parameters are on the CPU.
   QuantizedMatrix matrix(int64_t e, int64_t begin, int64_t rows) const;
+
+  /// All but the values to another device; and all.
+  void move_codes(at::Device device);
+  QuantizedBatch to(at::Device device) const;
 };
 
 /// GPTQ (Frantar et al., arXiv:2210.17323) on weights [E, out, in] f32 with hessians [E, in, in]
@@ -38,7 +43,8 @@ struct QuantizedBatch {
 /// to the original columns, weighted by H's diagonal: before the solve with act-order, at each
 /// group's start from the updated weights without. A format whose codes stand for several weights
 /// is solved in the order of its columns. Error if a Hessian is not finite. Deterministic for one
-/// thread count.
+/// thread count. On a GPU, if that is where everything is: the same arithmetic, sums in another
+/// order. A format that the GPU module cannot round is solved on the CPU meanwhile.
 ///
 /// With `shifts` M [E, in, in] (sum of s (x0 - x) x^T, x0 the original model's input and x the
 /// quantized one's) what is solved for is not W but W + feedback * W M H^-1: with feedback 1 the

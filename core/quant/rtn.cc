@@ -1,5 +1,8 @@
 #include <ATen/Parallel.h>
 
+#include <limits>
+
+#include "quant/cuda.h"
 #include "quant/rounder.h"
 #include "quant/solver.h"
 #include "tensor/tensor.h"
@@ -28,6 +31,14 @@ void each_group(const FormatDesc& desc, const at::Tensor& weights, Body body) {
   });
 }
 
+/// aq::fit_global() of every matrix [E, rows, in], on its device.
+at::Tensor fit_globals(const FormatDesc& desc, const at::Tensor& weights) {
+  const at::Tensor most = weights.abs().amax({1, 2});
+  const at::Tensor fitted =
+      at::clamp_max(desc.global_max / most, std::numeric_limits<float>::max());
+  return at::where(most == 0, at::ones_like(most), fitted).unsqueeze(1);
+}
+
 at::Tensor columns(const at::Tensor& matrix, int64_t begin, int64_t count) {
   return matrix.narrow(1, begin, count).contiguous();
 }
@@ -37,7 +48,8 @@ at::Tensor columns(const at::Tensor& matrix, int64_t begin, int64_t count) {
 at::Tensor fit_tensors(const Format& format, const at::Tensor& weights,
                        const at::Tensor& importance) {
   const auto n = static_cast<int64_t>(format.desc().tensor_params);
-  at::Tensor params = at::empty({weights.size(0), n}, at::kFloat);
+  at::Tensor params = at::empty({weights.size(0), n}, weights.options());
+  if (weights.is_cuda()) return n > 0 ? fit_globals(format.desc(), weights) : params;
   for (int64_t e = 0; n > 0 && e < weights.size(0); e++) {
     const auto fitted = format.fit_tensor(span_of<float>(weights[e]), weights.size(1),
                                           weights.size(2), row_span(importance, e));
@@ -49,6 +61,7 @@ at::Tensor fit_tensors(const Format& format, const at::Tensor& weights,
 at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at::Tensor& importance,
                       const at::Tensor& tensor_params) {
   const FormatDesc& desc = format.desc();
+  if (weights.is_cuda()) return fit_groups_cuda(desc, weights, importance, tensor_params);
   const int64_t rows = weights.size(1), in = weights.size(2), groups = desc.groups(in);
   const auto n_params = static_cast<int64_t>(desc.group_params);
   at::Tensor params = at::empty({weights.size(0), rows, groups, n_params}, at::kFloat);
@@ -113,6 +126,7 @@ void round_rows(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatc
 
 void round_groups(const Format& format, const at::Tensor& weights, QuantizedBatch& batch) {
   const FormatDesc& desc = format.desc();
+  if (weights.is_cuda()) return round_groups_cuda(desc, weights, batch);
   if (host_rounds(desc)) return round_rows(desc, weights, batch);
   const int64_t rows = weights.size(1), dim = desc.vector_dim;
   const auto code_bytes = static_cast<std::size_t>(desc.code_bytes());

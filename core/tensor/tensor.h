@@ -9,9 +9,11 @@
 
 namespace aqhost {
 
-/// The matrix (shape {out, in}) or vector (shape {n}) at `ref`, float32 on the CPU, owning its
-/// memory. Error names the tensor where what is stored does not fit `shape`.
-at::Tensor read_tensor(const Source& source, const TensorRef& ref, at::IntArrayRef shape);
+/// The matrix (shape {out, in}) or vector (shape {n}) at `ref`, of the type and on the device that
+/// `options` name, owning its memory. Error names the tensor where what is stored does not fit
+/// `shape`, and where a value is not finite.
+at::Tensor read_tensor(const Source& source, const TensorRef& ref, at::IntArrayRef shape,
+                       const at::TensorOptions& options = at::kFloat);
 
 /// The elements of a contiguous CPU tensor of type T, borrowed.
 template <typename T>

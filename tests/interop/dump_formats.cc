@@ -50,6 +50,7 @@ void dump(const Json& job, const Registry& registry, Output& out) {
   at::Tensor importance;
   if (job.contains("importance")) importance = read_floats(job["importance"], {1, cols});
   QuantizedBatch batch;
+  batch.cols = cols;
   batch.codes = at::empty({1, rows, cols}, at::kByte);
   batch.values = at::empty({1, rows, cols}, at::kFloat);
   batch.tensor_params = fit_tensors(*format, weight, importance);

@@ -47,9 +47,10 @@ struct Run {
     const MemorySource source = fake.source();
     layer = std::make_unique<Layer>(source, *model, 0, x.size(1));
     LayerQuantizer quantizer(
-        plan, 0, *layer,
-        [this](const PlannedModule& planned, ModuleResult result) {
-          results[{planned.module->key.role, planned.module->key.expert}] = std::move(result);
+        plan, 0, *layer, chunk_bytes,
+        [this](SolvedModules modules) {
+          for (auto& [planned, result] : modules)
+            results[{planned->module->key.role, planned->module->key.expert}] = std::move(result);
         },
         timer);
     quantizer.run(x, original);
@@ -62,6 +63,7 @@ struct Run {
   std::unique_ptr<const Model> model;
   std::shared_ptr<const Format> format;
   Plan plan;
+  int64_t chunk_bytes = 1 << 30;
   PhaseTimer timer;
   std::unique_ptr<Layer> layer;
   std::map<std::pair<int32_t, int32_t>, ModuleResult> results;

@@ -31,8 +31,10 @@ struct Refined {
     layer = std::make_unique<Layer>(source, *model, 0, 20);
     at::Tensor out = x.clone(), target = x.clone();
     LayerQuantizer(
-        plan, 0, *layer,
-        [this](const PlannedModule& m, ModuleResult r) { modules.emplace_back(&m, std::move(r)); },
+        plan, 0, *layer, 1 << 30,
+        [this](SolvedModules more) {
+          std::move(more.begin(), more.end(), std::back_inserter(modules));
+        },
         timer)
         .run(out, target);
     solved = modules;

@@ -65,7 +65,7 @@ class InstallTree(Installed):
                      "share/doc/aqhost/ABI.md"):
             self.assertIn(name, files)
         for name in files:
-            self.assertRegex(name, r"^(bin|include/aq|lib/aqhost/plugins|lib/cmake/aqsdk|share)/")
+            self.assertRegex(name, r"^(bin|include/aq|lib/aqhost/plugins|lib/cmake/aqsdk|share)/|/aqhost_cuda.so$")
 
     def test_the_installed_aqhost_finds_its_plugins(self):
         listed = {p["id"]: p for p in json.loads(run(self.aqhost, "plugins", "--json"))}

@@ -10,6 +10,7 @@
 #include "command.h"
 #include "pipeline/coverage.h"
 #include "pipeline/loadable.h"
+#include "tensor/device.h"
 
 namespace aqhost {
 namespace {
@@ -30,6 +31,10 @@ void add_options(po::options_description_easy_init add) {
   add("save", po::value<std::string>(), "folder to write, made by the run");
   add("overwrite", "replace the folder if an earlier run wrote it");
   add_dtype_option(add, "auto");
+  add("device", po::value<std::string>()->default_value("auto"),
+      "auto (a GPU if there is one), cpu, cuda or cuda:NUMBER");
+  add("memory-limit", po::value<int64_t>()->default_value(0),
+      "MB that tensors may take on that device, as near as can be");
   add_export_options(add);
   add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
 }
@@ -108,10 +113,12 @@ void run(const po::variables_map& options) {
   quantize_options.overwrite = options.contains("overwrite");
   quantize_options.quiet = quiet(options);
   quantize_options.calibration = calibration(options);
+  quantize_options.memory_limit = integer(options, "memory-limit", 0, int64_t{1} << 40) * 1'000'000;
   const std::string chosen = algorithm(options);
   const Recipe recipe =
       options.contains("config") ? Recipe::load(required(options, "config")) : Recipe{};
 
+  quantize_options.device = open_device(options["device"].as<std::string>());
   const auto registry = open_registry(options);
   const Reader reader = open_original(directory);
   const auto model = registry->create_model(reader, options["model-type"].as<std::string>());

@@ -1,0 +1,344 @@
+// GPTQ's loops on the GPU. Compiled without fused multiply-add: formats are defined to the bit.
+
+#include "cuda/kernels.h"
+
+namespace aqhost::cuda {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = 8;  // of a thread block
+constexpr unsigned kAll = 0xffffffffu;
+constexpr int kMostColumns = 128;
+
+/// The grid into shared memory: its tables are read at addresses that differ by thread.
+__device__ void load_grid(const Grid& from, Grid& to) {
+  const auto* source = reinterpret_cast<const uint32_t*>(&from);
+  auto* target = reinterpret_cast<uint32_t*>(&to);
+  for (unsigned i = threadIdx.x; i < sizeof(Grid) / 4; i += blockDim.x) target[i] = source[i];
+  __syncthreads();
+}
+static_assert(sizeof(Grid) % 4 == 0 && sizeof(Grid) < 4000, "a kernel's parameters are 4 KB");
+
+__device__ double sum_of_lanes(double x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAll, x, offset);
+  return x;
+}
+
+/// Smallest and largest of n weights and 0, in every lane.
+__device__ void extent(const float* weights, int64_t n, int lane, float& least, float& most) {
+  least = most = 0;
+  for (int64_t i = lane; i < n; i += kWarp) {
+    least = fminf(least, weights[i]);
+    most = fmaxf(most, weights[i]);
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    least = fminf(least, __shfl_xor_sync(kAll, least, offset));
+    most = fmaxf(most, __shfl_xor_sync(kAll, most, offset));
+  }
+}
+
+/// The error of two candidates over a group, each summed in the order of the columns.
+__device__ void errors_of(const Grid& grid, const float* weights, const float* importance,
+                          int64_t n, float global, const Params* params, double* errors) {
+  const float step0 = params[0].scale / global, step1 = params[1].scale / global;
+  for (int64_t i = 0; i < n; i++) {
+    const float w = __ldg(weights + i);
+    const double h = importance != nullptr ? static_cast<double>(__ldg(importance + i)) : 1.0;
+    errors[0] += error_of(grid, w, step0, params[0].zero, h);
+    errors[1] += error_of(grid, w, step1, params[1].zero, h);
+  }
+}
+
+/// One warp fits one group; a lane judges two of the search factors.
+__global__ void __launch_bounds__(kWarps* kWarp)
+    fit_kernel(const __grid_constant__ Grid parameter, const FitArgs a, int64_t groups) {
+  __shared__ Grid grid;
+  load_grid(parameter, grid);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t task = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  if (task >= a.count * a.rows * groups) return;
+  const int64_t row = task / groups, g = task % groups, e = row / a.rows;
+  const int64_t begin = g * a.width, n = min(a.width, a.cols - begin);
+  const float* weights = a.weights + row * a.row_stride + begin;
+  const float* importance =
+      a.importance != nullptr ? a.importance + e * a.importance_stride + begin : nullptr;
+  const float global = a.globals != nullptr ? a.globals[e] : 1.0f;
+  float least, most;
+  extent(weights, n, lane, least, most);
+
+  Params best;
+  if (grid.n_search == 0) {
+    best = params_for(grid, least, most, global, 1.0f);
+  } else {
+    const int last = grid.n_search - 1;
+    const Params candidates[2] = {
+        params_for(grid, least, most, global, grid.search[min(lane, last)]),
+        params_for(grid, least, most, global, grid.search[min(lane + kWarp, last)])};
+    double errors[2] = {0, 0};
+    errors_of(grid, weights, importance, n, global, candidates, errors);
+    const double infinity = __longlong_as_double(0x7ff0000000000000ll);
+    double error = infinity;
+    int index = Grid::kMostSearch;  // of the first factor with the least error
+    for (int k = 0; k < 2; k++) {
+      if (lane + k * kWarp > last || !(errors[k] < error)) continue;
+      error = errors[k];
+      index = lane + k * kWarp;
+      best = candidates[k];
+    }
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      const double other = __shfl_xor_sync(kAll, error, offset);
+      const int other_index = __shfl_xor_sync(kAll, index, offset);
+      const float scale = __shfl_xor_sync(kAll, best.scale, offset);
+      const float zero = __shfl_xor_sync(kAll, best.zero, offset);
+      if (other < error || (other == error && other_index < index)) {
+        error = other;
+        index = other_index;
+        best.scale = scale;
+        best.zero = zero;
+      }
+    }
+  }
+  if (lane != 0) return;
+  float* out = a.params + row * a.param_stride + g * grid.group_params;
+  out[0] = best.scale;
+  if (grid.group_params > 1) out[1] = best.zero;
+}
+
+__global__ void round_kernel(const __grid_constant__ Grid parameter, const RoundArgs a) {
+  __shared__ Grid grid;
+  load_grid(parameter, grid);
+  const int64_t total = a.count * a.rows * a.cols;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < total; i += stride) {
+    const int64_t row = i / a.cols, g = i % a.cols / a.width;
+    const float* params = a.params + (row * a.groups + g) * grid.group_params;
+    const float global = a.globals != nullptr ? a.globals[row / a.rows] : 1.0f;
+    const float step = params[0] / global, zero = grid.group_params > 1 ? params[1] : 0.0f;
+    const Rounded rounded = round_to_grid(grid, a.weights[i] / step, zero);
+    a.codes[i] = static_cast<uint8_t>(rounded.code);
+    a.values[i] = rounded.value * step;
+  }
+}
+
+/// One warp solves one row of the block: column 32 k + lane is in register k of a lane.
+__global__ void __launch_bounds__(kWarps* kWarp)
+    solve_kernel(const __grid_constant__ Grid parameter, const SolveArgs a) {
+  constexpr int kRegisters = kMostColumns / kWarp;
+  __shared__ Grid grid;
+  load_grid(parameter, grid);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, e = blockIdx.y;
+  if (row >= a.rows) return;
+  const int n = static_cast<int>(a.n);
+  const int64_t all_rows = e * a.rows + row;
+  const float global = a.globals != nullptr ? a.globals[e] : 1.0f;
+  float w[kRegisters], step[kRegisters], zero[kRegisters], value[kRegisters], error[kRegisters];
+  uint32_t code[kRegisters];
+#pragma unroll
+  for (int k = 0; k < kRegisters; k++) {
+    const int c = k * kWarp + lane;
+    w[k] = zero[k] = value[k] = error[k] = 0;
+    step[k] = 1;
+    code[k] = 0;
+    if (c >= n) continue;
+    const int64_t g = a.order[e * a.cols + c] / a.width;
+    const float* params = a.params + (all_rows * a.groups + g) * grid.group_params;
+    w[k] = a.weights[all_rows * a.row_stride + c];
+    step[k] = params[0] / global;
+    if (grid.group_params > 1) zero[k] = params[1];
+  }
+
+  const float* upper = a.upper + e * a.cols * a.cols;
+  double loss = 0;
+#pragma unroll
+  for (int k = 0; k < kRegisters; k++) {
+    for (int l = 0; l < kWarp; l++) {
+      const int i = k * kWarp + l;
+      if (i >= n) break;
+      const float* u = upper + i * a.cols;
+      const Rounded rounded = round_to_grid(grid, w[k] / step[k], zero[k]);
+      const float stored = rounded.value * step[k];
+      const float mine = (w[k] - stored) / __ldg(u + i);
+      if (lane == l) {
+        code[k] = rounded.code;
+        value[k] = stored;
+        error[k] = mine;
+        loss += 0.5 * static_cast<double>(mine) * static_cast<double>(mine);
+      }
+      const float passed = __shfl_sync(kAll, mine, l);
+#pragma unroll
+      for (int m = k; m < kRegisters; m++) {
+        const int j = m * kWarp + lane;
+        if (j > i && j < n) w[m] -= passed * __ldg(u + j);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int k = 0; k < kRegisters; k++) {
+    const int c = k * kWarp + lane;
+    if (c >= n) continue;
+    a.codes[all_rows * a.row_stride + c] = static_cast<uint8_t>(code[k]);
+    a.values[all_rows * a.row_stride + c] = value[k];
+    a.errors[all_rows * a.error_stride + c] = error[k];
+  }
+  loss = sum_of_lanes(loss);
+  if (lane == 0) a.loss[all_rows] += loss;
+}
+
+/// One warp refits the group of one row.
+__global__ void __launch_bounds__(kWarps* kWarp)
+    refit_kernel(const __grid_constant__ Grid parameter, const RefitArgs a) {
+  __shared__ Grid grid;
+  load_grid(parameter, grid);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  if (row >= a.count * a.rows) return;
+  const uint8_t* codes = a.codes + row * a.row_stride;
+  const float* gradient = a.gradient + row * a.row_stride;
+  const float* products = a.products + row * a.n;
+  float* values = a.values + row * a.row_stride;
+  float* change = a.change + row * a.n;
+  double slope = 0, bend = 0;  // of the loss, by the scale's relative change
+  for (int64_t c = lane; c < a.n; c += kWarp) {
+    const double v = values[c];
+    slope += v * gradient[c];
+    bend += v * products[c];
+  }
+  slope = sum_of_lanes(slope);
+  bend = sum_of_lanes(bend);
+  float* params = a.params + row * a.param_stride;
+  const float scale = params[0], zero = grid.group_params > 1 ? params[1] : 0.0f;
+  float fitted = scale;
+  if (bend > 0) {
+    const double factor = fmin(fmax(1 - slope / bend, 0.5), 2.0);
+    fitted = round_scale(grid, scale * static_cast<float>(factor));
+    const double moved = static_cast<double>(fitted) / static_cast<double>(scale) - 1;
+    if (!(slope * moved + bend * moved * moved / 2 < 0)) fitted = scale;
+  }
+  const float step = fitted / (a.globals != nullptr ? a.globals[row / a.rows] : 1.0f);
+  for (int64_t c = lane; c < a.n; c += kWarp) {
+    const float before = values[c];
+    const float after = fitted == scale ? before : value_of(grid, codes[c], zero) * step;
+    values[c] = after;
+    change[c] = after - before;
+  }
+  if (lane == 0) params[0] = fitted;
+}
+
+/// One warp takes one row through the block: column 32 k + lane is in register k of a lane.
+__global__ void __launch_bounds__(kWarps* kWarp)
+    sweep_kernel(const __grid_constant__ Grid parameter, const SweepArgs a) {
+  constexpr int kRegisters = kMostColumns / kWarp;
+  __shared__ Grid grid;
+  load_grid(parameter, grid);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, e = blockIdx.y;
+  if (row >= a.rows) return;
+  const int n = static_cast<int>(a.n);
+  const int64_t all_rows = e * a.rows + row;
+  const float global = a.globals != nullptr ? a.globals[e] : 1.0f;
+  float g[kRegisters], step[kRegisters], zero[kRegisters], before[kRegisters], value[kRegisters];
+  uint32_t code[kRegisters];
+#pragma unroll
+  for (int k = 0; k < kRegisters; k++) {
+    const int c = k * kWarp + lane;
+    g[k] = zero[k] = before[k] = value[k] = 0;
+    step[k] = 1;
+    code[k] = 0;
+    if (c >= n) continue;
+    const int64_t group = (a.begin + c) / a.width;
+    const float* params = a.params + (all_rows * a.groups + group) * grid.group_params;
+    g[k] = a.gradient[all_rows * a.row_stride + c];
+    before[k] = a.values[all_rows * a.row_stride + c];
+    step[k] = params[0] / global;
+    if (grid.group_params > 1) zero[k] = params[1];
+  }
+
+  const float* hessian = a.hessians + e * a.cols * a.cols;
+#pragma unroll
+  for (int k = 0; k < kRegisters; k++) {
+    for (int l = 0; l < kWarp; l++) {
+      const int i = k * kWarp + l;
+      if (i >= n) break;
+      const float* h = hessian + i * a.cols;
+      const float best = before[k] - g[k] / __ldg(h + i);
+      const Rounded rounded = round_to_grid(grid, best / step[k], zero[k]);
+      const float mine = rounded.value * step[k];
+      if (lane == l) {
+        code[k] = rounded.code;
+        value[k] = mine;
+      }
+      const float passed = __shfl_sync(kAll, before[k] - mine, l);
+#pragma unroll
+      for (int m = k; m < kRegisters; m++) {
+        const int j = m * kWarp + lane;
+        if (j > i && j < n) g[m] -= passed * __ldg(h + j);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int k = 0; k < kRegisters; k++) {
+    const int c = k * kWarp + lane;
+    if (c >= n) continue;
+    a.codes[all_rows * a.row_stride + c] = static_cast<uint8_t>(code[k]);
+    a.values[all_rows * a.row_stride + c] = value[k];
+    a.change[all_rows * a.n + c] = value[k] - before[k];
+  }
+}
+
+const char* last_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+unsigned blocks(int64_t tasks, int64_t each) {
+  return static_cast<unsigned>((tasks + each - 1) / each);
+}
+
+}  // namespace
+
+extern "C" const char* aq_cuda_fit(const Grid& grid, const FitArgs& args, void* stream) {
+  const int64_t groups = (args.cols + args.width - 1) / args.width;
+  const int64_t tasks = args.count * args.rows * groups;
+  if (tasks == 0) return nullptr;
+  fit_kernel<<<blocks(tasks, kWarps), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(
+      grid, args, groups);
+  return last_error();
+}
+
+extern "C" const char* aq_cuda_round(const Grid& grid, const RoundArgs& args, void* stream) {
+  constexpr unsigned kThreads = 256, kMostBlocks = 1u << 16;
+  const int64_t total = args.count * args.rows * args.cols;
+  if (total == 0) return nullptr;
+  round_kernel<<<min(blocks(total, kThreads), kMostBlocks), kThreads, 0,
+                 static_cast<cudaStream_t>(stream)>>>(grid, args);
+  return last_error();
+}
+
+extern "C" const char* aq_cuda_solve(const Grid& grid, const SolveArgs& args, void* stream) {
+  if (args.n > kMostColumns) return "a block of more than 128 columns";
+  if (args.count * args.rows == 0) return nullptr;
+  const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
+  solve_kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
+  return last_error();
+}
+
+extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, void* stream) {
+  const int64_t tasks = args.count * args.rows;
+  if (tasks == 0) return nullptr;
+  refit_kernel<<<blocks(tasks, kWarps), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(
+      grid, args);
+  return last_error();
+}
+
+extern "C" const char* aq_cuda_sweep(const Grid& grid, const SweepArgs& args, void* stream) {
+  if (args.n > kMostColumns) return "a block of more than 128 columns";
+  if (args.count * args.rows == 0) return nullptr;
+  const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
+  sweep_kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
+  return last_error();
+}
+
+}  // namespace aqhost::cuda

@@ -1,0 +1,11 @@
+#pragma once
+
+#include "cuda/grid.h"
+#include "plugin/format.h"
+
+namespace aqhost {
+
+/// A described format (see cuda_rounds()) as the kernels take it.
+cuda::Grid make_cuda_grid(const FormatDesc& desc);
+
+}  // namespace aqhost

@@ -1,0 +1,115 @@
+#include "tensor/device.h"
+
+#include <ATen/Context.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <boost/dll/runtime_symbol_info.hpp>
+#include <boost/dll/shared_library.hpp>
+#include <charconv>
+#include <cstdlib>
+
+#include "base/error.h"
+
+namespace aqhost {
+namespace {
+namespace dll = boost::dll;
+namespace fs = std::filesystem;
+
+using Guard = c10::impl::VirtualGuardImpl;
+
+/// Empty if a GPU is there, or why not. LibTorch is not asked: its CUDA libraries take seconds to
+/// open.
+std::string missing_driver() {
+  dll::shared_library driver;
+  boost::dll::fs::error_code error;
+  driver.load("libcuda.so.1", error,
+              dll::load_mode::rtld_now | dll::load_mode::search_system_folders);
+  if (!driver.is_loaded()) return "there is no NVIDIA driver (libcuda.so.1)";
+  int count = 0;
+  if (driver.get<int(unsigned)>("cuInit")(0) != 0 ||
+      driver.get<int(int*)>("cuDeviceGetCount")(&count) != 0 || count == 0)
+    return "the NVIDIA driver finds no GPU";
+  return {};
+}
+
+/// Opens LibTorch's CUDA side for the rest of the process; empty or what is missing.
+std::string open_cuda() {
+  if (gpu_module().empty())
+    return "there is no aqhost_cuda.so beside the program: build it with a CUDA toolkit (nvcc)";
+  // blocks that grow: with fixed ones twice the memory in use is held back in unused pieces
+  ::setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True", 0);
+  try {
+    static const dll::shared_library torch("libtorch_cuda.so",
+                                           dll::load_mode::rtld_now | dll::load_mode::rtld_global |
+                                               dll::load_mode::search_system_folders);
+  } catch (const std::exception& e) {
+    return fmt::format(
+        "LibTorch's CUDA libraries do not load ({}): let LD_LIBRARY_PATH name the torch/lib folder "
+        "of tools/fetch_libtorch --cuda or of PyTorch {}",
+        e.what(), "2.11");
+  }
+  if (!at::globalContext().hasCUDA()) return "LibTorch finds no GPU that it can use";
+  return {};
+}
+
+}  // namespace
+
+at::Device open_device(const std::string& name) {
+  if (name == "cpu") return at::kCPU;
+  int index = 0;
+  const bool numbered = name.starts_with("cuda:");
+  if (numbered) {
+    const char* end = name.data() + name.size();
+    const auto [stop, error] = std::from_chars(name.data() + 5, end, index);
+    if (error != std::errc() || stop != end || index < 0)
+      throw UsageError(fmt::format("--device \"{}\": expected a GPU's number after cuda:", name));
+  } else if (name != "auto" && name != "cuda") {
+    throw UsageError(fmt::format("--device \"{}\": expected auto, cpu, cuda or cuda:NUMBER", name));
+  }
+  const std::string no_driver = missing_driver();
+  const std::string missing = no_driver.empty() ? open_cuda() : no_driver;
+  if (!missing.empty()) {
+    if (name != "auto") fail("--device {}: {}", name, missing);
+    if (no_driver.empty()) spdlog::warn("the GPU is not used: {}", missing);
+    return at::kCPU;
+  }
+  const int count = Guard(at::kCUDA).deviceCount();
+  if (index >= count) fail("--device {}: there are {} GPUs, counted from 0", name, count);
+  const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+  at::globalContext().lazyInitDevice(at::kCUDA);
+  Guard(at::kCUDA).setDevice(device);
+  return device;
+}
+
+fs::path gpu_module() {
+  const fs::path bin = fs::path(dll::program_location().string()).parent_path();
+  for (const char* folder : {".", "../lib/aqhost"})
+    if (fs::path file = bin / folder / "aqhost_cuda.so"; fs::exists(file)) return file;
+  return {};
+}
+
+void synchronize(at::Device device) {
+  if (!device.is_cpu()) Guard(device.type()).synchronizeDevice(device.index());
+}
+
+void on_own_queue(at::Device device, const std::function<void()>& body) {
+  if (device.is_cpu()) return body();
+  const Guard guard(device.type());
+  guard.setDevice(device);
+  const c10::Stream own = guard.getStreamFromGlobalPool(device);
+  const c10::Stream before = guard.exchangeStream(own);
+  body();
+  guard.synchronizeStream(own);
+  guard.exchangeStream(before);
+}
+
+int64_t peak_device_bytes(at::Device device) {
+  if (device.is_cpu()) return 0;
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  return stats.allocated_bytes[0].peak;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,155 @@
+// The GPU module against the CPU, on a GPU.
+
+#define DOCTEST_CONFIG_IMPLEMENT
+#include "tensor/device.h"
+
+#include <cstdio>
+#include <cstring>
+
+#include "calibrate/hessian.h"
+#include "quant/activations.h"
+#include "quant/cells.h"
+#include "quant/cuda.h"
+#include "quant/formats.h"
+#include "quant/gptq.h"
+#include "quant/problem.h"
+#include "torch_doctest.h"
+
+using namespace aqhost;
+
+namespace {
+
+struct Case {
+  const char* name;
+  std::unique_ptr<const Format> format;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  all.push_back({"int4 g128", int_format(4, {{"group_size", 128}})});
+  all.push_back({"int4 g32 asymmetric", int_format(4, {{"group_size", 32}, {"symmetric", false}})});
+  all.push_back({"int8 row", int_format(8, {{"group_size", -1}})});
+  all.push_back(
+      {"int3 g256 fp16", int_format(3, {{"group_size", 256}, {"scale_dtype", "float16"}})});
+  all.push_back({"int4 g16", int_format(4, {{"group_size", 16}})});
+  all.push_back({"mxfp4", fp4_format("mx", 32)});
+  all.push_back({"nvfp4", fp4_format("nv", 16)});
+  return all;
+}
+
+bool equal_bits(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor x = a.cpu().contiguous(), y = b.cpu().contiguous();
+  return x.sizes() == y.sizes() && x.nbytes() == y.nbytes() &&
+         std::memcmp(x.data_ptr(), y.data_ptr(), x.nbytes()) == 0;
+}
+
+double relative(const at::Tensor& a, const at::Tensor& b) {
+  return ((a.cpu().to(at::kDouble) - b.cpu().to(at::kDouble)).norm() /
+          b.cpu().to(at::kDouble).norm())
+      .item<double>();
+}
+
+}  // namespace
+
+TEST_CASE("rounding to nearest on a GPU gives the CPU's bits") {
+  for (const Case& c : cases()) {
+    CAPTURE(c.name);
+    for (const auto& [count, rows, cols] : {std::tuple{1, 5, 256}, {3, 37, 768}, {2, 130, 512}}) {
+      const Problem problem(count, rows, cols, static_cast<uint64_t>(rows));
+      const QuantizedBatch want = quantize_rtn(*c.format, problem.weights, {}, {});
+      const QuantizedBatch got = quantize_rtn(*c.format, problem.weights.cuda(), {}, {});
+      CHECK(equal_bits(got.params, want.params));
+      CHECK(equal_bits(got.tensor_params, want.tensor_params));
+      CHECK(equal_bits(got.codes, want.codes));
+      CHECK(equal_bits(got.values, want.values));
+      const QuantizedBatch weighted =
+          quantize_rtn(*c.format, problem.weights, problem.hessians, {});
+      const QuantizedBatch on_gpu =
+          quantize_rtn(*c.format, problem.weights.cuda(), problem.hessians.cuda(), {});
+      CHECK(relative(on_gpu.loss, weighted.loss) < 1e-4);
+    }
+  }
+}
+
+TEST_CASE("GPTQ on a GPU is the CPU's but where sums flip a tie") {
+  for (const Case& c : cases())
+    for (const bool actorder : {true, false})
+      for (const auto& [count, rows, cols] : {std::tuple{1, 5, 256}, {3, 37, 768}, {2, 130, 512}}) {
+        CAPTURE(c.name);
+        CAPTURE(actorder);
+        CAPTURE(cols);
+        const Problem problem(count, rows, cols, static_cast<uint64_t>(cols));
+        GptqOptions options;
+        options.actorder = actorder;
+        options.sweeps = rows % 3;  // 2, 1
+        const at::Tensor shifts = 0.05 * problem.hessians;
+        const QuantizedBatch want =
+            quantize_gptq(*c.format, problem.weights, problem.hessians, options, shifts);
+        const QuantizedBatch got = quantize_gptq(*c.format, problem.weights.cuda(),
+                                                 problem.hessians.cuda(), options, shifts.cuda());
+        const double differ = got.codes.cpu().ne(want.codes).sum().item<double>() /
+                              static_cast<double>(want.codes.numel());
+        const double loss = got.loss.sum().item<double>() / want.loss.sum().item<double>();
+        std::printf("%-22s actorder %d [%d, %d, %d]: %.4f %% of codes differ, loss x %.6f\n",
+                    c.name, actorder ? 1 : 0, count, rows, cols, 100 * differ, loss);
+        CHECK(differ < 0.02);
+        CHECK(std::abs(loss - 1) < 1e-3);
+        CHECK(relative(got.values, want.values) < 0.05);
+      }
+}
+
+TEST_CASE("activations are rounded to the CPU's bits") {
+  const at::Tensor x = at::randn({3, 50, 256}).to(at::kBFloat16);
+  for (Case& c : cases()) {
+    CAPTURE(c.name);
+    ActivationRounder rounder(std::move(c.format));
+    rounder.observe(x);
+    CHECK(equal_bits(rounder(x.cuda()), rounder(x)));
+  }
+}
+
+TEST_CASE("refined codes are those of the CPU") {
+  const auto format = int_format(3, {{"group_size", 32}});
+  const Problem problem(1, 24, 64, 5);
+  const QuantizedBatch batch = quantize_rtn(*format, problem.weights, {}, {});
+  QuantizedMatrix want = batch.matrix(0, 0, 24), got = want;
+  Cells here(format->desc(), problem.weights[0], want);
+  Cells there(format->desc(), problem.weights[0], got, at::kCUDA);
+  const at::Tensor gradient = at::randn({24, 64});
+  here.move(gradient, 0.5);
+  there.move(gradient.cuda(), 0.5);
+  CHECK(equal_bits(there.weights(), here.weights()));
+  here.store(want);
+  there.store(got);
+  CHECK((got.codes == want.codes));
+}
+
+TEST_CASE("Hessians from bfloat16 inputs are the CPU's") {
+  const at::Tensor x = at::randn({3000, 256}).to(at::kBFloat16), s = at::rand({3000});
+  for (const bool weighted : {false, true}) {
+    Hessian want(256), got(256, at::kCUDA);
+    want.add(x.to(at::kFloat), weighted ? s : at::Tensor());
+    got.add(x.cuda(), weighted ? s.cuda() : at::Tensor());
+    CHECK(relative(got.sum(), want.sum()) < 3e-3);
+    const at::Tensor before = x + 0.1 * at::randn({3000, 256});
+    want.add_shift(x.to(at::kFloat), weighted ? s : at::Tensor(), before, 2);
+    got.add_shift(x.cuda(), weighted ? s.cuda() : at::Tensor(), before.cuda(), 2);
+    CHECK(relative(got.shift(), want.shift()) < 1e-2);
+    CHECK(got.weight() == doctest::Approx(want.weight()));
+    CHECK(got.tokens() == want.tokens());
+  }
+}
+
+int main(int argc, char** argv) {
+  doctest::Context context(argc, argv);
+  const bool listing = argc > 1 && std::strstr(argv[1], "list-test-cases") != nullptr;
+  if (!listing) {
+    try {
+      open_device("cuda");
+    } catch (const std::exception& e) {
+      std::printf("SKIPPED: %s\n", e.what());
+      return 77;
+    }
+  }
+  return context.run();
+}

@@ -1,0 +1,44 @@
+"""A model that is larger than the memory its quantization takes: one layer is held at a time."""
+import json
+import resource
+import subprocess
+import unittest
+
+from test_cli import AQHOST, BUILD, CALIB, ROOT, WorkFolder
+
+LAYERS = 14
+
+
+class Memory(WorkFolder):
+    def model(self, layers):
+        out = self.work / f"model-{layers}"
+        sizes = dict(hidden_size=512, intermediate_size=512, num_attention_heads=4,
+                     num_key_value_heads=4, num_experts=32, num_experts_per_tok=4, vocab_size=2048)
+        command = [ROOT / "tools/synthesize", out, "--like", "olmoe-1b-7b", "--layers", layers]
+        for key, value in sizes.items():
+            command += ["--set", f"{key}={value}"]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+        return out
+
+    def test_a_model_larger_than_what_may_be_allocated_is_quantized(self):
+        model = self.model(LAYERS)
+        size = next(model.glob("*.safetensors")).stat().st_size
+        for options in (("--algorithm", "rtn"),
+                        ("--calib", CALIB, "--nsamples", 2, "--memory-limit", 200)):
+            command = [AQHOST, "--plugin-dir", BUILD / "plugins", "--model", model, "--save",
+                       self.work / "out", "--overwrite", "--device", "cpu", "--threads", 2, "--json",
+                       *options]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True,
+                                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA,
+                                                                        (size, size)))
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertLess(json.loads(done.stdout)["peak_memory_bytes"], size)
+
+    def test_a_limit_that_hidden_states_alone_pass_is_an_error(self):
+        self.fails(1, "hidden states and layer weights alone take", "--model", self.model(1),
+                   "--calib", CALIB, "--nsamples", 2, "--memory-limit", 10, "--device", "cpu",
+                   "--save", self.work / "out")
+
+
+if __name__ == "__main__":
+    unittest.main()
