@@ -177,7 +177,7 @@ class RecipeParser {
       settings.calibrate_all_experts = flag(node, "calibrate_all_experts");
     if (const auto node = root["actorder"])
       settings.actorder = one_of(node, "actorder", {"static", "none"}) == "static";
-    if (const auto node = root["percdamp"]) settings.percdamp = number(node, "percdamp", 1e-6, 1);
+    if (const auto node = root["percdamp"]) settings.percdamp = number(node, "percdamp", 1e-6, 10);
     if (const auto node = root["error_feedback"])
       settings.error_feedback = number(node, "error_feedback", 0, 1);
     if (const auto node = root["min_tokens"])
