@@ -132,7 +132,8 @@ TEST_CASE("a value of the wrong type or out of range says what came and what was
   CHECK(row("routing_power: .nan") == Contains("expected a number from 0 to 4"));
   CHECK(row("algorithm: gtpq") == "r.yaml:2: algorithm is \"gtpq\", did you mean \"gptq\"?");
   CHECK(row("algorithm: awesome") == "r.yaml:2: algorithm is \"awesome\", expected gptq or rtn");
-  CHECK(refused("percdamp: 0") == "r.yaml:1: percdamp is \"0\", expected a number from 1e-06 to 10");
+  CHECK(refused("percdamp: 0") ==
+        "r.yaml:1: percdamp is \"0\", expected a number from 1e-06 to 10");
   CHECK(row("refine: 200") ==
         "r.yaml:2: refine is \"200\", expected a map like {steps: 200, batch: 16}");
   CHECK(row("refine: {batch: 4}") == Contains("refine is a map, expected"));

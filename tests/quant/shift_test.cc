@@ -57,10 +57,12 @@ TEST_CASE("a matrix that is only rounded is not shifted") {
   hessian[3][4] = hessian[4][3] = hessian.diagonal().mean() * 1000;
   const at::Tensor weights = Problem(1, 20, 48, 6).weights;
   const auto format = int_format(4, {{"group_size", 16}});
+  GptqOptions options;
+  options.percdamp = 0.01;
   const QuantizedBatch solved =
-      quantize_gptq(*format, weights, hessian.unsqueeze(0), {}, in.shift.unsqueeze(0));
+      quantize_gptq(*format, weights, hessian.unsqueeze(0), options, in.shift.unsqueeze(0));
   CHECK(solved.rtn[0]);
-  CHECK(solved.codes.equal(quantize_rtn(*format, weights, hessian.unsqueeze(0), {}).codes));
+  CHECK(solved.codes.equal(quantize_rtn(*format, weights, hessian.unsqueeze(0), options).codes));
 }
 
 }  // namespace aqhost
