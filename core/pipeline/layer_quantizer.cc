@@ -333,7 +333,7 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
     input.now = {expert_hidden(e, input.now), {}};
     const auto modules = planned({AQ_ROLE_FFN_DOWN}, e);
     at::Tensor some;
-    if (InputRounding::observed(modules))
+    if (InputRounding::observed(modules) && input.now.size() == 0)
       some = layer_.ffn_hidden(e, now.f.narrow(0, 0, std::min(now.f.size(0), kBatchTokens)));
     add_expert(down, modules, input, routed[static_cast<std::size_t>(e)].weights, some,
                [&] { return hidden_hessian(modules, e, now.f); });

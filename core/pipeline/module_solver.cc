@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 
 #include <map>
-#include <memory>
 
 namespace aqhost {
 namespace {
@@ -22,6 +21,15 @@ at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
     shifts.push_back(h.shift().defined() ? h.shift() : at::zeros_like(h.sum()));
   }
   return any ? stack(shifts) : at::Tensor();
+}
+
+/// Codes, parameters and losses of the `rows` rows from `place` (matrix, first row) on.
+void fill(ModuleResult& result, const QuantizedBatch& solved, std::pair<int64_t, int64_t> place,
+          int64_t rows) {
+  const auto [e, row] = place;
+  result.matrix = solved.matrix(e, row, rows);
+  result.loss = solved.loss[e].narrow(0, row, rows).sum(at::kDouble).item<double>();
+  result.rtn_loss = solved.rtn_loss[e].narrow(0, row, rows).sum(at::kDouble).item<double>();
 }
 
 }  // namespace
@@ -90,40 +98,13 @@ void ModuleSolver::solve_alike(const SolveBatch& batch) {
   timer_.begin("calibrate");
 }
 
-namespace {
-
-/// The rows of a solved matrix that are a module's own.
-struct Part {
-  const PlannedModule* module;
-  const SharedInput* group;
-  int64_t e, row;
-  float input_global;
-};
-
-ModuleResult result_of(const Part& part, const QuantizedBatch& solved) {
-  const int64_t rows = part.module->module->out_features;
-  const auto sum = [&](const at::Tensor& losses) {
-    return losses[part.e].narrow(0, part.row, rows).sum(at::kDouble).item<double>();
-  };
-  return {solved.matrix(part.e, part.row, rows),
-          sum(solved.loss),
-          sum(solved.rtn_loss),
-          solved.rtn[static_cast<std::size_t>(part.e)],
-          true,
-          part.group->tokens,
-          part.group->weight,
-          part.group->starved,
-          part.input_global};
-}
-
-}  // namespace
-
 /// Gives the layer its new weights and the sink the modules, each the rows that are its own.
 void ModuleSolver::finish(const SolveBatch& batch, const QuantizedBatch& solved) {
-  auto groups = std::make_shared<const std::vector<SharedInput>>(batch.groups);
-  std::vector<Part> parts;
-  int64_t e = 0;
-  for (const SharedInput& group : *groups) {
+  SolvedModules modules;
+  std::vector<std::pair<int64_t, int64_t>> places;  // of each: matrix, first row
+  for (std::size_t i = 0; i < batch.groups.size(); i++) {
+    const SharedInput& group = batch.groups[i];
+    const auto e = static_cast<int64_t>(i);
     int64_t row = 0;
     for (const PlannedModule* m : group.modules) {
       const int64_t rows = m->module->out_features;
@@ -132,20 +113,28 @@ void ModuleSolver::finish(const SolveBatch& batch, const QuantizedBatch& solved)
         layer_.set_weight(*m->module, values);
       else
         pending_.emplace_back(m->module, values.clone());
-      parts.push_back({m, &group, e, row, rounding_.global(*m)});
+      modules.emplace_back(m, ModuleResult{{},
+                                           0,
+                                           0,
+                                           solved.rtn[i],
+                                           true,
+                                           group.tokens,
+                                           group.weight,
+                                           group.starved,
+                                           rounding_.global(*m)});
+      places.emplace_back(e, row);
       row += rows;
     }
-    e++;
   }
   QuantizedBatch here = solved;
   here.move_codes(at::kCPU);
   here.values.reset();
-  auto hand_over = [this, groups, here = std::move(here), parts = std::move(parts)] {
-    SolvedModules modules(parts.size());
-    at::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
+  auto hand_over = [this, here = std::move(here), places = std::move(places),
+                    modules = std::move(modules)]() mutable {
+    at::parallel_for(0, static_cast<int64_t>(modules.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
-        const Part& part = parts[static_cast<std::size_t>(i)];
-        modules[static_cast<std::size_t>(i)] = {part.module, result_of(part, here)};
+        auto& [m, result] = modules[static_cast<std::size_t>(i)];
+        fill(result, here, places[static_cast<std::size_t>(i)], m->module->out_features);
       }
     });
     sink_(std::move(modules));

@@ -18,6 +18,7 @@ void round_groups_cuda(const FormatDesc& desc, const at::Tensor& weights, Quanti
 void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, const Factors& factors,
                           const at::Tensor& importance, const GptqOptions& options,
                           QuantizedBatch& batch);
+/// Leaves batch.loss as it was.
 void sweep_described_cuda(const FormatDesc& desc, const at::Tensor& weights,
                           const at::Tensor& hessians, int sweeps, QuantizedBatch& batch);
 

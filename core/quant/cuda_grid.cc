@@ -1,31 +1,22 @@
 #include "quant/cuda_grid.h"
 
 #include <algorithm>
+#include <aq/sdk/grid.hpp>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 namespace aqhost {
 namespace {
 
-/// Codes by rising value, -0 before +0, of equal ones the first.
-std::vector<uint32_t> distinct_codes(const std::vector<float>& values) {
-  std::vector<uint32_t> order(values.size());
-  std::iota(order.begin(), order.end(), 0u);
-  const auto before = [&](uint32_t a, uint32_t b) {
-    const float x = values[a], y = values[b];
-    return x != y ? x < y : std::signbit(x) && !std::signbit(y);
-  };
-  std::stable_sort(order.begin(), order.end(), before);
-  const auto same = [&](uint32_t a, uint32_t b) { return !before(a, b); };
-  order.erase(std::unique(order.begin(), order.end(), same), order.end());
-  return order;
-}
-
 void set_table(const FormatDesc& desc, cuda::Grid& grid) {
   std::copy(desc.values.begin(), desc.values.end(), grid.by_code);
-  const std::vector<uint32_t> order = distinct_codes(desc.values);
+  aq_format_desc raw{};
+  raw.element_kind = AQ_ELEM_TABLE;
+  raw.element_bits = desc.element_bits;
+  raw.values = desc.values.data();
+  const aq::Grid sdk_grid(raw);
+  const std::vector<uint32_t>& order = sdk_grid.order();
   grid.n_values = static_cast<int32_t>(order.size());
   for (std::size_t i = 0; i < order.size(); i++) {
     grid.codes[i] = static_cast<uint8_t>(order[i]);

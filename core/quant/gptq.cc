@@ -124,12 +124,16 @@ QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
                            : weights.contiguous();
   const at::Tensor importance = diagonals(factors.damped);
   const QuantizedBatch nearest = round_nearest(format, w, importance);
+
   QuantizedBatch batch = make_batch(desc, w);
   batch.tensor_params = nearest.tensor_params;
   batch.params = nearest.params.clone();  // static groups; fitted anew on the way without act-order
   if (w.is_cuda()) {
     solve_described_cuda(desc, w, factors, importance, used, batch);
-    if (used.sweeps > 0) sweep_described_cuda(desc, w, factors.damped, used.sweeps, batch);
+    if (used.sweeps > 0) {
+      sweep_described_cuda(desc, w, factors.damped, used.sweeps, batch);
+      batch.loss = row_losses(w, batch.values, factors.damped);
+    }
   } else if (host_rounds(desc)) {
     solve_described(format, w, factors, importance, used, batch);
     if (used.sweeps > 0) sweep_described(format, w, factors.damped, used.sweeps, batch);
