@@ -72,7 +72,7 @@ at::Device open_device(const std::string& name) {
   const std::string no_driver = missing_driver();
   const std::string missing = no_driver.empty() ? open_cuda() : no_driver;
   if (!missing.empty()) {
-    if (name != "auto") fail("--device {}: {}", name, missing);
+    if (name != "auto") fail("--device {}: {}; use --device cpu or auto", name, missing);
     if (no_driver.empty()) spdlog::warn("the GPU is not used: {}", missing);
     return at::kCPU;
   }

@@ -34,7 +34,7 @@ void add_options(po::options_description_easy_init add) {
   add("device", po::value<std::string>()->default_value("auto"),
       "auto (a GPU if there is one), cpu, cuda or cuda:NUMBER");
   add("memory-limit", po::value<int64_t>()->default_value(0),
-      "MB that tensors may take on that device, as near as can be");
+      "MB that tensors may take on that device, as near as can be; 0: no limit");
   add_export_options(add);
   add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
 }
