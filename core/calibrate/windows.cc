@@ -42,4 +42,13 @@ std::vector<std::size_t> share_windows(const std::vector<int64_t>& available,
   return turns;
 }
 
+at::Tensor random_windows(int64_t count, int64_t length, int64_t vocab_size, uint64_t seed) {
+  at::Tensor windows = at::empty({count, length}, at::kLong);
+  std::mt19937_64 random(seed);
+  std::generate_n(windows.data_ptr<int64_t>(), windows.numel(), [&] {
+    return static_cast<int64_t>(random() % static_cast<uint64_t>(vocab_size));
+  });
+  return windows;
+}
+
 }  // namespace aqhost

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/ATen.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <random>
@@ -17,5 +19,9 @@ std::vector<int64_t> sample(int64_t available, int64_t count, uint64_t seed);
 /// what a file does not have, the others give. Shorter where all of them have less.
 std::vector<std::size_t> share_windows(const std::vector<int64_t>& available,
                                        const std::vector<double>& weights, int64_t count);
+
+/// [count, length] i64, every id of the vocabulary as likely as any other. From the same seed, the
+/// windows of a smaller count are the first of a larger.
+at::Tensor random_windows(int64_t count, int64_t length, int64_t vocab_size, uint64_t seed);
 
 }  // namespace aqhost

@@ -29,7 +29,7 @@ struct ModuleRecipe {
 struct RunSettings {
   bool sequential = true;              // later stages and layers see earlier ones quantized
   bool actorder = true;                // static act-order
-  double percdamp = 2;                 // damping, of the mean diagonal
+  double percdamp = 0.1;               // damping, of the mean diagonal
   double error_feedback = 0.75;        // share of earlier layers' error a layer makes up for
   std::optional<int64_t> min_tokens;   // per expert; none: half of its input features
   bool calibrate_all_experts = false;  // every expert sees every token, unweighted

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "base/error.h"
@@ -63,11 +64,30 @@ int64_t count_of(const std::vector<Place>& places, std::size_t file) {
                        [&](const Place& p) { return p.file == file; });
 }
 
+/// How many windows of text are asked for; the others are random.
+int64_t text_windows(const CalibrationOptions& options) {
+  return options.nsamples - options.nsamples * options.random_percent / 100;
+}
+
+/// `text` [n, length] with random windows in their share, in turn.
+at::Tensor with_random(const at::Tensor& text, int64_t vocab_size,
+                       const CalibrationOptions& options) {
+  const int64_t asked = text_windows(options), n = text.size(0);
+  const int64_t count = (options.nsamples - asked) * n / asked;
+  const at::Tensor random = random_windows(count, options.seqlen, vocab_size, options.seed);
+  std::array<int64_t, 2> next{};
+  std::vector<at::Tensor> rows;
+  const std::vector<double> weights{static_cast<double>(n), static_cast<double>(count)};
+  for (const std::size_t from : share_windows({n, count}, weights, n + count))
+    rows.push_back((from == 0 ? text : random)[next[from]++]);
+  return at::stack(rows);
+}
+
 /// Replaces `places` by as many of each file, from a larger pool, that even out expert use. Returns
 /// {pool, spread_before, spread_after}.
 Json balance(const Reader& original, const Model& model, const CalibrationOptions& options,
              at::ScalarType dtype, const Corpus& corpus, std::vector<Place>& places) {
-  const std::vector<Place> pool = choose(corpus, kPool * options.nsamples, options.seed);
+  const std::vector<Place> pool = choose(corpus, kPool * text_windows(options), options.seed);
   if (pool.size() == places.size())
     spdlog::warn("--balance-experts: the text has {} windows, there are no others to choose from",
                  pool.size());
@@ -100,13 +120,13 @@ Calibration read_calibration(const Reader& original, const Model& model,
     fail("--seqlen {} is longer than the {} positions the model was made for", options.seqlen,
          longest);
   const Corpus corpus = read_files(original, model, options);
-  std::vector<Place> places = choose(corpus, options.nsamples, options.seed);
+  const int64_t text = text_windows(options);
+  std::vector<Place> places = choose(corpus, text, options.seed);
   double all = 0;
   for (const double weight : corpus.weights) all += weight;
   Json files = Json::array();
   for (std::size_t i = 0; i < options.files.size(); i++) {
-    const double asked =
-        std::floor(static_cast<double>(options.nsamples) * corpus.weights[i] / all);
+    const double asked = std::floor(static_cast<double>(text) * corpus.weights[i] / all);
     if (static_cast<double>(corpus.available[i]) < asked)
       spdlog::warn("{}: {} windows of {} tokens, {:.0f} were asked for",
                    options.files[i].path.string(), corpus.available[i], options.seqlen, asked);
@@ -115,13 +135,14 @@ Calibration read_calibration(const Reader& original, const Model& model,
                      {"windows", count_of(places, i)},
                      {"available", corpus.available[i]}});
   }
-  Json report{{"files", files},
-              {"windows", places.size()},
-              {"seqlen", options.seqlen},
-              {"seed", options.seed}};
+  Json report{{"files", files}, {"seqlen", options.seqlen}, {"seed", options.seed}};
   if (options.balance_experts)
     report["balance"] = balance(original, model, options, dtype, corpus, places);
-  return {windows_at(corpus, places), report};
+  const at::Tensor windows =
+      with_random(windows_at(corpus, places), model.desc().vocab_size, options);
+  report["windows"] = windows.size(0);
+  report["random_windows"] = windows.size(0) - static_cast<int64_t>(places.size());
+  return {windows, report};
 }
 
 }  // namespace aqhost

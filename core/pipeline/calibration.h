@@ -17,6 +17,7 @@ struct CalibrationOptions {
   int64_t nsamples = 128;         // windows in all
   int64_t seqlen = 512;           // tokens of each
   uint64_t seed = 0;
+  int64_t random_percent = 50;   // of the windows, below 100: random_windows() in place of text
   bool balance_experts = false;  // choose_balanced() from a pool of four times as many
   bool quiet = false;            // no progress
 };
@@ -24,13 +25,13 @@ struct CalibrationOptions {
 /// What a run is calibrated on.
 struct Calibration {
   at::Tensor windows;  // [n, seqlen] i64
-  Json report;  // {files: [{file, weight, windows, available}], windows, seqlen, seed, and, if it
-                // was asked for, balance: {pool, spread_before, spread_after}}
+  Json report;  // {files: [{file, weight, windows, available}], random_windows, windows, seqlen,
+                // seed, and, if it was asked for, balance: {pool, spread_before, spread_after}}
 };
 
 /// Reads the files and chooses windows from each by `seed`, as many as its weight says; windows of
-/// different files take turns. Warns where there are fewer than were asked for, of one file or of
-/// all. `dtype` is what the original runs in to balance experts. Error as CorpusReader, and where
+/// different files, and random ones, take turns. Warns where there are fewer than were asked for,
+/// of one file or of all; random ones are then fewer, too. `dtype` is what the original runs in to balance experts. Error as CorpusReader, and where
 /// seqlen is more than the model was made for.
 Calibration read_calibration(const Reader& original, const Model& model,
                              const CalibrationOptions& options, at::ScalarType dtype);

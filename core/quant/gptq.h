@@ -10,7 +10,7 @@
 namespace aqhost {
 
 struct GptqOptions {
-  double percdamp = 2;     // of the mean diagonal of H
+  double percdamp = 0.1;   // of the mean diagonal of H
   bool actorder = true;    // columns by falling H_ii; groups stay those of the original columns
   int64_t block = 128;     // columns solved between two trailing updates
   int sweeps = 1;          // see sweep_described(); 0: GPTQ alone

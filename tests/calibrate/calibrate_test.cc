@@ -84,4 +84,14 @@ TEST_CASE("files share the windows by weight, in turn, and others give what one 
   CHECK(share_windows({2, 1}, {1, 5}, 9) == Turns{1, 0, 0});
 }
 
+TEST_CASE("random windows: every id there is, the same by seed, more of them begin alike") {
+  const at::Tensor windows = random_windows(8, 500, 100, 3);
+  const at::Tensor counts = at::bincount(windows.flatten(), {}, 100);
+  CHECK(counts.size(0) == 100);
+  CHECK(counts.min().item<int64_t>() > 15);  // of 40 expected
+  CHECK(counts.max().item<int64_t>() < 75);
+  CHECK(random_windows(5, 500, 100, 3).equal(windows.narrow(0, 0, 5)));
+  CHECK_FALSE(random_windows(8, 500, 100, 4).equal(windows));
+}
+
 }  // namespace aqhost

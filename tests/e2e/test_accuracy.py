@@ -25,18 +25,18 @@ class Calibration(WorkFolder):
             b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header +
             struct.pack(f"<{len(ids)}i", *ids))
         out = self.work / "out"
-        self.ok("--model", MODEL, "--config", RECIPE, "--save", out, "--nsamples", 8, "--seqlen", 32,
+        self.ok("--model", MODEL, "--config", RECIPE, "--save", out, "--nsamples", 16, "--seqlen", 32,
                 "--calib", f"{self.work}/a.jsonl=3", "--calib", self.work / "b=2.npy")
         calibration = json.loads((out / "quantization_report.json").read_text())["calibration"]
         self.assertEqual([(f["file"], f["weight"], f["windows"]) for f in calibration["files"]],
                          [("a.jsonl", 3, 6), ("b=2.npy", 1, 2)])
-        self.assertEqual(calibration["windows"], 8)
+        self.assertEqual((calibration["windows"], calibration["random_windows"]), (16, 8))
         self.fails(2, "a weight of 0", "--model", MODEL, "--save", out, "--calib", f"{CALIB}=0")
 
     def test_balanced_experts_are_reported(self):
         out = self.work / "out"
         text = self.ok(*GPTQ, "--nsamples", 4, "--balance-experts", "--save", out)
-        self.assertRegex(text, r"experts balanced: spread of their tokens 0.\d+ -> 0.\d+, of 16 windows")
+        self.assertRegex(text, r"experts balanced: spread of their tokens 0.\d+ -> 0.\d+, of 8 windows")
         balance = json.loads((out / "quantization_report.json").read_text())["calibration"]["balance"]
         self.assertLess(balance["spread_after"], balance["spread_before"])
         self.fails(2, "--balance-experts needs --calib", "--model", MODEL, "--algorithm", "rtn",

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/file.h"
+#include "calibrate/windows.h"
 #include "pipeline/calibration.h"
 #include "pipeline/evaluate.h"
 #include "small_model.h"
@@ -61,7 +62,7 @@ TEST_CASE(
   const std::string text = read_file(fs::path(AQ_TESTS_DIR) / "data/kjv_eval.txt");
   write_file(open / "a.txt", text.substr(0, 100'000));
   write_file(open / "b.txt", text.substr(100'000, 100'000));
-  CalibrationOptions options{{{open / "a.txt", 3}, {open / "b.txt", 1}}, 8, 64, 5};
+  CalibrationOptions options{{{open / "a.txt", 3}, {open / "b.txt", 1}}, 8, 64, 5, 0};
   options.quiet = true;
   const Calibration plain = read_calibration(open.reader(), open.model(), options, at::kFloat);
   options.balance_experts = true;
@@ -78,6 +79,32 @@ TEST_CASE(
         doctest::Approx(told["spread_after"].get<double>()));
   CHECK(read_calibration(open.reader(), open.model(), options, at::kFloat)
             .windows.equal(balanced.windows));
+}
+
+TEST_CASE("random windows take turns with those of the text, and are fewer where the text is short") {
+  const OpenModel open;
+  const std::string text = read_file(fs::path(AQ_TESTS_DIR) / "data/kjv_eval.txt");
+  write_file(open / "a.txt", text.substr(0, 100'000));
+  CalibrationOptions options{{{open / "a.txt"}}, 9, 64, 5, 34};
+  const Calibration mixed = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  CHECK(mixed.report["random_windows"] == 3);
+  CHECK(mixed.report["windows"] == 9);
+  CHECK(mixed.report["files"][0]["windows"] == 6);
+  options.nsamples = 6;
+  options.random_percent = 0;
+  const Calibration plain = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  CHECK(plain.report["random_windows"] == 0);
+  const at::Tensor random = random_windows(3, 64, open.model().desc().vocab_size, 5);
+  const auto text_at = at::tensor({0, 2, 3, 5, 6, 8}), random_at = at::tensor({1, 4, 7});
+  CHECK(mixed.windows.index_select(0, text_at).equal(plain.windows));
+  CHECK(mixed.windows.index_select(0, random_at).equal(random));
+
+  write_file(open / "a.txt", text.substr(0, 1'000));
+  options.nsamples = 1000;
+  options.random_percent = 50;
+  const Calibration few = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  CHECK(few.report["files"][0]["windows"].get<int64_t>() > 0);
+  CHECK(few.report["random_windows"] == few.report["files"][0]["windows"]);
 }
 
 }  // namespace aqhost

@@ -22,8 +22,11 @@ void add_options(po::options_description_easy_init add) {
       "recipe in YAML or JSON (see configs/); default: int4, group size 128");
   add("calib", po::value<std::vector<std::string>>()->composing(),
       "FILE or FILE=WEIGHT: what to calibrate on, may be repeated; GPTQ needs it");
-  add("nsamples", po::value<int64_t>()->default_value(128), "windows of calibration text, in all");
+  add("nsamples", po::value<int64_t>()->default_value(128), "windows to calibrate on, in all");
   add("seqlen", po::value<int64_t>()->default_value(512), "tokens of a window");
+  add("random-percent", po::value<int64_t>()->default_value(50),
+      "of the windows, how many in 100 are random tokens in place of text, so that the result is "
+      "good on text of other kinds than --calib's, too");
   add("balance-experts",
       "choose the windows, from four times as many, that even out how often experts are used");
   add("algorithm", po::value<std::string>(),
@@ -61,6 +64,7 @@ std::optional<CalibrationOptions> calibration(const po::variables_map& options) 
   result.nsamples = integer(options, "nsamples", 1, 1 << 24);
   result.seqlen = integer(options, "seqlen", 2, 1 << 24);
   result.seed = static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62));
+  result.random_percent = integer(options, "random-percent", 0, 99);
   result.balance_experts = options.contains("balance-experts");
   result.quiet = quiet(options);
   return result;
