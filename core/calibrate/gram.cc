@@ -1,34 +1,19 @@
 #include "calibrate/gram.h"
 
 #include <ATen/Parallel.h>
-#include <immintrin.h>
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <vector>
 
 #include "base/error.h"
-
-#define AQ_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
+#include "tensor/bfloat16_tile.h"
 
 namespace aqhost {
 namespace {
 
-constexpr int64_t kTile = 64;  // columns of a panel; rows and columns of a tile of the sum
 constexpr int64_t kTileSize = kTile * kTile;
-constexpr int64_t kRows = 4;      // of a tile that are in registers at once
-constexpr int64_t kBlock = 64;    // pairs of tokens whose panels stay in the first cache
 constexpr int64_t kSlice = 4096;  // tokens that one task adds up
 constexpr int64_t kTasks = 1024;  // whose tiles are in memory at once, 16 kB each
-
-float widen(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
-
-/// To the nearest bfloat16, ties to even; finite numbers only.
-uint32_t narrow(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
 
 /// [n, d] as the instruction wants it: panels of 64 columns, in each for every two tokens 64 pairs.
 /// Zeros fill up the last panel and an odd last pair.
@@ -97,33 +82,6 @@ Panels differences(const at::Tensor& x, const at::Tensor& original, const at::Te
   return panels;
 }
 
-/// 4 rows of a tile [64, 64] += a^T b over `pairs` pairs; a and b [pairs, 64] of pairs, a from the
-/// first of the rows on.
-AQ_AVX512_BF16 void add_rows(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs) {
-  constexpr int64_t kVectors = kTile / 16;
-  __m512 sums[kRows][kVectors];
-  for (int64_t r = 0; r < kRows; r++)
-    for (int64_t v = 0; v < kVectors; v++) sums[r][v] = _mm512_loadu_ps(tile + r * kTile + 16 * v);
-  for (int64_t p = 0; p < pairs; p++, a += kTile, b += kTile) {
-    __m512bh right[kVectors];
-    for (int64_t v = 0; v < kVectors; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + 16 * v);
-    for (int64_t r = 0; r < kRows; r++) {
-      const auto left = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[r]));
-      for (int64_t v = 0; v < kVectors; v++)
-        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
-    }
-  }
-  for (int64_t r = 0; r < kRows; r++)
-    for (int64_t v = 0; v < kVectors; v++) _mm512_storeu_ps(tile + r * kTile + 16 * v, sums[r][v]);
-}
-
-/// A tile [64, 64] of the sum over pairs [begin, end) of two panels.
-void add_tile(float* tile, const uint32_t* a, const uint32_t* b, int64_t begin, int64_t end) {
-  for (int64_t p = begin; p < end; p += kBlock)
-    for (int64_t r = 0; r < kTile; r += kRows)
-      add_rows(tile + r * kTile, a + p * kTile + r, b + p * kTile, std::min(kBlock, end - p));
-}
-
 struct Tile {
   int64_t row, column;  // counted in tiles
 };
@@ -162,8 +120,8 @@ void add_products(at::Tensor& sum, const Panels& x, const Panels& y, double scal
       for (int64_t i = first; i < last; i++) {
         const Tile& tile = some[i / slices];
         const int64_t from = std::min(i % slices * step, x.pairs());
-        add_tile(sums + i * kTileSize, x.panel(tile.row), y.panel(tile.column), from,
-                 std::min(from + step, x.pairs()));
+        add_tile(sums + i * kTileSize, x.panel(tile.row) + from * kTile,
+                 y.panel(tile.column) + from * kTile, std::min(step, x.pairs() - from));
       }
     });
     at::parallel_for(0, count, 16, [&](int64_t first, int64_t last) {
@@ -181,8 +139,6 @@ void check(const at::Tensor& sum, const at::Tensor& x) {
 }
 
 }  // namespace
-
-bool has_bfloat16_products() { return __builtin_cpu_supports("avx512bf16") != 0; }
 
 void add_gram(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights) {
   check(sum, x);

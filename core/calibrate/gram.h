@@ -4,11 +4,8 @@
 
 namespace aqhost {
 
-/// Whether this CPU has AVX512-BF16, which the functions below are written in. Elsewhere they fail.
-bool has_bfloat16_products();
-
 // Sums over tokens of products of their bfloat16 features, added in float32, on all threads and
-// with the same result for any number of them. x and original [n, d] bfloat16, weights [n] float32
+// with the same result for any number of them; an error without has_bfloat16_products(). x and original [n, d] bfloat16, weights [n] float32
 // (s of each token, >= 0) or undefined for 1, sum [d, d] float32.
 
 /// sum += s x x^T, with sqrt(s) x rounded to bfloat16. Half of it is computed, and mirrored.

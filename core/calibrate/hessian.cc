@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "calibrate/gram.h"
+#include "tensor/bfloat16_tile.h"
 
 namespace aqhost {
 namespace {

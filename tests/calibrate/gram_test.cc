@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "tensor/bfloat16_tile.h"
 #include "torch_doctest.h"
 
 namespace aqhost {

@@ -1,0 +1,170 @@
+#include "forward/causal_attention.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <numbers>
+#include <vector>
+
+#include "tensor/bfloat16_tile.h"
+
+#define AQ_AVX512 __attribute__((target("avx512f,avx512bw")))
+
+namespace aqhost {
+namespace {
+
+/// One head of one sequence.
+struct Head {
+  const uint16_t *q, *k, *v;  // [tokens, size] bfloat16
+  uint16_t* context;          // likewise, rows `stride` apart
+  int64_t tokens, size, stride, window;
+  float factor;  // of the scores, in powers of two
+};
+
+/// What one thread works in.
+struct Scratch {
+  std::vector<uint32_t> keys;    // [tiles, size / 2, 64], pairs of features
+  std::vector<uint32_t> values;  // [panels of 64 features, tokens / 2, 64], pairs of tokens
+  std::vector<uint32_t> query;   // [size / 2, 64]
+  std::vector<float> scores;     // [tokens, 64 queries]
+  std::vector<uint32_t> shares;  // [tokens / 2, 64 queries]: e^score, pairs of tokens
+};
+
+int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
+
+/// 64 tokens from `begin` on, as columns of pairs of features; zeros behind the last token.
+void pack_tokens(const uint16_t* x, int64_t begin, const Head& head, uint32_t* to) {
+  const int64_t width = std::min(kTile, head.tokens - begin);
+  for (int64_t p = 0; p < head.size / 2; p++, to += kTile) {
+    for (int64_t c = 0; c < width; c++)
+      std::memcpy(to + c, x + (begin + c) * head.size + 2 * p, sizeof *to);
+    std::fill(to + width, to + kTile, 0);
+  }
+}
+
+/// All values, as rows of pairs of tokens; zeros behind the last token and the last feature.
+void pack_values(const Head& head, std::vector<uint32_t>& to) {
+  const int64_t pairs = tiles_of(head.tokens) * kTile / 2;
+  to.assign(static_cast<std::size_t>(tiles_of(head.size) * pairs * kTile), 0);
+  for (int64_t t = 0; t < head.tokens; t += 2)
+    for (int64_t c0 = 0; c0 < head.size; c0 += kTile) {
+      uint32_t* row = to.data() + (c0 / kTile * pairs + t / 2) * kTile;
+      const uint16_t* even = head.v + t * head.size + c0;
+      const uint16_t* odd = even + head.size;
+      const int64_t width = std::min(kTile, head.size - c0);
+      for (int64_t c = 0; c < width; c++) row[c] = even[c];
+      if (t + 1 == head.tokens) continue;
+      for (int64_t c = 0; c < width; c++) row[c] |= uint32_t{odd[c]} << 16;
+    }
+}
+
+/// Takes away what the tile's queries do not see of its keys: a key is seen by its own token and
+/// those behind it, `window` of them if that is not 0.
+void mask(float* tile, int64_t first_key, int64_t first_query, int64_t window) {
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  const auto in_tile = [](int64_t query) { return std::clamp<int64_t>(query, 0, kTile); };
+  for (int64_t k = 0; k < kTile; k++, tile += kTile) {
+    const int64_t own = first_key + k - first_query;
+    std::fill(tile, tile + in_tile(own), kNone);
+    if (window > 0) std::fill(tile + in_tile(own + window), tile + kTile, kNone);
+  }
+}
+
+/// 2^x for x <= 0 within 1e-4 of it, a bfloat16 has 4e-3; 2^-126 for less than -126.
+inline float power_of_two(float x) {
+  constexpr float kWhole = 3 << 22;  // added to it, a number is rounded to a whole one
+  x = std::max(-126.0F, x);          // in this order one instruction
+  const float shifted = x + kWhole, rest = x - (shifted - kWhole);
+  float y = 9.6181291e-3F;  // the series of 2^rest, |rest| <= 1/2
+  for (const float c : {5.5504109e-2F, 0.24022651F, 0.69314718F, 1.0F}) y = y * rest + c;
+  return y * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127) << 23);
+}
+
+/// shares = 2^(factor (score - the query's largest)), and their sums [64]; scores [tokens, 64].
+AQ_AVX512 void exponentiate(const float* scores, int64_t tokens, float factor, uint32_t* shares,
+                            float* sums) {
+  float most[kTile];
+  std::copy_n(scores, kTile, most);
+  for (int64_t t = 1; t < tokens; t++)
+    for (int64_t c = 0; c < kTile; c++) most[c] = std::max(most[c], scores[t * kTile + c]);
+  std::fill_n(sums, kTile, 0.0F);
+  for (int64_t t = 0; t < tokens; t += 2, shares += kTile)
+    for (int64_t c = 0; c < kTile; c++) {
+      const float a = power_of_two((scores[t * kTile + c] - most[c]) * factor);
+      const float b = power_of_two((scores[(t + 1) * kTile + c] - most[c]) * factor);
+      sums[c] += a + b;
+      shares[c] = narrow(a) | narrow(b) << 16;
+    }
+}
+
+void attend(const Head& head, Scratch& s) {
+  const int64_t tiles = tiles_of(head.tokens), packed = head.size / 2 * kTile;
+  s.keys.resize(static_cast<std::size_t>(tiles * packed));
+  s.query.resize(static_cast<std::size_t>(packed));
+  s.scores.resize(static_cast<std::size_t>(tiles * kTile * kTile));
+  s.shares.resize(s.scores.size() / 2);
+  for (int64_t t = 0; t < tiles; t++)
+    pack_tokens(head.k, t * kTile, head, s.keys.data() + t * packed);
+  pack_values(head, s.values);
+  for (int64_t i = 0; i < tiles; i++) {
+    const int64_t begin = i * kTile;
+    const int64_t first =
+        head.window > 0 ? std::max<int64_t>(0, begin - head.window + 1) / kTile : 0;
+    pack_tokens(head.q, begin, head, s.query.data());
+    std::fill_n(s.scores.data(), (i + 1 - first) * kTile * kTile, 0.0F);
+    for (int64_t t = first; t <= i; t++) {
+      float* tile = s.scores.data() + (t - first) * kTile * kTile;
+      add_tile(tile, s.keys.data() + t * packed, s.query.data(), head.size / 2);
+      if (t == i || head.window > 0) mask(tile, t * kTile, begin, head.window);
+    }
+    float sums[kTile];
+    const int64_t seen = (i + 1 - first) * kTile;
+    exponentiate(s.scores.data(), seen, head.factor, s.shares.data(), sums);
+    for (int64_t c0 = 0; c0 < head.size; c0 += kTile) {
+      float context[kTile * kTile] = {};
+      const int64_t width = std::min(kTile, head.size - c0);
+      const uint32_t* values = s.values.data() + (c0 * tiles + first * kTile) / 2 * kTile;
+      add_tile(context, s.shares.data(), values, seen / 2, width);
+      for (int64_t r = 0; r < std::min(kTile, head.tokens - begin); r++)
+        for (int64_t c = 0; c < width; c++)
+          head.context[(begin + r) * head.stride + c0 + c] =
+              static_cast<uint16_t>(narrow(context[r * kTile + c] / sums[r]));
+    }
+  }
+}
+
+uint16_t* bits_of(const at::Tensor& t) {
+  return reinterpret_cast<uint16_t*>(t.data_ptr<at::BFloat16>());
+}
+
+}  // namespace
+
+bool has_causal_attention(const at::Tensor& q) {
+  return q.is_cpu() && q.scalar_type() == at::kBFloat16 && q.size(3) % 2 == 0 &&
+         !q.requires_grad() && has_bfloat16_products();
+}
+
+at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            double scale, int64_t window) {
+  const int64_t batch = q.size(0), heads = q.size(1), tokens = q.size(2), size = q.size(3);
+  const int64_t shared = heads / k.size(1), each = tokens * size;
+  at::Tensor context = at::empty({batch, tokens, heads * size}, q.options());
+  const uint16_t *queries = bits_of(q), *keys = bits_of(k), *values = bits_of(v);
+  uint16_t* contexts = bits_of(context);
+  at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t b = i / heads, h = i % heads, kv = i / shared;
+      attend({queries + i * each, keys + kv * each, values + kv * each,
+              contexts + b * heads * each + h * size, tokens, size, heads * size, window,
+              static_cast<float>(scale * std::numbers::log2e)},
+             scratch);
+    }
+  });
+  return context;
+}
+
+}  // namespace aqhost

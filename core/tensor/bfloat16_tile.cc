@@ -1,0 +1,47 @@
+#include "tensor/bfloat16_tile.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+#define AQ_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kRows = 4;    // of a tile that are in registers at once
+constexpr int64_t kBlock = 64;  // pairs of terms that stay in the first cache
+
+/// 4 rows of a tile += a^T b; a from the first of the rows on.
+template <int kVectors>
+AQ_AVX512_BF16 void add_rows(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs) {
+  __m512 sums[kRows][kVectors];
+  for (int64_t r = 0; r < kRows; r++)
+    for (int64_t v = 0; v < kVectors; v++) sums[r][v] = _mm512_loadu_ps(tile + r * kTile + 16 * v);
+  for (int64_t p = 0; p < pairs; p++, a += kTile, b += kTile) {
+    __m512bh right[kVectors];
+    for (int64_t v = 0; v < kVectors; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + 16 * v);
+    for (int64_t r = 0; r < kRows; r++) {
+      const auto left = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[r]));
+      for (int64_t v = 0; v < kVectors; v++)
+        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
+    }
+  }
+  for (int64_t r = 0; r < kRows; r++)
+    for (int64_t v = 0; v < kVectors; v++) _mm512_storeu_ps(tile + r * kTile + 16 * v, sums[r][v]);
+}
+
+}  // namespace
+
+bool has_bfloat16_products() { return __builtin_cpu_supports("avx512bf16") != 0; }
+
+void add_tile(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs, int64_t columns) {
+  static constexpr decltype(&add_rows<4>) kAdd[] = {add_rows<1>, add_rows<2>, add_rows<3>,
+                                                    add_rows<4>};
+  const auto add = kAdd[(columns - 1) / 16];
+  for (int64_t p = 0; p < pairs; p += kBlock)
+    for (int64_t r = 0; r < kTile; r += kRows)
+      add(tile + r * kTile, a + p * kTile + r, b + p * kTile, std::min(kBlock, pairs - p));
+}
+
+}  // namespace aqhost
