@@ -168,8 +168,9 @@ int32_t last_layer(const Model& model, const Plan& plan) {
   return last;
 }
 
-/// Of how many windows the original's hidden states go along.
-int64_t original_windows(const Plan& plan, int64_t windows) {
+/// Of how many windows of seqlen tokens the original's hidden states go along.
+int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
+  constexpr int64_t kLeastTokens = 1 << 15;
   if (!plan.needs_calibration()) return 0;
   // the layers round the inputs of whatever runs through them, also of the original
   const bool rounds = std::any_of(plan.modules.begin(), plan.modules.end(),
@@ -178,8 +179,9 @@ int64_t original_windows(const Plan& plan, int64_t windows) {
   if (std::any_of(plan.modules.begin(), plan.modules.end(),
                   [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; }))
     return windows;  // all are targets
-  // half tell well enough what quantization does to the inputs
-  return plan.settings.error_feedback > 0 ? (windows + 1) / 2 : 0;
+  if (plan.settings.error_feedback == 0) return 0;
+  // half tell well enough what quantization does to the inputs, unless they are few
+  return std::max((windows + 1) / 2, std::min(windows, (kLeastTokens + seqlen - 1) / seqlen));
 }
 
 /// Bytes of the largest layer's modules in the type they are kept in.
@@ -220,7 +222,7 @@ class Calibrator {
         options_(at::TensorOptions(options.device).dtype(dtype)),
         seed_(options.calibration->seed),
         x_(Ends(original, model).embed(windows).to(options.device)) {
-    if (const int64_t n = original_windows(plan, x_.size(0)); n > 0)
+    if (const int64_t n = original_windows(plan, x_.size(0), x_.size(1)); n > 0)
       original_x_ = x_.narrow(0, 0, n).clone();
     const int64_t states = x_.numel() + (original_x_.defined() ? original_x_.numel() : 0);
     chunk_bytes_ = chunk_bytes(model, states, dtype, options);
