@@ -1,6 +1,9 @@
 #include "forward/layer.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
+
+#include <vector>
 
 #include "base/error.h"
 #include "forward/router.h"
@@ -22,6 +25,21 @@ at::Tensor activate(at::Tensor gate, int32_t activation) {
     default:
       return at::silu_(gate);
   }
+}
+
+/// body(x) [windows, ...], on a CPU a window a thread where there are enough of them: what is worked
+/// out in between stays in that thread's cache, and the threads need not wait for each other after
+/// every operation.
+template <typename Body>
+at::Tensor by_window(const at::Tensor& x, const Body& body) {
+  if (!x.is_cpu() || x.requires_grad() || x.dim() < 3 || x.size(0) < at::get_num_threads())
+    return body(x);
+  std::vector<at::Tensor> parts(static_cast<std::size_t>(x.size(0)));
+  at::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; w++)
+      parts[static_cast<std::size_t>(w)] = body(x.narrow(0, w, 1));
+  });
+  return at::cat(parts);
 }
 
 }  // namespace
@@ -81,11 +99,15 @@ const Linear& Layer::linear(int32_t role, int32_t expert) const {
   return linears_.at({role, expert});
 }
 
-at::Tensor Layer::attention_input(const at::Tensor& x) const { return attention_norm_(x); }
+at::Tensor Layer::attention_input(const at::Tensor& x) const {
+  return by_window(x, attention_norm_);
+}
 
 at::Tensor Layer::attention_context(const at::Tensor& a) const {
-  return (*attention_)(linear(AQ_ROLE_ATTN_Q)(a), linear(AQ_ROLE_ATTN_K)(a),
-                       linear(AQ_ROLE_ATTN_V)(a));
+  return by_window(a, [&](const at::Tensor& window) {
+    return (*attention_)(linear(AQ_ROLE_ATTN_Q)(window), linear(AQ_ROLE_ATTN_K)(window),
+                         linear(AQ_ROLE_ATTN_V)(window));
+  });
 }
 
 at::Tensor Layer::attention_output(const at::Tensor& c) const { return linear(AQ_ROLE_ATTN_O)(c); }
@@ -98,7 +120,9 @@ at::Tensor Layer::attention(const at::Tensor& a, const LinearTap& tap) const {
   return (*custom_)(a, find, tap);
 }
 
-at::Tensor Layer::ffn_input(const at::Tensor& x) const { return ffn_norm_(x); }
+at::Tensor Layer::ffn_input(const at::Tensor& x) const {
+  return by_window(x, ffn_norm_);
+}
 
 Routing Layer::route(const at::Tensor& f) const {
   const FfnDesc& desc = ffn_desc();
