@@ -27,9 +27,9 @@ at::Tensor activate(at::Tensor gate, int32_t activation) {
   }
 }
 
-/// body(x) [windows, ...], on a CPU a window a thread where there are enough of them: what is worked
-/// out in between stays in that thread's cache, and the threads need not wait for each other after
-/// every operation.
+/// body(x) [windows, ...], on a CPU a window a thread where there are enough of them: what is
+/// worked out in between stays in that thread's cache, and the threads need not wait for each other
+/// after every operation.
 template <typename Body>
 at::Tensor by_window(const at::Tensor& x, const Body& body) {
   if (!x.is_cpu() || x.requires_grad() || x.dim() < 3 || x.size(0) < at::get_num_threads())
@@ -120,9 +120,7 @@ at::Tensor Layer::attention(const at::Tensor& a, const LinearTap& tap) const {
   return (*custom_)(a, find, tap);
 }
 
-at::Tensor Layer::ffn_input(const at::Tensor& x) const {
-  return by_window(x, ffn_norm_);
-}
+at::Tensor Layer::ffn_input(const at::Tensor& x) const { return by_window(x, ffn_norm_); }
 
 Routing Layer::route(const at::Tensor& f) const {
   const FfnDesc& desc = ffn_desc();

@@ -31,8 +31,8 @@ struct Calibration {
 
 /// Reads the files and chooses windows from each by `seed`, as many as its weight says; windows of
 /// different files, and random ones, take turns. Warns where there are fewer than were asked for,
-/// of one file or of all; random ones are then fewer, too. `dtype` is what the original runs in to balance experts. Error as CorpusReader, and where
-/// seqlen is more than the model was made for.
+/// of one file or of all; random ones are then fewer, too. `dtype` is what the original runs in to
+/// balance experts. Error as CorpusReader, and where seqlen is more than the model was made for.
 Calibration read_calibration(const Reader& original, const Model& model,
                              const CalibrationOptions& options, at::ScalarType dtype);
 

@@ -81,7 +81,8 @@ TEST_CASE(
             .windows.equal(balanced.windows));
 }
 
-TEST_CASE("random windows take turns with those of the text, and are fewer where the text is short") {
+TEST_CASE(
+    "random windows take turns with those of the text, and are fewer where the text is short") {
   const OpenModel open;
   const std::string text = read_file(fs::path(AQ_TESTS_DIR) / "data/kjv_eval.txt");
   write_file(open / "a.txt", text.substr(0, 100'000));

@@ -156,9 +156,10 @@ int complain(const std::string& message, int status) {
 /// LibTorch's OpenMP threads wait for work by spinning, up to milliseconds: on a machine that has
 /// other work too they take its time and each other's (measured: 4 times slower under a load of two
 /// processes a core). To spin about as long as sleeping and waking take costs nothing then, and
-/// where nothing else runs it is 7 % faster than hardly to spin. The runtime reads this setting once, when it is loaded, so the program starts
-/// itself again with it, unless the user has chosen. Called before the libraries' own start, which
-/// takes most of a short run's time; so nothing of theirs, nor getenv(), may be used.
+/// where nothing else runs it is 7 % faster than hardly to spin. The runtime reads this setting
+/// once, when it is loaded, so the program starts itself again with it, unless the user has chosen.
+/// Called before the libraries' own start, which takes most of a short run's time; so nothing of
+/// theirs, nor getenv(), may be used.
 void limit_spinning(int /*argc*/, char** argv, char** environment) {
   static std::array<char*, 4096> longer;
   static char setting[] = "GOMP_SPINCOUNT=5000";
