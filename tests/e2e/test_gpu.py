@@ -22,22 +22,24 @@ class OnAGpu(WorkFolder):
         return json.loads(self.ok("eval", "--model", export, "--text", EVAL, "--window", 512,
                                   "--json"))["perplexity"]
 
-    def close(self, most, model, *options):
-        """Prints and compares what a run on each device gives."""
-        cpu, gpu = (self.perplexity(self.quantize(d, model, *options)) for d in ("cpu", "cuda"))
+    def close(self, most, model, *options, seeds=(0,)):
+        """Prints and compares what runs on each device give, on average over seeds."""
+        means = []
+        for device in ("cpu", "cuda"):
+            runs = [self.perplexity(self.quantize(device, model, "--seed", s, *options)) for s in seeds]
+            means.append(sum(runs) / len(runs))
+        cpu, gpu = means
         print(f"{model.name} {' '.join(map(str, options))}: cpu {cpu:.4f}, gpu {gpu:.4f}, "
               f"{100 * (gpu / cpu - 1):+.3f} %", flush=True)
         self.assertLess(abs(gpu / cpu - 1), most)
 
     def test_every_family_is_as_accurate_as_on_the_cpu(self):
+        # sums in another order change a tie here and there, and all that follows: by up to 0.5 % in a
+        # single run, in either direction
         for family in FAMILIES:
-            with self.subTest(family):
-                self.close(0.003, TESTS / "models" / family, "--dtype", "float32")
-
-    def test_in_bfloat16_the_difference_is_that_of_another_seed(self):
-        for family in FAMILIES:
-            with self.subTest(family):
-                self.close(0.01, TESTS / "models" / family, "--dtype", "bfloat16")
+            for dtype in ("float32", "bfloat16"):
+                with self.subTest(family, dtype=dtype):
+                    self.close(0.003, TESTS / "models" / family, "--dtype", dtype, seeds=range(3))
 
     def test_recipes_in_mixed_formats(self):
         for family, recipe in (("mixtral-tiny", "mixtral"), ("qwen2-moe-tiny", "qwen2_moe")):
