@@ -5,9 +5,10 @@
 namespace aqhost {
 
 // Sums over tokens of products of their bfloat16 features, added in float32, on all threads and
-// with the same result for any number of them; an error without has_bfloat16_products(). x and
-// original [n, d] bfloat16, weights [n] float32 (s of each token, >= 0) or undefined for 1, sum [d,
-// d] float32.
+// with the same result for any number of them; an error without has_bfloat16_products().
+//   x, original  [n, d] bfloat16
+//   weights      [n] float32, s of each token, >= 0; undefined for 1
+//   sum          [d, d] float32
 
 /// sum += s x x^T, with sqrt(s) x rounded to bfloat16. Half of it is computed, and mirrored.
 void add_gram(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights);

@@ -32,7 +32,8 @@ at::Tensor activate(at::Tensor gate, int32_t activation) {
 /// after every operation.
 template <typename Body>
 at::Tensor by_window(const at::Tensor& x, const Body& body) {
-  if (!x.is_cpu() || x.requires_grad() || x.dim() < 3 || x.size(0) < at::get_num_threads())
+  // gradients are of one thread
+  if (!x.is_cpu() || at::GradMode::is_enabled() || x.dim() < 3 || x.size(0) < at::get_num_threads())
     return body(x);
   std::vector<at::Tensor> parts(static_cast<std::size_t>(x.size(0)));
   at::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
