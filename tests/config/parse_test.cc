@@ -90,7 +90,7 @@ TEST_CASE("a recipe with nothing in it is int4 in groups of 128, by GPTQ, with t
     const RunSettings& s = recipe.settings();
     CHECK(s.sequential);
     CHECK(s.actorder);
-    CHECK(s.percdamp == 2);
+    CHECK(s.percdamp == 0.1);
     CHECK(s.error_feedback == 0.75);
     CHECK(m.refine_steps == 0);
     CHECK(!s.min_tokens);

@@ -37,9 +37,9 @@ class OnAGpu(WorkFolder):
         # sums in another order change a tie here and there, and all that follows: by up to 0.5 % in a
         # single run, in either direction
         for family in FAMILIES:
-            for dtype in ("float32", "bfloat16"):
+            for dtype, most in (("float32", 0.003), ("bfloat16", 0.005)):
                 with self.subTest(family, dtype=dtype):
-                    self.close(0.003, TESTS / "models" / family, "--dtype", dtype, seeds=range(3))
+                    self.close(most, TESTS / "models" / family, "--dtype", dtype, seeds=range(3))
 
     def test_recipes_in_mixed_formats(self):
         for family, recipe in (("mixtral-tiny", "mixtral"), ("qwen2-moe-tiny", "qwen2_moe")):
