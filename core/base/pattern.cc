@@ -1,11 +1,23 @@
 #include "base/pattern.h"
 
+#include <algorithm>
+#include <cctype>
+
 #include "base/error.h"
 
 namespace aqhost {
 namespace {
 
 constexpr std::size_t kMostCharacters = 1000;  // std::regex compiles by recursion
+constexpr int kMostDigits = 9;                 // and lets longer numbers overflow
+
+bool has_long_number(const std::string& expression) {
+  int digits = 0;
+  return std::any_of(expression.begin(), expression.end(), [&](unsigned char c) {
+    digits = std::isdigit(c) != 0 ? digits + 1 : 0;
+    return digits > kMostDigits;
+  });
+}
 
 }  // namespace
 
@@ -32,6 +44,8 @@ std::regex compile_regex(const std::string& expression, const std::string& where
   if (expression.size() > kMostCharacters)
     fail("{}: a regular expression of {} characters, expected at most {}", where, expression.size(),
          kMostCharacters);
+  if (has_long_number(expression))
+    fail("{}: \"{}\" has a number of more than {} digits", where, expression, kMostDigits);
   try {
     return std::regex(expression, std::regex::ECMAScript | std::regex_constants::__polynomial);
   } catch (const std::regex_error& e) {

@@ -38,6 +38,8 @@ TEST_CASE("a regular expression that is none, or of no sensible length, is refus
                        Error);
   CHECK_THROWS_AS(compile_regex("(a){1000}{1000}", "f:3"), Error);
   CHECK_THROWS_AS(compile_regex(R"((a)\1)", "f:3"), Error);
+  CHECK_THROWS_WITH_AS(compile_regex("a{1234567890}", "f:3"),
+                       "f:3: \"a{1234567890}\" has a number of more than 9 digits", Error);
 }
 
 TEST_CASE("nested repetitions, which take a backtracking matcher years, end at once") {
