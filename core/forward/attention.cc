@@ -67,14 +67,13 @@ at::Tensor Attention::operator()(at::Tensor q, at::Tensor k, at::Tensor v) const
   q = heads(q, desc_.n_heads, q_norm_, true);
   k = heads(k, desc_.n_kv_heads, k_norm_, true);
   v = heads(v, desc_.n_kv_heads, std::nullopt, false);
-  const bool windowed = desc_.sliding_window > 0 && desc_.sliding_window < tokens;
-  if (has_causal_attention(q))
-    return causal_attention(q, k, v, desc_.scale, windowed ? desc_.sliding_window : 0);
+  if (has_causal_attention(q)) return causal_attention(q, k, v, desc_.scale, desc_.sliding_window);
   const int64_t shared = desc_.n_heads / desc_.n_kv_heads;
   if (shared > 1) {
     k = k.repeat_interleave(shared, 1);
     v = v.repeat_interleave(shared, 1);
   }
+  const bool windowed = desc_.sliding_window > 0 && desc_.sliding_window < tokens;
   const at::Tensor mask =
       windowed ? window_mask(tokens, desc_.sliding_window, q.device()) : at::Tensor();
   const at::Tensor context = at::scaled_dot_product_attention(

@@ -13,8 +13,8 @@ bool has_causal_attention(const at::Tensor& q);
 /// softmax(scale q k^T) v of q [batch, heads, tokens, size], k and v [batch, kv_heads, tokens,
 /// size], all contiguous, as [batch, tokens, heads x size]. Token i sees tokens (i - window, i];
 /// window 0: all up to itself. Scores and sums are float32, the softmax is rounded to bfloat16
-/// before v is multiplied, as LibTorch's scaled_dot_product_attention does it, which takes four
-/// times as long where MKL has no bfloat16 of its own. On all threads, the same result for any
+/// before v is multiplied, as LibTorch's scaled_dot_product_attention does it, which takes twice as
+/// long where MKL has no bfloat16 of its own. On all threads, the same result for any
 /// number of them.
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             double scale, int64_t window);

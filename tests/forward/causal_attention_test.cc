@@ -38,13 +38,16 @@ at::Tensor reference(const Case& c, const Sample& s, double scale) {
   return at::matmul(scores.softmax(3), wide(s.v)).transpose(1, 2).flatten(2);
 }
 
+bool skipped() {
+  if (has_bfloat16_products()) return false;
+  MESSAGE("SKIPPED: this CPU has no AVX512-BF16");
+  return true;
+}
+
 }  // namespace
 
 TEST_CASE("attention of bfloat16 is as near to float64 as the rounding of shares and results") {
-  if (!has_bfloat16_products()) {
-    MESSAGE("SKIPPED: this CPU has no AVX512-BF16");
-    return;
-  }
+  if (skipped()) return;
   // below, at and beyond tiles; heads that share keys; windows within and across tiles
   for (const Case& c :
        {Case{2, 4, 4, 512, 32, 0}, Case{1, 1, 1, 1, 2, 0}, Case{3, 2, 1, 63, 16, 0},
@@ -65,7 +68,7 @@ TEST_CASE("attention of bfloat16 is as near to float64 as the rounding of shares
 }
 
 TEST_CASE("attention of large scores keeps to the largest, and threads do not matter") {
-  if (!has_bfloat16_products()) return;
+  if (skipped()) return;
   const Case c{2, 3, 3, 100, 32, 0};
   Sample s(c);
   s.q.mul_(1000);
