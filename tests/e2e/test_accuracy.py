@@ -25,8 +25,9 @@ class Calibration(WorkFolder):
             b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header +
             struct.pack(f"<{len(ids)}i", *ids))
         out = self.work / "out"
-        self.ok("--model", MODEL, "--config", RECIPE, "--save", out, "--nsamples", 16, "--seqlen", 32,
-                "--calib", f"{self.work}/a.jsonl=3", "--calib", self.work / "b=2.npy")
+        text = self.ok("--model", MODEL, "--config", RECIPE, "--save", out, "--nsamples", 16, "--seqlen",
+                       32, "--calib", f"{self.work}/a.jsonl=3", "--calib", self.work / "b=2.npy")
+        self.assertIn("calibrated on windows of 32 tokens: 8 of text, 8 of random tokens\n", text)
         calibration = json.loads((out / "quantization_report.json").read_text())["calibration"]
         self.assertEqual([(f["file"], f["weight"], f["windows"]) for f in calibration["files"]],
                          [("a.jsonl", 3, 6), ("b=2.npy", 1, 2)])

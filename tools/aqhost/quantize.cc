@@ -78,9 +78,14 @@ std::string readers(const std::vector<Loadable>& loads) {
   return names.empty() ? "nothing but aqhost" : fmt::format("{}", fmt::join(names, ", "));
 }
 
-/// What --balance-experts did, if it was asked for.
-void print_balance(const Json& report) {
-  const Json balance = report.value("calibration", Json::object()).value("balance", Json());
+/// What a run was calibrated on, if it was, and what --balance-experts did, if it was asked for.
+void print_calibration(const Json& report) {
+  const Json calibration = report.value("calibration", Json());
+  if (!calibration.is_object()) return;
+  const int64_t windows = calibration["windows"], random = calibration["random_windows"];
+  fmt::print("calibrated on windows of {} tokens: {} of text, {} of random tokens\n",
+             calibration["seqlen"].get<int64_t>(), windows - random, random);
+  const Json balance = calibration.value("balance", Json());
   if (balance.is_object())
     fmt::print("experts balanced: spread of their tokens {:.3f} -> {:.3f}, of {} windows\n",
                balance["spread_before"].get<double>(), balance["spread_after"].get<double>(),
@@ -94,7 +99,7 @@ void print_summary(const Json& report, const std::string& target, int64_t origin
   fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n",
              totals["modules"].get<int64_t>(), with_commas(totals["weights"].get<int64_t>()),
              totals["bits_per_weight"].get<double>());
-  print_balance(report);
+  print_calibration(report);
   if (const std::size_t width = terminal_width(STDOUT_FILENO); width > 0)
     for (const std::string& row : coverage_rows(report["experts"], width)) fmt::print("{}\n", row);
   if (rtn_loss > 0)
