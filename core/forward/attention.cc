@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "forward/causal_attention.h"
+#include "forward/fused.h"
 
 namespace aqhost {
 namespace {
@@ -34,12 +35,14 @@ Attention::Attention(const Source& source, const Model& model, int32_t layer, in
   sin_ = angles.sin().mul_(desc_.rope_scale).to(options);
 }
 
-/// In place; x [batch, heads, tokens, size].
+/// In place; x [batch, tokens, heads, size].
 void Attention::rotate(at::Tensor& x) const {
-  const int64_t half = cos_.size(1), tokens = x.size(2);
-  const at::Tensor cos = cos_.narrow(0, 0, tokens), sin = sin_.narrow(0, 0, tokens);
-  const at::Tensor part = x.narrow(3, 0, 2 * half);
+  const int64_t half = cos_.size(1), tokens = x.size(1);
   const bool pairs = desc_.rope_interleaved;
+  if (can_fuse(x)) return fused_rotate(x, cos_, sin_, pairs);
+  const at::Tensor cos = cos_.narrow(0, 0, tokens).unsqueeze(1);
+  const at::Tensor sin = sin_.narrow(0, 0, tokens).unsqueeze(1);
+  const at::Tensor part = x.narrow(3, 0, 2 * half);
   at::Tensor a = pairs ? part.slice(3, 0, 2 * half, 2) : part.narrow(3, 0, half);
   at::Tensor b = pairs ? part.slice(3, 1, 2 * half, 2) : part.narrow(3, half, half);
   const at::Tensor rotated = a * cos - b * sin;
@@ -47,7 +50,7 @@ void Attention::rotate(at::Tensor& x) const {
   a.copy_(rotated);
 }
 
-/// [batch, tokens, count x size] to [batch, count, tokens, size].
+/// [batch, tokens, count x size] to [batch, tokens, count, size].
 at::Tensor Attention::heads(const at::Tensor& x, int64_t count, const std::optional<Norm>& norm,
                             bool rotated) const {
   at::Tensor y = x;
@@ -55,7 +58,7 @@ at::Tensor Attention::heads(const at::Tensor& x, int64_t count, const std::optio
   y = y.unflatten(2, {count, desc_.head_dim});
   if (norm && desc_.qk_norm == AQ_QK_NORM_HEAD) y = (*norm)(y);
   if (desc_.clip_qkv > 0) y = y.clamp(-desc_.clip_qkv, desc_.clip_qkv);
-  y = y.transpose(1, 2).contiguous();
+  y = y.contiguous();
   if (rotated && cos_.defined()) rotate(y);
   return y;
 }
@@ -70,14 +73,15 @@ at::Tensor Attention::operator()(at::Tensor q, at::Tensor k, at::Tensor v) const
   if (has_causal_attention(q)) return causal_attention(q, k, v, desc_.scale, desc_.sliding_window);
   const int64_t shared = desc_.n_heads / desc_.n_kv_heads;
   if (shared > 1) {
-    k = k.repeat_interleave(shared, 1);
-    v = v.repeat_interleave(shared, 1);
+    k = k.repeat_interleave(shared, 2);
+    v = v.repeat_interleave(shared, 2);
   }
   const bool windowed = desc_.sliding_window > 0 && desc_.sliding_window < tokens;
   const at::Tensor mask =
       windowed ? window_mask(tokens, desc_.sliding_window, q.device()) : at::Tensor();
   const at::Tensor context = at::scaled_dot_product_attention(
-      q, k, v, mask.defined() ? std::optional(mask) : std::nullopt, 0.0, !windowed, desc_.scale);
+      q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+      mask.defined() ? std::optional(mask) : std::nullopt, 0.0, !windowed, desc_.scale);
   return context.transpose(1, 2).flatten(2);
 }
 

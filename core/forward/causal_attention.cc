@@ -19,9 +19,10 @@ namespace {
 /// One head of one sequence.
 struct Head {
   const uint16_t *q, *k, *v;  // [tokens, size] bfloat16
-  uint16_t* context;          // likewise, rows `stride` apart
-  int64_t tokens, size, stride, window;
-  float factor;  // of the scores, in powers of two
+  uint16_t* context;          // likewise
+  int64_t tokens, size, window;
+  int64_t q_stride, k_stride;  // between tokens: of q and the context, of k and v
+  float factor;                // of the scores, in powers of two
 };
 
 /// What one thread works in.
@@ -35,12 +36,13 @@ struct Scratch {
 
 int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
-/// 64 tokens from `begin` on, as columns of pairs of features; zeros behind the last token.
-void pack_tokens(const uint16_t* x, int64_t begin, const Head& head, uint32_t* to) {
+/// 64 tokens of q or k from `begin` on, as columns of pairs of features; zeros behind the last
+/// token.
+void pack_tokens(const uint16_t* x, int64_t stride, int64_t begin, const Head& head, uint32_t* to) {
   const int64_t width = std::min(kTile, head.tokens - begin);
   for (int64_t p = 0; p < head.size / 2; p++, to += kTile) {
     for (int64_t c = 0; c < width; c++)
-      std::memcpy(to + c, x + (begin + c) * head.size + 2 * p, sizeof *to);
+      std::memcpy(to + c, x + (begin + c) * stride + 2 * p, sizeof *to);
     std::fill(to + width, to + kTile, 0);
   }
 }
@@ -52,8 +54,8 @@ void pack_values(const Head& head, std::vector<uint32_t>& to) {
   for (int64_t t = 0; t < head.tokens; t += 2)
     for (int64_t c0 = 0; c0 < head.size; c0 += kTile) {
       uint32_t* row = to.data() + (c0 / kTile * pairs + t / 2) * kTile;
-      const uint16_t* even = head.v + t * head.size + c0;
-      const uint16_t* odd = even + head.size;
+      const uint16_t* even = head.v + t * head.k_stride + c0;
+      const uint16_t* odd = even + head.k_stride;
       const int64_t width = std::min(kTile, head.size - c0);
       for (int64_t c = 0; c < width; c++) row[c] = even[c];
       if (t + 1 == head.tokens) continue;
@@ -107,13 +109,13 @@ void attend(const Head& head, Scratch& s) {
   s.scores.resize(static_cast<std::size_t>(tiles * kTile * kTile));
   s.shares.resize(s.scores.size() / 2);
   for (int64_t t = 0; t < tiles; t++)
-    pack_tokens(head.k, t * kTile, head, s.keys.data() + t * packed);
+    pack_tokens(head.k, head.k_stride, t * kTile, head, s.keys.data() + t * packed);
   pack_values(head, s.values);
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t begin = i * kTile;
     const int64_t first =
         head.window > 0 ? std::max<int64_t>(0, begin - head.window + 1) / kTile : 0;
-    pack_tokens(head.q, begin, head, s.query.data());
+    pack_tokens(head.q, head.q_stride, begin, head, s.query.data());
     std::fill_n(s.scores.data(), (i + 1 - first) * kTile * kTile, 0.0F);
     for (int64_t t = first; t <= i; t++) {
       float* tile = s.scores.data() + (t - first) * kTile * kTile;
@@ -130,7 +132,7 @@ void attend(const Head& head, Scratch& s) {
       add_tile(context, s.shares.data(), values, seen / 2, width);
       for (int64_t r = 0; r < std::min(kTile, head.tokens - begin); r++)
         for (int64_t c = 0; c < width; c++)
-          head.context[(begin + r) * head.stride + c0 + c] =
+          head.context[(begin + r) * head.q_stride + c0 + c] =
               static_cast<uint16_t>(narrow(context[r * kTile + c] / sums[r]));
     }
   }
@@ -149,18 +151,19 @@ bool has_causal_attention(const at::Tensor& q) {
 
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             double scale, int64_t window) {
-  const int64_t batch = q.size(0), heads = q.size(1), tokens = q.size(2), size = q.size(3);
-  const int64_t shared = heads / k.size(1), each = tokens * size;
+  const int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2), size = q.size(3);
+  const int64_t kv_heads = k.size(2), shared = heads / kv_heads;
   at::Tensor context = at::empty({batch, tokens, heads * size}, q.options());
   const uint16_t *queries = bits_of(q), *keys = bits_of(k), *values = bits_of(v);
   uint16_t* contexts = bits_of(context);
   at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     for (int64_t i = begin; i < end; i++) {
-      const int64_t b = i / heads, h = i % heads, kv = i / shared;
-      attend({queries + i * each, keys + kv * each, values + kv * each,
-              contexts + b * heads * each + h * size, tokens, size, heads * size, window,
-              static_cast<float>(scale * std::numbers::log2e)},
+      const int64_t first = i / heads * tokens, h = i % heads;
+      const int64_t query = (first * heads + h) * size,
+                    key = (first * kv_heads + h / shared) * size;
+      attend({queries + query, keys + key, values + key, contexts + query, tokens, size, window,
+              heads * size, kv_heads * size, static_cast<float>(scale * std::numbers::log2e)},
              scratch);
     }
   });

@@ -10,7 +10,7 @@ namespace aqhost {
 /// with AVX512-BF16, heads of even size.
 bool has_causal_attention(const at::Tensor& q);
 
-/// softmax(scale q k^T) v of q [batch, heads, tokens, size], k and v [batch, kv_heads, tokens,
+/// softmax(scale q k^T) v of q [batch, tokens, heads, size], k and v [batch, tokens, kv_heads,
 /// size], all contiguous, as [batch, tokens, heads x size]. Token i sees tokens (i - window, i];
 /// window 0: all up to itself. Scores and sums are float32, the softmax is rounded to bfloat16
 /// before v is multiplied, as LibTorch's scaled_dot_product_attention does it, which takes twice as

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "forward/fused.h"
 #include "forward/router.h"
 #include "tensor/tensor.h"
 
@@ -25,22 +26,6 @@ at::Tensor activate(at::Tensor gate, int32_t activation) {
     default:
       return at::silu_(gate);
   }
-}
-
-/// body(x) [windows, ...], on a CPU a window a thread where there are enough of them: what is
-/// worked out in between stays in that thread's cache, and the threads need not wait for each other
-/// after every operation.
-template <typename Body>
-at::Tensor by_window(const at::Tensor& x, const Body& body) {
-  // gradients are of one thread
-  if (!x.is_cpu() || at::GradMode::is_enabled() || x.dim() < 3 || x.size(0) < at::get_num_threads())
-    return body(x);
-  std::vector<at::Tensor> parts(static_cast<std::size_t>(x.size(0)));
-  at::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t w = begin; w < end; w++)
-      parts[static_cast<std::size_t>(w)] = body(x.narrow(0, w, 1));
-  });
-  return at::cat(parts);
 }
 
 }  // namespace
@@ -100,15 +85,22 @@ const Linear& Layer::linear(int32_t role, int32_t expert) const {
   return linears_.at({role, expert});
 }
 
-at::Tensor Layer::attention_input(const at::Tensor& x) const {
-  return by_window(x, attention_norm_);
-}
+at::Tensor Layer::attention_input(const at::Tensor& x) const { return attention_norm_(x); }
 
 at::Tensor Layer::attention_context(const at::Tensor& a) const {
-  return by_window(a, [&](const at::Tensor& window) {
-    return (*attention_)(linear(AQ_ROLE_ATTN_Q)(window), linear(AQ_ROLE_ATTN_K)(window),
-                         linear(AQ_ROLE_ATTN_V)(window));
+  const auto context = [this](const at::Tensor& windows) {
+    return (*attention_)(linear(AQ_ROLE_ATTN_Q)(windows), linear(AQ_ROLE_ATTN_K)(windows),
+                         linear(AQ_ROLE_ATTN_V)(windows));
+  };
+  if (!can_fuse(a) || a.size(0) < at::get_num_threads()) return context(a);
+  // a window a thread: what is worked out in between stays in its cache, and the threads need not
+  // wait for each other after every operation
+  at::Tensor all =
+      at::empty({a.size(0), a.size(1), linear(AQ_ROLE_ATTN_O).weight.size(1)}, options_);
+  at::parallel_for(0, a.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; w++) all.narrow(0, w, 1).copy_(context(a.narrow(0, w, 1)));
   });
+  return all;
 }
 
 at::Tensor Layer::attention_output(const at::Tensor& c) const { return linear(AQ_ROLE_ATTN_O)(c); }
@@ -121,7 +113,7 @@ at::Tensor Layer::attention(const at::Tensor& a, const LinearTap& tap) const {
   return (*custom_)(a, find, tap);
 }
 
-at::Tensor Layer::ffn_input(const at::Tensor& x) const { return by_window(x, ffn_norm_); }
+at::Tensor Layer::ffn_input(const at::Tensor& x) const { return ffn_norm_(x); }
 
 Routing Layer::route(const at::Tensor& f) const {
   const FfnDesc& desc = ffn_desc();
@@ -160,7 +152,13 @@ at::Tensor Layer::ffn_hidden(int32_t expert, const at::Tensor& f) const {
 }
 
 at::Tensor Layer::ffn_hidden(const GluWeights& weights, const at::Tensor& f) const {
-  return activate(weights.gate(f), ffn_desc().activation).mul_(weights.up(f));
+  at::Tensor gate = weights.gate(f);
+  const at::Tensor up = weights.up(f);
+  if (ffn_desc().activation == AQ_ACT_SILU_GLU && can_fuse(gate)) {
+    fused_silu_times(gate, up);
+    return gate;
+  }
+  return activate(std::move(gate), ffn_desc().activation).mul_(up);
 }
 
 at::Tensor Layer::ffn_output(int32_t expert, const at::Tensor& h) const {

@@ -1,6 +1,7 @@
 #include "forward/norm.h"
 
 #include "base/error.h"
+#include "forward/fused.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -29,6 +30,7 @@ Norm::Norm(const Source& source, const Model& model, aq_tensor_key key, int64_t 
 at::Tensor Norm::operator()(const at::Tensor& x) const {
   if (kind_ == AQ_NORM_LAYER)
     return at::layer_norm(x.to(weight_.scalar_type()), weight_.sizes(), weight_, bias_, eps_);
+  if (can_fuse(x) && can_fuse(weight_)) return fused_rms_norm(x, weight_, eps_);
   const at::Tensor wide = x.to(at::kFloat);
   const at::Tensor factor = at::rsqrt(wide.square().mean(-1, true) + eps_);
   return (wide * factor).to(weight_.scalar_type()).mul_(weight_);

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "forward/batches.h"
+#include "forward/fused.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -45,6 +46,13 @@ at::Tensor to_power(const at::Tensor& weights, double power) {
 at::Tensor rows_or_none(const at::Tensor& t, int64_t begin, int64_t count) {
   if (!t.defined() || begin >= t.size(0)) return {};
   return t.narrow(0, begin, std::min(count, t.size(0) - begin));
+}
+
+/// sums[rows[i]] += weights[i] y[i], in float32; no two rows are equal.
+void add_weighted_rows(at::Tensor sums, const at::Tensor& rows, const at::Tensor& weights,
+                       const at::Tensor& y) {
+  if (can_fuse(y)) return fused_add_rows(sums, rows, weights, y);
+  sums.index_add_(0, rows, y.to(sums.scalar_type()).mul_(weights.unsqueeze(1)));
 }
 
 /// Where the same number stands in both: positions in a and in b, both rising [n] i64.
@@ -299,10 +307,10 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
                                   const Stream& was) {
   const auto add_output = [&](const Stream& stream, const ExpertTokens& tokens, int32_t e,
                               const at::Tensor& hidden) {
-    for_batches(hidden.size(0), kBatchTokens, [&](int64_t first, int64_t n) {
-      at::Tensor y = layer_.ffn_output(e, hidden.narrow(0, first, n)).to(stream.out.scalar_type());
-      y.mul_(tokens.weights.narrow(0, first, n).unsqueeze(1));
-      stream.out.index_add_(0, tokens.rows.narrow(0, first, n), y);
+    for_row_blocks(hidden, [&](int64_t first, int64_t n) {
+      add_weighted_rows(stream.out, tokens.rows.narrow(0, first, n),
+                        tokens.weights.narrow(0, first, n),
+                        layer_.ffn_output(e, hidden.narrow(0, first, n)));
     });
   };
   std::vector<ExpertInput> inputs;
@@ -348,7 +356,7 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
 /// The input of an expert's down projection for the rows of the FFN's input that are its own.
 at::Tensor LayerQuantizer::expert_hidden(int32_t expert, const Rows& f) const {
   at::Tensor hidden = at::empty({f.size(), layer_.ffn_desc().inner_size}, layer_.options());
-  for_batches(f.size(), kBatchTokens, [&](int64_t begin, int64_t count) {
+  for_row_blocks(hidden, [&](int64_t begin, int64_t count) {
     hidden.narrow(0, begin, count).copy_(layer_.ffn_hidden(expert, f.part(begin, count)));
   });
   return hidden;

@@ -2,13 +2,7 @@
 
 #include <cstdint>
 
-// Plain loops that are compiled for several instruction sets and chosen at start.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define AQ_VECTOR_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define AQ_VECTOR_CLONES
-#endif
+#include "tensor/vector_clones.h"
 
 namespace aqhost {
 

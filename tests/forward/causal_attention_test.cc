@@ -21,14 +21,14 @@ struct Sample {
         v(random(c.batch, c.kv_heads, c)) {}
 
   static at::Tensor random(int64_t batch, int64_t heads, const Case& c) {
-    return at::randn({batch, heads, c.tokens, c.size}).to(at::kBFloat16);
+    return at::randn({batch, c.tokens, heads, c.size}).to(at::kBFloat16);
   }
 };
 
 /// In float64, [batch, tokens, heads x size].
 at::Tensor reference(const Case& c, const Sample& s, double scale) {
   const auto wide = [&](const at::Tensor& t) {
-    return t.to(at::kDouble).repeat_interleave(c.heads / t.size(1), 1);
+    return t.to(at::kDouble).transpose(1, 2).repeat_interleave(c.heads / t.size(2), 1);
   };
   const at::Tensor back = at::arange(c.tokens).unsqueeze(1) - at::arange(c.tokens);
   at::Tensor hidden = back < 0;

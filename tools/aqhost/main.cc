@@ -31,7 +31,7 @@
 /// jemalloc's settings. It keeps freed memory for ten seconds, large pieces too: giving it back and
 /// taking it again for the next tensor costs more than most of what is computed in it.
 extern "C" const char* malloc_conf;
-const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:10000,muzzy_decay_ms:0,retain:false";
+const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:0,retain:false";
 
 namespace aqhost {
 namespace {

@@ -1,0 +1,10 @@
+#pragma once
+
+/// Compiles a function of plain loops for several instruction sets, of which one is chosen at
+/// start.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define AQ_VECTOR_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define AQ_VECTOR_CLONES
+#endif
