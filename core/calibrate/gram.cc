@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "tensor/bfloat16_tile.h"
+#include "tensor/vector_clones.h"
 
 namespace aqhost {
 namespace {
@@ -24,19 +25,19 @@ class Panels {
         count_((d + kTile - 1) / kTile),
         values_(at::empty({count_, pairs_, kTile}, at::kInt)) {}
 
-  /// Fills the panels; value(token, column) is the bits of a bfloat16. Vectorizes for this CPU.
-  template <typename Value>
-  void fill(int64_t n, int64_t d, const Value& value) {
+  /// Fills the panels; row(token, buffer) is the token's bfloat16s, there or in the buffer [d].
+  template <typename Row>
+  void fill(int64_t n, int64_t d, const Row& row) {
     at::parallel_for(0, pairs_, 256, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; p++)
-        for (int64_t panel = 0; panel < count_; panel++) {
-          uint32_t* to = data() + (panel * pairs_ + p) * kTile;
-          const int64_t c0 = panel * kTile, width = std::min(kTile, d - c0);
-          for (int64_t c = 0; c < width; c++) to[c] = value(2 * p, c0 + c);
-          if (2 * p + 1 < n)
-            for (int64_t c = 0; c < width; c++) to[c] |= value(2 * p + 1, c0 + c) << 16;
-          std::fill(to + width, to + kTile, 0);
-        }
+      std::vector<uint16_t> buffers[2];
+      for (auto& buffer : buffers) buffer.resize(static_cast<std::size_t>(d));
+      for (int64_t p = begin; p < end; p++) {
+        const uint16_t* even = row(2 * p, buffers[0].data());
+        const uint16_t* odd = 2 * p + 1 < n ? row(2 * p + 1, buffers[1].data()) : nullptr;
+        for (int64_t c0 = 0; c0 < d; c0 += kTile)
+          make_pairs(even + c0, odd == nullptr ? nullptr : odd + c0, std::min(kTile, d - c0),
+                     data() + (c0 * pairs_ + p * kTile));
+      }
     });
   }
 
@@ -55,17 +56,28 @@ const uint16_t* bits_of(const at::Tensor& t) {
   return reinterpret_cast<const uint16_t*>(t.data_ptr<at::BFloat16>());
 }
 
+AQ_VECTOR_CLONES
+void scale(const uint16_t* x, float factor, int64_t n, uint16_t* to) {
+  for (int64_t i = 0; i < n; i++) to[i] = static_cast<uint16_t>(narrow(widen(x[i]) * factor));
+}
+
+AQ_VECTOR_CLONES
+void scale_difference(const uint16_t* a, const uint16_t* b, float factor, int64_t n, uint16_t* to) {
+  for (int64_t i = 0; i < n; i++)
+    to[i] = static_cast<uint16_t>(narrow((widen(a[i]) - widen(b[i])) * factor));
+}
+
 /// Rows x of [n, d], each times `factors` (undefined: 1).
 Panels panels_of(const at::Tensor& x, const at::Tensor& factors) {
   const int64_t n = x.size(0), d = x.size(1);
   Panels panels(n, d);
   const uint16_t* bits = bits_of(x);
-  if (!factors.defined()) {
-    panels.fill(n, d, [=](int64_t t, int64_t c) { return uint32_t{bits[t * d + c]}; });
-    return panels;
-  }
-  const float* f = factors.data_ptr<float>();
-  panels.fill(n, d, [=](int64_t t, int64_t c) { return narrow(widen(bits[t * d + c]) * f[t]); });
+  const float* f = factors.defined() ? factors.data_ptr<float>() : nullptr;
+  panels.fill(n, d, [=](int64_t t, uint16_t* buffer) -> const uint16_t* {
+    if (f == nullptr) return bits + t * d;
+    scale(bits + t * d, f[t], d, buffer);
+    return buffer;
+  });
   return panels;
 }
 
@@ -75,9 +87,9 @@ Panels differences(const at::Tensor& x, const at::Tensor& original, const at::Te
   Panels panels(n, d);
   const uint16_t *after = bits_of(x), *before = bits_of(original);
   const float* f = factors.defined() ? factors.data_ptr<float>() : nullptr;
-  panels.fill(n, d, [=](int64_t t, int64_t c) {
-    const float difference = widen(before[t * d + c]) - widen(after[t * d + c]);
-    return narrow(f == nullptr ? difference : difference * f[t]);
+  panels.fill(n, d, [=](int64_t t, uint16_t* buffer) {
+    scale_difference(before + t * d, after + t * d, f == nullptr ? 1 : f[t], d, buffer);
+    return buffer;
   });
   return panels;
 }

@@ -49,18 +49,17 @@ void pack_tokens(const uint16_t* x, int64_t stride, int64_t begin, const Head& h
 
 /// All values, as rows of pairs of tokens; zeros behind the last token and the last feature.
 void pack_values(const Head& head, std::vector<uint32_t>& to) {
-  const int64_t pairs = tiles_of(head.tokens) * kTile / 2;
-  to.assign(static_cast<std::size_t>(tiles_of(head.size) * pairs * kTile), 0);
-  for (int64_t t = 0; t < head.tokens; t += 2)
-    for (int64_t c0 = 0; c0 < head.size; c0 += kTile) {
-      uint32_t* row = to.data() + (c0 / kTile * pairs + t / 2) * kTile;
-      const uint16_t* even = head.v + t * head.k_stride + c0;
-      const uint16_t* odd = even + head.k_stride;
-      const int64_t width = std::min(kTile, head.size - c0);
-      for (int64_t c = 0; c < width; c++) row[c] = even[c];
-      if (t + 1 == head.tokens) continue;
-      for (int64_t c = 0; c < width; c++) row[c] |= uint32_t{odd[c]} << 16;
+  const int64_t pairs = tiles_of(head.tokens) * kTile / 2, used = (head.tokens + 1) / 2;
+  to.resize(static_cast<std::size_t>(tiles_of(head.size) * pairs * kTile));
+  for (int64_t c0 = 0; c0 < head.size; c0 += kTile) {
+    uint32_t* panel = to.data() + c0 * pairs;
+    for (int64_t p = 0; p < used; p++) {
+      const uint16_t* even = head.v + 2 * p * head.k_stride + c0;
+      make_pairs(even, 2 * p + 1 < head.tokens ? even + head.k_stride : nullptr,
+                 std::min(kTile, head.size - c0), panel + p * kTile);
     }
+    std::fill(panel + used * kTile, panel + pairs * kTile, 0);
+  }
 }
 
 /// Takes away what the tile's queries do not see of its keys: a key is seen by its own token and

@@ -1,7 +1,6 @@
 #include "forward/fused.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <bit>
@@ -134,7 +133,7 @@ std::vector<float> buffer_of(int64_t size) {
 }  // namespace
 
 bool can_fuse(const at::Tensor& x) {
-  return x.is_cpu() && !at::GradMode::is_enabled() &&
+  return x.is_cpu() && !x.requires_grad() &&
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 

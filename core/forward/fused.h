@@ -11,7 +11,7 @@
 
 namespace aqhost {
 
-/// Whether they can be used on x: on a CPU, of these types, and no gradients are wanted.
+/// Whether they can be used on x: on a CPU, of these types, and it needs no gradient.
 bool can_fuse(const at::Tensor& x);
 
 /// x [..., size] / sqrt(mean(x^2) + eps), rounded to the type of `weight` [size], times it; in that

@@ -13,6 +13,8 @@
 namespace aqhost {
 namespace {
 
+constexpr int64_t kRouteTokens = 512;  // that are worth a thread
+
 aq_tensor_key key_of(int32_t layer, int32_t role) {
   return {layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
 }
@@ -92,9 +94,10 @@ at::Tensor Layer::attention_context(const at::Tensor& a) const {
     return (*attention_)(linear(AQ_ROLE_ATTN_Q)(windows), linear(AQ_ROLE_ATTN_K)(windows),
                          linear(AQ_ROLE_ATTN_V)(windows));
   };
-  if (!can_fuse(a) || a.size(0) < at::get_num_threads()) return context(a);
-  // a window a thread: what is worked out in between stays in its cache, and the threads need not
-  // wait for each other after every operation
+  if (!a.is_cpu() || at::GradMode::is_enabled() || a.size(0) < at::get_num_threads())
+    return context(a);
+  // a window a thread (gradients are of one): what is worked out in between stays in its cache, and
+  // the threads need not wait for each other after every operation
   at::Tensor all =
       at::empty({a.size(0), a.size(1), linear(AQ_ROLE_ATTN_O).weight.size(1)}, options_);
   at::parallel_for(0, a.size(0), 1, [&](int64_t begin, int64_t end) {
@@ -124,17 +127,20 @@ Routing Layer::route(const at::Tensor& f) const {
     return route_batch(desc, logits, router_bias_);
   Routing routing{logits.cpu(), at::empty({n, desc.top_k}, at::kInt),
                   at::empty({n, desc.top_k}, at::kFloat)};
-  RouteArgs args;
-  args.layer = index_;
-  args.tokens = n;
-  args.logits = span_of<float>(routing.logits);
   const at::Tensor bias = router_bias_.defined() ? router_bias_.cpu() : at::Tensor();
-  if (bias.defined()) args.bias = span_of<float>(bias);
   const at::Tensor hidden = desc.route_hidden ? wide.cpu().contiguous() : at::Tensor();
-  if (hidden.defined()) args.hidden = span_of<float>(hidden);
-  args.ids = span_of<int32_t>(routing.ids);
-  args.weights = span_of<float>(routing.weights);
-  model_.route(args);
+  at::parallel_for(0, n, kRouteTokens, [&](int64_t begin, int64_t end) {
+    const auto part = [&](const at::Tensor& t) { return t.narrow(0, begin, end - begin); };
+    RouteArgs args;
+    args.layer = index_;
+    args.tokens = end - begin;
+    args.logits = span_of<float>(part(routing.logits));
+    if (bias.defined()) args.bias = span_of<float>(bias);
+    if (hidden.defined()) args.hidden = span_of<float>(part(hidden));
+    args.ids = span_of<int32_t>(part(routing.ids));
+    args.weights = span_of<float>(part(routing.weights));
+    model_.route(args);
+  });
   return {logits, routing.ids.to(f.device()), routing.weights.to(f.device())};
 }
 
@@ -154,7 +160,7 @@ at::Tensor Layer::ffn_hidden(int32_t expert, const at::Tensor& f) const {
 at::Tensor Layer::ffn_hidden(const GluWeights& weights, const at::Tensor& f) const {
   at::Tensor gate = weights.gate(f);
   const at::Tensor up = weights.up(f);
-  if (ffn_desc().activation == AQ_ACT_SILU_GLU && can_fuse(gate)) {
+  if (ffn_desc().activation == AQ_ACT_SILU_GLU && can_fuse(gate) && can_fuse(up)) {
     fused_silu_times(gate, up);
     return gate;
   }

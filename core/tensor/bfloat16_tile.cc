@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "tensor/vector_clones.h"
+
 #define AQ_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
 
 namespace aqhost {
@@ -42,6 +44,15 @@ void add_tile(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs, 
   for (int64_t p = 0; p < pairs; p += kBlock)
     for (int64_t r = 0; r < kTile; r += kRows)
       add(tile + r * kTile, a + p * kTile + r, b + p * kTile, std::min(kBlock, pairs - p));
+}
+
+AQ_VECTOR_CLONES
+void make_pairs(const uint16_t* even, const uint16_t* odd, int64_t columns, uint32_t* to) {
+  if (odd != nullptr)
+    for (int64_t c = 0; c < columns; c++) to[c] = even[c] | uint32_t{odd[c]} << 16;
+  else
+    for (int64_t c = 0; c < columns; c++) to[c] = even[c];
+  std::fill(to + columns, to + kTile, 0);
 }
 
 }  // namespace aqhost

@@ -18,6 +18,10 @@ inline constexpr int64_t kTile = 64;  // rows and columns
 void add_tile(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs,
               int64_t columns = kTile);
 
+/// Makes pairs of two rows of `columns` bfloat16 (<= 64): to[c] = {even[c], odd[c]}, zeros up to
+/// the 64th. odd may be null: zeros.
+void make_pairs(const uint16_t* even, const uint16_t* odd, int64_t columns, uint32_t* to);
+
 inline float widen(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
 /// To the nearest bfloat16, ties to even; finite numbers only.

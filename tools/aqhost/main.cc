@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
+#include <limits>
 #include <new>
 #include <sstream>
 #include <string_view>
@@ -31,7 +32,8 @@
 /// jemalloc's settings. It keeps freed memory for ten seconds, large pieces too: giving it back and
 /// taking it again for the next tensor costs more than most of what is computed in it.
 extern "C" const char* malloc_conf;
-const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:0,retain:false";
+const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:10000,muzzy_decay_ms:0,retain:false";
+extern "C" int mallctl(const char*, void*, std::size_t*, void*, std::size_t) __attribute__((weak));
 
 namespace aqhost {
 namespace {
@@ -177,6 +179,14 @@ void limit_spinning(int /*argc*/, char** argv, char** environment) {
 [[gnu::section(".preinit_array"),
   gnu::used]] void (*const before_libraries)(int, char**, char**) = limit_spinning;
 
+/// The first arena is made before jemalloc has read oversize_threshold, and would give back every
+/// large piece at once.
+void keep_large_pieces() {
+  std::size_t never = std::numeric_limits<std::size_t>::max() / 2;
+  if (mallctl != nullptr)  // not in a build for sanitizers
+    mallctl("arena.0.oversize_threshold", nullptr, nullptr, &never, sizeof never);
+}
+
 int run_and_report(int argc, char** argv) {
   try {
     run({argv + 1, argv + argc});
@@ -206,6 +216,7 @@ int run_and_report(int argc, char** argv) {
 }  // namespace aqhost
 
 int main(int argc, char** argv) {
+  aqhost::keep_large_pieces();
   aqhost::install_interrupt_handler();
   spdlog::set_default_logger(spdlog::stderr_color_mt("aqhost"));
   spdlog::set_pattern("aqhost: %^%l%$: %v");
