@@ -12,7 +12,8 @@
 namespace aqhost {
 
 // What aq::Grid does to one element, without branches, so that loops over it vectorize. Each is
-// exact: code and value are Grid's for every t that is not NaN.
+// exact: code and value are Grid's for every t that is not NaN. value() is the value alone, but for
+// the sign of 0.
 
 struct ElementCode {
   float value;  // before the scale
@@ -22,14 +23,20 @@ struct ElementCode {
 /// Whole numbers from `least` to `most`.
 struct IntElement {
   float least, most;
+  float far = 0x1p20f;  // no constant: compilers would make branches of where t is
 
   ElementCode operator()(float t, float zero) const {
     // adding and subtracting this rounds |t| < 2^22 to nearest, ties to even, as nearbyint does;
     // codes saturate long before
-    constexpr float kRounding = 0x1.8p23f, kFar = 0x1p20f;
-    const float whole = (std::min(std::max(t, -kFar), kFar) + kRounding) - kRounding;
-    const float q = std::min(std::max(whole + zero, least), most);
+    constexpr float kRounding = 0x1.8p23f;
+    // bounds come first in min and max: so each is one instruction
+    const float whole = (std::min(far, std::max(-far, t)) + kRounding) - kRounding;
+    const float q = std::min(most, std::max(least, whole + zero));
     return {q - zero, static_cast<uint32_t>(static_cast<int32_t>(q - least))};
+  }
+  float value(float t, float zero) const {
+    constexpr float kRounding = 0x1.8p23f;
+    return (std::min(most - zero, std::max(least - zero, t)) + kRounding) - kRounding;
   }
 };
 
@@ -47,7 +54,7 @@ struct FloatElement {
   ElementCode operator()(float t, float) const {
     constexpr uint32_t kSign = 0x80000000u, kExponent = 0x7f800000u, kHalf = 0x00400000u;
     const uint32_t normal = std::bit_cast<uint32_t>(smallest_normal);
-    const float a = std::min(std::fabs(t), max);
+    const float a = std::min(max, std::fabs(t));
     // 1.5 x 2^23 units in a's last place: adding it rounds a to that place, ties to even
     const uint32_t exponent = std::max(std::bit_cast<uint32_t>(a) & kExponent, normal);
     const float rounding =
@@ -61,6 +68,7 @@ struct FloatElement {
     return {std::bit_cast<float>(std::bit_cast<uint32_t>(r) | sign),
             (std::bit_cast<uint32_t>(shown) - least) >> shift | sign >> sign_shift};
   }
+  float value(float t, float zero) const { return (*this)(t, zero).value; }
 };
 
 /// Up to 16 values of any kind.
@@ -92,6 +100,7 @@ struct TableElement {
     i -= std::bit_cast<uint32_t>(t) == 0x80000000u ? negative_zero : 0;
     return {values[i], codes[i]};
   }
+  float value(float t, float zero) const { return (*this)(t, zero).value; }
 };
 
 /// None: only Grid knows.

@@ -1,6 +1,7 @@
 #include "quant/rounder.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "quant/tile.h"
@@ -8,8 +9,9 @@
 namespace aqhost {
 namespace {
 
-constexpr std::size_t kLanes = 48;  // search factors handled at once
-constexpr uint32_t kFew = 8;        // search factors for which lanes would lie idle
+constexpr std::size_t kLanes = 48;        // search factors handled at once
+constexpr std::size_t kInRegisters = 16;  // of them, their sums
+constexpr uint32_t kFew = 8;              // search factors for which lanes would lie idle
 
 aq_format_desc raw_desc(const FormatDesc& d) {
   aq_format_desc raw{};
@@ -39,22 +41,49 @@ constexpr bool is_kernel_element = !std::is_same_v<std::remove_cvref_t<Element>,
 
 struct Candidates {
   alignas(64) float step[kLanes];
+  alignas(64) float inverse[kLanes];
+  alignas(64) float zero[kLanes];
+  alignas(64) float error[kLanes];
+};
+
+/// Few of them, exactly.
+struct Finalists {
+  static constexpr std::size_t kLanes = 8;
+  alignas(64) float step[kLanes];
   alignas(64) float zero[kLanes];
   alignas(64) double error[kLanes];
 };
 
 // Each element kind has operator()(t, zero): code and value of Grid, without a branch.
 
-/// The error of every candidate over one group; each lane sums its columns in order.
+/// About the error of every candidate over one group, see Rounder::keep_contenders().
+template <typename Element>
+[[gnu::always_inline]] inline void guess_errors(const Element& element, const float* weights,
+                                                const float* importance, int64_t n, Candidates& c) {
+  for (std::size_t begin = 0; begin < kLanes; begin += kInRegisters) {
+    float errors[kInRegisters] = {};
+    for (int64_t i = 0; i < n; i++) {
+      const float w = weights[i], h = importance[i];
+      for (std::size_t lane = 0; lane < kInRegisters; lane++) {
+        const std::size_t k = begin + lane;
+        const float d = w - element.value(w * c.inverse[k], c.zero[k]) * c.step[k];
+        errors[lane] += h * (d * d);
+      }
+    }
+    std::copy_n(errors, kInRegisters, c.error + begin);
+  }
+}
+
+/// The error of every finalist over one group; each lane sums its columns in order.
 template <typename Element>
 [[gnu::always_inline]] inline void errors_of_lanes(const Element& element, const float* weights,
-                                                   const double* importance, int64_t n,
-                                                   Candidates& c) {
-  for (std::size_t k = 0; k < kLanes; k++) c.error[k] = 0;
+                                                   const float* importance, int64_t n,
+                                                   Finalists& c) {
+  for (std::size_t k = 0; k < Finalists::kLanes; k++) c.error[k] = 0;
   for (int64_t i = 0; i < n; i++) {
     const float w = weights[i];
     const double h = importance[i];
-    for (std::size_t k = 0; k < kLanes; k++) {
+    for (std::size_t k = 0; k < Finalists::kLanes; k++) {
       const double d = w - element(w / c.step[k], c.zero[k]).value * c.step[k];
       c.error[k] += h * (d * d);
     }
@@ -64,11 +93,11 @@ template <typename Element>
 /// The weighted squared error of every weight of one group.
 template <typename Element>
 [[gnu::always_inline]] inline void errors_of_weights(const Element& element, const float* weights,
-                                                     const double* importance, int64_t n,
-                                                     float step, float zero, double* errors) {
+                                                     const float* importance, int64_t n, float step,
+                                                     float zero, double* errors) {
   for (int64_t i = 0; i < n; i++) {
     const double d = weights[i] - element(weights[i] / step, zero).value * step;
-    errors[i] = importance[i] * (d * d);
+    errors[i] = static_cast<double>(importance[i]) * (d * d);
   }
 }
 
@@ -86,12 +115,17 @@ template <typename Element>
 // Cloned functions cannot be templates.
 #define AQ_KERNELS(Element)                                                                   \
   AQ_VECTOR_CLONES                                                                            \
-  void lane_errors(const Element& element, const float* weights, const double* importance,    \
+  void guess_lanes(const Element& element, const float* weights, const float* importance,     \
                    int64_t n, Candidates& candidates) {                                       \
-    errors_of_lanes(element, weights, importance, n, candidates);                             \
+    guess_errors(element, weights, importance, n, candidates);                                \
   }                                                                                           \
   AQ_VECTOR_CLONES                                                                            \
-  void weight_errors(const Element& element, const float* weights, const double* importance,  \
+  void lane_errors(const Element& element, const float* weights, const float* importance,     \
+                   int64_t n, Finalists& finalists) {                                         \
+    errors_of_lanes(element, weights, importance, n, finalists);                              \
+  }                                                                                           \
+  AQ_VECTOR_CLONES                                                                            \
+  void weight_errors(const Element& element, const float* weights, const float* importance,   \
                      int64_t n, float step, float zero, double* errors) {                     \
     errors_of_weights(element, weights, importance, n, step, zero, errors);                   \
   }                                                                                           \
@@ -104,6 +138,17 @@ AQ_KERNELS(IntElement)
 AQ_KERNELS(FloatElement)
 AQ_KERNELS(TableElement)
 #undef AQ_KERNELS
+
+AQ_VECTOR_CLONES
+void scale_all(const float* x, float factor, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; i++) to[i] = x[i] * factor;
+}
+
+/// A power of 2 that makes a normal x > 0 a number in [1, 4).
+float power_to_one(float x) {
+  const uint32_t exponent = std::bit_cast<uint32_t>(x) >> 23;
+  return std::bit_cast<float>(std::max(254 - std::clamp(exponent, 1u, 254u), 1u) << 23);
+}
 
 }  // namespace
 
@@ -118,16 +163,18 @@ aq::GroupParams Rounder::fit(const float* weights, int64_t n, const float* impor
                              float global) const {
   if (desc_.n_search < 2 || std::holds_alternative<std::monostate>(element_))
     return aq::fit_group(desc_, grid_, weights, n, importance, global);
-  thread_local std::vector<double> h;
-  h.assign(static_cast<std::size_t>(n), 1.0);
-  if (importance != nullptr) std::copy_n(importance, n, h.begin());
+  thread_local std::vector<float> ones;
+  if (importance == nullptr) {
+    ones.resize(std::max(ones.size(), static_cast<std::size_t>(n)), 1.0F);
+    importance = ones.data();
+  }
   const aq::Extent extent(weights, n);
-  return desc_.n_search <= kFew ? fit_few(weights, n, h.data(), extent, global)
-                                : fit_many(weights, n, h.data(), extent, global);
+  return desc_.n_search <= kFew ? fit_few(weights, n, importance, extent, global)
+                                : fit_many(weights, n, importance, extent, global);
 }
 
 /// One candidate after another, all weights at once.
-aq::GroupParams Rounder::fit_few(const float* weights, int64_t n, const double* importance,
+aq::GroupParams Rounder::fit_few(const float* weights, int64_t n, const float* importance,
                                  const aq::Extent& extent, float global) const {
   thread_local std::vector<double> errors;
   errors.resize(static_cast<std::size_t>(n));
@@ -151,33 +198,86 @@ aq::GroupParams Rounder::fit_few(const float* weights, int64_t n, const double* 
   return best;
 }
 
-/// One weight after another, many candidates at once.
-aq::GroupParams Rounder::fit_many(const float* weights, int64_t n, const double* importance,
+/// One weight after another, many candidates at once: first about, then those that may be the best
+/// exactly.
+aq::GroupParams Rounder::fit_many(const float* weights, int64_t n, const float* importance,
                                   const aq::Extent& extent, float global) const {
-  aq::GroupParams best, params[kLanes];
+  thread_local std::vector<aq::GroupParams> params;
+  params.clear();
+  for (uint32_t k = 0; k < desc_.n_search; k++)
+    params.push_back(aq::params_for(desc_, extent, global, desc_.search[k]));
+  keep_contenders(weights, n, importance, extent, global, params);
+  if (params.size() == 1) return params.front();
+  aq::GroupParams best;
   double least_error = std::numeric_limits<double>::infinity();
-  Candidates candidates;
-  for (uint32_t begin = 0; begin < desc_.n_search; begin += kLanes) {
-    const std::size_t count = std::min<std::size_t>(kLanes, desc_.n_search - begin);
-    for (std::size_t k = 0; k < kLanes; k++) {  // lanes without a factor repeat the last
-      const std::size_t factor = begin + std::min(k, count - 1);
-      params[k] = aq::params_for(desc_, extent, global, desc_.search[factor]);
-      candidates.step[k] = params[k].scale / global;
-      candidates.zero[k] = params[k].zero;
+  Finalists finalists;
+  for (std::size_t begin = 0; begin < params.size(); begin += Finalists::kLanes) {
+    const std::size_t count = std::min(Finalists::kLanes, params.size() - begin);
+    for (std::size_t k = 0; k < Finalists::kLanes; k++) {  // lanes without one repeat the last
+      const aq::GroupParams& p = params[begin + std::min(k, count - 1)];
+      finalists.step[k] = p.scale / global;
+      finalists.zero[k] = p.zero;
     }
     std::visit(
         [&](const auto& element) {
           if constexpr (is_kernel_element<decltype(element)>)
-            lane_errors(element, weights, importance, n, candidates);
+            lane_errors(element, weights, importance, n, finalists);
         },
         element_);
     for (std::size_t k = 0; k < count; k++) {
-      if (!(candidates.error[k] < least_error)) continue;
-      least_error = candidates.error[k];
-      best = params[k];
+      if (!(finalists.error[k] < least_error)) continue;
+      least_error = finalists.error[k];
+      best = params[begin + k];
     }
   }
   return best;
+}
+
+/// Leaves out, of params, those whose error cannot be the least. It is summed up in float32, of
+/// products with 1 / step, weights and importances of about 1 at most: every difference d is off by
+/// less than 2^-20 |w|, so that the root of the error, a norm of d, is off by less than that norm
+/// of w, and the sum by n roundings.
+void Rounder::keep_contenders(const float* weights, int64_t n, const float* importance,
+                              const aq::Extent& extent, float global,
+                              std::vector<aq::GroupParams>& params) const {
+  constexpr float kTiny = 1e-30F;  // below, float32 squares vanish
+  const std::size_t count = params.size();
+  const float most_important = *std::max_element(importance, importance + n);
+  if (!(most_important > 0)) return;
+  thread_local std::vector<float> w, h, errors;
+  w.resize(static_cast<std::size_t>(n));
+  h.resize(static_cast<std::size_t>(n));
+  const float unit = power_to_one(extent.absmax());
+  scale_all(weights, unit, n, w.data());
+  scale_all(importance, power_to_one(most_important), n, h.data());
+  errors.resize(count + kLanes);  // of each, and behind them of rounding to 0: the norm of w
+  Candidates candidates{};
+  for (std::size_t begin = 0; begin <= count; begin += kLanes) {
+    for (std::size_t k = 0; k < kLanes; k++) {
+      const bool real = begin + k < count;
+      candidates.step[k] = real ? params[begin + k].scale / global * unit : 0;
+      candidates.inverse[k] = real ? 1 / candidates.step[k] : 0;
+      candidates.zero[k] = real ? params[begin + k].zero : 0;
+    }
+    std::visit(
+        [&](const auto& element) {
+          if constexpr (is_kernel_element<decltype(element)>)
+            guess_lanes(element, w.data(), h.data(), n, candidates);
+        },
+        element_);
+    std::copy_n(candidates.error, std::min(kLanes, errors.size() - begin),
+                errors.begin() + static_cast<std::ptrdiff_t>(begin));
+  }
+  const float least = *std::min_element(errors.begin(), errors.end() - kLanes);
+  if (!(least > kTiny)) return;
+  const double rounding = 1 + static_cast<double>(n) * 0x1p-22;
+  const double root = rounding * (std::sqrt(static_cast<double>(least)) +
+                                  0x1p-19 * std::sqrt(static_cast<double>(errors[count])));
+  const double most = root * root * rounding;
+  std::size_t kept = 0;
+  for (std::size_t k = 0; k < count; k++)
+    if (!(static_cast<double>(errors[k]) > most)) params[kept++] = params[k];
+  params.resize(kept);
 }
 
 void Rounder::round(int64_t n, const float* weights, const float* step, const float* zero,

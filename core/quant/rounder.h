@@ -4,6 +4,7 @@
 
 #include <aq/sdk/grid.hpp>
 #include <cstdint>
+#include <vector>
 
 #include "plugin/format.h"
 #include "quant/element.h"
@@ -41,10 +42,13 @@ class Rounder {
   float round_scale(float scale) const;
 
  private:
-  aq::GroupParams fit_few(const float* weights, int64_t n, const double* importance,
+  aq::GroupParams fit_few(const float* weights, int64_t n, const float* importance,
                           const aq::Extent& extent, float global) const;
-  aq::GroupParams fit_many(const float* weights, int64_t n, const double* importance,
+  aq::GroupParams fit_many(const float* weights, int64_t n, const float* importance,
                            const aq::Extent& extent, float global) const;
+  void keep_contenders(const float* weights, int64_t n, const float* importance,
+                       const aq::Extent& extent, float global,
+                       std::vector<aq::GroupParams>& params) const;
 
   aq_format_desc desc_;  // borrows the vectors of the FormatDesc it was made from
   aq::Grid grid_;

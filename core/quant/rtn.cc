@@ -110,10 +110,11 @@ void round_rows(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatc
     for (int64_t r = begin; r < end; r++) {
       const auto whole = row_span(batch.tensor_params, r / rows);
       const float* p = batch.params.data_ptr<float>() + r * groups * n_params;
-      for (int64_t c = 0; c < in; c++) {
-        const float* mine = p + c / width * n_params;
-        step[static_cast<std::size_t>(c)] = mine[0] / (whole.empty() ? 1.0f : whole[0]);
-        zero[static_cast<std::size_t>(c)] = n_params > 1 ? mine[1] : 0.0f;
+      for (int64_t g = 0; g < groups; g++) {
+        const float* mine = p + g * n_params;
+        const int64_t c = g * width, n = std::min(width, in - c);
+        std::fill_n(step.begin() + c, n, mine[0] / (whole.empty() ? 1.0f : whole[0]));
+        std::fill_n(zero.begin() + c, n, n_params > 1 ? mine[1] : 0.0f);
       }
       rounder.round(in, weights.data_ptr<float>() + r * in, step.data(), zero.data(),
                     batch.codes.data_ptr<uint8_t>() + r * in,

@@ -2,6 +2,7 @@
 #include "quant/gptq.h"
 #include "quant/problem.h"
 #include "quant/reference.h"
+#include "quant/solver.h"
 #include "tensor/tensor.h"
 #include "torch_doctest.h"
 
@@ -48,6 +49,39 @@ TEST_CASE("rounding to nearest is what aq/quantizer.h says, to the bit, for ever
     check_rtn(*fp4_format("mx", 32), 7, 80, with_hessian);
     check_rtn(*fp4_format("nv", 16), 7, 80, with_hessian);
   }
+}
+
+TEST_CASE("no candidate that is the best is left out, whatever the weights") {
+  constexpr int64_t kRows = 60, kCols = 128;
+  const Problem problem(1, kRows, kCols, 7);
+  const at::Tensor random = problem.weights[0], grid = (random * 3).round();
+  const at::Tensor outlier = random.clone();
+  outlier.select(1, 5).mul_(1e4);
+  const std::vector<at::Tensor> kinds{
+      random,
+      random * 1e-18,  // squares vanish
+      random * 1e-30,  // and those of ratios
+      random * 1e17,   // squares are infinite
+      random * 1e30,
+      grid,         // all errors are 0 for some scales
+      grid * 0.07,  // or nearly so
+      outlier,        at::ones_like(random), random.masked_fill(random < 1, 0)};
+  const std::shared_ptr<const Format> formats[] = {
+      int_format(4, {{"group_size", 128}}), int_format(8, {{"group_size", 32}}),
+      int_format(3, {{"group_size", 128}, {"symmetric", false}}), fp4_format("mx", 32),
+      fp4_format("nv", 16)};
+  for (const auto& format : formats)
+    for (const at::Tensor& weights : kinds)
+      for (const double importance : {0.0, 1e-25, 1.0, 1e20}) {
+        CAPTURE(weights.abs().max().item<float>());
+        CAPTURE(importance);
+        const at::Tensor w = weights.contiguous(), h = at::rand({kCols}) * importance;
+        const at::Tensor all = fit_tensors(*format, w.unsqueeze(0), {});
+        const at::Tensor found = fit_groups(*format, w.unsqueeze(0), h.unsqueeze(0), all);
+        const ReferenceResult expected =
+            reference_rtn(format->desc(), span_of<float>(w), kCols, span_of<float>(h));
+        CHECK(at::tensor(expected.params).equal(found.flatten()));
+      }
 }
 
 TEST_CASE("rounding through a plugin's callbacks gives the same bits as the host's own") {

@@ -18,16 +18,24 @@ struct SmallFloat {
   int mantissa_bits, min_exponent;
   float max;
 
-  float smallest() const { return std::ldexp(1.0f, min_exponent - mantissa_bits); }
+  /// 2^exponent, a normal float.
+  static float power(int exponent) {
+    return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
+  }
+  float smallest() const { return power(min_exponent) * power(-mantissa_bits); }
 
   /// Nearest, ties to even, saturating; keeps the sign of zero. x is not NaN.
   float round(float x) const {
     const float magnitude = std::fabs(x);
     if (magnitude >= max) return std::copysign(max, x);
-    const int exponent =
-        magnitude > 0 ? std::max(std::ilogb(magnitude), min_exponent) : min_exponent;
-    const float quantum = std::ldexp(1.0f, exponent - mantissa_bits);
-    return std::copysign(std::min(std::nearbyint(magnitude / quantum) * quantum, max), x);
+    const float normal = power(min_exponent), quantum = smallest();
+    if (magnitude < normal) return std::copysign(std::nearbyint(magnitude / quantum) * quantum, x);
+    // to the last place that stays, in the bits: a carry goes on into the exponent
+    const int dropped = 23 - mantissa_bits;
+    uint32_t bits = std::bit_cast<uint32_t>(magnitude);
+    bits += (1u << (dropped - 1)) - 1 + (bits >> dropped & 1u);
+    const auto rounded = std::bit_cast<float>(bits >> dropped << dropped);
+    return std::copysign(std::min(rounded, max), x);
   }
 };
 
