@@ -3,13 +3,13 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <limits>
 #include <numbers>
 #include <vector>
 
 #include "tensor/bfloat16_tile.h"
+#include "tensor/power_of_two.h"
 
 #define AQ_AVX512 __attribute__((target("avx512f,avx512bw")))
 
@@ -74,16 +74,6 @@ void mask(float* tile, int64_t first_key, int64_t first_query, int64_t window) {
   }
 }
 
-/// 2^x for x <= 0 within 1e-4 of it, a bfloat16 has 4e-3; 2^-126 for less than -126.
-inline float power_of_two(float x) {
-  constexpr float kWhole = 3 << 22;  // added to it, a number is rounded to a whole one
-  x = std::max(-126.0F, x);          // in this order one instruction
-  const float shifted = x + kWhole, rest = x - (shifted - kWhole);
-  float y = 9.6181291e-3F;  // the series of 2^rest, |rest| <= 1/2
-  for (const float c : {5.5504109e-2F, 0.24022651F, 0.69314718F, 1.0F}) y = y * rest + c;
-  return y * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127) << 23);
-}
-
 /// shares = 2^(factor (score - the query's largest)), and their sums [64]; scores [tokens, 64].
 AQ_AVX512 void exponentiate(const float* scores, int64_t tokens, float factor, uint32_t* shares,
                             float* sums) {
@@ -94,8 +84,8 @@ AQ_AVX512 void exponentiate(const float* scores, int64_t tokens, float factor, u
   std::fill_n(sums, kTile, 0.0F);
   for (int64_t t = 0; t < tokens; t += 2, shares += kTile)
     for (int64_t c = 0; c < kTile; c++) {
-      const float a = power_of_two((scores[t * kTile + c] - most[c]) * factor);
-      const float b = power_of_two((scores[(t + 1) * kTile + c] - most[c]) * factor);
+      const float a = power_of_two<4>((scores[t * kTile + c] - most[c]) * factor);
+      const float b = power_of_two<4>((scores[(t + 1) * kTile + c] - most[c]) * factor);
       sums[c] += a + b;
       shares[c] = narrow(a) | narrow(b) << 16;
     }

@@ -3,12 +3,12 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <numbers>
 #include <vector>
 
 #include "tensor/bfloat16_tile.h"
+#include "tensor/power_of_two.h"
 #include "tensor/vector_clones.h"
 
 namespace aqhost {
@@ -69,23 +69,11 @@ void rotate_pairs(float* a, float* b, const float* cos, const float* sin, int64_
   }
 }
 
-/// 2^x for x <= 0 within 2e-7 of it; 2^-126 for less than -126.
-inline float power_of_two(float x) {
-  constexpr float kWhole = 3 << 22;  // added to it, a number is rounded to a whole one
-  x = std::max(-126.0F, x);
-  const float shifted = x + kWhole, rest = x - (shifted - kWhole);
-  float y = 1.5403530e-4F;  // the series of 2^rest, |rest| <= 1/2
-  for (const float c :
-       {1.3333558e-3F, 9.6181291e-3F, 5.5504109e-2F, 0.24022651F, 0.69314718F, 1.0F})
-    y = y * rest + c;
-  return y * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127) << 23);
-}
-
 AQ_VECTOR_CLONES
 void silu_row(float* x, int64_t n) {
   constexpr float kLog2E = std::numbers::log2e_v<float>;
   for (int64_t i = 0; i < n; i++) {
-    const float e = power_of_two(-std::abs(x[i]) * kLog2E);
+    const float e = power_of_two<6>(-std::abs(x[i]) * kLog2E);
     x[i] *= (x[i] < 0 ? e : 1.0F) / (1 + e);
   }
 }
@@ -93,7 +81,7 @@ void silu_row(float* x, int64_t n) {
 /// Rows of float32 or bfloat16, read and written as float32.
 class Rows {
  public:
-  explicit Rows(const at::Tensor& t, int64_t size)
+  Rows(const at::Tensor& t, int64_t size)
       : size_(size), rounded_(t.scalar_type() == at::kBFloat16), data_(t.data_ptr()) {
     TORCH_INTERNAL_ASSERT(t.is_contiguous() && (rounded_ || t.scalar_type() == at::kFloat));
   }
@@ -106,10 +94,11 @@ class Rows {
     widen_row(static_cast<const uint16_t*>(data_) + row * size_, size_, buffer);
     return buffer;
   }
-  /// Puts back what read() gave.
+  /// Stores what was changed where read() or place() said.
   void write(int64_t row, const float* values) const {
     if (rounded_) narrow_row(values, size_, static_cast<uint16_t*>(data_) + row * size_);
   }
+  /// As read(), of a row that is written only.
   float* place(int64_t row, float* buffer) const {
     return rounded_ ? buffer : static_cast<float*>(data_) + row * size_;
   }

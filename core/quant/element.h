@@ -22,20 +22,19 @@ struct ElementCode {
 
 /// Whole numbers from `least` to `most`.
 struct IntElement {
+  // adding and subtracting it rounds |t| < 2^22 to nearest, ties to even, as nearbyint does; codes
+  // saturate long before
+  static constexpr float kRounding = 0x1.8p23f;
   float least, most;
   float far = 0x1p20f;  // no constant: compilers would make branches of where t is
 
   ElementCode operator()(float t, float zero) const {
-    // adding and subtracting this rounds |t| < 2^22 to nearest, ties to even, as nearbyint does;
-    // codes saturate long before
-    constexpr float kRounding = 0x1.8p23f;
     // bounds come first in min and max: so each is one instruction
     const float whole = (std::min(far, std::max(-far, t)) + kRounding) - kRounding;
     const float q = std::min(most, std::max(least, whole + zero));
     return {q - zero, static_cast<uint32_t>(static_cast<int32_t>(q - least))};
   }
-  float value(float t, float zero) const {
-    constexpr float kRounding = 0x1.8p23f;
+  float value(float t, float zero) const {  // the bounds are whole, so they may come first
     return (std::min(most - zero, std::max(least - zero, t)) + kRounding) - kRounding;
   }
 };

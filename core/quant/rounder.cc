@@ -39,6 +39,7 @@ aq_format_desc raw_desc(const FormatDesc& d) {
 template <typename Element>
 constexpr bool is_kernel_element = !std::is_same_v<std::remove_cvref_t<Element>, std::monostate>;
 
+/// Search factors that are tried together; their errors are about right.
 struct Candidates {
   alignas(64) float step[kLanes];
   alignas(64) float inverse[kLanes];
@@ -46,7 +47,7 @@ struct Candidates {
   alignas(64) float error[kLanes];
 };
 
-/// Few of them, exactly.
+/// Few of them, whose errors are exact.
 struct Finalists {
   static constexpr std::size_t kLanes = 8;
   alignas(64) float step[kLanes];
@@ -54,7 +55,7 @@ struct Finalists {
   alignas(64) double error[kLanes];
 };
 
-// Each element kind has operator()(t, zero): code and value of Grid, without a branch.
+// Each element kind has operator()(t, zero), code and value of Grid, and value(), without a branch.
 
 /// About the error of every candidate over one group, see Rounder::keep_contenders().
 template <typename Element>
@@ -138,11 +139,6 @@ AQ_KERNELS(IntElement)
 AQ_KERNELS(FloatElement)
 AQ_KERNELS(TableElement)
 #undef AQ_KERNELS
-
-AQ_VECTOR_CLONES
-void scale_all(const float* x, float factor, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; i++) to[i] = x[i] * factor;
-}
 
 /// A power of 2 that makes a normal x > 0 a number in [1, 4).
 float power_to_one(float x) {
@@ -248,8 +244,9 @@ void Rounder::keep_contenders(const float* weights, int64_t n, const float* impo
   w.resize(static_cast<std::size_t>(n));
   h.resize(static_cast<std::size_t>(n));
   const float unit = power_to_one(extent.absmax());
-  scale_all(weights, unit, n, w.data());
-  scale_all(importance, power_to_one(most_important), n, h.data());
+  std::transform(weights, weights + n, w.begin(), [=](float x) { return x * unit; });
+  std::transform(importance, importance + n, h.begin(),
+                 [unit = power_to_one(most_important)](float x) { return x * unit; });
   errors.resize(count + kLanes);  // of each, and behind them of rounding to 0: the norm of w
   Candidates candidates{};
   for (std::size_t begin = 0; begin <= count; begin += kLanes) {

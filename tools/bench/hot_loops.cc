@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "calibrate/hessian.h"
 #include "forward/causal_attention.h"
 #include "forward/fused.h"
@@ -130,13 +131,15 @@ void solving(const Ceiling& ceiling, const Registry& registry, int64_t width) {
 }
 
 void run(const std::vector<std::string>& args) {
+  if (args.empty()) fail("a folder of plugins is missing");
   const at::NoGradGuard no_gradients;
   at::manual_seed(0);
   const int64_t width = args.size() > 1 ? std::stoll(args[1]) : 128;
   const int64_t tokens = args.size() > 2 ? std::stoll(args[2]) : 16384;
-  const at::ScalarType dtype =
-      args.size() > 3 && args[3] == "bfloat16" ? at::kBFloat16 : at::kFloat;
-  const Registry registry({args.at(0)});
+  const std::string type = args.size() > 3 ? args[3] : "float32";
+  if (type != "float32" && type != "bfloat16") fail("\"{}\": expected float32 or bfloat16", type);
+  const at::ScalarType dtype = type == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  const Registry registry({args[0]});
   const Ceiling ceiling(dtype);
   fmt::print("{} threads, width {}, {} tokens, {}\n", at::get_num_threads(), width, tokens,
              at::toString(dtype));

@@ -28,8 +28,8 @@ struct SmallFloat {
   float round(float x) const {
     const float magnitude = std::fabs(x);
     if (magnitude >= max) return std::copysign(max, x);
-    const float normal = power(min_exponent), quantum = smallest();
-    if (magnitude < normal) return std::copysign(std::nearbyint(magnitude / quantum) * quantum, x);
+    if (magnitude < power(min_exponent))
+      return std::copysign(std::nearbyint(magnitude / smallest()) * smallest(), x);
     // to the last place that stays, in the bits: a carry goes on into the exponent
     const int dropped = 23 - mantissa_bits;
     uint32_t bits = std::bit_cast<uint32_t>(magnitude);
