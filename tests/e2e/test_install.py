@@ -1,0 +1,76 @@
+"""What is installed: built by the target `installable`, which tools/quickstart builds, and working
+where it was put.
+
+Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+"""
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ["AQ_BUILD"]).resolve()
+OLMOE = ROOT / "tests/models/olmoe-tiny"
+
+
+def run(*command, **keywords):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, **keywords)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def installed_from_build():
+    """The files of the build folder that `cmake --install` copies, relative to it."""
+    files = set()
+    for script in BUILD.rglob("cmake_install.cmake"):
+        for copied in re.findall(r"file\(INSTALL [^)]*? FILES ([^)]*)\)", script.read_text()):
+            files.update(pathlib.Path(p) for p in re.findall(r'"([^"]+)"', copied))
+    return {str(f.relative_to(BUILD)) for f in files if f.is_relative_to(BUILD)}
+
+
+class Installable(unittest.TestCase):
+    """Builds nothing: asks Ninja what it would build."""
+
+    def test_the_target_has_everything_that_is_installed_and_no_test(self):
+        files = installed_from_build()
+        rules = (BUILD / "build.ninja").read_text()
+        of_a_rule = {f for f in files if re.search(rf"(?m)^build {re.escape(f)}[ :|]", rules)}
+        for file in ("bin/aqhost", "bin/aq-check", "plugins/int4.so"):
+            self.assertIn(file, of_a_rule)
+        inputs = re.findall(r"(?m)^    (\S+)$", run("ninja", "-C", BUILD, "-t", "query", "installable"))
+        self.assertEqual(set(inputs), of_a_rule)
+        for file in files - of_a_rule:  # CMake itself wrote it when it configured
+            self.assertTrue((BUILD / file).exists(), file)
+
+    def test_quickstart_builds_it(self):
+        self.assertRegex((ROOT / "tools/quickstart").read_text(), r"(?m)^compile installable$")
+
+
+class Installed(unittest.TestCase):
+    def test_it_quantizes_with_the_plugins_beside_it_and_nothing_of_the_build(self):
+        with tempfile.TemporaryDirectory() as folder:
+            work = pathlib.Path(folder)
+            prefix = work / "prefix"
+            run("cmake", "--install", BUILD, "--prefix", prefix)
+            for file in installed_from_build():
+                if file.startswith("bin/") or file.startswith("plugins/"):
+                    name = pathlib.Path(file).name
+                    self.assertTrue(list(prefix.rglob(name)), f"{name} is not installed")
+            environment = {k: v for k, v in os.environ.items() if k != "AQ_PLUGIN_PATH"}
+            aqhost = prefix / "bin/aqhost"
+            listed = json.loads(run(aqhost, "plugins", "--json", env=environment, cwd=work))
+            self.assertEqual({pathlib.Path(p["path"]).resolve().parent for p in listed},
+                             {(prefix / "lib/aqhost/plugins").resolve()})
+            run(aqhost, "--model", OLMOE, "--config", ROOT / "configs/olmoe_int4.yaml",
+                "--calib", ROOT / "tests/data/kjv_calib.txt", "--nsamples", "2", "--seqlen", "64",
+                "--save", work / "out", env=environment, cwd=work)
+            self.assertIn("ok: olmoe", run(aqhost, "verify", "--model", work / "out",
+                                           env=environment, cwd=work))
+
+
+if __name__ == "__main__":
+    unittest.main()
