@@ -1,5 +1,6 @@
 #include "pipeline/layer_reader.h"
 
+#include "pipeline/beside.h"
 #include "tensor/device.h"
 
 namespace aqhost {
@@ -23,7 +24,7 @@ std::unique_ptr<Layer> LayerReader::read(int32_t index) const {
 std::unique_ptr<Layer> LayerReader::next() {
   std::unique_ptr<Layer> layer = ahead_.valid() ? ahead_.get() : read(index_);
   index_++;
-  if (index_ <= last_ && !options_of_(index_).device().is_cpu())
+  if (index_ <= last_ && works_beside(options_of_(index_).device()))
     ahead_ = std::async(std::launch::async, [this, index = index_] { return read(index); });
   return layer;
 }

@@ -4,6 +4,8 @@
 
 #include <map>
 
+#include "pipeline/beside.h"
+
 namespace aqhost {
 namespace {
 
@@ -140,7 +142,7 @@ void ModuleSolver::finish(const SolveBatch& batch, const QuantizedBatch& solved)
     sink_(std::move(modules));
   };
   wait();
-  if (layer_.options().device().is_cpu()) return hand_over();
+  if (!works_beside(layer_.options().device())) return hand_over();
   finishing_ = std::async(std::launch::async, std::move(hand_over));
 }
 

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
@@ -123,7 +124,21 @@ class Inspecting(WorkFolder):
         self.assertIn("15 values from -6 to 6", self.ok("plugins"))
 
     def test_plugins_are_found_beside_the_binary_and_by_the_environment(self):
-        self.assertIn("olmoe", self.ok("plugins", plugins=None))
+        def found(**variables):
+            with mock.patch.dict(os.environ, variables):
+                listed = json.loads(self.ok("plugins", "--json", plugins=None))
+            return {p["id"]: pathlib.Path(p["path"]).resolve() for p in listed if "refused" not in p}
+
+        beside = found(AQ_PLUGIN_PATH="")
+        self.assertEqual(beside["olmoe"], (BUILD / "plugins/olmoe.so").resolve())
+        folders = [self.work / "first", self.work / "second"]
+        for folder, name in zip(folders, ("olmoe.so", "int4.so")):
+            folder.mkdir()
+            shutil.copy(BUILD / "plugins" / name, folder)
+        told = found(AQ_PLUGIN_PATH=":".join(map(str, folders)))
+        self.assertEqual(told["olmoe"], (folders[0] / "olmoe.so").resolve())
+        self.assertEqual(told["int4"], (folders[1] / "int4.so").resolve())
+        self.assertEqual(told["int8"], beside["int8"])
         self.fails(1, "no/such/folder", "plugins", plugins="no/such/folder")
 
     def test_a_refused_plugin_is_named_and_the_others_still_load(self):

@@ -52,6 +52,9 @@ function(aq_plugin name)
   aq_add_plugin(${name} ${ARGN})
   set_target_properties(${name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/plugins)
   aq_compile_options(${name})
+  if(AQHOST_SANITIZE AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    target_link_options(${name} PRIVATE LINKER:-z,undefs)  # the program has clang's sanitizers
+  endif()
 endfunction()
 
 # aq_test(MODULE SOURCES ... [DEPS targets]): doctest cases of core/MODULE, each a ctest test.
