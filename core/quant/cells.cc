@@ -17,7 +17,7 @@ bool Cells::possible(const FormatDesc& desc) { return host_rounds(desc); }
 Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedMatrix& matrix,
              at::Device device) {
   const int64_t rows = matrix.rows, cols = matrix.cols, groups = desc.groups(cols);
-  const int64_t width = desc.group_size < 0 ? cols : desc.group_size;
+  const int64_t width = desc.width(cols);
   const bool table = desc.element_kind == AQ_ELEM_TABLE;
   const int count = table ? 1 << desc.element_bits : desc.int_max - desc.int_min + 1;
   const auto grid = [&](int code) {

@@ -8,6 +8,7 @@
 #include "cuda/kernels.h"
 #include "quant/cuda_grid.h"
 #include "quant/rounder.h"
+#include "quant/solver.h"
 #include "tensor/device.h"
 
 namespace aqhost {
@@ -180,12 +181,12 @@ class CudaSweeper {
 
   /// `last`: no other sweep follows, so that the gradient behind the current column serves none.
   void sweep(bool last) {
-    const bool refits = desc_.scale_kind != AQ_SCALE_E8M0;
-    const int64_t part = refits ? width_ : std::max(width_, kMostColumns / width_ * width_);
+    const bool refit_scales = refits(desc_);
+    const int64_t part = refit_scales ? width_ : std::max(width_, kMostColumns / width_ * width_);
     for (int64_t begin = 0; begin < in_; begin += part) {
       check_interrupt();
       const int64_t end = std::min(begin + part, in_);
-      if (refits) follow(refit(begin, end - begin), begin, last);
+      if (refit_scales) follow(refit(begin, end - begin), begin, last);
       for (int64_t at = begin; at < end; at += kMostColumns)
         follow(choose_codes(at, std::min(kMostColumns, end - at)), at, last);
     }

@@ -1,5 +1,7 @@
 #include "quant/rounder.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -39,20 +41,35 @@ aq_format_desc raw_desc(const FormatDesc& d) {
 template <typename Element>
 constexpr bool is_kernel_element = !std::is_same_v<std::remove_cvref_t<Element>, std::monostate>;
 
+}  // namespace
+
+/// A few parameters that are tried together, whose errors are exact.
+struct Rounder::Finalists {
+  static constexpr std::size_t kLanes = 8;
+  alignas(64) float step[kLanes];
+  alignas(64) float zero[kLanes];
+  alignas(64) double error[kLanes] = {};
+
+  /// Of `params` from `begin` on; lanes without one repeat the last.
+  Finalists(const std::vector<aq::GroupParams>& params, std::size_t begin, float global) {
+    for (std::size_t k = 0; k < kLanes; k++) {
+      const aq::GroupParams& p = params[std::min(begin + k, params.size() - 1)];
+      step[k] = p.scale / global;
+      zero[k] = p.zero;
+    }
+  }
+};
+
+namespace {
+
+using Finalists = Rounder::Finalists;
+
 /// Search factors that are tried together; their errors are about right.
 struct Candidates {
   alignas(64) float step[kLanes];
   alignas(64) float inverse[kLanes];
   alignas(64) float zero[kLanes];
   alignas(64) float error[kLanes];
-};
-
-/// Few of them, whose errors are exact.
-struct Finalists {
-  static constexpr std::size_t kLanes = 8;
-  alignas(64) float step[kLanes];
-  alignas(64) float zero[kLanes];
-  alignas(64) double error[kLanes];
 };
 
 // Each element kind has operator()(t, zero), code and value of Grid, and value(), without a branch.
@@ -75,12 +92,11 @@ template <typename Element>
   }
 }
 
-/// The error of every finalist over one group; each lane sums its columns in order.
+/// Adds the error of every finalist over n weights; each lane sums its columns in order.
 template <typename Element>
 [[gnu::always_inline]] inline void errors_of_lanes(const Element& element, const float* weights,
                                                    const float* importance, int64_t n,
                                                    Finalists& c) {
-  for (std::size_t k = 0; k < Finalists::kLanes; k++) c.error[k] = 0;
   for (int64_t i = 0; i < n; i++) {
     const float w = weights[i];
     const double h = importance[i];
@@ -204,29 +220,93 @@ aq::GroupParams Rounder::fit_many(const float* weights, int64_t n, const float* 
     params.push_back(aq::params_for(desc_, extent, global, desc_.search[k]));
   keep_contenders(weights, n, importance, extent, global, params);
   if (params.size() == 1) return params.front();
+  return first_best(weights, 1, n, importance, global, params);
+}
+
+/// Adds to `finalists` what each adds over n weights.
+void Rounder::add_errors(const float* weights, int64_t n, const float* importance,
+                         Finalists& finalists) const {
+  std::visit(
+      [&](const auto& element) {
+        if constexpr (is_kernel_element<decltype(element)>) {
+          lane_errors(element, weights, importance, n, finalists);
+          return;
+        }
+        for (int64_t i = 0; i < n; i++)
+          for (std::size_t k = 0; k < Finalists::kLanes; k++) {
+            const float step = finalists.step[k], zero = finalists.zero[k];
+            const double d =
+                weights[i] - grid_.value(grid_.code(weights[i] / step, zero), zero) * step;
+            finalists.error[k] += static_cast<double>(importance[i]) * (d * d);
+          }
+      },
+      element_);
+}
+
+/// The first of `params` with the least error over weights [rows, n], each summed in order.
+aq::GroupParams Rounder::first_best(const float* weights, int64_t rows, int64_t n,
+                                    const float* importance, float global,
+                                    const std::vector<aq::GroupParams>& params) const {
   aq::GroupParams best;
   double least_error = std::numeric_limits<double>::infinity();
-  Finalists finalists;
   for (std::size_t begin = 0; begin < params.size(); begin += Finalists::kLanes) {
-    const std::size_t count = std::min(Finalists::kLanes, params.size() - begin);
-    for (std::size_t k = 0; k < Finalists::kLanes; k++) {  // lanes without one repeat the last
-      const aq::GroupParams& p = params[begin + std::min(k, count - 1)];
-      finalists.step[k] = p.scale / global;
-      finalists.zero[k] = p.zero;
-    }
-    std::visit(
-        [&](const auto& element) {
-          if constexpr (is_kernel_element<decltype(element)>)
-            lane_errors(element, weights, importance, n, finalists);
-        },
-        element_);
-    for (std::size_t k = 0; k < count; k++) {
+    Finalists finalists(params, begin, global);
+    for (int64_t r = 0; r < rows; r++) add_errors(weights + r * n, n, importance, finalists);
+    for (std::size_t k = 0; k < std::min(Finalists::kLanes, params.size() - begin); k++) {
       if (!(finalists.error[k] < least_error)) continue;
       least_error = finalists.error[k];
       best = params[begin + k];
     }
   }
   return best;
+}
+
+/// The error of each of `params` over weights [rows, n], summed row by row on all threads.
+std::vector<double> Rounder::errors_of_rows(const float* weights, int64_t rows, int64_t n,
+                                            const float* importance,
+                                            const std::vector<aq::GroupParams>& params) const {
+  const std::size_t count = params.size();
+  std::vector<double> of_rows(static_cast<std::size_t>(rows) * count), errors(count);
+  at::parallel_for(0, rows, 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++)
+      for (std::size_t begin = 0; begin < count; begin += Finalists::kLanes) {
+        Finalists finalists(params, begin, 1.0F);
+        add_errors(weights + r * n, n, importance, finalists);
+        std::copy_n(
+            finalists.error, std::min(Finalists::kLanes, count - begin),
+            of_rows.begin() + r * static_cast<int64_t>(count) + static_cast<std::ptrdiff_t>(begin));
+      }
+  });
+  for (std::size_t i = 0; i < of_rows.size(); i++) errors[i % count] += of_rows[i];
+  return errors;
+}
+
+aq::GroupParams Rounder::fit_matrix(const float* weights, int64_t rows, int64_t n,
+                                    const float* importance) const {
+  const aq::Extent extent(weights, rows * n);
+  if (desc_.n_search == 0) return aq::params_for(desc_, extent, 1.0F, 1.0F);
+  std::vector<float> ones;
+  if (importance == nullptr) {
+    ones.assign(static_cast<std::size_t>(n), 1.0F);
+    importance = ones.data();
+  }
+  std::vector<aq::GroupParams> params;
+  for (uint32_t k = 0; k < desc_.n_search; k++)
+    params.push_back(aq::params_for(desc_, extent, 1.0F, desc_.search[k]));
+  // Two sums of the same terms in different orders differ by 2 N 2^-53 of either at most. What lies
+  // farther apart than that is settled; the rest is summed up again in the order of the contract.
+  const std::vector<double> errors = errors_of_rows(weights, rows, n, importance, params);
+  const double least = *std::min_element(errors.begin(), errors.end());
+  const double most = least * (1 + static_cast<double>(rows * n) * 0x1p-50);
+  std::vector<aq::GroupParams> close;
+  for (std::size_t k = 0; k < params.size(); k++) {
+    if (errors[k] > most) continue;
+    if (!close.empty() && close.back().scale == params[k].scale) continue;
+    close.push_back(params[k]);
+  }
+  return close.size() == 1 && std::isfinite(least)
+             ? close.front()
+             : first_best(weights, rows, n, importance, 1.0F, close);
 }
 
 /// Leaves out, of params, those whose error cannot be the least. It is summed up in float32, of

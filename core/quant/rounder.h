@@ -20,6 +20,8 @@ inline bool host_rounds(const FormatDesc& desc) {
 /// what the plugin's callbacks give, but over many rows at once. Any thread.
 class Rounder {
  public:
+  struct Finalists;  // see rounder.cc
+
   explicit Rounder(const FormatDesc& desc);
   Rounder(const Rounder&) = delete;
   Rounder& operator=(const Rounder&) = delete;
@@ -28,6 +30,11 @@ class Rounder {
 
   /// Scale and zero of one group of n weights; importance [n] or nullptr.
   aq::GroupParams fit(const float* weights, int64_t n, const float* importance, float global) const;
+
+  /// The scale of a whole matrix [rows, n] that is one group (group_size 0), its rows one after
+  /// another; importance [n] or nullptr. Uses all threads; the result is the same for any number.
+  aq::GroupParams fit_matrix(const float* weights, int64_t rows, int64_t n,
+                             const float* importance) const;
 
   /// n weights, each of a group of its own: step = scale / global, zero; their codes and what those
   /// stand for.
@@ -46,6 +53,13 @@ class Rounder {
                           const aq::Extent& extent, float global) const;
   aq::GroupParams fit_many(const float* weights, int64_t n, const float* importance,
                            const aq::Extent& extent, float global) const;
+  void add_errors(const float* weights, int64_t n, const float* importance,
+                  Finalists& finalists) const;
+  aq::GroupParams first_best(const float* weights, int64_t rows, int64_t n, const float* importance,
+                             float global, const std::vector<aq::GroupParams>& params) const;
+  std::vector<double> errors_of_rows(const float* weights, int64_t rows, int64_t n,
+                                     const float* importance,
+                                     const std::vector<aq::GroupParams>& params) const;
   void keep_contenders(const float* weights, int64_t n, const float* importance,
                        const aq::Extent& extent, float global,
                        std::vector<aq::GroupParams>& params) const;

@@ -66,7 +66,7 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
   const auto n_params = static_cast<int64_t>(desc.group_params);
   at::Tensor params = at::empty({weights.size(0), rows, groups, n_params}, at::kFloat);
   float* out = params.data_ptr<float>();
-  if (!host_rounds(desc) || desc.group_size == 0) {
+  if (!host_rounds(desc)) {
     each_group(desc, weights, [&](int64_t e, int64_t g, int64_t begin, int64_t n) {
       const at::Tensor part = columns(weights[e], begin, n);
       const at::Tensor fitted = at::empty({rows, n_params}, at::kFloat);
@@ -80,6 +80,14 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
   }
   const Rounder rounder(desc);
   const float* w = weights.data_ptr<float>();
+  if (desc.group_size == 0) {
+    for (int64_t e = 0; e < weights.size(0); e++) {
+      const auto h = row_span(importance, e);
+      params[e].fill_(
+          rounder.fit_matrix(w + e * rows * in, rows, in, h.empty() ? nullptr : h.data()).scale);
+    }
+    return params;
+  }
   const int64_t width = desc.width(in);
   at::parallel_for(0, weights.size(0) * rows, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {

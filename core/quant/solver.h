@@ -26,10 +26,16 @@ void solve_described(const Format& format, const at::Tensor& weights, const Fact
                      const at::Tensor& importance, const GptqOptions& options,
                      QuantizedBatch& batch);
 
+/// Whether sweeps change the scales of a format: not where only powers of 2 are stored, and not
+/// where one scale serves all rows of a matrix, as a sweep works on each row by itself.
+inline bool refits(const FormatDesc& desc) {
+  return desc.scale_kind != AQ_SCALE_E8M0 && desc.group_size != 0;
+}
+
 /// Passes over a solved batch, group by group in the order of the columns, under H [E, in, in]: the
-/// group's scale becomes the stored one nearest to the least-squares fit of its codes (E8M0 scales
-/// stay), then each code in turn the one that lowers 1/2 d H d^T most while all others stay. No
-/// change raises that loss. Updates codes, values, params and loss.
+/// group's scale becomes the stored one nearest to the least-squares fit of its codes (where
+/// refits() says so), then each code in turn the one that lowers 1/2 d H d^T most while all others
+/// stay. No change raises that loss. Updates codes, values, params and loss.
 void sweep_described(const Format& format, const at::Tensor& weights, const at::Tensor& hessians,
                      int sweeps, QuantizedBatch& batch);
 

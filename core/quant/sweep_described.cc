@@ -12,6 +12,7 @@ namespace aqhost {
 namespace {
 
 constexpr int64_t kBlock = 128;  // columns between two updates of the gradient, in whole groups
+                                 // (of a group of the whole matrix: a part of it)
 
 /// sums[r] += a[i][r] * b[i][r] over n columns.
 AQ_VECTOR_CLONES
@@ -37,8 +38,10 @@ class Sweeper {
         count_(weights.size(0)),
         rows_(weights.size(1)),
         in_(weights.size(2)),
-        width_(desc_.group_size < 0 ? in_ : desc_.group_size),
-        block_(std::min(in_, std::max(width_, kBlock / width_ * width_))),
+        width_(desc_.width(in_)),
+        refits_(refits(desc_)),
+        block_(desc_.group_size == 0 ? std::min(in_, kBlock)
+                                     : std::min(in_, std::max(width_, kBlock / width_ * width_))),
         weights_(weights),
         hessians_(hessians),
         batch_(batch),
@@ -116,7 +119,7 @@ class Sweeper {
       work.zero[r] = desc_.group_params > 1 ? p[1] : 0.0f;
     }
     const int64_t size = std::min(width_, n - i);
-    if (desc_.scale_kind != AQ_SCALE_E8M0) refit(work, group, global, h, i, size, n);
+    if (refits_) refit(work, group, global, h, i, size, n);
     for (int64_t c = i; c < i + size; c++) {
       float* v = work.values.data() + c * kRows;
       float* g = work.gradient.data() + c * kRows;
@@ -170,7 +173,9 @@ class Sweeper {
 
   const FormatDesc& desc_;
   const Rounder rounder_;
-  const int64_t count_, rows_, in_, width_, block_;
+  const int64_t count_, rows_, in_, width_;
+  const bool refits_;
+  const int64_t block_;  // columns between two updates of the gradient
   const at::Tensor weights_, hessians_;
   QuantizedBatch& batch_;
   at::Tensor gradient_, change_;

@@ -38,7 +38,8 @@ class BytesFormat : public aq::DescribedFormat {
 
 class Fp4Format : public BytesFormat {
  public:
-  Fp4Format(bool mx, int32_t group_size) {
+  Fp4Format(const std::string& scales, int32_t group_size) {
+    const bool mx = scales == "mx";
     for (const float sign : {1.0f, -1.0f})
       for (const float v : {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f})
         values_.push_back(std::copysign(v, sign));
@@ -54,6 +55,9 @@ class Fp4Format : public BytesFormat {
     desc_.scale_mantissa_bits = 1;
     if (mx) {
       search_ = {1.0f, 2.0f, 0.5f};
+    } else if (scales == "f32") {
+      desc_.scale_kind = AQ_SCALE_F32;
+      search_ = aq::shrink_factors();
     } else {
       desc_.flags = AQ_FORMAT_GLOBAL_SCALE;
       desc_.tensor_params = 1;
@@ -121,7 +125,7 @@ std::unique_ptr<const Format> int_format_by_callbacks(int bits, const Json& opti
 }
 
 std::unique_ptr<const Format> fp4_format(const std::string& scales, int32_t group_size) {
-  return open(std::make_unique<Fp4Format>(scales == "mx", group_size));
+  return open(std::make_unique<Fp4Format>(scales, group_size));
 }
 
 std::unique_ptr<const Format> pair_format() { return open(std::make_unique<PairFormat>()); }

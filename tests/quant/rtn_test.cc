@@ -1,3 +1,5 @@
+#include <ATen/Parallel.h>
+
 #include "quant/formats.h"
 #include "quant/gptq.h"
 #include "quant/problem.h"
@@ -97,6 +99,37 @@ TEST_CASE("rounding through a plugin's callbacks gives the same bits as the host
     CHECK(own.values.equal(asked.values));
     CHECK(own.loss.equal(asked.loss));
   }
+}
+
+TEST_CASE("one scale for a whole matrix is the plugin's to the bit, for any number of threads") {
+  constexpr int64_t kRows = 37, kCols = 96;
+  const Problem problem(1, kRows, kCols, 9);
+  const at::Tensor random = problem.weights[0], grid = (random * 3).round();
+  at::Tensor half = random.clone();
+  half.narrow(0, 20, 17).zero_();
+  const std::vector<at::Tensor> kinds{random,        random * 1e-30, random * 1e25,         grid,
+                                      grid * 0.0625, half,           at::zeros_like(random)};
+  const std::shared_ptr<const Format> formats[] = {
+      int_format(8, {{"group_size", 0}, {"activations", "int8"}}), fp4_format("f32", 0),
+      fp4_format("mx", 0)};
+  const int before = at::get_num_threads();
+  for (const int threads : {1, 3}) {
+    at::set_num_threads(threads);
+    for (const auto& format : formats)
+      for (const at::Tensor& kind : kinds)
+        for (const double importance : {0.0, -1.0, 1.0, 1e20}) {  // -1: none
+          CAPTURE(kind.abs().max().item<float>());
+          CAPTURE(importance);
+          const at::Tensor w = kind.contiguous();
+          const at::Tensor h = importance < 0 ? at::Tensor() : at::rand({1, kCols}) * importance;
+          std::vector<float> expected(kRows);
+          format->fit(span_of<float>(w), kRows, kCols,
+                      h.defined() ? span_of<float>(h[0]) : std::span<float>(), {}, expected);
+          const at::Tensor found = fit_groups(*format, w.unsqueeze(0), h, at::empty({1, 0}));
+          CHECK(at::tensor(expected).equal(found.flatten()));
+        }
+  }
+  at::set_num_threads(before);
 }
 
 TEST_CASE("a matrix of zeros rounds to zeros with scale 1") {

@@ -15,6 +15,15 @@ GptqOptions with_sweeps(int sweeps) {
   return options;
 }
 
+/// Those with one scale for a whole matrix.
+std::vector<std::unique_ptr<const Format>> formats_of_whole_matrices() {
+  std::vector<std::unique_ptr<const Format>> all;
+  all.push_back(int_format(8, {{"group_size", 0}, {"activations", "int8"}}));
+  all.push_back(fp4_format("f32", 0));
+  all.push_back(fp4_format("mx", 0));
+  return all;
+}
+
 std::vector<std::unique_ptr<const Format>> formats() {
   std::vector<std::unique_ptr<const Format>> all;
   for (const int32_t group_size : {-1, 16, 256})
@@ -22,6 +31,7 @@ std::vector<std::unique_ptr<const Format>> formats() {
       all.push_back(int_format(3, {{"group_size", group_size}, {"symmetric", symmetric}}));
   all.push_back(fp4_format("mx", 32));
   all.push_back(fp4_format("nv", 16));
+  for (auto& format : formats_of_whole_matrices()) all.push_back(std::move(format));
   return all;
 }
 
@@ -43,6 +53,20 @@ TEST_CASE(
       CHECK(
           at::tensor(format->dequantize(swept.matrix(e, 0, 70))).equal(swept.values[e].flatten()));
   }
+}
+
+TEST_CASE("a format with one scale per matrix has the same scale in every row after GPTQ") {
+  const Problem problem(2, 70, 272, 3);
+  for (const auto& format : formats_of_whole_matrices())
+    for (const bool actorder : {true, false}) {
+      GptqOptions options = with_sweeps(2);
+      options.actorder = actorder;
+      const QuantizedBatch swept =
+          quantize_gptq(*format, problem.weights, problem.hessians, options);
+      REQUIRE(swept.params.size(2) == 1);
+      for (int64_t e = 0; e < 2; e++)
+        CHECK(swept.params[e].eq(swept.params[e][0][0][0]).all().item<bool>());
+    }
 }
 
 TEST_CASE("where sweeps end no other code of any one weight has a smaller loss") {
