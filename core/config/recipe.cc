@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <set>
+#include <cstdint>
+#include <map>
 
 #include "base/error.h"
 #include "base/pattern.h"
@@ -18,12 +19,7 @@ bool is_full_precision(const std::string& id) {
   return id == "bf16" || id == "fp16" || id == "fp32";
 }
 
-/// Whether every module of `inner` is one of `outer`.
-bool within(const std::vector<bool>& inner, const std::vector<bool>& outer) {
-  for (std::size_t m = 0; m < inner.size(); m++)
-    if (inner[m] && !outer[m]) return false;
-  return true;
-}
+constexpr std::size_t kMostAlike = 10;  // overrides with the same fault that are named one by one
 
 }  // namespace
 
@@ -44,8 +40,10 @@ bool Recipe::Row::skips() const {
 void Recipe::apply(const Json& keys, ModuleRecipe& recipe) {
   if (const auto wq = keys.find("wq"); wq != keys.end() && *wq != recipe.wq) {
     recipe.wq = wq->get<std::string>();
+    recipe.group_size_asked = false;
     for (const char* key : kFormatKeys) recipe.options.erase(key);
   }
+  recipe.group_size_asked = recipe.group_size_asked || keys.contains("group_size");
   for (const auto& [key, value] : keys.items()) {
     if (key == "aq") recipe.aq = value.get<std::string>();
     if (key == "skip") recipe.skip = value.get<bool>();
@@ -61,14 +59,42 @@ void Recipe::apply(const Json& keys, ModuleRecipe& recipe) {
   }
 }
 
+/// Which overrides match which modules, and what becomes of the modules.
+struct Recipe::Matches {
+  std::vector<std::vector<std::size_t>> of_row;     // [override]: the modules, in order
+  std::vector<std::vector<std::size_t>> of_module;  // [module]: the overrides, in order
+  std::vector<bool> skipped;                        // [module]: it stays as it is
+  std::vector<std::size_t> only_namer;  // [module]: of a kept one the override that names it, or -1
+  std::vector<std::string> names;       // [module]
+};
+
+void Recipe::add_override(Row row) {
+  if (row.is_exact())
+    exact_[row.pattern].push_back(overrides_.size());
+  else
+    wild_.push_back(overrides_.size());
+  overrides_.push_back(std::move(row));
+}
+
+std::vector<std::size_t> Recipe::matching(const std::string& module) const {
+  std::vector<std::size_t> rows;
+  for (const std::size_t i : wild_)
+    if (overrides_[i].matches(module)) rows.push_back(i);
+  const auto exact = exact_.find(module);
+  if (exact == exact_.end()) return rows;
+  const auto middle = static_cast<std::ptrdiff_t>(rows.size());
+  rows.insert(rows.end(), exact->second.begin(), exact->second.end());
+  std::inplace_merge(rows.begin(), rows.begin() + middle, rows.end());
+  return rows;
+}
+
 ModuleRecipe Recipe::resolve(const std::string& module) const {
   ModuleRecipe recipe;
   recipe.options["group_size"] = kDefaultGroupSize;
   apply(default_.keys, recipe);
-  for (const Row& row : overrides_) {
-    if (!row.matches(module)) continue;
-    apply(row.keys, recipe);
-    recipe.named = recipe.named || row.names(module);
+  for (const std::size_t i : matching(module)) {
+    apply(overrides_[i].keys, recipe);
+    recipe.named = recipe.named || overrides_[i].names(module);
   }
   recipe.skip = recipe.skip || is_full_precision(recipe.wq);
   return recipe;
@@ -85,56 +111,104 @@ std::vector<std::pair<std::string, std::string>> Recipe::formats() const {
   return found;
 }
 
-std::vector<RecipeWarning> Recipe::lint(const std::vector<std::string>& modules) const {
-  std::vector<RecipeWarning> warnings;
-  std::vector<std::vector<bool>> matches;  // [override][module]
-  for (const Row& row : overrides_) {
-    matches.emplace_back();
-    for (const std::string& module : modules) matches.back().push_back(row.matches(module));
+std::vector<std::pair<std::string, std::string>> Recipe::activation_formats() const {
+  std::vector<std::pair<std::string, std::string>> found;
+  const auto add = [&](const Row& row) {
+    if (row.keys.contains("aq") && row.keys["aq"] != "bf16")
+      found.emplace_back(row.keys["aq"].get<std::string>(), row.where);
+  };
+  add(default_);
+  for (const Row& row : overrides_) add(row);
+  return found;
+}
+
+Recipe::Matches Recipe::match_all(const std::vector<std::string>& modules,
+                                  const std::vector<bool>& kept) const {
+  Matches matches;
+  matches.names = modules;
+  matches.of_row.resize(overrides_.size());
+  for (std::size_t m = 0; m < modules.size(); m++) {
+    matches.of_module.push_back(matching(modules[m]));
+    const bool keeps = !kept.empty() && kept[m];
+    std::size_t namers = 0, namer = 0;
+    for (const std::size_t i : matches.of_module.back()) {
+      matches.of_row[i].push_back(m);
+      if (!keeps || !overrides_[i].names(modules[m])) continue;
+      namers++;
+      namer = i;
+    }
+    matches.skipped.push_back(resolve(modules[m]).skip || (keeps && namers == 0));
+    matches.only_namer.push_back(namers == 1 ? namer : SIZE_MAX);
   }
-  std::vector<bool> skipped;
-  for (const std::string& module : modules) skipped.push_back(resolve(module).skip);
+  return matches;
+}
+
+std::vector<RecipeWarning> Recipe::lint(const std::vector<std::string>& modules,
+                                        const std::vector<bool>& kept) const {
+  const Matches matches = match_all(modules, kept);
+  std::vector<RecipeWarning> warnings;
+  std::map<std::string, std::vector<std::size_t>> faults;  // overrides by what is wrong with them
   for (std::size_t i = 0; i < overrides_.size(); i++) {
-    const std::string problem = lint_row(i, matches, skipped);
-    if (!problem.empty())
+    const std::string problem = lint_row(i, matches);
+    if (problem.empty()) continue;
+    std::vector<std::size_t>& alike = faults[problem];
+    alike.push_back(i);
+    if (alike.size() <= kMostAlike)
       warnings.push_back({overrides_[i].where,
                           fmt::format("the pattern \"{}\" {}", overrides_[i].pattern, problem)});
   }
+  for (const auto& [problem, alike] : faults)
+    if (alike.size() > kMostAlike)
+      warnings.push_back(
+          {overrides_[alike[kMostAlike]].where, fmt::format("of {} further patterns, too, each {}",
+                                                            alike.size() - kMostAlike, problem)});
   return warnings;
 }
 
+/// Whether override j, a later one, sets another wq than override i, and not just for some of the
+/// modules of i.
+bool Recipe::crosses(std::size_t i, std::size_t j, const Matches& matches) const {
+  const Json &a = overrides_[i].keys, &b = overrides_[j].keys;
+  if (!a.contains("wq") || !b.contains("wq") || a["wq"] == b["wq"]) return false;
+  return !std::all_of(matches.of_row[j].begin(), matches.of_row[j].end(), [&](std::size_t module) {
+    const std::vector<std::size_t>& rows = matches.of_module[module];
+    return std::binary_search(rows.begin(), rows.end(), i);
+  });
+}
+
 /// What is wrong with override i, or "".
-std::string Recipe::lint_row(std::size_t i, const std::vector<std::vector<bool>>& matches,
-                             const std::vector<bool>& skipped) const {
+std::string Recipe::lint_row(std::size_t i, const Matches& matches) const {
   const Row& row = overrides_[i];
-  if (row.keys.empty()) return "sets nothing";
-  std::vector<bool> crosses(overrides_.size());  // another wq, not just for some of the modules
-  for (std::size_t j = i + 1; j < overrides_.size(); j++)
-    crosses[j] = row.keys.contains("wq") && overrides_[j].keys.contains("wq") &&
-                 overrides_[j].keys["wq"] != row.keys["wq"] && !within(matches[j], matches[i]);
-  bool kept = false, used = false;  // a key in some module; and where that is not skipped
-  int64_t matched = 0, replaced = 0;
-  for (std::size_t m = 0; m < skipped.size(); m++) {
-    if (!matches[i][m]) continue;
-    Json left = row.keys;
+  const std::vector<std::size_t>& matched = matches.of_row[i];
+  const bool names = std::any_of(matched.begin(), matched.end(),
+                                 [&](std::size_t m) { return matches.only_namer[m] == i; });
+  if (row.keys.empty() && !names) return "sets nothing";
+  std::unordered_map<std::size_t, bool> crossing;  // by later override
+  bool kept = names, used = names;  // a key in some module; and where that is not skipped
+  std::size_t replaced = 0;
+  for (const std::size_t m : matched) {
+    const std::vector<std::size_t>& rows = matches.of_module[m];
+    std::vector<std::string> left;
+    for (const auto& [key, value] : row.keys.items()) left.push_back(key);
     bool crossed = false;
-    for (std::size_t j = i + 1; j < overrides_.size(); j++) {
-      if (!matches[j][m]) continue;
-      crossed = crossed || crosses[j];
-      for (const auto& [key, value] : overrides_[j].keys.items()) left.erase(key);
+    for (auto j = std::upper_bound(rows.begin(), rows.end(), i); j != rows.end(); ++j) {
+      const auto [known, added] = crossing.try_emplace(*j, false);
+      if (added) known->second = crosses(i, *j, matches);
+      crossed = crossed || known->second;
+      std::erase_if(left,
+                    [&](const std::string& key) { return overrides_[*j].keys.contains(key); });
     }
     kept = kept || !left.empty();
-    used = used || (!left.empty() && (!skipped[m] || row.skips()));
-    matched++;
+    used = used || (!left.empty() && (!matches.skipped[m] || row.skips()));
     replaced += crossed ? 1 : 0;
   }
-  if (matched == 0) return "matches no module";
+  if (matched.empty()) return "matches no module";
   if (!kept) return "has no effect: later ones replace all it sets";
   if (!used) return "has no effect: the modules it matches are skipped";
-  if (2 * replaced > matched)
+  if (2 * replaced > matched.size())
     return fmt::format(
         "sets wq: {}, but later ones replace that in {} of the {} modules it matches",
-        row.keys["wq"].get<std::string>(), replaced, matched);
+        row.keys["wq"].get<std::string>(), replaced, matched.size());
   return "";
 }
 

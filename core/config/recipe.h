@@ -5,6 +5,7 @@
 #include <regex>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct ModuleRecipe {
   int64_t refine_steps = 0;        // of learned rounding after the solve; 0: none
   int64_t refine_batch = 16;       // windows a step
   bool named = false;              // an override's pattern ends in the module's own name
+  bool group_size_asked = false;  // a row sets it for this wq: the one that sets wq, or a later one
 };
 
 /// Settings of the whole run.
@@ -62,12 +64,20 @@ class Recipe {
 
   ModuleRecipe resolve(const std::string& module) const;
   const RunSettings& settings() const { return settings_; }
-  /// Every format id named, with where ("file:line"), for checking against what is loaded.
+  /// Every format id that a `wq` names, with where ("file:line"), for checking against what is
+  /// loaded.
   std::vector<std::pair<std::string, std::string>> formats() const;
+  /// The same of every `aq` but bf16.
+  std::vector<std::pair<std::string, std::string>> activation_formats() const;
   /// Overrides that set nothing, match none of `modules`, or have no effect there (later ones
   /// replace every key, or the modules are skipped); and those whose wq a later override, one that
-  /// is not just narrower, replaces in most of the modules.
-  std::vector<RecipeWarning> lint(const std::vector<std::string>& modules) const;
+  /// is not just narrower, replaces in most of the modules. `kept` says which modules the model
+  /// family keeps as they are unless a pattern ends in their name (empty: none). Of more than 10
+  /// overrides with the same fault the rest are counted in one warning. Takes time in proportion
+  /// to the number of modules times the number of patterns with wildcards, and to the number of
+  /// pairs of overrides that match one module.
+  std::vector<RecipeWarning> lint(const std::vector<std::string>& modules,
+                                  const std::vector<bool>& kept = {}) const;
 
  private:
   friend class RecipeParser;
@@ -78,17 +88,26 @@ class Recipe {
     std::optional<std::regex> regex;  // of "re:" patterns
     Json keys = Json::object();
 
+    /// Whether the pattern is one module's name, without a wildcard.
+    bool is_exact() const { return !regex && pattern.find_first_of("*?") == std::string::npos; }
     bool matches(const std::string& module) const;
     /// Whether the pattern ends in the last part of the module's name, spelled out.
     bool names(const std::string& module) const;
     bool skips() const;
   };
+  struct Matches;
   static void apply(const Json& keys, ModuleRecipe& recipe);
-  std::string lint_row(std::size_t i, const std::vector<std::vector<bool>>& matches,
-                       const std::vector<bool>& skipped) const;
+  void add_override(Row row);
+  /// The overrides that match, by index, in order.
+  std::vector<std::size_t> matching(const std::string& module) const;
+  Matches match_all(const std::vector<std::string>& modules, const std::vector<bool>& kept) const;
+  bool crosses(std::size_t i, std::size_t j, const Matches& matches) const;
+  std::string lint_row(std::size_t i, const Matches& matches) const;
 
   Row default_;
   std::vector<Row> overrides_;
+  std::unordered_map<std::string, std::vector<std::size_t>> exact_;  // overrides of one name
+  std::vector<std::size_t> wild_;                                    // all others
   RunSettings settings_;
 };
 

@@ -61,7 +61,7 @@ class RecipeParser {
     if (const YAML::Node row = root["default"]) recipe.default_ = read_row(row, false);
     if (const YAML::Node rows = root["overrides"]) {
       if (!rows.IsSequence()) wrong(rows, "overrides", "a list");
-      for (const YAML::Node& row : rows) recipe.overrides_.push_back(read_row(row, true));
+      for (const YAML::Node& row : rows) recipe.add_override(read_row(row, true));
     }
     read_settings(root, recipe.settings_);
     return recipe;

@@ -202,6 +202,11 @@ TEST_CASE("formats() lists every format that is named, with its line") {
                                                                   {"mxfp4", "r.yaml:5"}};
   CHECK(recipe.formats() == expected);
   CHECK(Recipe().formats().empty());
+  using Formats = std::vector<std::pair<std::string, std::string>>;
+  CHECK(Recipe::parse("default: {wq: int8, aq: int8}\n"
+                      "overrides:\n- {pattern: a, aq: bf16}\n- {pattern: b, aq: fp16}\n",
+                      "r.yaml")
+            .activation_formats() == Formats{{"int8", "r.yaml:1"}, {"fp16", "r.yaml:4"}});
 }
 
 }  // namespace

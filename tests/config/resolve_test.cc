@@ -84,5 +84,33 @@ TEST_CASE("a module is named where a pattern ends in its own name") {
   CHECK(!named("lm_head", "model.layers.0.mlp.gate"));
 }
 
+TEST_CASE("a group size is asked for where it stands with the wq, or after it") {
+  const auto asked = [](const std::string& text) {
+    return recipe_of(text).resolve("a").group_size_asked;
+  };
+  CHECK(!asked("{}"));
+  CHECK(!asked("default: {wq: fp8}"));
+  CHECK(asked("default: {wq: mxfp6, group_size: 64}"));
+  CHECK(asked("overrides: [{pattern: a, wq: mxfp6, group_size: 64}]"));
+  CHECK(asked("overrides: [{pattern: a, wq: mxfp6}, {pattern: a, group_size: 64}]"));
+  CHECK(!asked("{default: {wq: int4, group_size: 64}, overrides: [{pattern: a, wq: mxfp6}]}"));
+  CHECK(asked("{default: {wq: int4, group_size: 64}, overrides: [{pattern: a, wq: int4}]}"));
+}
+
+TEST_CASE("overrides of an exact name and patterns keep their order") {
+  const Recipe recipe = recipe_of(R"(overrides:
+  - {pattern: "a.b", wq: int8, group_size: 16}
+  - {pattern: "a.*", wq: int6}
+  - {pattern: "a.b", group_size: 32}
+  - {pattern: "*", group_size: 64}
+  - {pattern: "a.b", aq: int8}
+)");
+  CHECK(recipe.resolve("a.b").wq == "int6");
+  CHECK(recipe.resolve("a.b").aq == "int8");
+  CHECK(recipe.resolve("a.b").options["group_size"] == 64);
+  CHECK(recipe.resolve("a.c").wq == "int6");
+  CHECK(recipe.resolve("x").wq == "int4");
+}
+
 }  // namespace
 }  // namespace aqhost
