@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <list>
+#include <new>
 #include <string_view>
 #include <vector>
 
@@ -51,19 +52,28 @@ struct CustomAttentionCall {
     return *static_cast<CustomAttentionCall*>(ctx->host_data);
   }
 
-  /// Whatever is thrown becomes *err: no exception goes through the plugin.
+  /// Whatever is thrown becomes *err: no exception goes through the plugin. An Error says what the
+  /// plugin asked wrongly; anything else is none of its doing.
   template <typename Body>
   static aq_status guard(aq_error* err, Body body) noexcept {
+    const auto report = [err](aq_status code, std::string_view text) {
+      err->message[text.copy(err->message, sizeof err->message - 1)] = '\0';
+      return err->code = code;
+    };
     try {
       body();
       return AQ_OK;
+    } catch (const Error& e) {
+      return report(AQ_INVALID_ARGUMENT, e.what());
+    } catch (const std::bad_alloc&) {
+      return report(AQ_OUT_OF_MEMORY, "out of memory");
+    } catch (const c10::OutOfMemoryError& e) {
+      return report(AQ_OUT_OF_MEMORY, e.what_without_backtrace());
     } catch (const std::exception& e) {
-      const std::string_view text = e.what();
-      err->message[text.copy(err->message, sizeof err->message - 1)] = '\0';
+      return report(AQ_INTERNAL, e.what());
     } catch (...) {
-      err->message[0] = '\0';
+      return report(AQ_INTERNAL, "an exception of unknown kind");
     }
-    return err->code = AQ_INVALID_ARGUMENT;
   }
 
   void linear(uint32_t index, const DLTensor* x_in, DLTensor* y_out) const {

@@ -34,13 +34,14 @@ class DeepseekMoe {
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
-    const aq::HfConfig config(checkpoint.config());
+    const aq::HfConfig config(checkpoint);
     aq::hf_fixed(config, {{"sliding_window", nullptr},
                           {"use_sliding_window", false},
-                          {"layer_types", nullptr},
                           {"topk_method", "greedy"},
                           {"n_group", 1},
                           {"topk_group", 1}});
+    aq::hf_full_attention(config);
+    config.ignore({"intermediate_size"});  // of a model without dense layers
     const bool has_experts = config.has("n_routed_experts");
     const aq_ffn_desc moe = has_experts ? experts(config) : aq_ffn_desc{};
     const int32_t first = config.integer_or("first_k_dense_replace", 0, 0);

@@ -30,13 +30,15 @@ class Mixtral {
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
-    const aq::HfConfig config(checkpoint.config());
-    aq::hf_fixed(config, {{"norm_topk_prob", true}, {"layer_types", nullptr}});
+    const aq::HfConfig config(checkpoint);
+    aq::hf_fixed(config, {{"norm_topk_prob", true}});
+    aq::hf_full_attention(config);
     aq::LayerDesc layer = aq::hf_attention(config);
     layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
     layer.attention.sliding_window = config.integer_or("sliding_window", 0);
-    layer.ffn = aq::hf_experts(config, config.count("num_local_experts"),
-                               config.integer("intermediate_size"));
+    layer.ffn =
+        aq::hf_experts(config, aq::hf_expert_count(config, {"num_local_experts", "num_experts"}),
+                       config.integer("intermediate_size"));
     layer.ffn.norm_topk = 1;
     const auto count = static_cast<std::size_t>(config.count("num_hidden_layers"));
     return aq::hf_decoder(config, std::vector(count, layer), 1e6, kNames, checkpoint);

@@ -28,16 +28,16 @@ class Olmoe {
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
-    const aq::HfConfig config(checkpoint.config());
-    aq::hf_fixed(
-        config,
-        {{"sliding_window", nullptr}, {"use_sliding_window", false}, {"layer_types", nullptr}});
+    const aq::HfConfig config(checkpoint);
+    aq::hf_fixed(config, {{"sliding_window", nullptr}, {"use_sliding_window", false}});
+    aq::hf_full_attention(config);
     aq::LayerDesc layer = aq::hf_attention(config);
     layer.attention.qk_norm = AQ_QK_NORM_FULL;
     if (config.has("clip_qkv")) layer.attention.clip_qkv = clip(config);
     layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
     layer.ffn =
-        aq::hf_experts(config, config.count("num_experts"), config.integer("intermediate_size"));
+        aq::hf_experts(config, aq::hf_expert_count(config, {"num_experts", "num_local_experts"}),
+                       config.integer("intermediate_size"));
     layer.ffn.norm_topk = config.flag_or("norm_topk_prob", false);
     const auto count = static_cast<std::size_t>(config.count("num_hidden_layers"));
     return aq::hf_decoder(config, std::vector(count, layer), 10000.0, kNames, checkpoint);

@@ -37,7 +37,9 @@ class Qwen2Moe {
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
-    const aq::HfConfig config(checkpoint.config());
+    const aq::HfConfig config(checkpoint);
+    // of a model without dense layers, or without windows
+    config.ignore({"intermediate_size", "max_window_layers", "sliding_window"});
     const aq_ffn_desc moe = experts(config);
     const std::vector<int32_t> dense = config.integers_or_empty("mlp_only_layers");
     const std::vector<int32_t> windows = sliding_windows(config);
@@ -59,8 +61,9 @@ class Qwen2Moe {
 
  private:
   static aq_ffn_desc experts(const aq::HfConfig& config) {
-    aq_ffn_desc ffn = aq::hf_experts(config, config.count("num_experts"),
-                                     config.integer("moe_intermediate_size"));
+    aq_ffn_desc ffn =
+        aq::hf_experts(config, aq::hf_expert_count(config, {"num_experts", "num_local_experts"}),
+                       config.integer("moe_intermediate_size"));
     ffn.norm_topk = config.flag_or("norm_topk_prob", false);
     ffn.shared_size = config.integer("shared_expert_intermediate_size");
     ffn.shared_gated = 1;

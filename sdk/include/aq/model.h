@@ -30,7 +30,8 @@ enum { /* aq_tensor_key.role */
        AQ_ROLE_ROUTER = 48,
        AQ_ROLE_ROUTER_BIAS = 49,   /* added to the scores to pick experts, not to weigh them */
        AQ_ROLE_SHARED_ROUTER = 50, /* sigmoid gate of the shared expert */
-       AQ_ROLE_CUSTOM = 4096, /* from here on an adapter's own, told apart by aq_module.label */
+       AQ_ROLE_CUSTOM = 4096, /* from here on an adapter's own: one role for each kind of tensor, as
+                                 no two modules of a layer and expert have one key */
 };
 enum { AQ_EXPERT_NONE = -1, AQ_EXPERT_SHARED = -2 };
 enum { AQ_PART_WEIGHT = 0, AQ_PART_BIAS = 1 };
@@ -103,7 +104,8 @@ typedef struct aq_ffn_desc {
   int32_t router;
   int32_t norm_topk;            /* weights of the chosen experts are divided by their sum */
   float routed_scale;           /* then multiplied by this; 0: 1 */
-  int32_t n_groups, top_groups; /* group-limited choice; 0: none */
+  int32_t n_groups, top_groups; /* choice limited to the groups with the best expert (DeepSeek-V2);
+                                   0: none. Other rules are for AQ_ROUTER_CUSTOM */
   int64_t inner_size;           /* of a dense FFN or of one routed expert */
   int64_t shared_size;          /* inner size of all shared experts together; 0: none */
   int32_t shared_gated;         /* AQ_ROLE_SHARED_ROUTER weighs the shared expert */
@@ -128,7 +130,7 @@ typedef struct aq_module {
   int64_t out_features, in_features;
   int32_t stage;       /* within a layer, later stages see earlier ones quantized */
   int32_t input_group; /* same layer, expert and group: same input, hence one Hessian */
-  const char* label;   /* "kv_a_proj"; for reports and custom roles */
+  const char* label;   /* "kv_a_proj"; for reports; or NULL */
 } aq_module;
 
 /* --- router --------------------------------------------------------------------------------- */
@@ -162,8 +164,8 @@ struct aq_model {
   aq_status(AQ_CALL* describe_ffn)(const aq_model* self, int32_t layer, aq_ffn_desc* out,
                                    aq_error* err);
 
-  /* Every linear map, ordered by layer, then stage; those outside the layers come last.
-   * [concurrent] */
+  /* Every linear map that the description, or the adapter's own attention, runs, and no other;
+   * ordered by layer, then stage; those outside the layers come last.  [concurrent] */
   uint32_t(AQ_CALL* module_count)(const aq_model* self);
   aq_status(AQ_CALL* get_module)(const aq_model* self, uint32_t i, aq_module* out, aq_error* err);
 
@@ -213,8 +215,9 @@ struct aq_model_factory {
   int32_t(AQ_CALL* probe)(const aq_model_factory* self, uint32_t i, const char* config_json,
                           char* why, size_t why_size);
 
-  /* NULL on failure: an option of config.json that is set and not supported is an error that names
-   * it.  [serial] */
+  /* NULL on failure: an option of config.json that is known and set to what is not supported is an
+   * error that names it. Of keys that the adapter does not know it warns by host->log(): the host
+   * takes such warnings for errors where the user asks it to be strict.  [serial] */
   const aq_model*(AQ_CALL* create)(const aq_model_factory* self, uint32_t i, const aq_host* host,
                                    const aq_checkpoint* checkpoint, aq_error* err);
 

@@ -22,6 +22,9 @@
  * (importance 1 where there is none). So an E8M0 scale that is rounded down, with the factors 1,
  * 1/2 and 2, is the best of three neighbouring powers of 2.
  *
+ * The host may then refine the scale of a described format that is not E8M0 by least squares, and
+ * store one between 1/2 and 2 times that of this formula: pack() must store the scale it is given.
+ *
  * Whatever of this the description states, the host's fused GPTQ does itself; it calls the
  * functions for the parts marked CUSTOM, and in tests to check that both agree bit for bit. */
 #ifndef AQ_QUANTIZER_H

@@ -23,13 +23,14 @@ class TemplateName {
     return aq::probe_config(config, "template_name", "TemplateNameForCausalLM", {}, {}, why);
   }
 
-  // Everything comes from config.json; a key that is missing or wrong is an error that names it.
+  // Everything comes from config.json. A key that is missing or wrong is an error that names it,
+  // and of a key that is set and that nothing here reads the user is warned.
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
-    const aq::HfConfig config(checkpoint.config());
+    const aq::HfConfig config(checkpoint);
     std::vector<aq::LayerDesc> layers;
-    for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
+    for (int32_t l = 0; l < config.count("num_hidden_layers"); l++) {
       aq::LayerDesc layer = aq::hf_attention(config);
-      layer.ffn = aq::hf_experts(config, config.integer("num_experts"),
+      layer.ffn = aq::hf_experts(config, config.count("num_experts"),
                                  config.integer("moe_intermediate_size"));
       layer.ffn.norm_topk = config.flag_or("norm_topk_prob", true);
       layers.push_back(layer);

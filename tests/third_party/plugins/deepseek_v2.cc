@@ -144,15 +144,17 @@ class DeepseekV2 {
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
-    const aq::HfConfig config(checkpoint.config());
+    const aq::HfConfig config(checkpoint);
     aq::hf_fixed(config, {{"attention_bias", false},
                           {"mlp_bias", false},
                           {"norm_topk_prob", false},
                           {"scoring_func", "softmax"},
                           {"moe_layer_freq", 1}});
+    config.ignore(
+        {"head_dim", "intermediate_size", "n_group", "num_key_value_heads", "topk_group"});
     const int32_t dense = config.integer_or("first_k_dense_replace", 0, 0);
     std::vector<aq::LayerDesc> layers;
-    for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
+    for (int32_t l = 0; l < config.count("num_hidden_layers"); l++) {
       aq::LayerDesc layer;
       layer.attention.kind = AQ_ATTN_CUSTOM;
       layer.attention_linears = Latent(config).linears();
@@ -166,7 +168,7 @@ class DeepseekV2 {
  private:
   static aq_ffn_desc experts(const aq::HfConfig& config) {
     const int32_t inner = config.integer("moe_intermediate_size");
-    aq_ffn_desc ffn = aq::hf_experts(config, config.integer("n_routed_experts"), inner);
+    aq_ffn_desc ffn = aq::hf_experts(config, config.count("n_routed_experts"), inner);
     ffn.routed_scale = static_cast<float>(config.number_or("routed_scaling_factor", 1));
     ffn.shared_size = int64_t{inner} * config.integer_or("n_shared_experts", 0, 0);
     const std::string method = config.text_or("topk_method", "greedy");

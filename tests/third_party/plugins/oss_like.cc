@@ -23,13 +23,13 @@ class OssLike {
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
-    const aq::HfConfig config(checkpoint.config());
+    const aq::HfConfig config(checkpoint);
     std::vector<aq::LayerDesc> layers;
-    for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
+    for (int32_t l = 0; l < config.count("num_hidden_layers"); l++) {
       aq::LayerDesc layer = aq::hf_attention(config);
       layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", true);
       layer.attention.sliding_window = l % 2 == 0 ? config.integer_or("sliding_window", 0) : 0;
-      layer.ffn = aq::hf_experts(config, config.integer("num_local_experts"),
+      layer.ffn = aq::hf_experts(config, config.count("num_local_experts"),
                                  config.integer("intermediate_size"));
       layer.ffn.norm_topk = 1;  // softmax over the chosen is softmax over all, divided by their sum
       layer.router_bias = true;

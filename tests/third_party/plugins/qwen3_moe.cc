@@ -27,14 +27,15 @@ class Qwen3Moe {
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
-    const aq::HfConfig config(checkpoint.config());
+    const aq::HfConfig config(checkpoint);
     aq::hf_fixed(config, {{"use_sliding_window", false}});
+    config.ignore({"intermediate_size", "max_window_layers", "sliding_window"});
     const std::vector<int32_t> dense = config.integers_or_empty("mlp_only_layers");
     const int32_t step = config.integer_or("decoder_sparse_step", 1);
     // transformers 5 writes the second
     const char* experts = config.has("num_experts") ? "num_experts" : "num_local_experts";
     std::vector<aq::LayerDesc> layers;
-    for (int32_t l = 0; l < config.integer("num_hidden_layers"); l++) {
+    for (int32_t l = 0; l < config.count("num_hidden_layers"); l++) {
       aq::LayerDesc layer = aq::hf_attention(config);
       layer.attention.qk_norm = AQ_QK_NORM_HEAD;
       layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
@@ -42,8 +43,8 @@ class Qwen3Moe {
       if (listed || (l + 1) % step != 0) {
         layer.ffn = aq::hf_dense(config, config.integer("intermediate_size"));
       } else {
-        layer.ffn = aq::hf_experts(config, config.integer(experts),
-                                   config.integer("moe_intermediate_size"));
+        layer.ffn =
+            aq::hf_experts(config, config.count(experts), config.integer("moe_intermediate_size"));
         layer.ffn.norm_topk = config.flag_or("norm_topk_prob", false);
       }
       layers.push_back(layer);

@@ -15,8 +15,8 @@
 
 namespace aq {
 
-/// A linear map of attention that only the adapter knows. `role` is AQ_ROLE_ATTN_* or, from
-/// AQ_ROLE_CUSTOM on, one of its own with a row in the table of names (the tensor's whole name).
+/// A linear map of attention that only the adapter knows. `role` is AQ_ROLE_ATTN_* or, above
+/// AQ_ROLE_CUSTOM, one of its own with a row in the table of names (the tensor's whole name).
 struct CustomLinear {
   int32_t role;
   const char* label;
@@ -42,9 +42,10 @@ struct Stacking {
 /// A decoder of standard blocks, wholly described: modules, their stages and shared inputs, names
 /// and routing follow from the description. Name rows are patterns without ".weight" or ".bias";
 /// see names.hpp. Of two rows for the same tensor the first names the module, and the second is
-/// where the tensor lies in a checkpoint that has it there. Rows of role AQ_ROLE_CUSTOM and above,
-/// each of a role of its own, are whole names of tensors that checkpoints may carry and nobody
-/// needs.
+/// where the tensor lies in a checkpoint that has it there. Two kinds of row are whole names: that
+/// of AQ_ROLE_ROUTER_BIAS, with which every router has such a bias, and rows of AQ_ROLE_CUSTOM and
+/// above, each of a role of its own: tensors of attention that only the adapter knows, or tensors
+/// that checkpoints may carry and nobody needs.
 class DecoderModel : public ModelAdapter {
  public:
   /// `inv_freq` gives the frequencies for a sequence length, living as long as this.
@@ -59,6 +60,10 @@ class DecoderModel : public ModelAdapter {
         inv_freq_(std::move(inv_freq)),
         module_names_(with_parts(names)),
         names_(with_parts(stored_rows(names, checkpoint))) {
+    if (static_cast<int64_t>(layers_.size()) != desc_.n_layers)
+      throw Error("the adapter describes " + std::to_string(layers_.size()) +
+                      " layers, config.json has " + std::to_string(desc_.n_layers),
+                  AQ_INTERNAL);
     find_stacks(names, checkpoint);
     for (int32_t l = 0; l < desc_.n_layers; l++) add_layer(l);
     if (!desc_.tied_embeddings)
@@ -157,7 +162,7 @@ class DecoderModel : public ModelAdapter {
   std::vector<NameRow> with_parts(const std::vector<NameRow>& rows) const {
     std::vector<NameRow> all;
     for (const NameRow& row : rows) {
-      if (row.role >= AQ_ROLE_CUSTOM) {
+      if (row.role >= AQ_ROLE_CUSTOM || row.role == AQ_ROLE_ROUTER_BIAS) {
         all.push_back(row);
         continue;
       }
@@ -172,7 +177,7 @@ class DecoderModel : public ModelAdapter {
   }
 
   const LayerDesc& at(int32_t layer) const {
-    if (layer < 0 || layer >= desc_.n_layers)
+    if (layer < 0 || static_cast<std::size_t>(layer) >= layers_.size())
       throw Error("there is no layer " + std::to_string(layer));
     return layers_[static_cast<std::size_t>(layer)];
   }
@@ -278,6 +283,8 @@ class DecoderModel : public ModelAdapter {
         return !bias && layer.attention.qk_norm != AQ_QK_NORM_NONE;
       case AQ_ROLE_ROUTER:
         return moe && (!bias || layer.router_bias);
+      case AQ_ROLE_ROUTER_BIAS:
+        return moe && !bias && names_.name(key).has_value();
       case AQ_ROLE_SHARED_ROUTER:
         return !bias && moe && ffn.shared_size > 0 && ffn.shared_gated != 0;
       default:

@@ -6,6 +6,7 @@
 #include <aq/sdk/plugin.hpp>
 #include <aq/sdk/tensor.hpp>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -123,26 +124,17 @@ class DescribedFormat : public Quantizer {
   }
 
   void quantize(const aq_code_args& args) const override {
-    const auto* weights = view<const float>(args.weight, "weight", {-1, -1});
-    const int64_t rows = args.weight->shape[0], n = args.weight->shape[1];
-    auto* codes = optional_view<uint8_t>(args.codes, "codes", {rows, n});
-    auto* values = optional_view<float>(args.values, "values", {rows, n});
-    each_row(args, rows, [&](int64_t r, float step, float zero) {
-      for (int64_t i = r * n; i < (r + 1) * n; i++) {
-        const uint32_t code = grid().code(weights[i] / step, zero);
-        if (codes != nullptr) codes[i] = static_cast<uint8_t>(code);
-        if (values != nullptr) values[i] = grid().value(code, zero) * step;
-      }
-    });
+    if (desc_.element_bits > 8)
+      quantize_to<uint16_t>(args);
+    else
+      quantize_to<uint8_t>(args);
   }
 
   void dequantize(const aq_code_args& args) const override {
-    const auto* codes = view<const uint8_t>(args.codes, "codes", {-1, -1});
-    const int64_t rows = args.codes->shape[0], n = args.codes->shape[1];
-    auto* values = view<float>(args.values, "values", {rows, n});
-    each_row(args, rows, [&](int64_t r, float step, float zero) {
-      for (int64_t i = r * n; i < (r + 1) * n; i++) values[i] = grid().value(codes[i], zero) * step;
-    });
+    if (desc_.element_bits > 8)
+      dequantize_from<uint16_t>(args);
+    else
+      dequantize_from<uint8_t>(args);
   }
 
   const std::string& config_json() const override { return config_; }
@@ -189,6 +181,31 @@ class DescribedFormat : public Quantizer {
     return desc_.tensor_params > 0
                ? *view<const float>(tensor_params, "tensor_params", {desc_.tensor_params})
                : 1.0f;
+  }
+
+  template <typename Code>
+  void quantize_to(const aq_code_args& args) const {
+    const auto* weights = view<const float>(args.weight, "weight", {-1, -1});
+    const int64_t rows = args.weight->shape[0], n = args.weight->shape[1];
+    auto* codes = optional_view<Code>(args.codes, "codes", {rows, n});
+    auto* values = optional_view<float>(args.values, "values", {rows, n});
+    each_row(args, rows, [&](int64_t r, float step, float zero) {
+      for (int64_t i = r * n; i < (r + 1) * n; i++) {
+        const uint32_t code = grid().code(weights[i] / step, zero);
+        if (codes != nullptr) codes[i] = static_cast<Code>(code);
+        if (values != nullptr) values[i] = grid().value(code, zero) * step;
+      }
+    });
+  }
+
+  template <typename Code>
+  void dequantize_from(const aq_code_args& args) const {
+    const auto* codes = view<const Code>(args.codes, "codes", {-1, -1});
+    const int64_t rows = args.codes->shape[0], n = args.codes->shape[1];
+    auto* values = view<float>(args.values, "values", {rows, n});
+    each_row(args, rows, [&](int64_t r, float step, float zero) {
+      for (int64_t i = r * n; i < (r + 1) * n; i++) values[i] = grid().value(codes[i], zero) * step;
+    });
   }
 
   /// body(row, scale / global, zero)
@@ -245,6 +262,9 @@ struct QuantizerObject {
         const auto tensors = of(self).packed(rows, cols);
         if (i >= tensors.size()) throw Error("there is no packed tensor " + std::to_string(i));
         const Packed& t = tensors[i];
+        if (t.shape.size() > std::size(aq_packed_tensor{}.shape))
+          throw Error("packed tensor " + std::string(t.suffix) + " has " +
+                      std::to_string(t.shape.size()) + " dimensions, the ABI has room for 4");
         aq_packed_tensor value{
             sizeof value, static_cast<int32_t>(t.shape.size()), t.suffix, t.dtype, 0, {},
             t.st_dtype};

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <algorithm>
-#include <aq/sdk/plugin.hpp>
+#include <aq/sdk/model.hpp>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -16,16 +16,27 @@
 
 namespace aq {
 
-/// Typed access to an object of config.json. A key that is null counts as absent.
+/// Typed access to an object of config.json. A key that is null counts as absent. Of a key that
+/// config.json sets and nobody asks for, the user is told once the adapter is made.
 class HfConfig {
  public:
-  explicit HfConfig(nlohmann::json json, std::string path = "")
-      : json_(std::move(json)), path_(std::move(path)) {
+  explicit HfConfig(const Checkpoint& checkpoint)
+      : HfConfig(checkpoint.config(), "", checkpoint.keys_read()) {}
+  explicit HfConfig(nlohmann::json json, std::string path = "",
+                    std::shared_ptr<ConfigKeys> keys_read = nullptr)
+      : json_(std::move(json)), path_(std::move(path)), keys_read_(std::move(keys_read)) {
     if (!json_.is_object())
       throw Error("config.json" + (path_.empty() ? "" : ": " + path_) + " is no object");
   }
 
-  bool has(const char* key) const { return json_.contains(key) && !json_.at(key).is_null(); }
+  bool has(const char* key) const {
+    if (keys_read_ != nullptr) keys_read_->mark(path_ + key);
+    return json_.contains(key) && !json_.at(key).is_null();
+  }
+  /// Keys that change nothing as the others are set: the user need not be told of them.
+  void ignore(std::initializer_list<const char*> keys) const {
+    for (const char* key : keys) has(key);
+  }
   const nlohmann::json& json() const { return json_; }
 
   /// A whole number within [least, 2^31).
@@ -35,7 +46,8 @@ class HfConfig {
   int32_t integer_or(const char* key, int32_t otherwise, int32_t least = 1) const {
     return has(key) ? integer(key, least) : otherwise;
   }
-  /// How many layers or experts there are, 1 to 4096: there will be a description of each.
+  /// How many layers or experts there are, 1 to 4096: there will be a description of each, so a
+  /// larger number is refused before there is a loop to it.
   int32_t count(const char* key) const {
     const int32_t n = integer(key);
     if (n > 4096) fail(key, json_.at(key), "1 to 4096");
@@ -61,7 +73,8 @@ class HfConfig {
   }
   HfConfig object(const char* key) const {
     if (!value(key).is_object()) fail(key, value(key), "an object");
-    return HfConfig(value(key), path_ + key + ".");
+    if (keys_read_ != nullptr) keys_read_->mark(path_ + key + ".");
+    return HfConfig(value(key), path_ + key + ".", keys_read_);
   }
   std::vector<int32_t> integers_or_empty(const char* key) const {
     std::vector<int32_t> list;
@@ -89,6 +102,7 @@ class HfConfig {
 
   nlohmann::json json_;
   std::string path_;
+  std::shared_ptr<ConfigKeys> keys_read_;
 };
 
 /// Rotary embedding as transformers 5 computes it (modeling_rope_utils.py), from either spelling of
@@ -100,9 +114,14 @@ class Rope {
   Rope(const HfConfig& config, int32_t head_dim, double default_theta)
       : max_positions_(config.number_or("max_position_embeddings", 0)) {
     HfConfig settings(nlohmann::json::object());
-    const bool old = config.has("rope_scaling") && !config.json()["rope_scaling"].empty();
+    const bool old = config.has("rope_scaling") && !config.json().at("rope_scaling").empty();
     const char* key = old ? "rope_scaling" : "rope_parameters";
     if (config.has(key)) settings = config.object(key);
+    // what belongs to another type than that which is chosen means nothing
+    settings.ignore({"factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
+                     "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
+                     "truncate"});
+    config.ignore({"original_max_position_embeddings"});
     for (const auto& [name, value] : settings.json().items())
       if (value.is_object())
         throw Error(std::string("config.json: ") + key + "." + name +
@@ -112,11 +131,14 @@ class Rope {
     theta_ = settings.number_or("rope_theta", config.number_or("rope_theta", default_theta));
     const double fraction =
         settings.number_or("partial_rotary_factor", config.number_or("partial_rotary_factor", 1.0));
+    if (!(fraction > 0 && fraction <= 1))  // before the cast, which not every number fits
+      throw Error("config.json: partial_rotary_factor is " + nlohmann::json(fraction).dump() +
+                  ", expected a number above 0 and up to 1");
     dim_ = static_cast<int32_t>(head_dim * fraction);
     if (theta_ <= 0)
       throw Error("config.json: rope_theta is " + std::to_string(theta_) +
                   ", expected a positive number");
-    if (dim_ <= 0 || dim_ > head_dim || dim_ % 2 != 0)
+    if (dim_ <= 0 || dim_ % 2 != 0)
       throw Error("config.json: partial_rotary_factor leaves " + std::to_string(dim_) +
                   " dimensions of a head of " + std::to_string(head_dim) +
                   " to rotate, expected an even number");

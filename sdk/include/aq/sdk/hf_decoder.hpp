@@ -49,6 +49,36 @@ inline void hf_fixed(const HfConfig& config,
                   AQ_UNSUPPORTED);
 }
 
+/// How many experts a layer has, under the first of `keys` that config.json sets: transformers
+/// takes some of them for others (its attribute_map). Error if two of them are set to different
+/// numbers.
+inline int32_t hf_expert_count(const HfConfig& config, std::initializer_list<const char*> keys) {
+  const char* chosen = *keys.begin();
+  for (const char* key : keys) {
+    if (!config.has(key)) continue;
+    if (config.has(chosen) && config.json().at(key) != config.json().at(chosen))
+      config.fail(key, config.json().at(key),
+                  config.json().at(chosen).dump() + ", as " + chosen + " says");
+    if (!config.has(chosen)) chosen = key;
+  }
+  return config.count(chosen);
+}
+
+/// Of a family without attention windows: Error if layer_types, which names the kind of every
+/// layer's attention, is there and says anything but "full_attention".
+inline void hf_full_attention(const HfConfig& config) {
+  if (!config.has("layer_types")) return;
+  const nlohmann::json& types = config.json().at("layer_types");
+  const bool full = types.is_array() && std::all_of(types.begin(), types.end(), [](const auto& t) {
+                      return t == "full_attention";
+                    });
+  if (!full)
+    throw Error("config.json: layer_types is " + types.dump() +
+                    ", which is not supported for this model_type, expected \"full_attention\" for "
+                    "every layer",
+                AQ_UNSUPPORTED);
+}
+
 /// hidden_act of a gated FFN.
 inline int32_t hf_activation(const HfConfig& config) {
   const std::string act = config.text_or("hidden_act", "silu");
@@ -116,6 +146,7 @@ inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
                     {"kv_lora_rank", nullptr},
                     {"attn_logit_softcapping", nullptr},
                     {"final_logit_softcapping", nullptr}});
+  if (layers.empty()) throw Error("the adapter describes no layer", AQ_INTERNAL);
   int64_t experts = 0;
   for (const LayerDesc& layer : layers) experts += layer.ffn.n_experts;
   if (experts > 1 << 18)

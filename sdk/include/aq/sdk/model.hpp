@@ -5,6 +5,7 @@
 #include <aq/model.h>
 
 #include <algorithm>
+#include <aq/sdk/config_keys.hpp>
 #include <aq/sdk/plugin.hpp>
 #include <initializer_list>
 #include <memory>
@@ -16,16 +17,21 @@ namespace aq {
 /// The checkpoint an adapter is made for; valid during create().
 class Checkpoint {
  public:
-  explicit Checkpoint(const aq_checkpoint* raw) : raw_(raw) {}
+  explicit Checkpoint(const aq_checkpoint* raw)
+      : raw_(raw), keys_read_(std::make_shared<ConfigKeys>()) {}
 
+  /// The whole of config.json. HfConfig(checkpoint) reads it with errors that name the key, and
+  /// keeps account of the keys that are read.
   nlohmann::json config() const { return nlohmann::json::parse(raw_->config_json); }
   bool has(const std::string& tensor) const {
     aq_tensor_meta meta;
     return raw_->find(raw_, tensor.c_str(), &meta) == AQ_OK;
   }
+  const std::shared_ptr<ConfigKeys>& keys_read() const { return keys_read_; }
 
  private:
   const aq_checkpoint* raw_;
+  std::shared_ptr<ConfigKeys> keys_read_;
 };
 
 /// What an adapter implements; see aq_model for each. Const and safe from any thread. Errors are
@@ -99,6 +105,19 @@ struct ModelObject {
   }
 };
 
+/// Warns of keys of config.json that the adapter does not know. Of one that did not read it by
+/// HfConfig(checkpoint) nothing is known.
+inline void warn_of_unread_keys(const Checkpoint& checkpoint, const char* id, const aq_host* host) {
+  if (!checkpoint.keys_read()->any() || host == nullptr || !AQ_HAS(host, log)) return;
+  std::string keys;
+  for (const std::string& key : checkpoint.keys_read()->unread(checkpoint.config()))
+    keys += (keys.empty() ? "" : ", ") + key;
+  if (keys.empty()) return;
+  const std::string text = "config.json: model \"" + std::string(id) +
+                           "\" does not know these keys and runs as if they were not set: " + keys;
+  host->log(host, AQ_LOG_WARNING, text.c_str());
+}
+
 /// The factory of one class with
 ///   static constexpr aq::Descriptor kDescriptor;
 ///   static int probe(const nlohmann::json& config, std::string& why);
@@ -124,11 +143,13 @@ struct ModelFactory {
     });
     return score;
   }
-  static const aq_model* AQ_CALL create(const aq_model_factory*, uint32_t, const aq_host*,
+  static const aq_model* AQ_CALL create(const aq_model_factory*, uint32_t, const aq_host* host,
                                         const aq_checkpoint* checkpoint, aq_error* err) noexcept {
     const aq_model* model = nullptr;
     guard(err, [&] {
-      auto object = std::make_unique<ModelObject>(Class::create(Checkpoint(checkpoint)));
+      const Checkpoint given(checkpoint);
+      auto object = std::make_unique<ModelObject>(Class::create(given));
+      warn_of_unread_keys(given, kDescriptor.id, host);
       model = &object.release()->table;
     });
     return model;
