@@ -43,9 +43,9 @@ class Rules {
   std::vector<Verdict> verdicts_;
 };
 
-/// Tries every rule of aq/abi.h, aq/model.h and aq/quantizer.h on the plugin in `file`. Adapters
-/// are tried on the checkpoint in `model`; without one, what needs it is skipped. Error if a path
-/// does not exist.
+/// Tries the rules of aq/abi.h, aq/model.h and aq/quantizer.h on the plugin in `file`, as far as
+/// sdk/README.md says. Adapters are tried on the checkpoint in `model`; without one, what needs it
+/// is skipped. Error if a path does not exist.
 std::vector<Verdict> check_plugin(const std::filesystem::path& file,
                                   const std::optional<std::filesystem::path>& model);
 

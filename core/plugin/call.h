@@ -69,13 +69,17 @@ inline bool is_name(const char* text) {
   return true;
 }
 
-/// What the plugin said, in one line, or the status where it said nothing.
-inline std::string error_text(aq_status status, const aq_error& error) {
-  std::string text = error.message;
-  if (text.empty()) return "status " + std::to_string(status) + " without a message";
+/// A plugin's text without control characters.
+inline std::string one_line(std::string text) {
   for (char& c : text)
     if (static_cast<unsigned char>(c) < 0x20) c = ' ';
   return text;
+}
+
+/// What the plugin said, in one line, or the status where it said nothing.
+inline std::string error_text(aq_status status, const aq_error& error) {
+  if (error.message[0] == '\0') return "status " + std::to_string(status) + " without a message";
+  return one_line(error.message);
 }
 
 }  // namespace aqhost

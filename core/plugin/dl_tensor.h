@@ -2,12 +2,15 @@
 
 #include <dlpack/dlpack.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
 #include <vector>
+
+#include "checkpoint/dtype.h"
 
 namespace aqhost {
 
@@ -44,6 +47,17 @@ class DlTensor {
 };
 
 inline constexpr DLDataType kDlF32{kDLFloat, 32, 1}, kDlI32{kDLInt, 32, 1};
+/// DLPack 0.6 has no names for the float8 types: they are bytes to it.
+inline DLDataType dl_type(DType type) {
+  const auto is = [type](std::initializer_list<DType> types) {
+    return std::find(types.begin(), types.end(), type) != types.end();
+  };
+  const uint8_t code = type == DType::kBF16                                      ? kDLBfloat
+                       : is({DType::kF16, DType::kF32, DType::kF64})             ? kDLFloat
+                       : is({DType::kI8, DType::kI16, DType::kI32, DType::kI64}) ? kDLInt
+                                                                                 : kDLUInt;
+  return {code, static_cast<uint8_t>(8 * dtype_size(type)), 1};
+}
 inline DLDataType dl_code(int64_t bytes) { return {kDLUInt, static_cast<uint8_t>(8 * bytes), 1}; }
 
 }  // namespace aqhost

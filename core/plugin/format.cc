@@ -128,7 +128,7 @@ void Format::check_description() const {
       std::any_of(d.search.begin(), d.search.end(), [](float f) { return f <= 0; }))
     lie("a search factor is not a positive number");
   if (d.element_kind == AQ_ELEM_INT &&
-      (d.int_min >= d.int_max || d.int_max - d.int_min >= (1 << d.element_bits)))
+      (d.int_min >= d.int_max || int64_t{d.int_max} - d.int_min >= int64_t{1} << d.element_bits))
     lie("integers {} to {} do not fit {} bits", d.int_min, d.int_max, d.element_bits);
   if (!d.described()) return;
   if (d.vector_dim != 1) lie("vector_dim {} of a format that is no custom one", d.vector_dim);
@@ -308,16 +308,8 @@ namespace {
 class PackedView {
  public:
   void add(const TensorInfo& info, const void* data) {
-    const auto bits = static_cast<uint8_t>(8 * dtype_size(info.dtype));
-    const bool is_float = info.dtype == DType::kF16 || info.dtype == DType::kF32;
-    const bool is_signed = info.dtype == DType::kI8 || info.dtype == DType::kI16 ||
-                           info.dtype == DType::kI32 || info.dtype == DType::kI64;
-    const uint8_t code = info.dtype == DType::kBF16 ? kDLBfloat
-                         : is_float                 ? kDLFloat
-                         : is_signed                ? kDLInt
-                                                    : kDLUInt;
     tensors_.push_back(
-        std::make_unique<DlTensor>(data, DLDataType{code, bits, 1}, std::vector(info.shape)));
+        std::make_unique<DlTensor>(data, dl_type(info.dtype), std::vector(info.shape)));
     pointers_.push_back(tensors_.back()->get());
   }
   DLTensor* const* get() const { return pointers_.data(); }

@@ -1,5 +1,6 @@
 #include "plugin/library.h"
 
+#include <dlfcn.h>
 #include <fmt/format.h>
 
 #include <cstddef>
@@ -10,36 +11,56 @@
 namespace aqhost {
 namespace dll = boost::dll;
 
-Library::Library(const std::filesystem::path& file) : path_(file.string()) {
-  try {
-    library_.load(path_, dll::load_mode::rtld_now | dll::load_mode::rtld_local);
-  } catch (const std::exception& e) {
-    fail("cannot be loaded: {}", e.what());
+EntryHead entry_head(const PluginFile& file) {
+  const auto head = read_entry_head(file.open_path());
+  if (!head) fail("has no symbol aq_plugin_entry: not a plugin of aqhost");
+  if (head->struct_size < offsetof(aq_entry, init))
+    fail("its entry says it has {} bytes: not a plugin of aqhost", head->struct_size);
+  return *head;
+}
+
+std::string abi_text(const EntryHead& head) {
+  return fmt::format("{}.{}", head.abi_major, head.abi_minor);
+}
+
+Library::Loaded::~Loaded() {
+  if (!library.is_loaded()) return;
+  library.unload();
+  // the linker keeps a library that somebody else has loaded too, or that may not be unloaded
+  if (void* still_there = ::dlopen(file->open_path().c_str(), RTLD_LAZY | RTLD_NOLOAD)) {
+    ::dlclose(still_there);
+    file->keep_open();
   }
-  if (!library_.has("aq_plugin_entry"))
-    fail("has no symbol aq_plugin_entry: not a plugin of aqhost");
-  entry_ = &library_.get<const aq_entry>("aq_plugin_entry");
-  if (entry_->struct_size < offsetof(aq_entry, init))
-    fail("its entry says it has {} bytes: not a plugin of aqhost", entry_->struct_size);
+}
+
+Library::Library(std::shared_ptr<PluginFile> file) : loaded_{std::move(file)} {
+  const EntryHead head = entry_head(*loaded_.file);
+  if (head.abi_major != AQ_ABI_MAJOR)
+    fail("it is built for plugin ABI {}, this aqhost has {}.{}; rebuild it with this SDK",
+         abi_text(head), AQ_ABI_MAJOR, AQ_ABI_MINOR);
+  try {
+    loaded_.library.load(loaded_.file->open_path(),
+                         dll::load_mode::rtld_now | dll::load_mode::rtld_local);
+    entry_ = &loaded_.library.get<const aq_entry>("aq_plugin_entry");
+  } catch (const std::exception& e) {
+    std::string text = e.what();  // names the file by its descriptor
+    const std::string opened = loaded_.file->open_path();
+    if (const std::size_t at = text.find(opened); at != std::string::npos)
+      text.replace(at, opened.size(), path());
+    fail("cannot be loaded: {}", text);
+  }
 }
 
 Library::~Library() {
   if (started_ && AQ_HAS(entry_, deinit)) call_quietly([&] { entry_->deinit(); });
 }
 
-std::string Library::abi() const {
-  return fmt::format("{}.{}", entry_->abi_major, entry_->abi_minor);
-}
-
 void Library::start(const aq_host& host) {
-  if (entry_->abi_major != AQ_ABI_MAJOR)
-    fail("it is built for plugin ABI {}, this aqhost has {}.{}; rebuild it with this SDK", abi(),
-         AQ_ABI_MAJOR, AQ_ABI_MINOR);
   if (!AQ_HAS(entry_, get_factory)) fail("its entry has no get_factory");
   if (AQ_HAS(entry_, init)) {
     aq_error error;
     const aq_status status =
-        call_plugin(error, [&](aq_error* e) { return entry_->init(&host, path_.c_str(), e); });
+        call_plugin(error, [&](aq_error* e) { return entry_->init(&host, path().c_str(), e); });
     if (status != AQ_OK) fail("its init failed: {}", error_text(status, error));
   }
   started_ = true;

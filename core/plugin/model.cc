@@ -234,8 +234,7 @@ void Model::list_modules() {
     if (!names.insert(m.name).second) lie("two modules are named {}", m.name);
     if (i > 0 && place(m) < place(modules_[i - 1]))
       lie("module {} comes after {}, which belongs behind it", m.name, modules_[i - 1].name);
-    if (!by_key_.try_emplace({m.key.layer, m.key.role, m.key.expert}, i).second &&
-        m.key.role < AQ_ROLE_CUSTOM)
+    if (!by_key_.try_emplace({m.key.layer, m.key.role, m.key.expert}, i).second)
       lie("two modules have the key {}", key_text(m.key));
   }
 }
@@ -245,9 +244,10 @@ const Module* Model::find_module(const aq_tensor_key& key) const {
   return it == by_key_.end() ? nullptr : &modules_[it->second];
 }
 
-/// Every linear map that follows from the description is listed, with the shape that follows.
+/// Every linear map that follows from the description is listed, with the shape that follows, and
+/// no other is.
 void Model::check_modules() const {
-  std::size_t expected = 0;
+  std::set<uint32_t> expected;
   const auto expect = [&](int32_t layer, int32_t role, int32_t expert, int64_t out, int64_t in) {
     const Module* m = find_module({layer, role, expert, AQ_PART_WEIGHT});
     if (m == nullptr)
@@ -255,7 +255,7 @@ void Model::check_modules() const {
     if (m->out_features != out || m->in_features != in)
       lie("module {} is {} x {}, the description makes it {} x {}", m->name, m->out_features,
           m->in_features, out, in);
-    expected++;
+    expected.insert(m->index);
   };
   const int64_t d = desc_.hidden_size;
   for (int32_t l = 0; l < desc_.n_layers; l++) {
@@ -284,9 +284,18 @@ void Model::check_modules() const {
     expect(-1, AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, desc_.vocab_size, desc_.hidden_size);
   check_input_groups();
   for (const Module& m : modules_)
-    if (is_ffn_role(m.key.role) && m.key.layer >= 0 && m.key.expert >= 0 &&
-        m.key.expert >= ffn(m.key.layer).n_experts)
-      lie("module {} is of expert {} of {}", m.name, m.key.expert, ffn(m.key.layer).n_experts);
+    if (!expected.contains(m.index) && !may_be_wired(m.key))
+      lie("module {} ({}) is in no layer that its description makes, so nothing runs it", m.name,
+          key_text(m.key));
+}
+
+/// Whether the adapter itself may run a module of `key`, in attention or an FFN of its own.
+bool Model::may_be_wired(const aq_tensor_key& key) const {
+  if (key.layer < 0) return false;
+  const bool ffn_role = is_ffn_role(key.role) || key.expert != AQ_EXPERT_NONE ||
+                        key.role == AQ_ROLE_ROUTER || key.role == AQ_ROLE_SHARED_ROUTER;
+  if (ffn(key.layer).kind == AQ_FFN_CUSTOM) return true;
+  return !ffn_role && attention(key.layer, 1).kind == AQ_ATTN_CUSTOM;
 }
 
 /// Modules that say they have the same input can have it.

@@ -114,6 +114,7 @@ class Model {
   Module get_module(uint32_t index) const;
   TensorRef take_ref(const aq_tensor_ref& raw, const std::string& what) const;
   void check_modules() const;
+  bool may_be_wired(const aq_tensor_key& key) const;
   void check_input_groups() const;
   void check_tensors(const Source& source) const;
   template <typename... Args>

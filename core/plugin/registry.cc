@@ -1,16 +1,17 @@
 #include "plugin/registry.h"
 
 #include <fcntl.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <boost/dll/runtime_symbol_info.hpp>
-#include <cerrno>
+#include <cstddef>
 #include <cstdlib>
-#include <cstring>
 #include <map>
+#include <mutex>
 #include <set>
 #include <sstream>
 
@@ -18,6 +19,7 @@
 #include "base/error.h"
 #include "base/nearest.h"
 #include "plugin/call.h"
+#include "plugin/dl_tensor.h"
 #include "plugin/library.h"
 #include "plugin/unknown_model.h"
 
@@ -29,8 +31,24 @@ constexpr uint32_t kMostOffered = 256;
 constexpr int kProbeSeconds = 30;
 constexpr const char* kHostVersion = "0.1.0";
 
+/// Where the warnings of plugins that this thread runs go; nullptr: to the log.
+thread_local std::vector<std::string>* collected_warnings = nullptr;
+
+/// Collects them while it lives.
+class CollectWarnings {
+ public:
+  explicit CollectWarnings(std::vector<std::string>& into) { collected_warnings = &into; }
+  ~CollectWarnings() { collected_warnings = nullptr; }
+  CollectWarnings(const CollectWarnings&) = delete;
+  CollectWarnings& operator=(const CollectWarnings&) = delete;
+};
+
 // A plugin may log from any thread, and until the process ends.
 void AQ_CALL log_message(const aq_host*, int32_t severity, const char* message) {
+  if (severity == AQ_LOG_WARNING && collected_warnings != nullptr && message != nullptr) {
+    collected_warnings->push_back(one_line(message));
+    return;
+  }
   const auto level = severity >= AQ_LOG_ERROR     ? spdlog::level::err
                      : severity == AQ_LOG_WARNING ? spdlog::level::warn
                      : severity == AQ_LOG_INFO    ? spdlog::level::info
@@ -54,8 +72,10 @@ std::string text_or_empty(const char* text) { return text == nullptr ? "" : text
 
 /// Copies an id, checked to be usable in recipes.
 std::string checked_id(const aq_descriptor* d) {
-  if (d == nullptr || d->struct_size < sizeof(aq_descriptor))
-    fail("its descriptor is missing or too short");
+  // as it was in ABI 1.0: what later minors add, older plugins lack
+  constexpr std::size_t kFirstSize =
+      offsetof(aq_descriptor, description) + sizeof(aq_descriptor::description);
+  if (d == nullptr || d->struct_size < kFirstSize) fail("its descriptor is missing or too short");
   const std::string id = text_or_empty(d->id);
   const bool clean =
       !id.empty() && id.size() <= 64 && std::all_of(id.begin(), id.end(), [](char c) {
@@ -65,26 +85,16 @@ std::string checked_id(const aq_descriptor* d) {
   return id;
 }
 
+bool is_folder(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored);
+}
+
 template <typename Map>
 std::vector<std::string> keys_of(const Map& map) {
   std::vector<std::string> keys;
   for (const auto& [key, value] : map) keys.push_back(key);
   return keys;
-}
-
-/// Error if others than its owner may change what is loaded from `file`: the file itself, or the
-/// folder in which it could be replaced.
-void check_trusted(const fs::path& file) {
-  const fs::path real = fs::canonical(file);
-  for (const fs::path& path : {real, real.parent_path()}) {
-    struct stat status {};
-    if (stat(path.c_str(), &status) != 0) fail("{}: {}", path.string(), std::strerror(errno));
-    if ((status.st_mode & (S_IWGRP | S_IWOTH)) != 0)
-      fail(
-          "{} may be written to by others (mode {:o}); take that right away (chmod go-w), or give "
-          "--trust-plugins",
-          path.string(), status.st_mode & 07777);
-  }
 }
 
 /// What a child that only looks says is not to be read.
@@ -102,17 +112,22 @@ struct Registry::Impl {
   std::vector<PluginInfo> listed;
   std::map<std::string, Offer<aq_model_factory>> models;
   std::map<std::string, Offer<aq_quantizer_factory>> formats;
+  std::vector<fs::path> folders;
+  std::set<std::pair<dev_t, ino_t>> seen, refused;  // files
+  mutable std::mutex creating;                      // create() is [serial]
 
-  void scan(const fs::path& folder, const ScanOptions& options, std::set<fs::path>& seen) {
+  void scan(const fs::path& folder, const ScanOptions& options) {
     std::vector<fs::path> files;
     std::error_code error;
-    for (const auto& entry : fs::directory_iterator(folder, error))
-      if (entry.path().extension() == ".so" && entry.is_regular_file())
-        files.push_back(entry.path());
+    fs::directory_iterator it(folder, error);
+    if (error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory)
+      return;
+    for (const fs::directory_iterator end; !error && it != end; it.increment(error))
+      if (std::error_code ignored; it->path().extension() == ".so" && !it->is_directory(ignored))
+        files.push_back(it->path());
     if (error) fail("plugin folder {}: {}", folder.string(), error.message());
     std::sort(files.begin(), files.end());
-    for (const fs::path& file : files)
-      if (seen.insert(fs::canonical(file)).second) take(file, options);
+    for (const fs::path& file : files) take(file, options);
   }
 
   /// Loads and lists a file, or lists why not.
@@ -120,23 +135,28 @@ struct Registry::Impl {
     PluginInfo info;
     info.path = file.string();
     try {
-      if (!options.trust) check_trusted(file);
-      if (options.probe && has_one_thread()) probe(file);
-      load(file, info);
+      const auto opened = std::make_shared<PluginFile>(file, options.trust);
+      if (!seen.insert(opened->identity()).second) return;
+      info.sha256 = opened->sha256();
+      info.abi = abi_text(entry_head(*opened));
+      if (options.probe && has_one_thread()) probe(opened);
+      load(opened, info);
     } catch (const std::exception& e) {
       info.refused = e.what();
-      listed.push_back(info);
+      struct stat status {};
+      const bool known = ::stat(file.c_str(), &status) == 0 &&
+                         !refused.insert({status.st_dev, status.st_ino}).second;
+      if (!known) listed.push_back(info);
     }
   }
 
   /// Loads the file in a child process; Error if that does not survive it. Why else it may be
   /// refused shows when it is loaded here.
-  static void probe(const fs::path& file) {
+  static void probe(const std::shared_ptr<PluginFile>& file) {
     const ChildEnd end = run_in_child(kProbeSeconds, [&] {
       be_silent();
       try {
-        PluginInfo info;
-        Impl().load(file, info);
+        Impl().load(file, PluginInfo());
       } catch (const std::exception&) {  // the parent meets it as well
       }
       return std::string();
@@ -146,9 +166,8 @@ struct Registry::Impl {
   }
 
   /// All that the file offers, or nothing of it.
-  void load(const fs::path& file, PluginInfo& info) {
+  void load(const std::shared_ptr<PluginFile>& file, const PluginInfo& info) {
     const auto library = std::make_shared<Library>(file);
-    info.abi = library->abi();
     library->start(kHost);
     const auto* model = static_cast<const aq_model_factory*>(library->factory(AQ_MODEL_FACTORY_ID));
     const auto* format =
@@ -206,7 +225,22 @@ struct Registry::Impl {
         known.push_back(alias);
       }
     }
-    fail("--model-type \"{}\": no such model plugin{}", name, did_you_mean(name, known));
+    fail("--model-type \"{}\": no such model plugin{}", name,
+         models.empty() ? found_text({}, "model") : did_you_mean(name, known));
+  }
+
+  std::string folders_text() const {
+    std::vector<std::string> texts;
+    for (const fs::path& folder : folders)
+      texts.push_back(folder.string() + (is_folder(folder) ? "" : " (no such folder)"));
+    return fmt::format("{}", fmt::join(texts, ", "));
+  }
+
+  /// "; the model plugins found are: ..." or where there was none.
+  std::string found_text(const std::vector<std::string>& ids, const char* kind) const {
+    if (!ids.empty())
+      return fmt::format("; the {} plugins found are: {}", kind, fmt::join(ids, " "));
+    return fmt::format("; no {} plugin was found in {}; give --plugin-dir", kind, folders_text());
   }
 
   template <typename Factory>
@@ -242,30 +276,27 @@ auto create(const Offer<Factory>& offer, const std::string& what, const Arg& arg
 std::vector<fs::path> plugin_search_path(const std::vector<fs::path>& given) {
   std::vector<fs::path> folders;
   for (const fs::path& folder : given) {
-    if (!fs::is_directory(folder)) fail("--plugin-dir {}: no such folder", folder.string());
+    if (!is_folder(folder)) fail("--plugin-dir {}: no such folder", folder.string());
     folders.push_back(folder);
   }
-  const auto add_if_there = [&](const fs::path& folder) {
-    if (fs::is_directory(folder)) folders.push_back(folder);
-  };
   if (const char* list = std::getenv("AQ_PLUGIN_PATH")) {
     std::string_view rest = list;
     while (!rest.empty()) {
       const std::string_view folder = rest.substr(0, rest.find(':'));
       rest.remove_prefix(std::min(rest.size(), folder.size() + 1));
-      if (!folder.empty()) add_if_there(folder);
+      if (!folder.empty()) folders.emplace_back(folder);
     }
   }
   const fs::path bin = fs::path(boost::dll::program_location().string()).parent_path();
-  add_if_there(bin.parent_path() / "lib/aqhost/plugins");
-  add_if_there(bin.parent_path() / "plugins");
+  folders.push_back(bin.parent_path() / "lib/aqhost/plugins");
+  folders.push_back(bin.parent_path() / "plugins");
   return folders;
 }
 
 Registry::Registry(const std::vector<fs::path>& folders, ScanOptions options)
     : impl_(std::make_unique<Impl>()) {
-  std::set<fs::path> seen;
-  for (const fs::path& folder : folders) impl_->scan(folder, options, seen);
+  impl_->folders = folders;
+  for (const fs::path& folder : folders) impl_->scan(folder, options);
 }
 
 std::unique_ptr<Registry> Registry::of_file(const fs::path& file) {
@@ -280,24 +311,12 @@ const std::vector<PluginInfo>& Registry::plugins() const { return impl_->listed;
 
 namespace {
 
-/// "; the model plugins found are ..." or where to look for them.
-std::string found_text(const std::vector<std::string>& ids, const char* kind) {
-  if (ids.empty()) return fmt::format("; no {} plugin was found, give --plugin-dir", kind);
-  std::string text = fmt::format("; the {} plugins found are:", kind);
-  for (const std::string& id : ids) text += " " + id;
-  return text;
-}
-
 aq_status AQ_CALL find_tensor(const aq_checkpoint* self, const char* name, aq_tensor_meta* out) {
   const auto* source = static_cast<const Source*>(self->host_data);
   const TensorInfo* info = name == nullptr ? nullptr : source->find(name);
   if (info == nullptr || info->shape.size() > 8) return AQ_NOT_FOUND;
   *out = {};
-  const auto bits = static_cast<uint8_t>(8 * dtype_size(info->dtype));
-  const uint8_t code = info->dtype == DType::kBF16                                ? kDLBfloat
-                       : info->dtype == DType::kF16 || info->dtype == DType::kF32 ? kDLFloat
-                                                                                  : kDLUInt;
-  out->dtype = {code, bits, 1};
+  out->dtype = dl_type(info->dtype);
   out->ndim = static_cast<int32_t>(info->shape.size());
   std::copy(info->shape.begin(), info->shape.end(), out->shape);
   return AQ_OK;
@@ -307,6 +326,8 @@ aq_status AQ_CALL find_tensor(const aq_checkpoint* self, const char* name, aq_te
 
 std::vector<std::string> Registry::model_ids() const { return keys_of(impl_->models); }
 std::vector<std::string> Registry::format_ids() const { return keys_of(impl_->formats); }
+
+std::string Registry::folders() const { return impl_->folders_text(); }
 
 std::vector<ModelMatch> Registry::probe(const Json& config) const {
   const std::string text = config.dump();
@@ -329,15 +350,19 @@ std::vector<ModelMatch> Registry::probe(const Json& config) const {
   return matches;
 }
 
-std::unique_ptr<const Model> Registry::create_model(const Source& source,
-                                                    const std::string& type) const {
+std::unique_ptr<const Model> Registry::create_model(const Source& source, const std::string& type,
+                                                    bool strict) const {
   std::string id = type;
   if (type == "auto") {
     const std::vector<ModelMatch> matches = probe(source.config());
+    if (matches.empty() && impl_->models.empty())
+      fail("{}/config.json: no model plugin was found in {}; give --plugin-dir", source.directory(),
+           folders());
     if (matches.empty()) {
       const UnknownModel unknown = describe_unknown(source.config());
       fail("{}/config.json: {}: it is taken for {} {}; {}{}", source.directory(), unknown.why,
-           unknown.kind, unknown.found.dump(), unknown.advice, found_text(model_ids(), "model"));
+           unknown.kind, unknown.found.dump(), unknown.advice,
+           impl_->found_text(model_ids(), "model"));
     }
     if (matches.size() > 1 && matches[0].score == matches[1].score)
       fail("{}/config.json: both {} and {} say it is theirs; choose with --model-type",
@@ -349,9 +374,20 @@ std::unique_ptr<const Model> Registry::create_model(const Source& source,
   const std::string config = source.config().dump();
   const aq_checkpoint checkpoint{sizeof checkpoint, 0, const_cast<Source*>(&source), config.c_str(),
                                  find_tensor};
-  const aq_model* raw = create(it->second, fmt::format("model \"{}\"", id), &checkpoint);
-  return std::make_unique<const Model>(raw, id, it->second.library->path(), source,
-                                       it->second.library);
+  std::vector<std::string> warnings;
+  const aq_model* raw = nullptr;
+  {
+    const std::lock_guard lock(impl_->creating);
+    const CollectWarnings collect(warnings);
+    raw = create(it->second, fmt::format("model \"{}\"", id), &checkpoint);
+  }
+  auto model = std::make_unique<const Model>(raw, id, it->second.library->path(), source,
+                                             it->second.library);
+  for (const std::string& warning : warnings) {
+    if (strict) fail("{}/{}", source.directory(), warning);
+    spdlog::warn("{}/{}", source.directory(), warning);
+  }
+  return model;
 }
 
 std::shared_ptr<const Format> Registry::create_format(const std::string& id,
@@ -359,8 +395,9 @@ std::shared_ptr<const Format> Registry::create_format(const std::string& id,
   const auto it = impl_->formats.find(id);
   if (it == impl_->formats.end())
     fail("no plugin offers the format \"{}\"{}", id,
-         impl_->formats.empty() ? found_text({}, "format") : did_you_mean(id, format_ids()));
+         impl_->formats.empty() ? impl_->found_text({}, "format") : did_you_mean(id, format_ids()));
   const std::string text = options.dump();
+  const std::lock_guard lock(impl_->creating);
   const aq_quantizer* raw = create(it->second, fmt::format("format \"{}\"", id), text.c_str());
   return std::make_shared<const Format>(raw, id, it->second.library->path(), options,
                                         it->second.library);

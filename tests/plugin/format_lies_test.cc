@@ -54,6 +54,7 @@ const std::map<std::string, std::string> kSaid{
     {"element-unknown", "element_kind 3 is not known"},
     {"bits-absurd", "element_bits is 40, expected 1 to 16"},
     {"ints-too-wide", "integers -8 to 8 do not fit 4 bits"},
+    {"ints-overflow", "integers -2147483648 to 1 do not fit 4 bits"},
     {"table-null", "a table format without values"},
     {"table-nan", "a grid value is not finite"},
     {"vector-described", "vector_dim 4 of a format that is no custom one"},

@@ -53,6 +53,8 @@ const std::map<std::string, std::string> kSaid{
     {"module-count-absurd", "module_count is 4294967295"},
     {"module-missing", "no module for layer -1, role 3, expert -1, part 0"},
     {"module-fails", "get_module(5): it let a C++ exception out, which the ABI forbids"},
+    {"module-not-run", "module spare (layer -1, role 4103, expert -1, part 0) is in no layer"},
+    {"module-custom-role-twice", "two modules have the key layer 0, role 4097, expert -1, part 0"},
     {"module-name-null", "module 5 has no name"},
     {"module-name-bytes", "module 5 has no name"},
     {"module-name-lines", "module 5 has no name"},

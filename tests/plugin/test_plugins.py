@@ -97,6 +97,93 @@ class Listing(WithFolder):
         self.assertEqual(json.loads(done.stdout)["family"], "olmoe")
 
 
+class Nothing(WithFolder):
+    """A program that was copied without its plugins."""
+
+    def test_every_command_says_that_no_plugin_was_found_and_where(self):
+        (self.work / "bin").mkdir()
+        shutil.copy(BUILD / "bin/aqhost", self.work / "bin")
+        aqhost = (self.work / "bin/aqhost").resolve()
+        environment = {**os.environ, "AQ_PLUGIN_PATH": "/no/such/folder"}
+        where = (f"no plugin was found in /no/such/folder (no such folder), "
+                 f"{aqhost.parent.parent}/lib/aqhost/plugins (no such folder), "
+                 f"{aqhost.parent.parent}/plugins (no such folder); give --plugin-dir")
+        done = run(aqhost, "plugins", env=environment)
+        self.assertEqual((done.returncode, done.stdout), (0, ""))
+        self.assertIn(where, done.stderr)
+        done = run(aqhost, "plugins", "--json", env=environment)
+        self.assertEqual((done.returncode, json.loads(done.stdout)), (0, []))
+        self.assertIn(where, done.stderr)
+        for command in (["inspect"], ["plan"], ["inspect", "--model-type", "olmoe"]):
+            with self.subTest(command):
+                done = run(aqhost, *command, "--model", MODEL, env=environment)
+                self.assertEqual((done.returncode, done.stdout), (1, ""))
+                self.assertIn(where.replace("no plugin", "no model plugin"), done.stderr)
+
+
+class UnknownKeys(WithFolder):
+    """Keys of config.json that a family does not know."""
+
+    def model(self, name, changes):
+        folder = self.work / name
+        shutil.copytree(TESTS / "models" / name, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        return folder
+
+    def warnings(self, folder, command="inspect"):
+        done = run(BUILD / "bin/aqhost", command, "--model", folder)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return [line for line in done.stderr.splitlines() if "does not know" in line]
+
+    def test_they_are_named_in_one_warning(self):
+        for name, family in (("olmoe-tiny", "olmoe"), ("mixtral-tiny", "mixtral"),
+                             ("qwen2-moe-tiny", "qwen2_moe"), ("deepseek-moe-tiny", "deepseek_moe")):
+            with self.subTest(name):
+                self.assertEqual(self.warnings(TESTS / "models" / name), [])
+                folder = self.model(name, {"embedding_multiplier": 12, "logits_scaling": 7,
+                                           "some_new_switch": True, "not_set": None})
+                for command in ("inspect", "plan"):
+                    [line] = self.warnings(folder, command)
+                    self.assertTrue(line.endswith(
+                        f'{folder}/config.json: model "{family}" does not know these keys and runs '
+                        "as if they were not set: embedding_multiplier, logits_scaling, "
+                        "some_new_switch"), line)
+
+    def test_what_published_configurations_set_gives_no_warning(self):
+        """Keys of the published checkpoints beyond those of the small models."""
+        common = {"_name_or_path": "x", "transformers_version": "4.40.0", "pad_token_id": None,
+                  "dtype": "bfloat16", "rope_parameters": {"rope_type": "default",
+                                                           "rope_theta": 10000.0}}
+        published = {
+            "olmoe-tiny": {"eos_token_id": 50279, "layer_types": ["full_attention"] * 3,
+                           "num_local_experts": 16},
+            "mixtral-tiny": {"head_dim": None, "router_jitter_noise": 0.0, "num_experts": 8,
+                             "layer_types": ["full_attention"] * 3},
+            "qwen2-moe-tiny": {"qkv_bias": True, "num_local_experts": 12,
+                               "layer_types": ["full_attention"] * 3},
+            "deepseek-moe-tiny": {"auto_map": {"AutoConfig": "x.Y"}, "ep_size": 1,
+                                  "layer_types": ["full_attention"] * 4}}
+        for name, keys in published.items():
+            with self.subTest(name):
+                self.assertEqual(self.warnings(self.model(name, {**common, **keys})), [])
+
+    def test_an_alias_of_the_number_of_experts_stands_for_it(self):
+        for name, key, alias in (("mixtral-tiny", "num_local_experts", "num_experts"),
+                                 ("olmoe-tiny", "num_experts", "num_local_experts"),
+                                 ("qwen2-moe-tiny", "num_experts", "num_local_experts")):
+            with self.subTest(name):
+                count = json.loads((TESTS / "models" / name / "config.json").read_text())[key]
+                folder = self.model(name, {key: None, alias: count})
+                told = json.loads(self.ok(BUILD / "bin/aqhost", "inspect", "--model", folder, "--json"))
+                self.assertEqual(told["experts"], count)
+                config = json.loads((folder / "config.json").read_text())
+                (folder / "config.json").write_text(json.dumps({**config, key: count + 1}))
+                done = run(BUILD / "bin/aqhost", "inspect", "--model", folder)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(f"config.json: {alias} is {count}, expected {count + 1}", done.stderr)
+
+
 class SearchOrder(WithFolder):
     def paths(self, *options, environment=None):
         """Where each id was found, as aqhost copied into work/bin sees it."""

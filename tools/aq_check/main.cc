@@ -1,4 +1,4 @@
-// aq-check: tries every rule of the SDK's headers on a plugin, a line each. What
+// aq-check: tries the rules of the SDK's headers on a plugin, one line for each. What
 // `aqhost plugins --check` does, in a program that third parties run in their CI. Exits with 0 if
 // all rules hold, 1 if one is broken, 2 on wrong usage.
 

@@ -12,7 +12,7 @@ namespace aqhost {
 void add_plugin_options(po::options_description_easy_init& add) {
   add("plugin-dir", po::value<std::vector<std::string>>()->composing(),
       "folder with plugins, may be repeated; looked at before AQ_PLUGIN_PATH and the installed "
-      "ones")("trust-plugins", "also load plugins that others than their owner may write to");
+      "ones")("trust-plugins", "also load plugins that other users may change");
 }
 
 std::unique_ptr<Registry> scan_plugins(const po::variables_map& options) {

@@ -115,7 +115,7 @@ void run(const po::variables_map& options) {
   const auto registry = open_registry(options);
   const auto source = open_source(directory, *registry);
   const auto matches = registry->probe(source->config());
-  if (type == "auto" && matches.empty())
+  if (type == "auto" && matches.empty() && !registry->model_ids().empty())
     return print_unknown(describe_unknown(source->config()), wants_json(options));
   const auto model = registry->create_model(*source, type);
   const auto match = std::find_if(matches.begin(), matches.end(),

@@ -1,11 +1,11 @@
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <optional>
 
 #include "base/error.h"
-#include "base/sha256.h"
 #include "command.h"
 #include "conformance/rules.h"
 #include "format_summary.h"
@@ -15,18 +15,9 @@ namespace {
 
 void add_options(po::options_description_easy_init add) {
   add_plugin_options(add);
-  add("check", po::value<std::string>(), "try every rule of the SDK's headers on this plugin")(
+  add("check", po::value<std::string>(), "try the rules of the SDK's headers on this plugin")(
       "model", po::value<std::string>(),
       "with --check: a checkpoint of the family, small or whole, to try an adapter on");
-}
-
-/// "" of a file that cannot be read.
-std::string hash_of(const PluginInfo& plugin) {
-  try {
-    return sha256_of(plugin.path);
-  } catch (const Error&) {
-    return "";
-  }
 }
 
 /// summarize() of a format with its defaults; a format that fails at it says how.
@@ -48,7 +39,7 @@ void print(const Registry& registry) {
     if (p.refused.empty()) {
       fmt::print("{:<{}}  {:<9}  {:<8}  {:<4}  {}\n{:<{}}  {}\n{:<{}}  sha256 {}\n", p.id, width,
                  p.kind, p.version, p.abi, p.description, "", width + 27, p.path, "", width + 27,
-                 hash_of(p));
+                 p.sha256);
       if (p.kind != "quantizer") continue;
       const Json summary = summary_of(registry, p.id);
       fmt::print(
@@ -79,8 +70,10 @@ void run(const po::variables_map& options) {
   if (options.contains("check")) return check(options);
   if (options.contains("model")) throw UsageError("--model goes with --check");
   const auto registry = scan_plugins(options);
+  if (registry->plugins().empty())
+    spdlog::warn("no plugin was found in {}; give --plugin-dir", registry->folders());
   if (!wants_json(options)) {
-    print(*registry);
+    if (!registry->plugins().empty()) print(*registry);
     return;
   }
   Json list = Json::array();
@@ -89,7 +82,7 @@ void run(const po::variables_map& options) {
                {"kind", p.kind},       {"name", p.name},
                {"version", p.version}, {"vendor", p.vendor},
                {"abi", p.abi},         {"description", p.description},
-               {"sha256", hash_of(p)}};
+               {"sha256", p.sha256}};
     if (!p.aliases.empty()) entry["aliases"] = p.aliases;
     if (!p.refused.empty())
       entry["refused"] = p.refused;

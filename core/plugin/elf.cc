@@ -1,4 +1,4 @@
-#include "conformance/elf.h"
+#include "plugin/elf.h"
 
 #include <elf.h>
 
@@ -16,30 +16,35 @@ class ElfFile {
  public:
   explicit ElfFile(const std::filesystem::path& path) : file_(path) {
     const auto ident = at<std::array<unsigned char, EI_NIDENT>>(0);
-    if (std::memcmp(ident.data(), ELFMAG, SELFMAG) != 0 || ident[EI_CLASS] != ELFCLASS64)
+    if (std::memcmp(ident.data(), ELFMAG, SELFMAG) != 0 || ident[EI_CLASS] != ELFCLASS64 ||
+        ident[EI_DATA] != ELFDATA2LSB)
       fail("it is no 64-bit ELF shared library");
     const auto header = at<Elf64_Ehdr>(0);
     if (header.e_type != ET_DYN) fail("it is no shared library");
     for (uint16_t i = 0; i < header.e_shnum; i++)
       sections_.push_back(at<Elf64_Shdr>(header.e_shoff + uint64_t{i} * sizeof(Elf64_Shdr)));
+    for (uint16_t i = 0; i < header.e_phnum; i++)
+      segments_.push_back(at<Elf64_Phdr>(header.e_phoff + uint64_t{i} * sizeof(Elf64_Phdr)));
   }
 
   DynamicInfo read() const {
     DynamicInfo info;
-    for (const Elf64_Shdr& section : sections_) {
-      if (section.sh_type == SHT_DYNSYM)
-        each<Elf64_Sym>(section, [&](const Elf64_Sym& symbol) {
-          const auto visibility = ELF64_ST_VISIBILITY(symbol.st_other);
-          if (symbol.st_shndx != SHN_UNDEF && ELF64_ST_BIND(symbol.st_info) != STB_LOCAL &&
-              (visibility == STV_DEFAULT || visibility == STV_PROTECTED))
-            info.exported.push_back(text(section, symbol.st_name));
-        });
+    each_exported(
+        [&](const std::string& name, const Elf64_Sym&) { info.exported.push_back(name); });
+    for (const Elf64_Shdr& section : sections_)
       if (section.sh_type == SHT_DYNAMIC)
         each<Elf64_Dyn>(section, [&](const Elf64_Dyn& entry) {
           if (entry.d_tag == DT_NEEDED) info.needed.push_back(text(section, entry.d_un.d_val));
         });
-    }
     return info;
+  }
+
+  std::optional<EntryHead> read_entry_head() const {
+    std::optional<EntryHead> head;
+    each_exported([&](const std::string& name, const Elf64_Sym& symbol) {
+      if (name == "aq_plugin_entry") head = at<EntryHead>(offset_of(symbol.st_value));
+    });
+    return head;
   }
 
  private:
@@ -50,6 +55,29 @@ class ElfFile {
     T value;
     std::memcpy(&value, bytes.data() + offset, sizeof value);
     return value;
+  }
+
+  /// body(name, symbol)
+  template <typename Body>
+  void each_exported(Body body) const {
+    for (const Elf64_Shdr& section : sections_) {
+      if (section.sh_type != SHT_DYNSYM) continue;
+      each<Elf64_Sym>(section, [&](const Elf64_Sym& symbol) {
+        const auto visibility = ELF64_ST_VISIBILITY(symbol.st_other);
+        if (symbol.st_shndx != SHN_UNDEF && ELF64_ST_BIND(symbol.st_info) != STB_LOCAL &&
+            (visibility == STV_DEFAULT || visibility == STV_PROTECTED))
+          body(text(section, symbol.st_name), symbol);
+      });
+    }
+  }
+
+  /// Where in the file lies what is loaded to `address`.
+  uint64_t offset_of(uint64_t address) const {
+    for (const Elf64_Phdr& segment : segments_)
+      if (segment.p_type == PT_LOAD && address >= segment.p_vaddr &&
+          address - segment.p_vaddr < segment.p_filesz)
+        return segment.p_offset + (address - segment.p_vaddr);
+    fail("its aq_plugin_entry is not constant data, so its version cannot be read before it runs");
   }
 
   template <typename T, typename Body>
@@ -71,10 +99,15 @@ class ElfFile {
 
   MappedFile file_;
   std::vector<Elf64_Shdr> sections_;
+  std::vector<Elf64_Phdr> segments_;
 };
 
 }  // namespace
 
 DynamicInfo read_dynamic(const std::filesystem::path& file) { return ElfFile(file).read(); }
+
+std::optional<EntryHead> read_entry_head(const std::filesystem::path& file) {
+  return ElfFile(file).read_entry_head();
+}
 
 }  // namespace aqhost
