@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""grow.py FOLDER: the headers of sdk/include as a later minor version may have them, in FOLDER: a
+field more at the end of every struct that may grow."""
+import pathlib
+import re
+import sys
+
+import layout
+
+FIELD = "  int64_t later;\n"
+
+
+def grown(text):
+    """A header with the field in each of its structs that begins with struct_size."""
+    def add(match):
+        growable = re.match(r"(\s|/\*.*?\*/)*uint32_t struct_size;", match.group(1), flags=re.S)
+        return match.group(0) + FIELD if growable else match.group(0)
+    text = re.sub(r"\bstruct aq_\w+ \{(.*?)\n(?=\})", add, text, flags=re.S)
+    return text.replace("#define AQ_ABI_MINOR 0", "#define AQ_ABI_MINOR 1")
+
+
+def grow(folder):
+    for header in layout.HEADERS:
+        path, text = pathlib.Path(folder) / header, grown((layout.INCLUDE / header).read_text())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != text:  # what is as before is not built again
+            path.write_text(text)
+
+
+if __name__ == "__main__":
+    grow(sys.argv[1])
