@@ -109,6 +109,11 @@ const StoredTensor* Reader::stored(std::string_view name) const {
   return location == nullptr ? nullptr : location->tensor;
 }
 
+std::string Reader::file_of(std::string_view name) const {
+  const Location* location = locate(name);
+  return location == nullptr ? directory_ : location->file->path().string();
+}
+
 void Reader::read_f32(std::string_view name, int64_t begin, std::span<float> out) const {
   const Location* location = locate(name);
   if (location == nullptr) fail("{}: there is no tensor {}", directory_, name);

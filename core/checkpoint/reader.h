@@ -27,6 +27,8 @@ class Reader : public Source {
   /// The stored bytes, or nullptr. Valid as long as this. What has been read through the functions
   /// above does not stay in this process's memory, what is read through this does.
   const StoredTensor* stored(std::string_view name) const;
+  /// The file that a tensor is in, or the folder if there is no such tensor; for messages.
+  std::string file_of(std::string_view name) const;
 
  private:
   struct Location {

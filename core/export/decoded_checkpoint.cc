@@ -3,11 +3,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <set>
 
 #include "base/error.h"
+#include "base/field.h"
 #include "export/gptq.h"
 #include "export/quantization_config.h"
 
@@ -19,18 +21,20 @@ constexpr int64_t kMostFeatures = int64_t{1} << 31;
 constexpr std::pair<DType, const char*> kRealTypes[] = {
     {DType::kBF16, "bfloat16"}, {DType::kF16, "float16"}, {DType::kF32, "float32"}};
 
-/// Options that a config group tells of, under the names that recipes use.
-Json options_of(const Json& weights) {
+/// Options that the "weights" or "input_activations" of a config group tell of, under the names
+/// that recipes use. Error (naming the field) for a value of another type than the field has.
+Json options_of(const Field& weights) {
   Json options = Json::object();
-  const std::string strategy = weights.value("strategy", std::string("tensor"));
-  const auto group_size = weights.find("group_size");
-  if (group_size != weights.end() && group_size->is_number_integer())
-    options["group_size"] = *group_size;
+  const std::string strategy = weights["strategy"].text_or("tensor");
+  if (!weights["num_bits"].is_null()) weights["num_bits"].integer(1, 64);
+  weights["type"].text_or("int");
+  if (const Field size = weights["group_size"]; !size.is_null())
+    options["group_size"] = size.integer(-1, kMostFeatures - 1);
   else if (strategy == "channel" || strategy == "tensor")
     options["group_size"] = strategy == "channel" ? -1 : 0;
-  if (weights.contains("symmetric") && !weights.value("symmetric", true))
-    options["symmetric"] = false;
-  if (weights.contains("element")) options["element"] = weights["element"];
+  if (!weights["symmetric"].flag_or(true)) options["symmetric"] = false;
+  if (const Field element = weights["element"]; !element.is_null())
+    options["element"] = element.text();
   return options;
 }
 
@@ -73,23 +77,48 @@ std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wan
        wanted.dump(), tried);
 }
 
+/// The format that `activations` ("input_activations") rounds to: with scales that are worked out
+/// from the input as it comes, for each token or group.
+std::shared_ptr<const Format> recognise_activations(const Field& activations,
+                                                    const Registry& registry) {
+  const Field dynamic = activations["dynamic"];
+  if (dynamic.json() != true && dynamic.json() != "local")
+    fail(
+        "{}: expected true or \"local\": activations whose scales are stored (static ones) are "
+        "not supported",
+        dynamic.where());
+  Json options = options_of(activations);
+  if (options.value("group_size", -1) == 0)
+    fail(
+        "{} \"tensor\" is not supported for activations, expected \"token\", \"group\" or "
+        "\"tensor_group\"",
+        activations["strategy"].where());
+  options["dynamic"] = true;
+  return recognise({}, activations.json(), options, registry, activations.where());
+}
+
 /// The formats of a config group, one module of which has `scale`: what the config says of its type
 /// may be nothing.
 StoredModule recognise_group(const ConfigGroup& group, const StoredTensor* scale,
                              const Registry& registry, const std::string& where) {
-  const std::string at = fmt::format("{}: quantization_config.config_groups.{}", where, group.name);
+  const std::string at = "quantization_config.config_groups." + group.name;
   StoredModule kind;
-  Json options = options_of(group.format["weights"]);
+  Json options = options_of(Field(group.format["weights"], where, at + ".weights"));
   for (const auto& [type, name] : kRealTypes)
     if (scale != nullptr && scale->dtype == type) options["scale_dtype"] = name;
   if (!group.activations.is_null()) {
-    Json dynamic = options_of(group.activations);
-    dynamic["dynamic"] = true;
-    kind.activations = recognise({}, group.activations, dynamic, registry, at);
+    kind.activations =
+        recognise_activations(Field(group.activations, where, at + ".input_activations"), registry);
     options["activations"] = kind.activations->id();
   }
-  kind.format = recognise(group.format["format"], group.format["weights"], options, registry, at);
+  kind.format = recognise(group.format["format"], group.format["weights"], options, registry,
+                          where + ": " + at);
   return kind;
+}
+
+/// "a.b" of "a.b.weight".
+std::string_view stem(std::string_view name) {
+  return name.substr(0, name.size() - kWeight.size());
 }
 
 /// The suffixes by which a packed module is told from a dense one.
@@ -112,8 +141,10 @@ std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const 
       codes && codes->shape.size() == 2)
     return std::pair(codes->shape[0], codes->shape[1]);
   const StoredTensor* scale = reader.stored(name + ".weight_scale");
-  if (scale != nullptr && scale->shape.size() == 2 && format.desc().group_size > 0)
-    return std::pair(scale->shape[0], scale->shape[1] * format.desc().group_size);
+  const int64_t group_size = format.desc().group_size;
+  if (scale != nullptr && scale->shape.size() == 2 && group_size > 0 &&
+      scale->shape[1] <= kMostFeatures / group_size)
+    return std::pair(scale->shape[0], scale->shape[1] * group_size);
   return std::nullopt;
 }
 
@@ -121,9 +152,9 @@ std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const 
 
 DecodedCheckpoint::DecodedCheckpoint(std::unique_ptr<Reader> reader, const Registry& registry)
     : reader_(std::move(reader)) {
-  const Json& quantization = config().at("quantization_config");
-  if (quantization.is_object() && quantization.value("quant_method", Json()) == "gptq")
-    layout_ = Layout::kGptq;
+  const Field quantization = quantization_config_of(config(), directory());
+  if (quantization.is_null()) quantization.mismatch("an object");
+  if (quantization["quant_method"].json() == "gptq") layout_ = Layout::kGptq;
   std::set<std::string> names, packed;
   for (const TensorInfo& info : reader_->tensors()) {
     const std::size_t dot = info.name.rfind('.');
@@ -140,8 +171,13 @@ DecodedCheckpoint::DecodedCheckpoint(std::unique_ptr<Reader> reader, const Regis
     for (const TensorInfo& info : tensors_of(m)) packed.insert(m.name + "." + info.name);
     infos_.push_back({m.name + std::string(kWeight), DType::kBF16, {m.rows, m.cols}});
   }
-  for (const TensorInfo& info : reader_->tensors())
-    if (!packed.contains(info.name)) infos_.push_back(info);
+  for (const TensorInfo& info : reader_->tensors()) {
+    if (packed.contains(info.name)) continue;
+    if (info.name.ends_with(kWeight) && find_module(stem(info.name)) != nullptr)
+      fail("{}: {} is stored twice, quantized and as the dense tensor {}; delete one of them",
+           directory(), stem(info.name), info.name);
+    infos_.push_back(info);
+  }
   std::sort(infos_.begin(), infos_.end(),
             [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; });
 }
@@ -168,9 +204,10 @@ void DecodedCheckpoint::add_compressed(const std::set<std::string>& names,
 
 void DecodedCheckpoint::add_gptq(const std::set<std::string>& names, const Registry& registry) {
   const std::string where = directory() + "/config.json";
+  const GptqConfig told(config().at("quantization_config"), where);
   std::map<std::pair<int32_t, int32_t>, std::shared_ptr<const Format>> formats;
   for (const std::string& name : names) {
-    const auto said = gptq_module(config().at("quantization_config"), name, where);
+    const std::optional<GptqModule> said = told.find(name);
     if (!said)
       fail("{}: quantization_config.dynamic leaves out {}, which is stored quantized", where, name);
     auto& format = formats[{said->bits, said->group_size}];
@@ -179,9 +216,9 @@ void DecodedCheckpoint::add_gptq(const std::set<std::string>& names, const Regis
           registry.create_format(fmt::format("int{}", said->bits),
                                  {{"group_size", said->group_size}, {"scale_dtype", "float16"}});
     const StoredTensor* qweight = reader_->stored(name + ".qweight");
-    if (qweight->shape.size() != 2)
-      fail("{}: {}.qweight has {} dimensions, expected 2", directory(), name,
-           qweight->shape.size());
+    if (qweight->shape.size() != 2 || qweight->shape[0] > kMostFeatures)
+      fail("{}: {}.qweight is [{}], expected two dimensions, the first of at most {}", directory(),
+           name, fmt::join(qweight->shape, ", "), kMostFeatures);
     add_module({name, format, nullptr, qweight->shape[1], qweight->shape[0] * 32 / said->bits});
   }
 }
@@ -236,6 +273,17 @@ QuantizedMatrix DecodedCheckpoint::read(const StoredModule& module) const {
   }
 }
 
+std::vector<float> DecodedCheckpoint::decode(const StoredModule& module) const {
+  std::vector<float> values = module.format->dequantize(read(module));
+  const auto wrong =
+      std::find_if(values.begin(), values.end(), [](float v) { return !std::isfinite(v); });
+  if (wrong == values.end()) return values;
+  const auto at = wrong - values.begin();
+  const std::string first = module.name + "." + tensors_of(module).front().name;
+  fail("{}: {}: weight [{}, {}] decodes to {}", reader_->file_of(first), module.name,
+       at / module.cols, at % module.cols, *wrong);
+}
+
 float DecodedCheckpoint::input_global(const StoredModule& module) const {
   if (!has_input_global(module.activations.get())) return 1;
   float global = 0;
@@ -246,10 +294,9 @@ float DecodedCheckpoint::input_global(const StoredModule& module) const {
 }
 
 void DecodedCheckpoint::read_f32(std::string_view name, int64_t begin, std::span<float> out) const {
-  const StoredModule* module =
-      name.ends_with(kWeight) ? find_module(name.substr(0, name.size() - kWeight.size())) : nullptr;
+  const StoredModule* module = name.ends_with(kWeight) ? find_module(stem(name)) : nullptr;
   if (module == nullptr) return reader_->read_f32(name, begin, out);
-  const std::vector<float> values = module->format->dequantize(read(*module));
+  const std::vector<float> values = decode(*module);
   std::copy_n(values.begin() + begin, out.size(), out.begin());
 }
 
@@ -268,7 +315,7 @@ int64_t DecodedCheckpoint::packed_weights() const {
 std::unique_ptr<Source> open_source(const std::filesystem::path& directory,
                                     const Registry& registry) {
   auto reader = std::make_unique<Reader>(directory);
-  if (!reader->config().contains("quantization_config")) return reader;
+  if (!is_quantized(reader->config())) return reader;
   return std::make_unique<DecodedCheckpoint>(std::move(reader), registry);
 }
 

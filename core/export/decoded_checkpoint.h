@@ -42,6 +42,8 @@ class DecodedCheckpoint : public Source {
   /// The module of that name, or nullptr if it is dense.
   const StoredModule* find_module(std::string_view name) const;
   QuantizedMatrix read(const StoredModule& module) const;
+  /// Its weights, row by row. Error (naming file and module) if one is not finite.
+  std::vector<float> decode(const StoredModule& module) const;
   /// The scale for all tokens of a module's activations; 1 where they have none.
   float input_global(const StoredModule& module) const;
   /// Bytes of the packed tensors of all modules (weight_shape left out), and weights in them.

@@ -7,7 +7,7 @@
 #include <map>
 
 #include "base/error.h"
-#include "export/targets.h"
+#include "base/field.h"
 
 namespace aqhost {
 namespace {
@@ -54,11 +54,16 @@ std::vector<GptqModule> merge_experts(const std::vector<GptqModule>& modules) {
   return merged;
 }
 
-int32_t integer_at(const Json& object, const char* key, const std::string& where) {
-  const auto it = object.find(key);
-  if (it == object.end() || !it->is_number_integer())
-    fail("{}: quantization_config.{} is missing or no whole number", where, key);
-  return it->get<int32_t>();
+/// "bits" and "group_size" of a config; those that `otherwise` is given for may be missing.
+GptqModule settings_at(const Field& config, const GptqModule* otherwise) {
+  const auto take = [&config, otherwise](const char* key, int32_t least, int32_t most,
+                                         int32_t GptqModule::*member) {
+    const Field value = config[key];
+    if (value.is_null() && otherwise != nullptr) return otherwise->*member;
+    return static_cast<int32_t>(value.integer(least, most));
+  };
+  return {"", take("bits", 1, 32, &GptqModule::bits),
+          take("group_size", -1, 1 << 30, &GptqModule::group_size)};
 }
 
 }  // namespace
@@ -181,20 +186,26 @@ Json gptq_config(const std::vector<GptqModule>& modules) {
   return config;
 }
 
-std::optional<GptqModule> gptq_module(const Json& config, const std::string& name,
-                                      const std::string& where) {
-  const Json dynamic = config.value("dynamic", Json::object());
-  for (const auto& [key, value] : dynamic.items()) {
+GptqConfig::GptqConfig(const Json& config, const std::string& where) {
+  const Field quantization(config, where, "quantization_config");
+  settings_ = settings_at(quantization, nullptr);
+  const Field dynamic = quantization["dynamic"];
+  if (dynamic.is_null()) return;
+  for (const auto& [key, value] : dynamic.members()) {
     const bool leave = key.starts_with("-:");
-    if (!matches_start(leave || key.starts_with("+:") ? key.substr(2) : key, name)) continue;
-    if (leave) return std::nullopt;
-    Json merged = config;
-    merged.update(value);
-    return GptqModule{name, integer_at(merged, "bits", where),
-                      integer_at(merged, "group_size", where)};
+    const bool marked = leave || key.starts_with("+:");
+    Rule rule{StartPattern(marked ? key.substr(2) : key, value.where()), {}};
+    if (!leave) rule.settings = settings_at(value, &settings_);
+    rules_.push_back(std::move(rule));
   }
-  return GptqModule{name, integer_at(config, "bits", where),
-                    integer_at(config, "group_size", where)};
+}
+
+std::optional<GptqModule> GptqConfig::find(const std::string& name) const {
+  const auto rule = std::find_if(rules_.begin(), rules_.end(),
+                                 [&name](const Rule& r) { return r.pattern.matches(name); });
+  std::optional<GptqModule> found = rule == rules_.end() ? settings_ : rule->settings;
+  if (found) found->name = name;
+  return found;
 }
 
 }  // namespace aqhost

@@ -8,6 +8,7 @@
 
 #include "base/json.h"
 #include "checkpoint/source.h"
+#include "export/targets.h"
 #include "plugin/format.h"
 
 namespace aqhost {
@@ -41,9 +42,23 @@ struct GptqModule {
 /// that are matched from a name's start, by the experts of a layer together where they are alike.
 Json gptq_config(const std::vector<GptqModule>& modules);
 
-/// Bits and group size of a module by such a config, nothing if it is left out. Error (naming
-/// `where`) if the config is not understood.
-std::optional<GptqModule> gptq_module(const Json& config, const std::string& name,
-                                      const std::string& where);
+/// Such a config, read back.
+class GptqConfig {
+ public:
+  /// Error (naming `where`) if it is not understood.
+  GptqConfig(const Json& config, const std::string& where);
+
+  /// Bits and group size of a module; nothing if it is left out.
+  std::optional<GptqModule> find(const std::string& name) const;
+
+ private:
+  struct Rule {
+    StartPattern pattern;
+    std::optional<GptqModule> settings;  // nothing: left out
+  };
+
+  GptqModule settings_;
+  std::vector<Rule> rules_;
+};
 
 }  // namespace aqhost

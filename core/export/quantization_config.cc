@@ -5,21 +5,12 @@
 #include <set>
 
 #include "base/error.h"
-#include "base/pattern.h"
-#include "export/targets.h"
 
 namespace aqhost {
 namespace {
 
 /// The compressed-tensors release whose conventions are followed.
 constexpr const char* kVersion = "0.20.0";
-
-std::string string_at(const Json& object, const char* key, const std::string& where) {
-  const auto it = object.find(key);
-  if (it == object.end() || !it->is_string())
-    fail("{}: quantization_config.{} is missing or no string", where, key);
-  return it->get<std::string>();
-}
 
 /// What distinguishes a config group: all but its targets.
 Json group_of(const ExportedModule& module) {
@@ -76,57 +67,65 @@ Json quantization_config(const std::vector<ExportedModule>& modules) {
   return config;
 }
 
+namespace {
+
+constexpr const char* kKey = "quantization_config";
+
+ConfigGroup parse_group(const std::string& name, const Field& group, const std::string& format) {
+  ConfigGroup parsed;
+  parsed.name = name;
+  parsed.targets = Targets(group["targets"]);
+  const Field weights = group["weights"], activations = group["input_activations"];
+  if (!weights.json().is_object()) weights.mismatch("an object");
+  if (!activations.is_null() && !activations.json().is_object())
+    activations.mismatch("an object or null");
+  parsed.format = {{"format", group["format"].text_or(format)}, {"weights", weights.json()}};
+  parsed.activations = activations.json();
+  return parsed;
+}
+
+}  // namespace
+
+Field quantization_config_of(const Json& config, const std::string& directory) {
+  static const Json kNone;
+  const std::string file = directory + "/config.json";
+  const Field found = Field(config, file)[kKey];
+  const bool empty = found.json().is_object() && found.json().empty();
+  return empty ? Field(kNone, file, kKey) : found;
+}
+
+bool is_quantized(const Json& config) { return !quantization_config_of(config, "").is_null(); }
+
 std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std::string& where) {
-  const std::string method = string_at(config, "quant_method", where);
-  const auto groups = config.find("config_groups");
+  const Field quantization(config, where, kKey);
+  const std::string& method = quantization["quant_method"].text();
+  const Field groups = quantization["config_groups"];
   // a format's own quant_method is no obstacle: its config_groups are what is read
-  if (method != "compressed-tensors" && groups == config.end())
-    fail("{}: quantization_config.quant_method is \"{}\", expected \"compressed-tensors\"", where,
-         method);
-  const std::string format = string_at(config, "format", where);
-  const Json ignore = config.value("ignore", Json::array());
-  if (!ignore.is_array() ||
-      !std::all_of(ignore.begin(), ignore.end(), [](const Json& name) { return name.is_string(); }))
-    fail("{}: quantization_config.ignore is no array of names", where);
-  if (groups == config.end() || !groups->is_object())
-    fail("{}: quantization_config.config_groups is missing or no object", where);
+  if (method != "compressed-tensors" && groups.is_null())
+    fail(
+        "{}: quantization_config.quant_method is \"{}\", expected \"compressed-tensors\" or "
+        "\"gptq\"",
+        where, method);
+  const std::string& format = quantization["format"].text();
   std::vector<ConfigGroup> result;
-  for (const auto& [name, group] : groups->items()) {
-    ConfigGroup parsed;
-    parsed.name = name;
-    const std::string at = "quantization_config.config_groups." + name;
-    if (!group.is_object() || !group.contains("targets") || !group["targets"].is_array() ||
-        !group.contains("weights") || !group["weights"].is_object())
-      fail("{}: {} has not the targets (array) and weights (object) that were expected", where, at);
-    for (const Json& target : group["targets"]) {
-      if (!target.is_string()) fail("{}: {}.targets holds something that is no string", where, at);
-      parsed.targets.push_back(target.get<std::string>());
-    }
-    const auto own = group.find("format");
-    const bool has_own = own != group.end() && own->is_string();
-    parsed.format = {{"format", has_own ? own->get<std::string>() : format},
-                     {"weights", group["weights"]}};
-    const auto activations = group.find("input_activations");
-    if (activations != group.end() && !activations->is_null()) {
-      if (!activations->is_object()) fail("{}: {}.input_activations is no object", where, at);
-      parsed.activations = *activations;
-    }
-    result.push_back(std::move(parsed));
-  }
+  for (const auto& [name, group] : groups.members())
+    result.push_back(parse_group(name, group, format));
   return result;
 }
 
 const ConfigGroup* find_group(const std::vector<ConfigGroup>& groups, const std::string& module) {
-  const ConfigGroup* pattern = nullptr;
-  const ConfigGroup* any = nullptr;
   for (const ConfigGroup& group : groups)
-    for (const std::string& target : group.targets) {
-      if (target == module) return &group;
-      if (target == "Linear") any = any == nullptr ? &group : any;
-      if (pattern != nullptr || !target.starts_with("re:")) continue;
-      if (matches_start(target.substr(3), module)) pattern = &group;
-    }
-  return pattern != nullptr ? pattern : any;
+    if (group.targets.has_name(module)) return &group;
+  for (const ConfigGroup& group : groups)
+    if (group.targets.has_pattern(module)) return &group;
+  for (const ConfigGroup& group : groups)
+    if (group.targets.has_linear()) return &group;
+  return nullptr;
+}
+
+Ignored::Ignored(const Json& config, const std::string& where) {
+  const Field list = Field(config, where, kKey)["ignore"];
+  if (!list.is_null()) targets_ = Targets(list);
 }
 
 }  // namespace aqhost

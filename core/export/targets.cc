@@ -1,6 +1,6 @@
 #include "export/targets.h"
 
-#include <regex>
+#include <algorithm>
 
 #include "base/pattern.h"
 
@@ -62,9 +62,26 @@ std::set<std::string> patterns_for(const std::vector<std::string>& mine,
   return patterns;
 }
 
-bool matches_start(const std::string& pattern, const std::string& name) {
-  return std::regex_search(name, compile_regex(pattern, "config.json: quantization_config"),
-                           std::regex_constants::match_continuous);
+StartPattern::StartPattern(const std::string& pattern, const std::string& where)
+    : regex_(compile_regex(pattern, where)) {}
+
+bool StartPattern::matches(const std::string& name) const {
+  return std::regex_search(name, regex_, std::regex_constants::match_continuous);
+}
+
+Targets::Targets(const Field& list) {
+  for (const Field& target : list.items()) {
+    const std::string& text = target.text();
+    if (text.starts_with("re:"))
+      patterns_.emplace_back(text.substr(3), target.where());
+    else
+      names_.insert(text);
+  }
+}
+
+bool Targets::has_pattern(const std::string& module) const {
+  return std::any_of(patterns_.begin(), patterns_.end(),
+                     [&module](const StartPattern& p) { return p.matches(module); });
 }
 
 }  // namespace aqhost

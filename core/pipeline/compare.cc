@@ -5,7 +5,7 @@
 #include <map>
 #include <utility>
 
-#include "base/error.h"
+#include "base/field.h"
 #include "base/json.h"
 #include "checkpoint/reader.h"
 #include "export/decoded_checkpoint.h"
@@ -26,22 +26,19 @@ std::vector<LossShare> shares(const Losses& losses, double all) {
 
 void add_losses(const fs::path& file, const Model& model, CheckpointSummary& summary) {
   const Json report = read_json(file);
-  const auto modules = report.find("modules");
-  if (modules == report.end() || !modules->is_object())
-    fail("{}: has no \"modules\", expected a report of aqhost", file.string());
+  const Field modules = Field(report, file.string())["modules"];
+  if (!modules.json().is_object()) modules.mismatch("the modules of a report of aqhost");
   Losses layers, experts;
   double all = 0;
   for (const Module& module : model.modules()) {
-    const auto entry = modules->find(module.name);
-    if (entry == modules->end() || !entry->contains("loss")) continue;
-    const Json& loss = (*entry)["loss"];
-    if (!loss.is_number())
-      fail("{}: modules.{}.loss is {}, expected a number", file.string(), module.name, loss.dump());
-    all += loss.get<double>();
+    const Field entry = modules[module.name];
+    if (entry.is_null() || entry["loss"].is_null()) continue;
+    const double loss = entry["loss"].number();
+    all += loss;
     if (module.key.layer < 0) continue;
-    layers[{module.key.layer, -1}] += loss.get<double>();
+    layers[{module.key.layer, -1}] += loss;
     if (module.key.expert >= 0)
-      experts[{module.key.layer, module.key.expert}] += loss.get<double>();
+      experts[{module.key.layer, module.key.expert}] += loss;
   }
   if (all <= 0) return;
   summary.layers = shares(layers, all);

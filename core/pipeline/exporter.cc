@@ -41,6 +41,18 @@ void check_replaceable(const fs::path& target) {
       target.string(), kReport);
 }
 
+/// lm_head where it is the embedding, and whatever the checkpoint has besides the model that may be
+/// a linear module in an engine's model class.
+std::vector<std::string> linears_besides(const Reader& original, const Model& model) {
+  std::vector<std::string> linears;
+  if (model.desc().tied_embeddings) linears.emplace_back(kLmHead);
+  constexpr std::string_view kWeight = ".weight";
+  for (const std::string& name : model.extra_tensors())
+    if (name.ends_with(kWeight) && original.find(name)->shape.size() == 2)
+      linears.push_back(name.substr(0, name.size() - kWeight.size()));
+  return linears;
+}
+
 /// float32 values as elements of `dtype`; exact, as they came from there.
 std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
   const auto type = dtype == DType::kBF16  ? at::kBFloat16
@@ -55,7 +67,11 @@ std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
 
 Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan,
                    const fs::path& target, int64_t max_shard_bytes, bool overwrite)
-    : original_(original), plan_(plan), staged_(target, overwrite) {
+    : original_(original),
+      plan_(plan),
+      staged_(target, overwrite),
+      other_linears_(linears_besides(original, model)),
+      own_head_(!model.desc().tied_embeddings) {
   if (overwrite) check_replaceable(target);
   plan_tensors(model, plan);
   writer_ = std::make_unique<Writer>(staged_.path(), tensors_, max_shard_bytes);
@@ -118,7 +134,7 @@ void Exporter::write_dense() {
   }
 }
 
-Json Exporter::gptq_json(const Plan& plan) {
+Json Exporter::gptq_json(const Plan& plan) const {
   std::vector<GptqModule> modules;
   for (const PlannedModule& m : plan.modules) {
     modules.push_back({m.module->name, 0, -1});
@@ -126,6 +142,7 @@ Json Exporter::gptq_json(const Plan& plan) {
     modules.back().bits = m.format->desc().element_bits;
     modules.back().group_size = m.format->desc().group_size;
   }
+  for (const std::string& name : other_linears_) modules.push_back({name, 0, -1});
   return gptq_config(modules);
 }
 
@@ -134,9 +151,13 @@ void Exporter::write_config(const Plan& plan) {
   for (const PlannedModule& m : plan.modules)
     modules.push_back({m.module->name, m.format ? &m.format->config() : nullptr,
                        m.activations ? &m.activations->config() : nullptr});
+  for (const std::string& name : other_linears_) modules.push_back({name, nullptr, nullptr});
   // keys stay in the order of the original, so that a diff shows what was added
   auto config =
       nlohmann::ordered_json::parse(read_file(fs::path(original_.directory()) / "config.json"));
+  // vLLM takes the embedding wherever this is set, transformers only where the two are equal
+  constexpr const char* kTied = "tie_word_embeddings";
+  if (own_head_ && config.contains(kTied) && config[kTied] == true) config[kTied] = false;
   const bool gptq = plan.layout == Layout::kGptq;
   config["quantization_config"] = gptq ? gptq_json(plan) : quantization_config(modules);
   if (gptq)

@@ -32,7 +32,7 @@ class Exporter {
  private:
   void plan_tensors(const Model& model, const Plan& plan);
   void write_dense();
-  static Json gptq_json(const Plan& plan);
+  Json gptq_json(const Plan& plan) const;
   void write_config(const Plan& plan);
   void copy_side_files();
 
@@ -48,6 +48,9 @@ class Exporter {
   std::vector<TensorInfo> tensors_;
   std::vector<std::pair<std::string, std::string>> copied_;  // as stored, as written
   std::vector<Split> splits_;
+  /// Linear modules of the model class that stay dense, besides those of the plan.
+  std::vector<std::string> other_linears_;
+  bool own_head_;  // lm_head is not the embedding
   std::unique_ptr<Writer> writer_;
 };
 

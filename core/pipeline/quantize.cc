@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
+#include "export/quantization_config.h"
 #include "forward/compute_type.h"
 #include "forward/decoder.h"
 #include "forward/layer.h"
@@ -19,6 +21,7 @@
 #include "pipeline/layer_reader.h"
 #include "pipeline/refine.h"
 #include "pipeline/report.h"
+#include "plugin/tensor_check.h"
 #include "quant/gptq.h"
 #include "tensor/device.h"
 #include "tensor/tensor.h"
@@ -284,7 +287,7 @@ class Calibrator {
 
 Reader open_original(const std::filesystem::path& directory) {
   Reader reader(directory);
-  if (reader.config().contains("quantization_config"))
+  if (is_quantized(reader.config()))
     fail(
         "{}: is quantized already (config.json has a quantization_config), give the folder of its "
         "original",
@@ -305,6 +308,10 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
     fail(
         "the recipe rounds activations under one scale for all tokens, which is measured on "
         "calibration text: give --calib FILE");
+  std::set<std::string> solved;  // their values are checked when they are read
+  for (const PlannedModule& m : plan.modules)
+    if (m.format) solved.insert(m.module->weight.name);
+  check_finite(original, model, solved);
   PhaseTimer timer;
   timer.begin("tokenize");
   Calibration calibration;

@@ -1,7 +1,6 @@
 #include "pipeline/verify.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <set>
 #include <vector>
@@ -11,65 +10,43 @@
 #include "export/decoded_checkpoint.h"
 #include "export/gptq.h"
 #include "export/quantization_config.h"
+#include "plugin/tensor_check.h"
 
 namespace aqhost {
 namespace {
 
-constexpr int64_t kReadChunk = int64_t{1} << 20;
-
-bool is_float(DType type) {
-  return type == DType::kF16 || type == DType::kBF16 || type == DType::kF32;
-}
-
-void check_module(const DecodedCheckpoint& checkpoint, const StoredModule& module) {
-  const std::vector<float> values = module.format->dequantize(checkpoint.read(module));
-  for (std::size_t i = 0; i < values.size(); i++)
-    if (!std::isfinite(values[i]))
-      fail("{}: {}: weight [{}, {}] decodes to {}", checkpoint.directory(), module.name,
-           i / static_cast<std::size_t>(module.cols), i % static_cast<std::size_t>(module.cols),
-           values[i]);
-}
-
-/// Reading checks that every value is finite.
-void check_dense(const DecodedCheckpoint& checkpoint, const TensorInfo& info) {
-  std::vector<float> values;
-  for (int64_t begin = 0; begin < info.numel(); begin += kReadChunk) {
-    values.resize(static_cast<std::size_t>(std::min(kReadChunk, info.numel() - begin)));
-    checkpoint.read_f32(info.name, begin, values);
-  }
-}
-
 /// A module that "dynamic" does not leave out is stored quantized, if the model would have been.
 void check_gptq(const DecodedCheckpoint& checkpoint, const Model& model) {
-  const std::string where = checkpoint.directory() + "/config.json";
+  const GptqConfig told(checkpoint.config().at("quantization_config"),
+                        checkpoint.directory() + "/config.json");
   for (const Module& module : model.modules())
-    if (module.quantize && checkpoint.find_module(module.name) == nullptr &&
-        gptq_module(checkpoint.config().at("quantization_config"), module.name, where))
+    if (module.quantize && checkpoint.find_module(module.name) == nullptr && told.find(module.name))
       fail("{}: {} is stored dense, but quantization_config does not leave it out",
            checkpoint.directory(), module.name);
 }
 
-/// A module under "ignore" is dense, and one that a group covers and the model would have quantized
-/// is stored so.
+/// A module under "ignore" is dense, and one that a group covers is stored quantized. lm_head is a
+/// linear module of the model class where the embedding takes its place, too.
 void check_config(const DecodedCheckpoint& checkpoint, const Model& model) {
-  const Json& config = checkpoint.config().at("quantization_config");
   if (checkpoint.is_gptq()) return check_gptq(checkpoint, model);
-  const auto groups = parse_quantization_config(config, checkpoint.directory() + "/config.json");
-  std::set<std::string> ignored, stored;
-  for (const Json& name : config.value("ignore", Json::array()))
-    ignored.insert(name.get<std::string>());
-  for (const StoredModule& m : checkpoint.modules()) {
-    stored.insert(m.name);
+  const Json& config = checkpoint.config().at("quantization_config");
+  const std::string where = checkpoint.directory() + "/config.json";
+  const auto groups = parse_quantization_config(config, where);
+  const Ignored ignored(config, where);
+  for (const StoredModule& m : checkpoint.modules())
     if (ignored.contains(m.name))
       fail("{}: {} is stored quantized, but quantization_config.ignore lists it",
            checkpoint.directory(), m.name);
-  }
-  for (const Module& module : model.modules()) {
-    if (stored.contains(module.name) || !module.quantize) continue;
-    if (!ignored.contains(module.name) && find_group(groups, module.name) != nullptr)
-      fail("{}: {} is stored dense, but a group of quantization_config covers it",
-           checkpoint.directory(), module.name);
-  }
+  std::vector<std::string> names;
+  for (const Module& module : model.modules()) names.push_back(module.name);
+  if (model.desc().tied_embeddings) names.emplace_back(kLmHead);
+  for (const std::string& name : names)
+    if (checkpoint.find_module(name) == nullptr && !ignored.contains(name) &&
+        find_group(groups, name) != nullptr)
+      fail(
+          "{}: {} is dense, but a group of quantization_config covers it and "
+          "quantization_config.ignore does not list it: engines will look for packed tensors",
+          checkpoint.directory(), name);
 }
 
 }  // namespace
@@ -77,7 +54,7 @@ void check_config(const DecodedCheckpoint& checkpoint, const Model& model) {
 VerifySummary verify(const std::filesystem::path& directory, const Registry& registry) {
   auto reader = std::make_unique<Reader>(directory);
   const auto tensors = static_cast<int64_t>(reader->tensors().size());
-  if (!reader->config().contains("quantization_config"))
+  if (!is_quantized(reader->config()))
     fail("{}: is not quantized: config.json has no quantization_config", directory.string());
   const DecodedCheckpoint checkpoint(std::move(reader), registry);
   const auto model = registry.create_model(checkpoint, "auto");
@@ -89,12 +66,12 @@ VerifySummary verify(const std::filesystem::path& directory, const Registry& reg
   std::set<std::string> decoded;
   for (const StoredModule& module : checkpoint.modules()) {
     check_interrupt();
-    check_module(checkpoint, module);
+    checkpoint.decode(module);
     decoded.insert(module.name + ".weight");
     summary.formats[module.format->id()]++;
   }
-  for (const TensorInfo& info : checkpoint.tensors())
-    if (!decoded.contains(info.name) && is_float(info.dtype)) check_dense(checkpoint, info);
+  check_finite(checkpoint, *model, decoded);
+  summary.extra_tensors = model->extra_tensors();
   summary.modules = static_cast<int64_t>(checkpoint.modules().size());
   summary.weights = checkpoint.packed_weights();
   summary.bits_per_weight = 8.0 * static_cast<double>(checkpoint.packed_bytes()) /

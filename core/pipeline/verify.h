@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "plugin/registry.h"
 
@@ -16,12 +17,13 @@ struct VerifySummary {
   int64_t weights = 0;  // in quantized modules
   double bits_per_weight = 0;
   std::map<std::string, int64_t> formats;  // id -> modules
+  std::vector<std::string> extra_tensors;  // that the model does not know, not looked into
 };
 
 /// Reads an exported checkpoint back: files and headers, quantization_config against what is
 /// stored, every packed tensor's type and shape, every code and scale (finite, in range), every
-/// dense value (finite), and the model adapter's names and shapes. Error names the first thing that
-/// is wrong.
+/// dense value of the model (finite), and the model adapter's names and shapes. Error names the
+/// first thing that is wrong.
 VerifySummary verify(const std::filesystem::path& directory, const Registry& registry);
 
 }  // namespace aqhost

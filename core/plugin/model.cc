@@ -18,15 +18,6 @@ constexpr int32_t kMostLayers = 1 << 16, kMostExperts = 1 << 16;
 constexpr int64_t kMostRows = int64_t{1} << 38;  // of a tensor: of all its experts
 constexpr uint32_t kMostModules = 1u << 24;
 
-std::string key_text(const aq_tensor_key& key) {
-  return fmt::format("layer {}, role {}, expert {}, part {}", key.layer, key.role, key.expert,
-                     key.part);
-}
-
-bool same(const aq_tensor_key& a, const aq_tensor_key& b) {
-  return a.layer == b.layer && a.role == b.role && a.expert == b.expert && a.part == b.part;
-}
-
 bool is_ffn_role(int32_t role) { return role >= AQ_ROLE_FFN_GATE && role <= AQ_ROLE_FFN_DOWN; }
 
 /// A finite number that is not negative.
@@ -39,14 +30,13 @@ bool within(T value, T least, T most) {
 
 }  // namespace
 
-void Model::Destroy::operator()(const aq_model* model) const {
-  if (AQ_HAS(model, destroy)) call_quietly([&] { model->destroy(model); });
+std::string key_text(const aq_tensor_key& key) {
+  return fmt::format("layer {}, role {}, expert {}, part {}", key.layer, key.role, key.expert,
+                     key.part);
 }
 
-template <typename... Args>
-void Model::lie(fmt::format_string<Args...> format, Args&&... args) const {
-  fail("plugin {}: model \"{}\": {}", plugin_path_, id_,
-       fmt::format(format, std::forward<Args>(args)...));
+void Model::Destroy::operator()(const aq_model* model) const {
+  if (AQ_HAS(model, destroy)) call_quietly([&] { model->destroy(model); });
 }
 
 Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source,
@@ -65,6 +55,7 @@ Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const
   list_modules();
   check_modules();
   check_tensors(source);
+  check_needed(source);
 }
 
 Model::~Model() = default;
@@ -328,53 +319,6 @@ std::optional<aq_tensor_key> Model::find_key(const std::string& name) const {
   if (status == AQ_NOT_FOUND) return std::nullopt;
   if (status != AQ_OK) lie("find_key({}): {}", name, error_text(status, error));
   return key;
-}
-
-/// Names and keys are inverse, every tensor has someone who claims it, and every module's is there.
-void Model::check_tensors(const Source& source) const {
-  for (const TensorInfo& info : source.tensors()) {
-    const auto key = find_key(info.name);
-    if (!key)
-      fail("{}: tensor {} is not one that model \"{}\" knows; is config.json that of this model?",
-           source.directory(), info.name, id_);
-    const auto ref = find_ref(*key);
-    if (!ref || ref->name != info.name)
-      lie("tensor {} has the key {}, whose tensor is {}", info.name, key_text(*key),
-          ref ? ref->name : "not there");
-  }
-  for (const Module& m : modules_) {
-    const TensorInfo* info = source.find(m.weight.name);
-    if (info == nullptr)
-      fail("{}: tensor {} is missing; model \"{}\" with this config.json needs it for {}",
-           source.directory(), m.weight.name, id_, m.name);
-    if (m.bias && source.find(m.bias->name) == nullptr)
-      fail("{}: tensor {} is missing; model \"{}\" with this config.json has a bias in {}",
-           source.directory(), m.bias->name, id_, m.name);
-    const auto ref = find_ref(m.key);
-    if (!ref || ref->name != m.weight.name || ref->index != m.weight.index)
-      lie("module {} lies in {}, but its key's tensor is {}", m.name, m.weight.name,
-          ref ? ref->name : "not there");
-    const auto key = find_key(m.weight.name);
-    if (m.weight.index < 0 && (!key || !same(*key, m.key)))
-      lie("tensor {} has another key than its module {}", m.weight.name, m.name);
-    std::vector<int64_t> shape = info->shape;
-    if (m.weight.index >= 0 && !shape.empty()) {
-      if (shape.size() != 3 || m.weight.index >= shape[0])
-        fail("{}: tensor {} is [{}], expected three dimensions and an entry {}", source.directory(),
-             info->name, fmt::join(info->shape, ", "), m.weight.index);
-      shape.erase(shape.begin());
-    }
-    if (m.weight.transposed && shape.size() == 2) std::swap(shape[0], shape[1]);
-    const int64_t count = m.weight.row_count;
-    const bool fits =
-        shape.size() == 2 && shape[1] == m.in_features &&
-        (count == 0 ? m.weight.row_begin + (m.out_features - 1) * m.weight.row_step + 1 == shape[0]
-                    : count == m.out_features &&
-                          m.weight.row_begin + (count - 1) * m.weight.row_step < shape[0]);
-    if (!fits)
-      fail("{}: tensor {} is [{}], config.json makes {} {} x {}", source.directory(), info->name,
-           fmt::join(info->shape, ", "), m.name, m.out_features, m.in_features);
-  }
 }
 
 void Model::route(const RouteArgs& args) const {

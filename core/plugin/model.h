@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/error.h"
 #include "checkpoint/source.h"
 
 namespace aqhost {
@@ -74,6 +75,15 @@ struct RouteArgs {
   std::span<float> weights;       // out [tokens, top_k]
 };
 
+/// A tensor that running the model reads, and the shape that it is read with.
+struct NeededTensor {
+  TensorRef ref;
+  std::vector<int64_t> shape;
+};
+
+/// "layer 0, role 17, expert -1, part 0", for messages.
+std::string key_text(const aq_tensor_key& key);
+
 /// A model adapter behind its checks: what the plugin returns is validated once, here (ids and
 /// sizes in range, finite numbers, tensors that exist with the shapes that follow from the
 /// description, every name the inverse of its key), and Error names the plugin's file and what it
@@ -81,8 +91,9 @@ struct RouteArgs {
 class Model {
  public:
   /// Describes and checks `raw` (taken over; destroyed with this, also on failure) against
-  /// `source`, and every tensor of `source`: claimed by the adapter, and every module's there.
-  /// `library` is kept open for as long as this lives.
+  /// `source`. Every tensor that the model needs must be there, of a float type and of the shape
+  /// that follows from the description; that its values are finite is checked when they are read,
+  /// or beforehand by check_finite(). `library` is kept open for as long as this lives.
   Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source,
         std::shared_ptr<const Library> library = nullptr);
   ~Model();
@@ -101,6 +112,12 @@ class Model {
   /// The module of `key` (part: weight), or nullptr.
   const Module* find_module(const aq_tensor_key& key) const;
 
+  /// Every tensor, or part of one, that running the model on `source` reads.
+  std::vector<NeededTensor> needed_tensors(const Source& source) const;
+  /// Tensors of the checkpoint that the adapter does not know, by name: copied to an export as they
+  /// are, never run. Known buffers (rotary_emb.inv_freq, k_scale, ...) are not among them.
+  const std::vector<std::string>& extra_tensors() const { return extra_tensors_; }
+
   /// The adapter's router; the result is checked (ids in range and distinct, weights finite).
   void route(const RouteArgs& args) const;
 
@@ -116,9 +133,15 @@ class Model {
   void check_modules() const;
   bool may_be_wired(const aq_tensor_key& key) const;
   void check_input_groups() const;
-  void check_tensors(const Source& source) const;
+  void check_tensors(const Source& source);
+  void check_module_tensors(const Source& source) const;
+  void check_needed(const Source& source) const;
+  std::string extra_text() const;
   template <typename... Args>
-  [[noreturn]] void lie(fmt::format_string<Args...> format, Args&&... args) const;
+  [[noreturn]] void lie(fmt::format_string<Args...> format, Args&&... args) const {
+    fail("plugin {}: model \"{}\": {}", plugin_path_, id_,
+         fmt::format(format, std::forward<Args>(args)...));
+  }
 
   struct Destroy {
     void operator()(const aq_model* model) const;
@@ -129,6 +152,7 @@ class Model {
   ModelDesc desc_;
   std::vector<FfnDesc> ffns_;
   std::vector<Module> modules_;
+  std::vector<std::string> extra_tensors_;
   std::map<std::array<int32_t, 3>, std::size_t> by_key_;  // (layer, role, expert) -> modules_
 };
 

@@ -1,11 +1,9 @@
 #include "tensor/tensor.h"
 
-#include <fmt/ranges.h>
-
-#include <algorithm>
 #include <vector>
 
 #include "base/error.h"
+#include "plugin/tensor_check.h"
 
 namespace aqhost {
 namespace {
@@ -37,33 +35,23 @@ at::Tensor read_range(const Source& source, const std::string& name, int64_t beg
 
 at::Tensor read_tensor(const Source& source, const TensorRef& ref, at::IntArrayRef shape,
                        const at::TensorOptions& options) {
-  const TensorInfo* info = source.find(ref.name);
-  if (info == nullptr) fail("{}: there is no tensor {}", source.directory(), ref.name);
-  const auto require = [&](bool fits) {
-    if (!fits)
-      fail("{}: tensor {} is [{}], expected to hold [{}]", source.directory(), ref.name,
-           fmt::join(info->shape, ", "), fmt::join(shape, ", "));
-  };
-  std::vector<int64_t> stored = info->shape;
+  check_holds(source, ref, shape);
+  const TensorInfo& info = *source.find(ref.name);
+  std::vector<int64_t> stored = info.shape;
   int64_t begin = 0;
   if (ref.index >= 0) {
-    require(!stored.empty() && ref.index < stored[0]);
-    begin = ref.index * (info->numel() / stored[0]);
+    begin = ref.index * (info.numel() / stored[0]);
     stored.erase(stored.begin());
   }
-  require(stored.size() == shape.size() && info->numel() > 0);
-  std::vector<int64_t> held = stored;
-  if (ref.transposed) std::reverse(held.begin(), held.end());
-  require(ref.row_step <= held[0]);  // so that the next line's product is small
-  const int64_t last = (shape[0] - 1) * ref.row_step;
-  require(ref.row_begin < held[0] - last && shape.slice(1) == at::IntArrayRef(held).slice(1));
+  if (shape.empty()) return read_range(source, ref.name, begin, shape, options);
   if (!ref.transposed && ref.row_step == 1) {  // rows in a row: no other is read
     const int64_t row = c10::multiply_integers(shape.slice(1));
     return read_range(source, ref.name, begin + ref.row_begin * row, shape, options);
   }
   at::Tensor matrix = read_range(source, ref.name, begin, stored, options);
   if (ref.transposed) matrix = matrix.t();
-  return matrix.slice(0, ref.row_begin, ref.row_begin + last + 1, ref.row_step)
+  return matrix
+      .slice(0, ref.row_begin, ref.row_begin + (shape[0] - 1) * ref.row_step + 1, ref.row_step)
       .clone(at::MemoryFormat::Contiguous);
 }
 

@@ -28,8 +28,12 @@ AddedTokens::AddedTokens(const Field& config, const Bpe& model, const Normalizer
   for (const Field& item : items) {
     const std::string& content = item["content"].text();
     if (content.empty()) continue;
-    const int32_t next = std::max(model_size, largest_id_ + 1);
-    const int32_t id = model.token_id(content).value_or(next);
+    const int64_t next = std::max(int64_t{model_size}, int64_t{largest_id_} + 1);
+    const std::optional<int32_t> known = model.token_id(content);
+    if (!known && next > INT32_MAX)
+      fail("{} \"{}\" would have the id {}, expected at most {}", item["content"].where(), content,
+           next, INT32_MAX);
+    const int32_t id = known.value_or(static_cast<int32_t>(next));
     if (!ids_.emplace(content, id).second) {
       fail("{} \"{}\" appears twice", item["content"].where(), content);
     }

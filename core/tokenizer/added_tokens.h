@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/field.h"
 #include "tokenizer/bpe.h"
-#include "tokenizer/field.h"
 #include "tokenizer/normalizer.h"
 
 namespace aqhost {

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "tokenizer/field.h"
+#include "base/field.h"
 #include "tokenizer/file_reader.h"
 
 namespace aqhost {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "tokenizer/field.h"
+#include "base/field.h"
 
 namespace aqhost {
 

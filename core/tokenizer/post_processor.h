@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tokenizer/field.h"
+#include "base/field.h"
 
 namespace aqhost {
 

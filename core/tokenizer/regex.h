@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "tokenizer/field.h"
+#include "base/field.h"
 
 namespace aqhost {
 

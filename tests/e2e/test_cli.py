@@ -456,11 +456,45 @@ class BadInput(WorkFolder):
         write_safetensors(model / "model.safetensors", header, data)
         self.refused("model.layers.1.self_attn.k_proj.weight", model)
 
-    def test_tensor_that_no_one_claims(self):
+    def test_tensor_of_another_name(self):
         def rename(header):
             header["model.layers.0.mystery.weight"] = header.pop("model.layers.0.mlp.gate.weight")
-        self.refused("tensor model.layers.0.mystery.weight is not one that model \"olmoe\" knows",
-                     self.change_header(rename))
+        model = self.change_header(rename)
+        self.refused("tensor model.layers.0.mlp.gate.weight is missing", model)
+        self.fails(1, "model.layers.0.mystery.weight", "inspect", "--model", model)
+
+    def test_tensors_that_the_model_does_not_know(self):
+        model = self.copy_model()
+        header, data = read_safetensors(model / "model.safetensors")
+        for i in range(5):
+            header[f"mtp.{i}.weight"] = {"dtype": "F32", "shape": [2],
+                                         "data_offsets": [len(data), len(data) + 8]}
+            data += b"\xff" * 8
+        write_safetensors(model / "model.safetensors", header, data)
+        names = [f"mtp.{i}.weight" for i in range(5)]
+        told = "5 tensors that the model does not know: mtp.0.weight, mtp.1.weight, mtp.2.weight and 2 more"
+        out = self.work / "out"
+        for command in (["inspect", "--model", model], ["plan", "--model", model],
+                        ["--model", model, "--algorithm", "rtn", "--save", out],
+                        ["verify", "--model", out]):
+            with self.subTest(command=command[0]):
+                self.fails(1, told, *command, "--strict")
+                done = aqhost(*command)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertEqual(done.stderr.count(told), 1)
+                if command[0] in ("inspect", "plan", "verify"):
+                    self.assertEqual(json.loads(self.ok(*command, "--json"))["extra_tensors"], names)
+        for command in ("inspect", "plan"):
+            self.assertIn("mtp.4.weight", self.ok(command, "--model", model))
+
+    def test_quantization_config_that_is_null_or_empty(self):
+        for nothing in (None, {}):
+            model = self.copy_model()
+            config = json.loads((model / "config.json").read_text())
+            (model / "config.json").write_text(json.dumps({**config, "quantization_config": nothing}))
+            self.assertIs(json.loads(self.ok("inspect", "--model", model, "--json"))["quantized"], False)
+            self.ok("plan", "--model", model)
+            shutil.rmtree(model)
 
     def test_missing_tensor(self):
         model = self.copy_model()

@@ -43,7 +43,7 @@ uint32_t word(const PackedTensor& tensor, std::size_t i) {
 
 /// "+:", "-:" or "" of the pattern that decides, and the bits.
 std::pair<std::string, int> told(const Json& config, const std::string& name) {
-  const auto module = gptq_module(config, name, "config.json");
+  const auto module = GptqConfig(config, "config.json").find(name);
   return {module ? "" : "-", module ? module->bits : 0};
 }
 
@@ -115,6 +115,52 @@ TEST_CASE("GPTQ's config: most at the top, others by pattern, a layer's experts 
   // vLLM asks for the experts of a layer as one
   CHECK(told(gptq_config(modules), "model.layers.1.mlp.experts") ==
         std::pair<std::string, int>("", 8));
+}
+
+TEST_CASE("GPTQ's config: a value that a field cannot have is named, with the field") {
+  const auto said = [](const Json& change) {
+    Json config{{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}};
+    config.update(change);
+    try {
+      GptqConfig(config, "config.json").find("model.layers.0.q_proj");
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("accepted");
+  };
+  const std::string at = "config.json: quantization_config.";
+  CHECK(said(Json::object()) == "accepted");
+  CHECK(said({{"dynamic", nullptr}}) == "accepted");
+  CHECK(said({{"dynamic", {{"-:model", nullptr}}}}) == "accepted");
+  CHECK(said({{"bits", nullptr}}) == at + "bits: expected an integer, found nothing");
+  CHECK(said({{"bits", "4"}}) == at + "bits: expected an integer, found \"4\"");
+  CHECK(said({{"bits", 4.5}}) == at + "bits: expected an integer, found 4.5");
+  CHECK(said({{"bits", 0}}) == at + "bits: expected an integer from 1 to 32, found 0");
+  CHECK(said({{"bits", (int64_t{1} << 32) + 4}}) ==  // 4 in its lower 32 bits
+        at + "bits: expected an integer from 1 to 32, found 4294967300");
+  CHECK(said({{"group_size", UINT64_MAX}}) ==  // -1 as a signed number
+        at + "group_size: expected an integer from -1 to 1073741824, found 18446744073709551615");
+  CHECK(said({{"dynamic", 3}}) == at + "dynamic: expected an object, found 3");
+  CHECK(said({{"dynamic", {{"+:model", 3}}}}) ==
+        at + "dynamic.+:model: expected an object, found 3");
+  CHECK(said({{"dynamic", {{"+:model", {{"bits", -1}}}}}}) ==
+        at + "dynamic.+:model.bits: expected an integer from 1 to 32, found -1");
+  CHECK(said({{"dynamic", {{"+:(", {{"bits", 8}}}}}})
+            .starts_with(at + "dynamic.+:(: \"(\" is no valid regular expression"));
+  CHECK_THROWS_WITH_AS(GptqConfig(3, "config.json"),
+                       "config.json: quantization_config: expected an object, found 3", Error);
+}
+
+TEST_CASE("GPTQ's config: what \"dynamic\" overrides is taken from it, the rest from the top") {
+  const GptqConfig config(
+      {{"bits", 4},
+       {"group_size", 128},
+       {"dynamic", {{"+:.*q_proj", {{"bits", 8}}}, {"-:.*gate$", Json::object()}}}},
+      "config.json");
+  CHECK(config.find("a.q_proj")->bits == 8);
+  CHECK(config.find("a.q_proj")->group_size == 128);
+  CHECK(config.find("a.k_proj")->bits == 4);
+  CHECK(!config.find("mlp.gate"));
 }
 
 }  // namespace aqhost

@@ -1,9 +1,12 @@
 #include "command.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <array>
+#include <span>
 
 #include "base/error.h"
 
@@ -35,6 +38,38 @@ void add_model_options(po::options_description_easy_init& add) {
   add("model", po::value<std::string>(), "folder of the checkpoint (config.json, *.safetensors)");
   add("model-type", po::value<std::string>()->default_value("auto"),
       "id of the model plugin to use, or auto");
+  add_strict_option(add);
+}
+
+void add_strict_option(po::options_description_easy_init& add) {
+  add("strict",
+      "refuse a checkpoint with tensors that the model does not know; otherwise they are never "
+      "run, and an export has them as they are");
+}
+
+std::unique_ptr<const Model> open_model(const Registry& registry, const Source& source,
+                                        const po::variables_map& options) {
+  auto model = registry.create_model(source, options["model-type"].as<std::string>());
+  check_extra_tensors(model->extra_tensors(), source.directory(), options);
+  return model;
+}
+
+void check_extra_tensors(const std::vector<std::string>& names, const std::string& directory,
+                         const po::variables_map& options) {
+  constexpr std::size_t kMostNames = 3;
+  if (names.empty()) return;
+  const auto shown = std::span(names).first(std::min(names.size(), kMostNames));
+  const std::string told = fmt::format(
+      "{}: {} tensor{} that the model does not know: {}{}", directory, names.size(),
+      names.size() == 1 ? "" : "s", fmt::join(shown, ", "),
+      names.size() > kMostNames ? fmt::format(" and {} more", names.size() - kMostNames) : "");
+  if (options.contains("strict"))
+    fail(
+        "{}; is config.json that of this model? Without --strict they are never run, and an export "
+        "has them as they are",
+        told);
+  spdlog::warn("{}; they are never run, and an export has them as they are (--strict refuses them)",
+               told);
 }
 
 void add_export_options(po::options_description_easy_init& add) {

@@ -30,8 +30,16 @@ std::unique_ptr<Registry> scan_plugins(const po::variables_map& options);
 /// scan_plugins(), with a warning of each that was refused.
 std::unique_ptr<Registry> open_registry(const po::variables_map& options);
 
-/// Adds --model (and --model-type).
+/// Adds --model, --model-type and --strict.
 void add_model_options(po::options_description_easy_init& add);
+void add_strict_option(po::options_description_easy_init& add);
+/// The adapter of `source` by --model-type, with a warning of tensors that it does not know, which
+/// --strict makes an Error.
+std::unique_ptr<const Model> open_model(const Registry& registry, const Source& source,
+                                        const po::variables_map& options);
+/// The warning, or the Error, of such tensors; none if there are none.
+void check_extra_tensors(const std::vector<std::string>& names, const std::string& directory,
+                         const po::variables_map& options);
 
 /// Adds --export, the layout of the files, and --target, the engine that must load them.
 void add_export_options(po::options_description_easy_init& add);

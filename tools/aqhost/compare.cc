@@ -21,6 +21,7 @@ void add_options(po::options_description_easy_init add) {
       "folder to compare; --export may be left out");
   add("model-type", po::value<std::string>()->default_value("auto"),
       "id of the model plugin to use, or auto");
+  add_strict_option(add);
   add_plugin_options(add);
   add("text", po::value<std::string>(), "text to predict, as of eval");
   add("window", po::value<int64_t>()->default_value(512), "tokens of a window");
@@ -39,9 +40,10 @@ struct Row {
   Runnable runnable() const { return {source.get(), model.get()}; }
 };
 
-Row open_row(const std::string& folder, const Registry& registry, const std::string& type) {
+Row open_row(const std::string& folder, const Registry& registry,
+             const po::variables_map& options) {
   Row row{folder, open_source(folder, registry), nullptr, {}};
-  row.model = registry.create_model(*row.source, type);
+  row.model = open_model(registry, *row.source, options);
   row.summary = summarize(*row.source, *row.model);
   return row;
 }
@@ -143,11 +145,10 @@ void run(const po::variables_map& options) {
   const bool against = options.contains("against"), evaluate = options.contains("text");
   if (against && !evaluate) throw UsageError("--against needs --text, what to compare on");
   const auto registry = open_registry(options);
-  const auto type = options["model-type"].as<std::string>();
   std::vector<Row> rows;
-  if (against) rows.push_back(open_row(required(options, "against"), *registry, type));
+  if (against) rows.push_back(open_row(required(options, "against"), *registry, options));
   for (const auto& folder : options["export"].as<std::vector<std::string>>())
-    rows.push_back(open_row(folder, *registry, type));
+    rows.push_back(open_row(folder, *registry, options));
   if (evaluate) {
     const Row& first = rows.front();
     CorpusReader reader(first.folder, first.model->desc().vocab_size);

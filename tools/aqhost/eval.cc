@@ -54,10 +54,9 @@ void run(const po::variables_map& options) {
   const std::string text = required(options, "text");
   const int64_t window = integer(options, "window", 2, 1 << 24);
   const auto registry = open_registry(options);
-  const auto type = options["model-type"].as<std::string>();
   const auto source = open_source(directory, *registry);
   const at::ScalarType dtype = compute_type(options["dtype"].as<std::string>(), *source);
-  const auto model = registry->create_model(*source, type);
+  const auto model = open_model(*registry, *source, options);
   const at::Tensor windows =
       CorpusReader(directory, model->desc().vocab_size).windows(text, window);
   Progress progress("evaluating", model->desc().n_layers, "layers", quiet(options));
@@ -75,7 +74,7 @@ void run(const po::variables_map& options) {
   }
   const std::string against = required(options, "against");
   const auto original = open_source(against, *registry);
-  const auto original_model = registry->create_model(*original, type);
+  const auto original_model = open_model(*registry, *original, options);
   const Divergences result = diverge({original.get(), original_model.get()},
                                      {{source.get(), model.get()}}, windows, tell, dtype);
   progress.finish();

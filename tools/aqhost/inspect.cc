@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "command.h"
 #include "export/decoded_checkpoint.h"
+#include "export/quantization_config.h"
 #include "plugin/unknown_model.h"
 
 namespace aqhost {
@@ -72,7 +73,8 @@ Json describe(const Source& source, const Model& model, const ModelMatch& match)
           {"modules", model.modules().size()},
           {"parameters", parameters(source)},
           {"active_parameters", active_parameters(source, model)},
-          {"quantized", source.config().contains("quantization_config")}};
+          {"extra_tensors", model.extra_tensors()},
+          {"quantized", is_quantized(source.config())}};
 }
 
 void print(const Json& d) {
@@ -90,6 +92,8 @@ void print(const Json& d) {
   fmt::print("modules     {}\n", number("modules"));
   fmt::print("parameters  {}, {} of them active for a token\n", with_commas(number("parameters")),
              with_commas(number("active_parameters")));
+  for (const Json& name : d["extra_tensors"])
+    fmt::print("not known   {}\n", name.get<std::string>());
   fmt::print("quantized   {}\n", d["quantized"].get<bool>() ? "yes" : "no");
 }
 
@@ -117,7 +121,7 @@ void run(const po::variables_map& options) {
   const auto matches = registry->probe(source->config());
   if (type == "auto" && matches.empty() && !registry->model_ids().empty())
     return print_unknown(describe_unknown(source->config()), wants_json(options));
-  const auto model = registry->create_model(*source, type);
+  const auto model = open_model(*registry, *source, options);
   const auto match = std::find_if(matches.begin(), matches.end(),
                                   [&](const ModelMatch& m) { return m.id == model->id(); });
   const Json description = describe(

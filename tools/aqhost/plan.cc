@@ -122,8 +122,11 @@ void print_layers(const Sizes& sizes) {
   }
 }
 
-void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads) {
+void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
+           const std::vector<std::string>& extra_tensors) {
   print_modules(plan);
+  for (const std::string& name : extra_tensors)
+    fmt::print("{}  is not known to the model: copied as it is\n", name);
   print_layers(sizes);
   fmt::print("{:<12}  {:>10}  {:>10}  {:>6}  ({} weights quantized, with scales)\n", "all tensors",
              format_bytes(sizes.total.before), format_bytes(sizes.total.after), bits(sizes.total),
@@ -136,7 +139,8 @@ void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& lo
   for (const PlanWarning& w : plan.warnings) fmt::print("warning: {}: {}\n", w.where, w.message);
 }
 
-Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads) {
+Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
+             const std::vector<std::string>& extra_tensors) {
   Json modules = Json::array(), warnings = Json::array();
   for (const PlannedModule& m : plan.modules) {
     Json entry{{"name", m.module->name},
@@ -167,6 +171,7 @@ Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& 
   return {{"modules", modules},
           {"layers", layers},
           {"problems_in", loads_in},
+          {"extra_tensors", extra_tensors},
           {"warnings", warnings},
           {"bits_per_weight", plan.bits_per_weight()},
           {"weights", plan.quantized_weights()},
@@ -180,15 +185,15 @@ void run(const po::variables_map& options) {
       options.contains("config") ? Recipe::load(required(options, "config")) : Recipe{};
   const auto registry = open_registry(options);
   const Reader reader = open_original(directory);
-  const auto model = registry->create_model(reader, options["model-type"].as<std::string>());
+  const auto model = open_model(*registry, reader, options);
   const Plan plan = make_plan(*model, recipe, *registry, "", layout(options));
   const Sizes sizes = sizes_of(reader, plan);
   const std::vector<Loadable> loads = loadable(plan);
   check_target(loads, options["target"].as<std::string>());
   if (wants_json(options))
-    fmt::print("{}\n", to_json(plan, sizes, loads).dump());
+    fmt::print("{}\n", to_json(plan, sizes, loads, model->extra_tensors()).dump());
   else
-    print(plan, sizes, loads);
+    print(plan, sizes, loads, model->extra_tensors());
 }
 
 }  // namespace

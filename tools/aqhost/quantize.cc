@@ -130,7 +130,7 @@ void run(const po::variables_map& options) {
   quantize_options.device = open_device(options["device"].as<std::string>());
   const auto registry = open_registry(options);
   const Reader reader = open_original(directory);
-  const auto model = registry->create_model(reader, options["model-type"].as<std::string>());
+  const auto model = open_model(*registry, reader, options);
   const Plan plan = make_plan(*model, recipe, *registry, chosen, layout(options));
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}: {}", w.where, w.message);
   const std::vector<Loadable> loads = loadable(plan);

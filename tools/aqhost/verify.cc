@@ -10,12 +10,14 @@ namespace {
 void add_options(po::options_description_easy_init add) {
   add("model", po::value<std::string>(), "folder of the quantized checkpoint");
   add_plugin_options(add);
+  add_strict_option(add);
 }
 
 void run(const po::variables_map& options) {
   const std::string directory = required(options, "model");
   const auto registry = open_registry(options);
   const VerifySummary s = verify(directory, *registry);
+  check_extra_tensors(s.extra_tensors, directory, options);
   if (wants_json(options)) {
     fmt::print("{}\n", Json{{"ok", true},
                             {"family", s.model_type},
@@ -23,7 +25,8 @@ void run(const po::variables_map& options) {
                             {"modules", s.modules},
                             {"weights", s.weights},
                             {"bits_per_weight", s.bits_per_weight},
-                            {"formats", s.formats}}
+                            {"formats", s.formats},
+                            {"extra_tensors", s.extra_tensors}}
                            .dump());
     return;
   }

@@ -54,7 +54,7 @@ class DecoderModel : public ModelAdapter {
   DecoderModel(const aq_model_desc& desc, std::vector<LayerDesc> layers, InvFreq inv_freq,
                const std::vector<NameRow>& names, const Checkpoint& checkpoint,
                const Stacking& stacking = {})
-      : desc_(desc),
+      : desc_(with_own_head(desc, names, checkpoint)),
         layers_(std::move(layers)),
         stacking_(stacking),
         inv_freq_(std::move(inv_freq)),
@@ -145,7 +145,15 @@ class DecoderModel : public ModelAdapter {
   }
 
  private:
-  static constexpr int32_t kUnusedHead = AQ_ROLE_CUSTOM + (1 << 16);
+  /// An lm_head that the checkpoint stores is the one that is used, as in transformers, even where
+  /// config.json says that the embedding takes its place.
+  static aq_model_desc with_own_head(aq_model_desc desc, const std::vector<NameRow>& names,
+                                     const Checkpoint& checkpoint) {
+    for (const NameRow& row : names)
+      if (row.role == AQ_ROLE_LM_HEAD && checkpoint.has(row.pattern + ".weight"))
+        desc.tied_embeddings = 0;
+    return desc;
+  }
 
   struct Linear {
     aq_module module;
@@ -164,10 +172,6 @@ class DecoderModel : public ModelAdapter {
     for (const NameRow& row : rows) {
       if (row.role >= AQ_ROLE_CUSTOM || row.role == AQ_ROLE_ROUTER_BIAS) {
         all.push_back(row);
-        continue;
-      }
-      if (row.role == AQ_ROLE_LM_HEAD && desc_.tied_embeddings) {  // some store it all the same
-        all.push_back({kUnusedHead, AQ_EXPERT_NONE, 0, row.pattern + ".weight"});
         continue;
       }
       all.push_back({row.role, row.expert, AQ_PART_WEIGHT, row.pattern + ".weight"});

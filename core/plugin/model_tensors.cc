@@ -1,0 +1,161 @@
+// Model: what a checkpoint has of the tensors that the model is made of, and what besides.
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include "base/error.h"
+#include "plugin/model.h"
+#include "plugin/tensor_check.h"
+
+namespace aqhost {
+namespace {
+
+/// Buffers that some writers store beside the weights: worked out from config.json, or scales of a
+/// cache that is not run here.
+constexpr std::array<std::string_view, 7> kBuffers{"rotary_emb.inv_freq",
+                                                   "rotary_emb.cos_cached",
+                                                   "rotary_emb.sin_cached",
+                                                   ".k_scale",
+                                                   ".v_scale",
+                                                   ".q_scale",
+                                                   ".kv_scale"};
+
+bool is_buffer(std::string_view name) {
+  return std::any_of(kBuffers.begin(), kBuffers.end(),
+                     [name](std::string_view buffer) { return name.ends_with(buffer); });
+}
+
+bool same(const aq_tensor_key& a, const aq_tensor_key& b) {
+  return a.layer == b.layer && a.role == b.role && a.expert == b.expert && a.part == b.part;
+}
+
+/// A vector of the model that is no module's: a norm, or a bias of the router.
+struct VectorOf {
+  int32_t layer, role;
+  int64_t size;
+  bool is_norm;
+};
+
+std::vector<VectorOf> vectors_of(const Model& model) {
+  const int64_t hidden = model.desc().hidden_size;
+  std::vector<VectorOf> vectors{{-1, AQ_ROLE_FINAL_NORM, hidden, true}};
+  for (int32_t l = 0; l < model.desc().n_layers; l++) {
+    vectors.push_back({l, AQ_ROLE_ATTN_NORM, hidden, true});
+    vectors.push_back({l, AQ_ROLE_FFN_NORM, hidden, true});
+    if (model.ffn(l).kind == AQ_FFN_MOE)
+      vectors.push_back({l, AQ_ROLE_ROUTER_BIAS, model.ffn(l).n_experts, false});
+    const AttentionDesc a = model.attention(l, 1);
+    if (a.qk_norm == AQ_QK_NORM_NONE) continue;
+    const bool full = a.qk_norm == AQ_QK_NORM_FULL;
+    const int64_t q = int64_t{a.head_dim} * (full ? a.n_heads : 1);
+    const int64_t k = int64_t{a.head_dim} * (full ? a.n_kv_heads : 1);
+    vectors.push_back({l, AQ_ROLE_ATTN_Q_NORM, q, true});
+    vectors.push_back({l, AQ_ROLE_ATTN_K_NORM, k, true});
+  }
+  return vectors;
+}
+
+}  // namespace
+
+/// Names and keys are inverse, and what no one claims is told apart from what is needed.
+void Model::check_tensors(const Source& source) {
+  std::set<std::string> own;  // names that an export gives to the modules' weights
+  for (const Module& m : modules_) own.insert(m.name + ".weight");
+  for (const TensorInfo& info : source.tensors()) {
+    const auto key = find_key(info.name);
+    if (!key) {
+      if (own.contains(info.name))
+        fail(
+            "{}: {} is stored twice: as tensor {}, and in the tensor that holds it together with "
+            "others or under another name; delete one of them",
+            source.directory(), info.name.substr(0, info.name.rfind('.')), info.name);
+      if (!is_buffer(info.name)) extra_tensors_.push_back(info.name);
+      continue;
+    }
+    const auto ref = find_ref(*key);
+    if (!ref || ref->name != info.name)
+      lie("tensor {} has the key {}, whose tensor is {}", info.name, key_text(*key),
+          ref ? ref->name : "not there");
+  }
+  check_module_tensors(source);
+}
+
+/// Of a missing tensor: what is there in its place may have another name.
+std::string Model::extra_text() const {
+  if (extra_tensors_.empty()) return "";
+  return fmt::format(
+      "; tensors that it does not know are there ({}, the first is {}): is config.json "
+      "that of this model?",
+      extra_tensors_.size(), extra_tensors_.front());
+}
+
+/// Every module's tensor is there, under the module's key, and of its shape.
+void Model::check_module_tensors(const Source& source) const {
+  for (const Module& m : modules_) {
+    const TensorInfo* info = source.find(m.weight.name);
+    if (info == nullptr)
+      fail("{}: tensor {} is missing; model \"{}\" with this config.json needs it for {}{}",
+           source.directory(), m.weight.name, id_, m.name, extra_text());
+    if (m.bias && source.find(m.bias->name) == nullptr)
+      fail("{}: tensor {} is missing; model \"{}\" with this config.json has a bias in {}{}",
+           source.directory(), m.bias->name, id_, m.name, extra_text());
+    const auto ref = find_ref(m.key);
+    if (!ref || ref->name != m.weight.name || ref->index != m.weight.index)
+      lie("module {} lies in {}, but its key's tensor is {}", m.name, m.weight.name,
+          ref ? ref->name : "not there");
+    const auto key = find_key(m.weight.name);
+    if (m.weight.index < 0 && (!key || !same(*key, m.key)))
+      lie("tensor {} has another key than its module {}", m.weight.name, m.name);
+    if (!holds(*info, m.weight, std::array{m.out_features, m.in_features}))
+      fail("{}: tensor {} is [{}], config.json makes {} {} x {}", source.directory(), info->name,
+           fmt::join(info->shape, ", "), m.name, m.out_features, m.in_features);
+  }
+}
+
+std::vector<NeededTensor> Model::needed_tensors(const Source& source) const {
+  std::vector<NeededTensor> needed;
+  const auto add = [&](const aq_tensor_key& key, std::vector<int64_t> shape, bool optional) {
+    const auto ref = find_ref(key);
+    if (ref) needed.push_back({*ref, std::move(shape)});
+    if (!ref && !optional) lie("find_ref({}): there is no such tensor", key_text(key));
+  };
+  add({-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT},
+      {desc_.vocab_size, desc_.hidden_size}, false);
+  for (const VectorOf& v : vectors_of(*this)) {
+    add({v.layer, v.role, AQ_EXPERT_NONE, AQ_PART_WEIGHT}, {v.size}, !v.is_norm);
+    if (v.is_norm && desc_.norm_kind == AQ_NORM_LAYER)
+      add({v.layer, v.role, AQ_EXPERT_NONE, AQ_PART_BIAS}, {v.size}, false);
+  }
+  for (const Module& m : modules_) {
+    needed.push_back({m.weight, {m.out_features, m.in_features}});
+    if (m.bias) needed.push_back({*m.bias, {m.out_features}});
+  }
+  std::set<int32_t> custom;  // layers whose attention only the adapter knows: it may ask for all
+  for (int32_t l = 0; l < desc_.n_layers; l++)
+    if (attention(l, 1).kind == AQ_ATTN_CUSTOM) custom.insert(l);
+  for (const TensorInfo& info : source.tensors()) {
+    if (custom.empty()) break;
+    const auto key = find_key(info.name);
+    if (key && custom.contains(key->layer) &&
+        find_module({key->layer, key->role, key->expert, AQ_PART_WEIGHT}) == nullptr)
+      needed.push_back({TensorRef{info.name}, info.shape});
+  }
+  return needed;
+}
+
+void Model::check_needed(const Source& source) const {
+  for (const NeededTensor& n : needed_tensors(source)) {
+    if (source.find(n.ref.name) == nullptr)
+      fail("{}: tensor {} is missing; model \"{}\" with this config.json needs it{}",
+           source.directory(), n.ref.name, id_, extra_text());
+    check_holds(source, n.ref, n.shape);
+    // of what lies in a tensor by itself, name and key are inverse
+    if (n.ref.index < 0 && !find_key(n.ref.name))
+      lie("tensor {} has no key, though a key names it", n.ref.name);
+  }
+}
+
+}  // namespace aqhost
