@@ -277,6 +277,38 @@ TEST_CASE("what an adapter's attention does wrong is said, and no output is take
         "CPU");
 }
 
+TEST_CASE("what the host itself fails at is told to the adapter as that, not as a wrong argument") {
+  static aq_status status;
+  FakeModel fake;
+  fake.wire_attention();
+  const aq_block_forward table{sizeof table, 0,
+                               [](const aq_model*, const aq_forward_args* args, aq_error* err) {
+                                 return status =
+                                            args->ctx->linear(args->ctx, 0, args->x, args->y, err);
+                               },
+                               nullptr};
+  fake.block_forward = &table;
+  fake.attention.n_heads = fake.attention.n_kv_heads = 1;  // as wide in as out
+  fake.attention.head_dim = static_cast<int32_t>(fake.desc.hidden_size);
+  const auto model = fake.open();
+  const Layer layer(fake.source(), *model, 0, kTokens);
+  const at::Tensor a = layer.attention_input(input(fake));
+  const auto fails_by = [&](const LinearTap& tap) {
+    status = AQ_OK;
+    try {
+      layer.attention(a, tap);
+    } catch (const Error&) {  // only the status is looked at
+    }
+    return status;
+  };
+  CHECK(fails_by(nullptr) == AQ_OK);
+  CHECK(fails_by([](const Module&, const at::Tensor&) { fail("wrong"); }) == AQ_INVALID_ARGUMENT);
+  CHECK(fails_by([](const Module&, const at::Tensor&) { throw std::bad_alloc(); }) ==
+        AQ_OUT_OF_MEMORY);
+  CHECK(fails_by([](const Module&, const at::Tensor&) { throw std::logic_error("a bug"); }) ==
+        AQ_INTERNAL);
+}
+
 /// Logits of random hidden states against the reference; `head` [vocab, hidden].
 void check_ends(FakeModel& fake, const char* head_name) {
   const auto model = fake.open();
