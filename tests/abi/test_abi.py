@@ -16,6 +16,7 @@ import layout
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 HOST = pathlib.Path(__file__).with_name("old_host.c")
 TERNARY = layout.ROOT / "tests/third_party/plugins/ternary.c"
+SANITIZE = [f"-fsanitize={s}" for s in filter(None, [os.environ.get("AQ_SANITIZE")])]
 CLANG = next((c for c in ("clang", "clang-16") if shutil.which(c)), None)
 
 
@@ -73,7 +74,7 @@ class Versions(unittest.TestCase):
         for version, include in cls.headers.items():
             cls.hosts[version] = cls.work / f"{version}-host"
             subprocess.run(["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror",
-                            "-Wno-missing-field-initializers", "-I", include,
+                            "-Wno-missing-field-initializers", "-I", include, *SANITIZE,
                             HOST, "-o", cls.hosts[version]], check=True)
             cls.plugins[version] = cls.build(version, TERNARY.read_text())
 

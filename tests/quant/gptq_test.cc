@@ -16,6 +16,10 @@ namespace {
 
 constexpr double kTie = 1e-3;  // of w / step: closer than this float32 may round the other way
 constexpr double kLoss = 1e-4;
+constexpr double kTieLoss = 1.5;  // of the reference's loss, for a row that left it at a tie
+
+/// Rows that may leave the reference, of `rows`: ties are rare.
+int64_t most_ties(int64_t rows) { return 1 + rows / 50; }
 
 /// Without what comes after GPTQ.
 GptqOptions plain(bool actorder = true, int64_t block = 128) {
@@ -28,13 +32,16 @@ GptqOptions plain(bool actorder = true, int64_t block = 128) {
 }
 
 /// Rows equal to the reference, of those of matrix e. A row may differ from the first code on that
-/// lies on a tie; nothing else may.
+/// lies on a tie (or in its parameters); what follows is then as good as the reference's.
 int64_t equal_rows(const QuantizedBatch& batch, int64_t e, const ReferenceResult& expected) {
   const int64_t rows = batch.values.size(1), cols = batch.values.size(2);
   const QuantizedMatrix found = batch.matrix(e, 0, rows);
   const std::size_t params = found.group_params.size() / static_cast<std::size_t>(rows);
   int64_t equal = 0;
   for (int64_t r = 0; r < rows; r++) {
+    const double loss = batch.loss[e][r].item<double>();
+    const double reference = expected.row_loss[static_cast<std::size_t>(r)];
+    CHECK(loss <= kTieLoss * reference);
     const auto first = static_cast<std::ptrdiff_t>(params) * r;
     if (!std::equal(expected.params.begin() + first,
                     expected.params.begin() + first + static_cast<std::ptrdiff_t>(params),
@@ -52,8 +59,7 @@ int64_t equal_rows(const QuantizedBatch& batch, int64_t e, const ReferenceResult
     }
     if (!same) continue;
     equal++;
-    CHECK(batch.loss[e][r].item<double>() ==
-          doctest::Approx(expected.row_loss[static_cast<std::size_t>(r)]).epsilon(kLoss));
+    CHECK(loss == doctest::Approx(reference).epsilon(kLoss));
   }
   return equal;
 }
@@ -69,7 +75,7 @@ void check_gptq(const Format& format, const Problem& problem, const GptqOptions&
     CHECK(batch.rtn[static_cast<std::size_t>(e)] == expected.failed);
     if (!expected.failed) equal += equal_rows(batch, e, expected);
   }
-  CHECK(equal * 10 >= count * rows * 9);
+  CHECK(equal >= count * rows - most_ties(count * rows));
 }
 
 /// 1/2 d H d^T of each row, with d = w - q and H damped at first.
@@ -123,7 +129,7 @@ TEST_CASE("GPTQ through callbacks equals the reference") {
       equal += equal_rows(batch, e,
                           reference_gptq(described->desc(), span_of<float>(problem.weights[e]), 96,
                                          span_of<float>(problem.hessians[e]), gptq));
-    CHECK(equal >= 20);
+    CHECK(equal >= 2 * 11 - most_ties(2 * 11));
   }
 }
 

@@ -21,6 +21,15 @@ function(aq_tsan_run name recipe)
     "LD_PRELOAD=${AQHOST_LIBOMP};OMP_TOOL_LIBRARIES=${AQHOST_ARCHER};TSAN_OPTIONS=${options}")
 endfunction()
 
+# a race that is there is found: the solver's threads meet in a plugin that counts its calls
+aq_add_plugin(tsan_racy SOURCES racy_format.cc)
+set_target_properties(tsan_racy PROPERTIES OUTPUT_NAME racy
+  LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests/plugins-tsan)
+target_compile_definitions(tsan_racy PRIVATE AQ_RACY_CUSTOM)
+aq_compile_options(tsan_racy)
+add_custom_target(tsan_runs)
+add_dependencies(tsan_runs aqhost olmoe int4 int8 mxfp4 nvfp4 tsan_racy)
+
 set(gate "overrides: [{pattern: '*.mlp.gate', skip: true}]")
 aq_tsan_run(gptq "default: {wq: int4, group_size: 128}\n${gate}")
 aq_tsan_run(gptq_layout "default: {wq: int4, group_size: 128}\n${gate}" --export gptq)
@@ -28,3 +37,7 @@ aq_tsan_run(rtn "default: {wq: mxfp4, group_size: 32}\n${gate}" --algorithm rtn)
 aq_tsan_run(activations "default: {wq: nvfp4, aq: nvfp4, group_size: 16}\n${gate}" --balance-experts)
 aq_tsan_run(refined "default: {wq: int4, group_size: 128, refine: {steps: 2, batch: 1}}\n${gate}")
 aq_tsan_run(bfloat16 "default: {wq: int8, aq: int8, group_size: -1}\n${gate}" --dtype bfloat16)
+aq_tsan_run(racy "default: {wq: racy, group_size: 128}\n${gate}" --algorithm rtn
+  --plugin-dir ${PROJECT_BINARY_DIR}/tests/plugins-tsan)
+set_tests_properties("tsan: racy" PROPERTIES
+  PASS_REGULAR_EXPRESSION "ThreadSanitizer: data race.*Counting::quantize")

@@ -57,6 +57,12 @@ function(aq_plugin name)
   endif()
 endfunction()
 
+# Seconds that a test may take; sanitizers make it several times slower.
+set(AQ_TEST_TIMEOUT 600)
+if(AQHOST_SANITIZE)
+  set(AQ_TEST_TIMEOUT 3000)
+endif()
+
 # aq_test(MODULE SOURCES ... [DEPS targets]): doctest cases of core/MODULE, each a ctest test.
 # The tests run in the source tree's tests/ folder.
 function(aq_test module)
@@ -68,7 +74,7 @@ function(aq_test module)
     AQ_TESTS_DIR="${PROJECT_SOURCE_DIR}/tests" AQ_BUILD_DIR="${PROJECT_BINARY_DIR}")
   aq_compile_options(test_${module})
   doctest_discover_tests(test_${module} TEST_PREFIX "${module}: " ADD_LABELS 0
-    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests PROPERTIES TIMEOUT 600)
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests PROPERTIES TIMEOUT ${AQ_TEST_TIMEOUT})
 endfunction()
 
 # aq_python_test(NAME SCRIPT PYTHON): a file of Python unittests as one ctest test, run with AQ_BUILD
@@ -76,6 +82,8 @@ endfunction()
 function(aq_python_test name script python)
   add_test(NAME ${name} COMMAND ${python} ${CMAKE_CURRENT_SOURCE_DIR}/${script} -v
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests)
-  set_tests_properties(${name} PROPERTIES TIMEOUT 1200
-    ENVIRONMENT "AQ_BUILD=${PROJECT_BINARY_DIR};PYTHONDONTWRITEBYTECODE=1")
+  math(EXPR timeout "2 * ${AQ_TEST_TIMEOUT}")
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout}
+    ENVIRONMENT
+    "AQ_BUILD=${PROJECT_BINARY_DIR};AQ_SANITIZE=${AQHOST_SANITIZE};PYTHONDONTWRITEBYTECODE=1")
 endfunction()
