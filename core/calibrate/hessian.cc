@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "calibrate/gram.h"
 #include "tensor/bfloat16_tile.h"
 
@@ -69,6 +70,17 @@ void Hessian::add_shift(const at::Tensor& x, const at::Tensor& weights, const at
   if (in_bfloat16(x)) return add_shift_products(shift_, x, weights, original, scale);
   const at::Tensor wide = x.to(at::kFloat);
   shift_.addmm_(weighted(original.to(at::kFloat) - wide, weights).t(), wide, 1, scale);
+}
+
+void Hessian::check_finite(const std::string& module) const {
+  const auto finite = [](const at::Tensor& t) {
+    return !t.defined() || at::isfinite(t).all().item<bool>();
+  };
+  if (!finite(sum_) || !finite(shift_))
+    fail(
+        "{}: the Hessian of its inputs is not finite: the model's activations overflow on the "
+        "calibration text",
+        module);
 }
 
 Hessian Hessian::mix(const Hessian& own, const Hessian& all, int64_t min_tokens,

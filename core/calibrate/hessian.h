@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <string>
 
 namespace aqhost {
 
@@ -23,6 +24,9 @@ class Hessian {
   /// like x.
   void add_shift(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& original,
                  double scale);
+
+  /// Error, which names `module`, if a sum is not finite.
+  void check_finite(const std::string& module) const;
 
   int64_t tokens() const { return tokens_; }
   double weight() const { return weight_; }           // sum of s

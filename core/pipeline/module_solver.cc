@@ -67,6 +67,7 @@ void ModuleSolver::solve(const SolveBatch& all) {
   using FormatKey = std::pair<const Format*, std::string>;
   std::map<std::pair<FormatKey, int64_t>, SolveBatch> batches;
   for (std::size_t e = 0; e < all.groups.size(); e++) {
+    all.hessians[e].check_finite(all.groups[e].modules.front()->module->name);
     std::map<FormatKey, SharedInput> parts;
     for (const PlannedModule* m : all.groups[e].modules) {
       const FormatKey key{m->format.get(), m->recipe.algorithm};

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "base/error.h"
 #include "calibrate/hessian.h"
 #include "calibrate/windows.h"
 #include "torch_doctest.h"
@@ -34,6 +35,16 @@ TEST_CASE("a Hessian is the weighted sum of x x^T, in float32 within 1e-5 of flo
   plain.add(x, {});
   CHECK(relative_error(plain.sum(), reference(x, at::ones({5000}))) < 1e-5);
   CHECK(plain.weight() == 5000);
+}
+
+TEST_CASE("a Hessian that is not finite is an error that names its module") {
+  Hessian h(4);
+  h.add(at::ones({3, 4}), {});
+  CHECK_NOTHROW(h.check_finite("layers.1.up"));
+  h.add(at::full({1, 4}, 1e30), {});
+  CHECK_THROWS_WITH_AS(h.check_finite("layers.1.up"),
+                       doctest::Contains("layers.1.up: the Hessian of its inputs is not finite"),
+                       Error);
 }
 
 TEST_CASE("a starved expert counts as min_tokens: its own and the layer's at its mean weight") {
