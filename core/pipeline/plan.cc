@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/nearest.h"
@@ -125,6 +126,49 @@ void choose_activations(PlannedModule& planned, FormatCache& cache) {
   planned.recipe.options["activations"] = id;  // the weights may be stored otherwise for it
 }
 
+/// What modules with one input, which share its rounding and its Hessian, have in common.
+std::tuple<int32_t, int32_t, int32_t> input_of(const Module& module) {
+  const auto& [layer, role, expert, part] = module.key;
+  if (role >= AQ_ROLE_CUSTOM) return {layer, expert, AQ_ROLE_CUSTOM + module.input_group};
+  const bool shared_router = role == AQ_ROLE_SHARED_ROUTER;
+  return {layer, expert, shared_router ? int32_t{AQ_ROLE_ROUTER} : fused_role(role)};
+}
+
+/// Error if modules with one input disagree on what is one thing for all of them.
+void check_shared_inputs(const std::vector<PlannedModule>& modules) {
+  std::map<std::tuple<int32_t, int32_t, int32_t>, const PlannedModule*> first;
+  for (const PlannedModule& m : modules) {
+    if (!m.format) continue;
+    const PlannedModule& other = *first.try_emplace(input_of(*m.module), &m).first->second;
+    const auto refuse = [&](const char* setting, const auto& a, const auto& b, const char* why) {
+      fail("{} has {}: {}, but {} has {}: {}; both have the same input, and {}: give them the same",
+           other.module->name, setting, a, m.module->name, setting, b, why);
+    };
+    if (m.activations != other.activations)
+      refuse("aq", other.recipe.aq, m.recipe.aq, "it is rounded once");
+    if (m.module->key.expert != AQ_EXPERT_NONE &&
+        m.recipe.routing_power != other.recipe.routing_power)
+      refuse("routing_power", other.recipe.routing_power, m.recipe.routing_power,
+             "it gives one Hessian");
+  }
+}
+
+/// Error if learned rounding, whose gradients do not pass rounded activations, meets some.
+void check_refined(const std::vector<PlannedModule>& modules) {
+  const auto find = [&](auto property) {
+    const auto it = std::find_if(modules.begin(), modules.end(), property);
+    return it == modules.end() ? nullptr : &*it;
+  };
+  const PlannedModule* refined = find([](const PlannedModule& m) { return m.refined(); });
+  const PlannedModule* rounded =
+      find([](const PlannedModule& m) { return m.activations != nullptr; });
+  if (refined != nullptr && rounded != nullptr)
+    fail(
+        "{} has refine, which does not go with rounded activations, and {} has aq: {}; use aq: "
+        "bf16 or refine: {{steps: 0}} for all modules",
+        refined->module->name, rounded->module->name, rounded->recipe.aq);
+}
+
 void check_formats_known(const Recipe& recipe, const Registry& registry) {
   const std::vector<std::string> known = registry.format_ids();
   for (const auto& [id, where] : recipe.formats())
@@ -203,6 +247,8 @@ Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registr
     }
     plan.modules.push_back(std::move(planned));
   }
+  check_shared_inputs(plan.modules);
+  check_refined(plan.modules);
   for (const RecipeWarning& warning : recipe.lint(names))
     plan.warnings.push_back({warning.where, warning.message});
   if (plan.quantized_weights() == 0) fail("the recipe leaves nothing to quantize");

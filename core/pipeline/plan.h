@@ -25,6 +25,8 @@ struct PlannedModule {
   int64_t weights() const { return module->out_features * module->in_features; }
   /// Stored bits with scales and zero points, without the 128 bits of weight_shape.
   int64_t stored_bits() const { return 8 * stored_bytes(packed); }
+  /// Whether learned rounding follows its solve.
+  bool refined() const { return format && recipe.refine_steps > 0 && recipe.algorithm == "gptq"; }
   /// Whether its input has a scale for all tokens.
   bool observes_input() const { return has_input_global(activations.get()); }
 };
@@ -55,8 +57,9 @@ int32_t fused_role(int32_t role);
 
 /// Applies `recipe` to every module before any work is done: formats are made, group sizes settled
 /// (one that does not divide in_features becomes the largest allowed smaller one that does, unless
-/// the recipe is strict), shapes checked against what each format can store. `algorithm`, if not
-/// empty, replaces every "gptq" and "rtn" of the recipe. Error names module and recipe line.
+/// the recipe is strict), shapes checked against what each format can store, and settings that do
+/// not go together refused. `algorithm`, if not empty, replaces every "gptq" and "rtn" of the
+/// recipe. Error names module and recipe line.
 Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
                const std::string& algorithm, Layout layout = Layout::kCompressedTensors);
 

@@ -146,6 +146,7 @@ void quantize_head(const Reader& original, const Model& model, const Plan& plan,
         hessian.add_shift(input, {}, ends.final_norm(original_x[w]),
                           static_cast<double>(x.size(0)) / static_cast<double>(originals));
     }
+    hessian.check_finite(module.name);
     const at::Tensor weight =
         read_tensor(original, module.weight, {module.out_features, module.in_features});
     const QuantizedBatch batch =
@@ -180,7 +181,7 @@ int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
                                   [](const PlannedModule& m) { return m.activations != nullptr; });
   if (rounds) return 0;
   if (std::any_of(plan.modules.begin(), plan.modules.end(),
-                  [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; }))
+                  [](const PlannedModule& m) { return m.refined(); }))
     return windows;  // all are targets
   if (plan.settings.error_feedback == 0) return 0;
   // half tell well enough what quantization does to the inputs, unless they are few
@@ -300,10 +301,6 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   const at::ScalarType dtype = compute_type(options.dtype, original, options.device);
   if (plan.needs_calibration() && !options.calibration)
     fail("GPTQ needs calibration text: give --calib FILE, or --algorithm rtn to round to nearest");
-  for (const PlannedModule& m : plan.modules)
-    if (m.activations && m.recipe.refine_steps > 0)
-      fail("{}: refine does not go with aq: {}, use aq: bf16 or refine: {{steps: 0}}",
-           m.module->name, m.recipe.aq);
   if (plan.observes_inputs() && !options.calibration)
     fail(
         "the recipe rounds activations under one scale for all tokens, which is measured on "

@@ -21,10 +21,7 @@ struct Refined {
   Cells cells;
 };
 
-bool wants(const PlannedModule& m) {
-  return m.format && m.recipe.refine_steps > 0 && m.recipe.algorithm == "gptq" &&
-         Cells::possible(m.format->desc());
-}
+bool wants(const PlannedModule& m) { return m.refined() && Cells::possible(m.format->desc()); }
 
 /// Calls body(begin, output) with the layer's output for every batch of x.
 template <typename Body>
@@ -43,6 +40,8 @@ double output_error(const Layer& layer, const at::Tensor& x, const at::Tensor& t
   return sum / static_cast<double>(x.numel());
 }
 
+/// Moves the cells. Modules that no window of a step meets, as experts that no token is routed to,
+/// stay as they are in it.
 void run_steps(Layer& layer, std::vector<Refined>& refined, const at::Tensor& x,
                const at::Tensor& target, const RefineOptions& options) {
   const c10::AutoGradMode gradients(true);  // the program has them off
@@ -57,10 +56,11 @@ void run_steps(Layer& layer, std::vector<Refined>& refined, const at::Tensor& x,
     const at::Tensor windows =
         at::tensor(sample(x.size(0), options.batch, random), at::kLong).to(x.device());
     const at::Tensor out = layer.forward(x.index_select(0, windows));
+    if (!out.requires_grad()) continue;  // these windows meet none of the modules
     (out - target.index_select(0, windows)).square().mean().backward();
     const double size = (1 - static_cast<double>(step) / static_cast<double>(options.steps)) /
                         static_cast<double>(options.steps);
-    for (std::size_t i = 0; i < refined.size(); i++)  // an expert that nobody met has no gradient
+    for (std::size_t i = 0; i < refined.size(); i++)
       if (weights[i].grad().defined()) refined[i].cells.move(weights[i].grad(), size);
   }
 }

@@ -11,24 +11,28 @@ namespace {
 
 /// A layer of the fake model, quantized to few bits and refined.
 struct Refined {
-  Refined(int64_t steps, uint64_t seed) {
+  /// Without experts that are met: of one alone, which no token is routed to.
+  Refined(int64_t steps, uint64_t seed, bool met = true) {
+    if (!met) fake.ffn.n_experts = 64;
     fake.ffn.shared_size = 12;
     fake.ffn.shared_gated = 1;
     model = fake.open();
     format = int_format(2, {{"group_size", -1}});
+    const MemorySource source = fake.source();
+    x = at::randn({met ? 12 : 1, met ? 20 : 3, 24}, at::detail::createCPUGenerator(1));
+    layer = std::make_unique<Layer>(source, *model, 0, 20);
+    const int32_t unmet = met ? -1 : unmet_expert();
     for (const Module& module : model->modules()) {
       PlannedModule planned;
       planned.module = &module;
       const bool router =
           module.key.role == AQ_ROLE_ROUTER || module.key.role == AQ_ROLE_SHARED_ROUTER;
-      if (module.key.layer == 0 && !router) planned.format = format;
+      if (module.key.layer == 0 && (met ? !router : module.key.expert == unmet))
+        planned.format = format;
       planned.recipe.refine_steps = steps;
       planned.recipe.refine_batch = 4;
       plan.modules.push_back(planned);
     }
-    const MemorySource source = fake.source();
-    x = at::randn({12, 20, 24}, at::detail::createCPUGenerator(1));
-    layer = std::make_unique<Layer>(source, *model, 0, 20);
     at::Tensor out = x.clone(), target = x.clone();
     LayerQuantizer(
         plan, 0, *layer, 1 << 30,
@@ -43,6 +47,14 @@ struct Refined {
     refinement = refine_layer(source, 0, *layer, modules, after, target, options);
     CHECK(at::allclose(after, layer->forward(x), 1e-4, 1e-5));
     error = (layer->forward(x) - target).square().mean().item<double>();
+  }
+
+  int32_t unmet_expert() const {
+    Routing routing;
+    layer->forward(x, &routing);
+    int32_t expert = 0;
+    while (routing.ids.eq(expert).any().item<bool>()) expert++;
+    return expert;
   }
 
   FakeModel fake;
@@ -85,6 +97,14 @@ TEST_CASE("one seed gives the same codes, another may not") {
     other = other || a.modules[i].second.matrix.codes != c.modules[i].second.matrix.codes;
   }
   CHECK(other);
+}
+
+TEST_CASE("modules that no window meets keep their solved codes") {
+  const Refined refined(5, 1, /*met=*/false);
+  REQUIRE(refined.modules.size() == 3);
+  CHECK(refined.refinement.error_after == refined.refinement.error_before);
+  for (std::size_t i = 0; i < refined.modules.size(); i++)
+    CHECK((refined.modules[i].second.matrix.codes == refined.solved[i].second.matrix.codes));
 }
 
 TEST_CASE("where no step helps the solved codes stay") {
