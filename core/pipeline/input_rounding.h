@@ -12,8 +12,9 @@
 
 namespace aqhost {
 
-/// The rounding of a layer's inputs that a recipe asks for (aq); modules that share an input share
-/// it. One thread.
+/// The rounding of a layer's inputs that a recipe asks for (aq). Modules that share an input share
+/// it; and all routed experts of the layer share one scale for all tokens of gate and up, and one
+/// of down, as engines run them together and have one for all. One thread.
 class InputRounding {
  public:
   /// Has every one of `modules` that is planned so round its input in `layer`.
@@ -21,6 +22,8 @@ class InputRounding {
 
   /// Whether the input of one of `modules` has a scale for all tokens.
   static bool observed(const std::vector<const PlannedModule*>& modules);
+  /// Whether such a scale has seen nothing but zeros so far.
+  bool unobserved(const std::vector<const PlannedModule*>& modules) const;
   /// Shows x [N, features] to such scales.
   void observe(const std::vector<const PlannedModule*>& modules, const at::Tensor& x);
   /// x as `modules`, which share it, see it, rounded or not.

@@ -172,15 +172,26 @@ void LayerQuantizer::quantize_stage(const at::Tensor& x, int32_t stage) {
   for (const auto& [key, m] : modules_)
     if (is_attention(*m->module) && m->module->stage == stage)
       groups[m->module->input_group].push_back(m);
-  std::map<int32_t, Hessian> hessians;
-  const auto tap = [&](const Module& module, const at::Tensor& input) {
-    const auto group = groups.find(module.input_group);
-    if (group == groups.end() || group->second.front()->module != &module) return;
-    hessians.try_emplace(module.input_group, module.in_features, x.device())
-        .first->second.add(input, {});
+  const auto each_input = [&](const auto& take) {
+    const LinearTap tap = [&](const Module& module, const at::Tensor& input) {
+      const auto group = groups.find(module.input_group);
+      if (group == groups.end() || group->second.front()->module != &module) return;
+      take(group->second, input);
+    };
+    for_window_batches(x, [&](int64_t begin, int64_t count) {
+      layer_.attention(layer_.attention_input(x.narrow(0, begin, count)), tap);
+    });
   };
-  for_window_batches(x, [&](int64_t begin, int64_t count) {
-    layer_.attention(layer_.attention_input(x.narrow(0, begin, count)), tap);
+  using Modules = std::vector<const PlannedModule*>;
+  if (std::any_of(groups.begin(), groups.end(),
+                  [](const auto& group) { return InputRounding::observed(group.second); }))
+    each_input(
+        [&](const Modules& shared, const at::Tensor& input) { rounding_.observe(shared, input); });
+  std::map<int32_t, Hessian> hessians;
+  each_input([&](const Modules& shared, const at::Tensor& input) {
+    const Module& module = *shared.front()->module;
+    hessians.try_emplace(module.input_group, module.in_features, x.device())
+        .first->second.add(rounding_.seen(shared, input), {});
   });
   for (auto& [group, modules] : groups) {
     const auto hessian = hessians.find(group);
@@ -286,36 +297,61 @@ void LayerQuantizer::routed_experts(const std::vector<ExpertTokens>& routed_befo
     sum += coverage_.back().weight;
   }
   mean_routing_weight_ = pairs > 0 ? sum / static_cast<double>(pairs) : 1;
+  const auto all_down = planned_in_experts({AQ_ROLE_FFN_DOWN});
+  const auto all_gate_up = planned_in_experts({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP});
+  if (InputRounding::observed(all_gate_up))
+    for_batches(now.f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
+      rounding_.observe(all_gate_up, now.f.narrow(0, begin, count));
+    });
+  const std::vector<Chunk> chunks = chunks_of(routed, now, was);
+  std::vector<ExpertInput> inputs(routed.size());
+  // one scale for the inputs of all down projections is known once all of gate and up are done
+  const bool two_passes = InputRounding::observed(all_down);
+  for (const Chunk& chunk : chunks) {
+    gate_and_up(chunk, routed, routed_before, now, was, inputs);
+    if (!two_passes) down(chunk, routed, now, inputs);
+  }
+  if (!two_passes) return;
+  observe_hidden(routed, now.f);
+  for (const Chunk& chunk : chunks) down(chunk, routed, now, inputs);
+}
+
+/// As many experts at a time as the memory for them allows, at least one.
+std::vector<LayerQuantizer::Chunk> LayerQuantizer::chunks_of(
+    const std::vector<ExpertTokens>& routed, const Stream& now, const Stream& was) const {
   // what is kept of an expert: the input of its down projection, in both streams; the larger
   // Hessian and shift, stacked, damped, factored; weights, what they aim at, values, gradient
+  const FfnDesc& desc = layer_.ffn_desc();
   const int64_t d = now.f.size(1), inner = desc.inner_size, streams = was.f.defined() ? 2 : 1;
   const int64_t widest = std::max(d, inner), solving = 28 * widest * widest + 120 * d * inner;
   const auto bytes = [&](int32_t e) {
     const int64_t tokens = routed[static_cast<std::size_t>(e)].rows.size(0);
     return solving + streams * tokens * inner * now.f.element_size();
   };
+  std::vector<Chunk> chunks;
   for (int32_t begin = 0, end = 0; begin < desc.n_experts; begin = end) {
     int64_t kept = bytes(end++);
     while (end < desc.n_experts && kept + bytes(end) <= chunk_bytes_) kept += bytes(end++);
-    expert_chunk(begin, end, routed, routed_before, now, was);
+    chunks.push_back({begin, end});
   }
+  return chunks;
 }
 
-void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
-                                  const std::vector<ExpertTokens>& routed,
-                                  const std::vector<ExpertTokens>& routed_before, const Stream& now,
-                                  const Stream& was) {
-  const auto add_output = [&](const Stream& stream, const ExpertTokens& tokens, int32_t e,
-                              const at::Tensor& hidden) {
-    for_row_blocks(hidden, [&](int64_t first, int64_t n) {
-      add_weighted_rows(stream.out, tokens.rows.narrow(0, first, n),
-                        tokens.weights.narrow(0, first, n),
-                        layer_.ffn_output(e, hidden.narrow(0, first, n)));
-    });
-  };
-  std::vector<ExpertInput> inputs;
-  SolveBatch gate_up, down;
-  for (int32_t e = begin; e < end; e++) {
+void LayerQuantizer::add_expert_output(const Stream& stream, const ExpertTokens& tokens,
+                                       int32_t expert, const at::Tensor& hidden) const {
+  for_row_blocks(hidden, [&](int64_t first, int64_t n) {
+    add_weighted_rows(stream.out, tokens.rows.narrow(0, first, n),
+                      tokens.weights.narrow(0, first, n),
+                      layer_.ffn_output(expert, hidden.narrow(0, first, n)));
+  });
+}
+
+/// Solves gate and up of a chunk; leaves in `inputs` what down() needs.
+void LayerQuantizer::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>& routed,
+                                 const std::vector<ExpertTokens>& routed_before, const Stream& now,
+                                 const Stream& was, std::vector<ExpertInput>& inputs) {
+  SolveBatch batch;
+  for (int32_t e = chunk.begin; e < chunk.end; e++) {
     check_interrupt();
     const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
     ExpertInput input{{now.f, mine.rows}, {}, {}, {}};
@@ -325,32 +361,53 @@ void LayerQuantizer::expert_chunk(int32_t begin, int32_t end,
       std::tie(input.shifted, input.same) = common(mine.rows, before.rows);
       input.was = {was.f, before.rows};
       hidden = expert_hidden(e, input.was);
-      add_output(was, before, e, hidden);
+      add_expert_output(was, before, e, hidden);
     }
     const auto modules = planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, e);
-    add_expert(gate_up, modules, input, mine.weights, now.f,
-               [&] { return input_hessian(modules, now.f); });
+    add_expert(batch, modules, input, mine.weights, [&] { return input_hessian(modules, now.f); });
     input.was = {hidden, {}};
-    inputs.push_back(std::move(input));
+    inputs[static_cast<std::size_t>(e)] = std::move(input);
   }
-  solver_.solve(gate_up);
-  gate_up = {};
-  for (int32_t e = begin; e < end; e++) {
+  solver_.solve(batch);
+}
+
+/// Solves down of a chunk and adds its experts' outputs.
+void LayerQuantizer::down(const Chunk& chunk, const std::vector<ExpertTokens>& routed,
+                          const Stream& now, std::vector<ExpertInput>& inputs) {
+  SolveBatch batch;
+  for (int32_t e = chunk.begin; e < chunk.end; e++) {
     check_interrupt();
-    ExpertInput& input = inputs[static_cast<std::size_t>(e - begin)];
+    ExpertInput& input = inputs[static_cast<std::size_t>(e)];
     input.now = {expert_hidden(e, input.now), {}};
     const auto modules = planned({AQ_ROLE_FFN_DOWN}, e);
-    at::Tensor some;
-    if (InputRounding::observed(modules) && input.now.size() == 0)
-      some = layer_.ffn_hidden(e, now.f.narrow(0, 0, std::min(now.f.size(0), kBatchTokens)));
-    add_expert(down, modules, input, routed[static_cast<std::size_t>(e)].weights, some,
+    add_expert(batch, modules, input, routed[static_cast<std::size_t>(e)].weights,
                [&] { return hidden_hessian(modules, e, now.f); });
     input.was = {};
   }
-  solver_.solve(down);
-  for (int32_t e = begin; e < end; e++)
-    add_output(now, routed[static_cast<std::size_t>(e)], e,
-               inputs[static_cast<std::size_t>(e - begin)].now.from);
+  solver_.solve(batch);
+  for (int32_t e = chunk.begin; e < chunk.end; e++) {
+    ExpertInput& input = inputs[static_cast<std::size_t>(e)];
+    add_expert_output(now, routed[static_cast<std::size_t>(e)], e, input.now.from);
+    input = {};
+  }
+}
+
+/// Shows the inputs of all experts' down projections to their scale for all tokens; where no token
+/// tells it, those of some that were routed elsewhere.
+void LayerQuantizer::observe_hidden(const std::vector<ExpertTokens>& routed, const at::Tensor& f) {
+  const auto observe = [&](int32_t e, const Rows& rows) {
+    for_batches(rows.size(), kBatchTokens, [&](int64_t begin, int64_t count) {
+      rounding_.observe(planned({AQ_ROLE_FFN_DOWN}, e),
+                        layer_.ffn_hidden(e, rows.part(begin, count)));
+    });
+  };
+  const int32_t count = layer_.ffn_desc().n_experts;
+  for (int32_t e = 0; e < count; e++)
+    if (InputRounding::observed(planned({AQ_ROLE_FFN_DOWN}, e)))
+      observe(e, {f, routed[static_cast<std::size_t>(e)].rows});
+  for (int32_t e = 0; e < count; e++)
+    if (rounding_.unobserved(planned({AQ_ROLE_FFN_DOWN}, e)))
+      observe(e, {f.narrow(0, 0, std::min(f.size(0), kBatchTokens)), {}});
 }
 
 /// The input of an expert's down projection for the rows of the FFN's input that are its own.
@@ -364,19 +421,12 @@ at::Tensor LayerQuantizer::expert_hidden(int32_t expert, const Rows& f) const {
 
 /// Adds an expert's modules and the Hessian of its own tokens with routing weights c; where those
 /// are too few, with `all`, the Hessian of every token of the layer, mixed in. Tokens that only one
-/// of the two streams routes to it count as not shifted. `some`: inputs to find scales on that are
-/// for all tokens, where the expert has none.
+/// of the two streams routes to it count as not shifted.
 void LayerQuantizer::add_expert(SolveBatch& batch, std::vector<const PlannedModule*> modules,
                                 const ExpertInput& input, const at::Tensor& c,
-                                const at::Tensor& some, const std::function<Hessian()>& all) {
+                                const std::function<Hessian()>& all) {
   if (modules.empty()) return;
   const int64_t tokens = input.now.size(), features = modules.front()->module->in_features;
-  if (InputRounding::observed(modules)) {
-    if (tokens == 0) rounding_.observe(modules, some);
-    for_batches(tokens, kBatchTokens, [&](int64_t begin, int64_t count) {
-      rounding_.observe(modules, input.now.part(begin, count));
-    });
-  }
   const double power = modules.front()->recipe.routing_power;
   const at::Tensor s = to_power(c, power);
   Hessian own(features, input.now.from.device());
@@ -434,6 +484,14 @@ std::vector<const PlannedModule*> LayerQuantizer::planned(std::initializer_list<
   for (const int32_t role : roles)
     if (const auto it = modules_.find({role, expert}); it != modules_.end())
       found.push_back(it->second);
+  return found;
+}
+
+std::vector<const PlannedModule*> LayerQuantizer::planned_in_experts(
+    std::initializer_list<int32_t> roles) const {
+  std::vector<const PlannedModule*> found;
+  for (int32_t e = 0; e < layer_.ffn_desc().n_experts; e++)
+    for (const PlannedModule* m : planned(roles, e)) found.push_back(m);
   return found;
 }
 

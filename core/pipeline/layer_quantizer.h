@@ -57,9 +57,6 @@ class LayerQuantizer {
   void routed_experts(const std::vector<ExpertTokens>& routed_before, const Stream& now,
                       const Stream& was);
   std::vector<ExpertTokens> route(const at::Tensor& f) const;
-  void expert_chunk(int32_t begin, int32_t end, const std::vector<ExpertTokens>& routed,
-                    const std::vector<ExpertTokens>& routed_before, const Stream& now,
-                    const Stream& was);
   /// Rows of a tensor: those of an index, or all.
   struct Rows {
     at::Tensor from, index;
@@ -79,9 +76,23 @@ class LayerQuantizer {
     Rows now, was;
     at::Tensor shifted, same;
   };
+  /// Experts [begin, end) that are worked on together.
+  struct Chunk {
+    int32_t begin, end;
+  };
+  std::vector<Chunk> chunks_of(const std::vector<ExpertTokens>& routed, const Stream& now,
+                               const Stream& was) const;
+  void gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>& routed,
+                   const std::vector<ExpertTokens>& routed_before, const Stream& now,
+                   const Stream& was, std::vector<ExpertInput>& inputs);
+  void down(const Chunk& chunk, const std::vector<ExpertTokens>& routed, const Stream& now,
+            std::vector<ExpertInput>& inputs);
+  void add_expert_output(const Stream& stream, const ExpertTokens& tokens, int32_t expert,
+                         const at::Tensor& hidden) const;
+  void observe_hidden(const std::vector<ExpertTokens>& routed, const at::Tensor& f);
   at::Tensor expert_hidden(int32_t expert, const Rows& f) const;
   void add_expert(SolveBatch& batch, std::vector<const PlannedModule*> modules,
-                  const ExpertInput& input, const at::Tensor& c, const at::Tensor& some,
+                  const ExpertInput& input, const at::Tensor& c,
                   const std::function<Hessian()>& all);
   void add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
                   const at::Tensor& original) const;
@@ -93,6 +104,7 @@ class LayerQuantizer {
   /// The modules among `roles` of `expert` that are to be quantized.
   std::vector<const PlannedModule*> planned(std::initializer_list<int32_t> roles,
                                             int32_t expert) const;
+  std::vector<const PlannedModule*> planned_in_experts(std::initializer_list<int32_t> roles) const;
 
   const Plan& plan_;
   const int32_t index_;

@@ -17,7 +17,12 @@ constexpr int64_t kRowGrain = 16;  // rows a thread takes at least
 
 ActivationRounder::ActivationRounder(std::shared_ptr<const Format> format)
     : format_(std::move(format)), rounder_(format_->desc()) {
-  if (!host_rounds(format_->desc()) || format_->desc().group_size == 0)
+  if (format_->desc().group_size == 0)
+    fail(
+        "aq: {}: one scale for all tokens and features, found while rounding, is not supported; "
+        "tokens are rounded each by itself",
+        format_->id());
+  if (!host_rounds(format_->desc()))
     fail("aq: {}: only formats that a description states, of up to 8 bits, round activations",
          format_->id());
 }

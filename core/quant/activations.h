@@ -21,6 +21,7 @@ class ActivationRounder {
   bool has_global() const { return format_->desc().global_scale; }
   /// Widens that scale to x [N, features]. Not concurrent.
   void observe(const at::Tensor& x);
+  bool observed() const { return absmax_ > 0; }
   float global() const;
   void set_global(float global) { global_ = global; }
 

@@ -43,6 +43,13 @@ struct Run {
     }
   }
 
+  /// Has them round their inputs as nvfp4 does.
+  void round_inputs(int32_t role) {
+    if (!activations) activations = fp4_format("nv", 16);
+    for (PlannedModule& planned : plan.modules)
+      if (planned.module->key.role == role) planned.activations = activations;
+  }
+
   void run(at::Tensor x, at::Tensor original = {}) {
     const MemorySource source = fake.source();
     layer = std::make_unique<Layer>(source, *model, 0, x.size(1));
@@ -61,7 +68,7 @@ struct Run {
 
   FakeModel fake;
   std::unique_ptr<const Model> model;
-  std::shared_ptr<const Format> format;
+  std::shared_ptr<const Format> format, activations;
   Plan plan;
   int64_t chunk_bytes = 1 << 30;
   PhaseTimer timer;
@@ -209,6 +216,62 @@ TEST_CASE("attention that the adapter wires is quantized as the host's own") {
   const MemorySource source = with_original.fake.source();
   const at::Tensor expected = Layer(source, *with_original.model, 0, 40).forward(x);
   CHECK(((with_original.original_after - expected).norm() / expected.norm()).item<double>() < 1e-5);
+}
+
+TEST_CASE("a scale for all tokens is observed in attention that the adapter wires, and used") {
+  const at::Tensor x = hidden_states(6, 40, 7);
+  const auto roles = {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O};
+  Run described(6, AttentionOf::kPlain), wired(6, AttentionOf::kWired);
+  for (Run* run : {&described, &wired}) {
+    for (const int32_t role : roles) {
+      run->plan_role(role, "gptq", 1);
+      run->round_inputs(role);
+    }
+    run->run(x.clone());
+  }
+  for (const int32_t role : roles) {
+    const auto key = std::pair(role, int32_t{AQ_EXPERT_NONE});
+    const ModuleResult &a = described.results.at(key), &b = wired.results.at(key);
+    CHECK(b.input_global != 1);
+    CHECK(b.input_global == doctest::Approx(a.input_global).epsilon(1e-2));
+    CHECK(b.loss == doctest::Approx(a.loss).epsilon(2e-2));
+  }
+  CHECK(((wired.after - described.after).norm() / described.after.norm()).item<double>() < 2e-2);
+}
+
+TEST_CASE("the routed experts of a layer share one input scale, the one that is measured with") {
+  for (const int64_t chunk_bytes : {int64_t{1}, int64_t{1} << 30}) {  // one at a time; all at once
+    Run run;
+    run.chunk_bytes = chunk_bytes;
+    for (const int32_t role : {AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP, AQ_ROLE_FFN_DOWN}) {
+      run.plan_role(role, "gptq", 1);
+      run.round_inputs(role);
+    }
+    const at::Tensor x = hidden_states(3, 40, 1), f = ffn_inputs(run, x);
+    run.run(x.clone());
+    const Routing routing = run.layer->route(f);
+    float largest = 0;
+    for (int32_t e = 0; e < 6; e++) {
+      const at::Tensor rows = routing.ids.eq(e).any(1).nonzero().squeeze(1);
+      const at::Tensor hidden = run.layer->ffn_hidden(e, f.index_select(0, rows));
+      largest = std::max(largest, hidden.abs().max().item<float>());
+    }
+    const float of_inputs = 2688 / f.abs().max().item<float>();
+    const float of_hidden = 2688 / largest;
+    for (const PlannedModule& m : run.plan.modules) {
+      if (!m.format || m.module->key.layer != 0 || m.module->key.expert < 0) continue;
+      const bool down = m.module->key.role == AQ_ROLE_FFN_DOWN;
+      const float found = run.results.at({m.module->key.role, m.module->key.expert}).input_global;
+      CHECK(found == doctest::Approx(down ? of_hidden : of_inputs).epsilon(1e-5));
+      ActivationRounder stored(run.activations);
+      stored.set_global(found);
+      const at::Tensor in = down ? f.narrow(1, 0, 20) : f;
+      CHECK(run.layer->rounded_input(*m.module, in).equal(stored(in)));
+    }
+    const float shared = run.results.at({AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED}).input_global;
+    CHECK(shared != doctest::Approx(of_hidden).epsilon(1e-5));
+    CHECK(at::isfinite(run.after).all().item<bool>());
+  }
 }
 
 TEST_CASE("a layer makes up for what the layers before did to its input") {
