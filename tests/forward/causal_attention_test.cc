@@ -2,6 +2,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <limits>
+
 #include "tensor/bfloat16_tile.h"
 #include "torch_doctest.h"
 
@@ -65,6 +67,16 @@ TEST_CASE("attention of bfloat16 is as near to float64 as the rounding of shares
       CHECK(((got - wanted).norm() / wanted.norm()).item<double>() < 4e-3);
     }
   }
+}
+
+TEST_CASE("a key that is not a number shows in every token that sees it, and in no other") {
+  if (skipped()) return;
+  const Case c{1, 2, 2, 150, 32, 0};
+  Sample s(c);
+  s.k[0][70].fill_(std::numeric_limits<float>::quiet_NaN());
+  const at::Tensor got = causal_attention(s.q, s.k, s.v, 0.2, 0)[0];
+  CHECK(at::isfinite(got.narrow(0, 0, 70)).all().item<bool>());
+  CHECK(at::isnan(got.narrow(0, 70, 80)).all().item<bool>());
 }
 
 TEST_CASE("attention of large scores keeps to the largest, and threads do not matter") {
