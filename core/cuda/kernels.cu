@@ -288,10 +288,14 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-const char* last_error() {
-  const cudaError_t error = cudaGetLastError();
+const char* text_of(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
+
+const char* last_error() { return text_of(cudaGetLastError()); }
+
+/// This module has a CUDA runtime of its own, which knows nothing of the GPU that the host chose.
+const char* use(int device) { return text_of(cudaSetDevice(device)); }
 
 unsigned blocks(int64_t tasks, int64_t each) {
   return static_cast<unsigned>((tasks + each - 1) / each);
@@ -299,7 +303,9 @@ unsigned blocks(int64_t tasks, int64_t each) {
 
 }  // namespace
 
-extern "C" const char* aq_cuda_fit(const Grid& grid, const FitArgs& args, void* stream) {
+extern "C" const char* aq_cuda_fit(const Grid& grid, const FitArgs& args, int device,
+                                   void* stream) {
+  if (const char* error = use(device)) return error;
   const int64_t groups = (args.cols + args.width - 1) / args.width;
   const int64_t tasks = args.count * args.rows * groups;
   if (tasks == 0) return nullptr;
@@ -308,7 +314,9 @@ extern "C" const char* aq_cuda_fit(const Grid& grid, const FitArgs& args, void* 
   return last_error();
 }
 
-extern "C" const char* aq_cuda_round(const Grid& grid, const RoundArgs& args, void* stream) {
+extern "C" const char* aq_cuda_round(const Grid& grid, const RoundArgs& args, int device,
+                                     void* stream) {
+  if (const char* error = use(device)) return error;
   constexpr unsigned kThreads = 256, kMostBlocks = 1u << 16;
   const int64_t total = args.count * args.rows * args.cols;
   if (total == 0) return nullptr;
@@ -317,7 +325,9 @@ extern "C" const char* aq_cuda_round(const Grid& grid, const RoundArgs& args, vo
   return last_error();
 }
 
-extern "C" const char* aq_cuda_solve(const Grid& grid, const SolveArgs& args, void* stream) {
+extern "C" const char* aq_cuda_solve(const Grid& grid, const SolveArgs& args, int device,
+                                     void* stream) {
+  if (const char* error = use(device)) return error;
   if (args.n > kMostColumns) return "a block of more than 128 columns";
   if (args.count * args.rows == 0) return nullptr;
   const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
@@ -325,7 +335,9 @@ extern "C" const char* aq_cuda_solve(const Grid& grid, const SolveArgs& args, vo
   return last_error();
 }
 
-extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, void* stream) {
+extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, int device,
+                                     void* stream) {
+  if (const char* error = use(device)) return error;
   const int64_t tasks = args.count * args.rows;
   if (tasks == 0) return nullptr;
   refit_kernel<<<blocks(tasks, kWarps), kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(
@@ -333,7 +345,9 @@ extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, vo
   return last_error();
 }
 
-extern "C" const char* aq_cuda_sweep(const Grid& grid, const SweepArgs& args, void* stream) {
+extern "C" const char* aq_cuda_sweep(const Grid& grid, const SweepArgs& args, int device,
+                                     void* stream) {
+  if (const char* error = use(device)) return error;
   if (args.n > kMostColumns) return "a block of more than 128 columns";
   if (args.count * args.rows == 0) return nullptr;
   const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));

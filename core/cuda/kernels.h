@@ -6,8 +6,9 @@
 
 // The GPU module's interface: plain pointers into device memory and a cudaStream_t, so that it
 // links neither LibTorch nor anything of a GPU's driver. Everything is float32, row-major, and
-// enqueued; each function returns nullptr or what went wrong. Matrices of one shape are a batch of
-// `count`.
+// enqueued on `stream` of the GPU `device`, where all memory is; each function makes that the
+// calling thread's current GPU, and returns nullptr or what went wrong. Matrices of one shape are a
+// batch of `count`.
 namespace aqhost::cuda {
 
 /// Fits groups of `width` columns (the last may be narrower) of weights [count, rows, cols].
@@ -78,11 +79,11 @@ struct SweepArgs {
 };
 
 extern "C" {
-using AqCudaFit = const char*(const Grid&, const FitArgs&, void* stream);
-using AqCudaRound = const char*(const Grid&, const RoundArgs&, void* stream);
-using AqCudaSolve = const char*(const Grid&, const SolveArgs&, void* stream);
-using AqCudaRefit = const char*(const Grid&, const RefitArgs&, void* stream);
-using AqCudaSweep = const char*(const Grid&, const SweepArgs&, void* stream);
+using AqCudaFit = const char*(const Grid&, const FitArgs&, int device, void* stream);
+using AqCudaRound = const char*(const Grid&, const RoundArgs&, int device, void* stream);
+using AqCudaSolve = const char*(const Grid&, const SolveArgs&, int device, void* stream);
+using AqCudaRefit = const char*(const Grid&, const RefitArgs&, int device, void* stream);
+using AqCudaSweep = const char*(const Grid&, const SweepArgs&, int device, void* stream);
 AqCudaFit aq_cuda_fit;
 AqCudaRound aq_cuda_round;
 AqCudaSolve aq_cuda_solve;

@@ -90,7 +90,8 @@ at::Tensor fit_groups_cuda(const FormatDesc& desc, const at::Tensor& weights,
       at::empty({weights.size(0), weights.size(1), desc.groups(in), int64_t{desc.group_params}},
                 weights.options());
   check(kernels().fit(make_cuda_grid(desc),
-                      fit_args(desc, weights, 0, in, importance, tensor_params, params), nullptr));
+                      fit_args(desc, weights, 0, in, importance, tensor_params, params),
+                      weights.get_device(), nullptr));
   return params;
 }
 
@@ -106,7 +107,7 @@ void round_groups_cuda(const FormatDesc& desc, const at::Tensor& weights, Quanti
                              in,
                              desc.width(in),
                              desc.groups(in)};
-  check(kernels().round(make_cuda_grid(desc), args, nullptr));
+  check(kernels().round(make_cuda_grid(desc), args, weights.get_device(), nullptr));
 }
 
 void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, const Factors& factors,
@@ -132,7 +133,7 @@ void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, con
         check(kernels().fit(grid,
                             fit_args(desc, w, begin, std::min(width, in - begin), importance,
                                      batch.tensor_params, batch.params),
-                            nullptr));
+                            weights.get_device(), nullptr));
     }
     cuda::SolveArgs args{};
     args.weights = w.data_ptr<float>() + begin;
@@ -152,7 +153,7 @@ void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, con
     args.width = width;
     args.groups = desc.groups(in);
     args.n = n;
-    check(kernels().solve(grid, args, nullptr));
+    check(kernels().solve(grid, args, weights.get_device(), nullptr));
     const int64_t rest = in - begin - n;
     if (rest == 0) break;
     const at::Tensor upper = factors.upper.narrow(1, begin, n).narrow(2, begin + n, rest);
@@ -211,7 +212,7 @@ class CudaSweeper {
     args.count = count_;
     args.rows = rows_;
     args.n = n;
-    check(kernels().refit(grid_, args, nullptr));
+    check(kernels().refit(grid_, args, gradient_.get_device(), nullptr));
     return change;
   }
 
@@ -233,7 +234,7 @@ class CudaSweeper {
     args.groups = desc_.groups(in_);
     args.begin = begin;
     args.n = n;
-    check(kernels().sweep(grid_, args, nullptr));
+    check(kernels().sweep(grid_, args, gradient_.get_device(), nullptr));
     return change;
   }
 

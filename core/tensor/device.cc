@@ -100,10 +100,13 @@ void on_own_queue(at::Device device, const std::function<void()>& body) {
   const Guard guard(device.type());
   guard.setDevice(device);
   const c10::Stream own = guard.getStreamFromGlobalPool(device);
-  const c10::Stream before = guard.exchangeStream(own);
+  struct Restore {  // also when body() throws
+    const Guard& guard;
+    c10::Stream before;
+    ~Restore() { guard.exchangeStream(before); }
+  } const restore{guard, guard.exchangeStream(own)};
   body();
   guard.synchronizeStream(own);
-  guard.exchangeStream(before);
 }
 
 int64_t peak_device_bytes(at::Device device) {
