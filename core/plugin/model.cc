@@ -342,6 +342,9 @@ void Model::route(const RouteArgs& args) const {
         (args.ids[i] < 0 && args.weights[i] != 0))
       lie("route: token {} goes to expert {} of {} with weight {}", i / k, args.ids[i], f.n_experts,
           args.weights[i]);
+    if (args.weights[i] < 0)
+      lie("route: token {} goes to expert {} with the weight {}, which may not be negative", i / k,
+          args.ids[i], args.weights[i]);
     for (std::size_t j = i / k * k; j < i; j++)
       if (args.ids[j] == args.ids[i] && args.ids[i] >= 0)
         lie("route: token {} goes to expert {} twice", i / k, args.ids[i]);

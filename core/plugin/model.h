@@ -118,7 +118,8 @@ class Model {
   /// are, never run. Known buffers (rotary_emb.inv_freq, k_scale, ...) are not among them.
   const std::vector<std::string>& extra_tensors() const { return extra_tensors_; }
 
-  /// The adapter's router; the result is checked (ids in range and distinct, weights finite).
+  /// The adapter's router; the result is checked (ids in range and distinct, weights finite and
+  /// not negative).
   void route(const RouteArgs& args) const;
 
   const aq_model* raw() const { return raw_.get(); }

@@ -87,6 +87,7 @@ const std::map<std::string, std::string> kSaid{
     {"route-too-low", "route: token 0 goes to expert -2 of 4"},
     {"route-twice", "route: token 1 goes to expert 0 twice"},
     {"route-nan", "route: token 1 goes to expert 0 of 4 with weight nan"},
+    {"route-negative", "route: token 1 goes to expert 0 with the weight -0.5, which may not be "},
     {"route-infinite", "route: token 0 goes to expert 3 of 4 with weight inf"},
     {"route-empty-weighs", "route: token 0 goes to expert -1 of 4 with weight 0."},
     {"route-throws", "route: it let a C++ exception out, which the ABI forbids"},

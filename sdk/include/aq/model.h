@@ -142,7 +142,8 @@ typedef struct aq_route_args {
   const DLTensor* bias;   /* [n_experts] f32, AQ_ROLE_ROUTER_BIAS; or NULL */
   const DLTensor* hidden; /* [tokens, hidden_size] f32 if route_hidden; or NULL */
   DLTensor* expert_ids;   /* out [tokens, top_k] i32, best first; -1: slot not used */
-  DLTensor* weights;      /* out [tokens, top_k] f32: what the expert's output is multiplied with */
+  DLTensor*
+      weights; /* out [tokens, top_k] f32, 0 or more: the expert's output is multiplied with */
 } aq_route_args;
 
 /* --- adapter -------------------------------------------------------------------------------- */
