@@ -3,48 +3,83 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
-#include <map>
-#include <set>
-#include <tuple>
+#include <filesystem>
 
 #include "base/error.h"
 #include "base/nearest.h"
+#include "pipeline/engine_rules.h"
 
 namespace aqhost {
-namespace {
 
-using Modules = std::vector<const PlannedModule*>;
+void Findings::add(Sentences& sentences, const std::string& where, const std::string& cause) {
+  for (PlanWarning& known : sentences)
+    if (known.message == cause) {
+      known.count++;
+      return;
+    }
+  sentences.push_back({where, cause});
+}
 
-/// Sentences by cause: where it was first met, and how often.
-class Problems {
- public:
-  void add(const std::string& cause, const std::string& where) {
-    for (auto& [known, first, count] : found_)
-      if (known == cause) {
-        count++;
-        return;
-      }
-    found_.emplace_back(cause, where, 1);
+void Findings::move_to(Loadable& loadable) const {
+  for (const PlanWarning& s : refused_) loadable.refused.push_back(s.text());
+  for (const PlanWarning& s : wrong_) loadable.wrong.push_back(s.text());
+  for (const PlanWarning& s : notes_) loadable.notes.push_back(s.text());
+}
+
+bool Export::has_file(const char* name) const {
+  std::error_code ignored;
+  return std::filesystem::is_regular_file(std::filesystem::path(original.directory()) / name,
+                                          ignored);
+}
+
+StoredAs::StoredAs(const PlannedModule& m)
+    : format(m.format->config().value("format", "")),
+      group(m.format->desc().group_size),
+      inputs(m.recipe.aq),
+      text(describe(m)) {
+  const Json weights = m.format->config().value("weights", Json::object());
+  bits = weights.value("num_bits", int64_t{0});
+  symmetric = weights.value("symmetric", true);
+}
+
+ModelFacts::ModelFacts(const Model& model) : family(model.id()), norm_eps(model.desc().norm_eps) {
+  for (const Module& m : model.modules()) {
+    if (!m.bias) continue;
+    const int32_t role = m.key.role;
+    qkv_bias =
+        qkv_bias || role == AQ_ROLE_ATTN_Q || role == AQ_ROLE_ATTN_K || role == AQ_ROLE_ATTN_V;
+    out_bias = out_bias || role == AQ_ROLE_ATTN_O;
   }
-
-  std::vector<std::string> sentences() const {
-    std::vector<std::string> result;
-    for (const auto& [cause, where, count] : found_)
-      result.push_back(count == 1 ? fmt::format("{}: {}", where, cause)
-                                  : fmt::format("{} (and {} more): {}", where, count - 1, cause));
-    return result;
+  for (int32_t l = 0; l < model.desc().n_layers; l++) {
+    const FfnDesc& ffn = model.ffn(l);
+    silu = silu && ffn.activation == AQ_ACT_SILU_GLU;
+    norm_topk = norm_topk || (ffn.kind == AQ_FFN_MOE && ffn.norm_topk);
   }
-
- private:
-  std::vector<std::tuple<std::string, std::string, int>> found_;
-};
+  const AttentionDesc attention = model.attention(0, 1);
+  if (attention.kind != AQ_ATTN_STANDARD) return;
+  clip_qkv = attention.clip_qkv;
+  heads_fill_hidden = int64_t{attention.n_heads} * attention.head_dim == model.desc().hidden_size;
+}
 
 bool is_role(const PlannedModule& m, std::initializer_list<int32_t> roles) {
   return std::find(roles.begin(), roles.end(), m.module->key.role) != roles.end();
 }
 
-/// Modules that an engine makes one of, by layer and what they become.
+bool unknown_to_all(const PlannedModule& m) {
+  return m.format->config().contains("quant_method") &&
+         m.format->config()["quant_method"] != "compressed-tensors";
+}
+
+std::string scheme(const PlannedModule& m) {
+  return m.format ? m.format->config().dump() + m.recipe.aq : "";
+}
+
+const PlannedModule* other(const Modules& modules) {
+  for (const PlannedModule* m : modules)
+    if (scheme(*m) != scheme(*modules.front())) return m;
+  return nullptr;
+}
+
 std::map<std::pair<int32_t, std::string>, Modules> fused(const Plan& plan) {
   std::map<std::pair<int32_t, std::string>, Modules> groups;
   for (const PlannedModule& m : plan.modules) {
@@ -59,131 +94,96 @@ std::map<std::pair<int32_t, std::string>, Modules> fused(const Plan& plan) {
   return groups;
 }
 
-/// What decides how a module is stored.
-std::string scheme(const PlannedModule& m) {
-  return m.format ? m.format->config().dump() + m.recipe.aq : "";
-}
-
-/// The first of `modules` that is stored otherwise than the first of all, or nullptr.
-const PlannedModule* other(const Modules& modules) {
-  for (const PlannedModule* m : modules)
-    if (scheme(*m) != scheme(*modules.front())) return m;
-  return nullptr;
-}
-
 std::string mixed(const std::string& what, const PlannedModule& a, const PlannedModule& b) {
   return fmt::format("{} must be of one format, and are {} and {}", what, describe(a), describe(b));
 }
 
-/// Why there is no kernel for an expert stored so, or "".
-std::string no_expert_kernel(const PlannedModule& m) {
-  const Json& config = m.format->config();
-  const std::string format = config.value("format", "");
-  const Json weights = config.value("weights", Json::object());
-  if (format == "pack-quantized") {
-    const auto bits = weights.value("num_bits", 0);
-    const int32_t group = m.format->desc().group_size;
-    if (bits != 4 && bits != 8) return fmt::format("experts of {} bits have no kernel", bits);
-    if (!weights.value("symmetric", true)) return "experts with zero points have no kernel";
-    if (group != -1 && group != 32 && group != 64 && group != 128)
-      return fmt::format("experts in groups of {} have no kernel, 32, 64, 128 and -1 have", group);
-    if (is_role(m, {AQ_ROLE_FFN_GATE}) && m.module->in_features % 128 != 0)
-      return fmt::format("kernels want a hidden size that is a multiple of 128, not {}",
-                         m.module->in_features);
-    return "";
+void check_fused(const Plan& plan, Findings& findings) {
+  for (const auto& [key, modules] : fused(plan))
+    if (const PlannedModule* different = other(modules))
+      findings.refuse(different->module->name, mixed(key.second, *modules.front(), *different));
+  for (const PlannedModule& m : plan.modules)
+    if (m.format && is_role(m, {AQ_ROLE_SHARED_ROUTER}))
+      findings.refuse(m.module->name, "the shared expert's gate must stay dense");
+}
+
+void check_common_model_options(const ModelFacts& facts, const char* engine, Findings& findings) {
+  const auto wrong = [&](const std::string& what) {
+    findings.wrong("config.json", fmt::format("{} {}", engine, what));
+  };
+  const bool qwen = facts.family == "qwen2_moe";
+  if ((facts.qkv_bias && !qwen) || facts.out_bias)
+    wrong(fmt::format("drops the biases of {}",
+                      facts.qkv_bias && !qwen ? "the attention" : "the attention's o"));
+  if (!facts.silu) {
+    if (qwen || facts.family == "deepseek_moe")
+      findings.refuse("config.json", fmt::format("{} has no hidden_act but silu", engine));
+    else
+      wrong("computes silu, whatever hidden_act says");
   }
-  const bool activations = m.recipe.aq != "bf16";
-  constexpr std::array kAlways{"mxfp4-pack-quantized", "mxfp8-quantized", "nvfp4-pack-quantized"};
-  const bool known = std::find(kAlways.begin(), kAlways.end(), format) != kAlways.end();
-  const bool w8a8 = activations && (format == "float-quantized" || format == "int-quantized");
-  return known || w8a8 ? "" : fmt::format("experts in {} have no kernel", describe(m));
+  if (facts.family != "olmoe") return;
+  if (facts.norm_topk) wrong("ignores norm_topk_prob");
+  if (facts.clip_qkv > 0) wrong("ignores clip_qkv");
+  if (facts.norm_eps != 1e-5F) wrong("takes 1e-5 for rms_norm_eps");
 }
 
-/// Why a linear map outside the experts cannot be stored so, or "". GPTQ's kernels have all bits.
-std::string no_linear_kernel(const PlannedModule& m, Layout layout) {
-  if (layout == Layout::kGptq) return "";
-  const std::string format = m.format->config().value("format", "");
-  const Json weights = m.format->config().value("weights", Json::object());
-  const auto bits = weights.value("num_bits", 0);
-  const bool none =
-      format == "mxfp6-pack-quantized" || (format == "pack-quantized" && bits != 4 && bits != 8);
-  return none ? fmt::format("{} has no kernel", describe(m)) : "";
-}
+namespace {
 
-/// What of an expert stored so transformers does not read, or "".
-std::string unread_of_expert(const PlannedModule& m, Layout layout) {
-  const std::string format = m.format->config().value("format", "");
-  if (layout == Layout::kGptq) return "experts in GPTQ's layout are not read";
-  if (m.format->desc().zero_point) return "zero points of experts are not read";
-  if (format == "nvfp4-pack-quantized")
-    return "the global scales of experts are left out, and their weights are then wrong";
-  const bool other = format == "mxfp8-quantized" || format == "int-quantized";
-  return other ? fmt::format("experts in {} are not read", describe(m)) : "";
-}
-
-/// A format of ours that no package knows.
-bool unknown_to_all(const PlannedModule& m) {
-  return m.format->config().contains("quant_method") &&
-         m.format->config()["quant_method"] != "compressed-tensors";
-}
-
-void check_common(const Plan& plan, Problems& problems) {
+/// What no engine takes.
+void check_common(const Plan& plan, Findings& findings) {
   for (const PlannedModule& m : plan.modules) {
     if (!m.format) continue;
     if (unknown_to_all(m))
-      problems.add(fmt::format("{} is a format that aqhost alone reads", describe(m)),
-                   m.module->name);
-    if (is_role(m, {AQ_ROLE_ROUTER})) problems.add("routers must stay dense", m.module->name);
+      findings.refuse(m.module->name,
+                      fmt::format("{} is a format that aqhost alone reads", describe(m)));
+    if (is_role(m, {AQ_ROLE_ROUTER})) findings.refuse(m.module->name, "routers must stay dense");
   }
 }
 
-void check_fusing_engine(const Plan& plan, Problems& problems) {
-  for (const auto& [key, modules] : fused(plan))
-    if (const PlannedModule* different = other(modules))
-      problems.add(mixed(key.second, *modules.front(), *different), different->module->name);
-  for (const PlannedModule& m : plan.modules) {
-    if (!m.format || unknown_to_all(m)) continue;
-    if (is_role(m, {AQ_ROLE_SHARED_ROUTER}))
-      problems.add("the shared expert's gate must stay dense", m.module->name);
-    const std::string cause =
-        m.module->key.expert >= 0 ? no_expert_kernel(m) : no_linear_kernel(m, plan.layout);
-    if (!cause.empty()) problems.add(cause, m.module->name);
-  }
-}
-
-void check_transformers(const Plan& plan, Problems& problems) {
-  Modules experts;
-  for (const PlannedModule& m : plan.modules)
-    if (m.module->key.expert >= 0) experts.push_back(&m);
-  if (const PlannedModule* different = experts.empty() ? nullptr : other(experts))
-    problems.add(mixed("all experts of a model", *experts.front(), *different),
-                 different->module->name);
-  for (const PlannedModule* m : experts) {
-    if (!m->format || unknown_to_all(*m)) continue;
-    const std::string cause = unread_of_expert(*m, plan.layout);
-    if (!cause.empty()) problems.add(cause, m->module->name);
-  }
+/// A family of a plugin that is not ours.
+void check_family(const Model& model, const Loadable& engine, Findings& findings) {
+  for (const char* known : {"olmoe", "mixtral", "qwen2_moe", "deepseek_moe"})
+    if (model.id() == known) return;
+  findings.note("config.json", fmt::format("it is not known here whether {} has models of family "
+                                           "{}; what is said is true of the formats",
+                                           engine.name(), model.id()));
 }
 
 }  // namespace
 
-std::vector<Loadable> loadable(const Plan& plan) {
-  Problems fusing, stacking;
-  check_common(plan, fusing);
-  check_common(plan, stacking);
-  check_fusing_engine(plan, fusing);
-  check_transformers(plan, stacking);
-  return {{"vLLM", "vllm", fusing.sentences()},
-          {"SGLang", "sglang", fusing.sentences()},
-          {"transformers", "transformers", stacking.sentences()}};
+std::vector<std::string> Loadable::problems() const {
+  std::vector<std::string> all = refused;
+  all.insert(all.end(), wrong.begin(), wrong.end());
+  return all;
+}
+
+std::string Loadable::verdict() const {
+  return name() + (refused.empty() ? " will load the result and give wrong answers"
+                                   : " will not load the result");
+}
+
+std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original) {
+  const Export exported{plan, model, original};
+  std::vector<Loadable> engines{
+      {.engine = "vLLM", .version = "0.32", .id = "vllm", .run = true},
+      {.engine = "SGLang", .version = "0.5.23", .id = "sglang"},
+      {.engine = "transformers", .version = "5.17", .id = "transformers", .run = true}};
+  constexpr decltype(&check_vllm) kRules[] = {check_vllm, check_sglang, check_transformers};
+  for (std::size_t i = 0; i < engines.size(); i++) {
+    Findings findings;
+    check_common(plan, findings);
+    check_family(model, engines[i], findings);
+    kRules[i](exported, findings);
+    findings.move_to(engines[i]);
+  }
+  return engines;
 }
 
 void check_target(const std::vector<Loadable>& loads, const std::string& target) {
   std::vector<std::string> known{"any"};
   for (const Loadable& l : loads) {
     known.push_back(l.id);
-    if (l.id == target && !l.problems.empty())
-      fail("{} will not load this recipe's checkpoint: {}", l.engine, l.problems.front());
+    if (l.id == target && !l.loads()) fail("{}: {}", l.verdict(), l.problems().front());
   }
   if (std::find(known.begin(), known.end(), target) == known.end())
     throw UsageError(fmt::format("--target \"{}\"{}", target, did_you_mean(target, known)));

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/nearest.h"
+#include "quant/rounder.h"
 
 namespace aqhost {
 namespace {
@@ -53,6 +54,36 @@ int64_t allowed_group_size(const FormatDesc& desc, int64_t wanted) {
   return sizes.size() == 1 ? sizes.front() : wanted;
 }
 
+/// "-1 (a scale per row)".
+std::string size_text(int64_t size) {
+  if (size < 0) return fmt::format("{} (a scale per row)", size);
+  return size == 0 ? "0 (one scale for the matrix)" : std::to_string(size);
+}
+
+/// Of a group size that the format does not have and was asked for: which it has.
+std::string other_size_note(const FormatDesc& desc, const std::string& id, int64_t asked) {
+  std::vector<std::string> sizes;
+  for (const int32_t size : desc.group_sizes) sizes.push_back(size_text(size));
+  return fmt::format("{} has group size {} only, {} was asked", id, fmt::join(sizes, " or "),
+                     asked);
+}
+
+/// Why `size` will not do for a module, and what would.
+[[noreturn]] void refuse_group_size(const Module& module, const FormatDesc& desc,
+                                    const std::string& id, int64_t size,
+                                    std::optional<int32_t> smaller) {
+  std::vector<std::string> others;
+  for (const int32_t other : desc.group_sizes)
+    if (divides(other, module.in_features)) others.push_back(size_text(other));
+  const std::string remedy =
+      smaller ? fmt::format("{} does (without \"strict\" it is taken)", *smaller)
+      : others.empty()
+          ? fmt::format("no group size of {} does: give the module another format, or skip it", id)
+          : fmt::format("group_size: {} does", fmt::join(others, " or "));
+  fail("{}: group size {} of {} does not divide its {} input features; {}", module.name, size, id,
+       module.in_features, remedy);
+}
+
 /// The format of one module as GPTQ's checkpoint format has it: with float16 scales.
 void choose_gptq(PlannedModule& planned, FormatCache& cache, Json options) {
   const Module& module = *planned.module;
@@ -87,18 +118,13 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layo
                                   ->desc();
   const int64_t asked = options.value("group_size", int64_t{defaults.group_size});
   int64_t size = allowed_group_size(defaults, asked);
-  if (size != asked)
-    planned.note = fmt::format("group size {}: {} has no other ({} asked)", size, id, asked);
+  if (size != asked && planned.recipe.group_size_asked)
+    planned.note = other_size_note(defaults, id, asked);
   if (!divides(size, module.in_features)) {
     const auto smaller = fitting_group_size(defaults, size, module.in_features);
-    if (strict || !smaller)
-      fail("{}: group size {} of {} does not divide its {} input features{}", module.name, size, id,
-           module.in_features,
-           smaller ? fmt::format("; {} does (without \"strict\" it is taken)", *smaller)
-                   : fmt::format(", nor does any smaller of: {}",
-                                 fmt::join(defaults.group_sizes, ", ")));
-    planned.note =
-        fmt::format("group size {}: {} does not divide {}", *smaller, size, module.in_features);
+    if (strict || !smaller) refuse_group_size(module, defaults, id, size, smaller);
+    planned.note = fmt::format("groups of {}: {} does not divide {} input features", *smaller, size,
+                               module.in_features);
     size = *smaller;
   }
   options["group_size"] = size;
@@ -111,12 +137,18 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layo
                                   module.out_features, module.in_features);
 }
 
+/// Whether the inputs of modules can be rounded to a format (made with "dynamic").
+bool rounds_inputs(const FormatDesc& desc) { return host_rounds(desc) && desc.group_size != 0; }
+
 /// Makes the format that the input of one module is rounded to.
 void choose_activations(PlannedModule& planned, FormatCache& cache) {
   const Module& module = *planned.module;
   const std::string& id = planned.recipe.aq;
   if (module.key.layer < 0)
     fail("{}: aq: {}: only inputs inside the layers can be rounded, use aq: bf16 here", module.name,
+         id);
+  if (planned.recipe.refine_steps > 0)
+    fail("{}: refine does not go with aq: {}, use aq: bf16 or refine: {{steps: 0}}", module.name,
          id);
   planned.activations = cache.get(id, {{"dynamic", true}});
   const int32_t size = planned.activations->desc().group_size;
@@ -169,14 +201,89 @@ void check_refined(const std::vector<PlannedModule>& modules) {
         refined->module->name, rounded->module->name, rounded->recipe.aq);
 }
 
+/// The ids that `aq` takes.
+std::vector<std::string> activation_ids(const Registry& registry) {
+  std::vector<std::string> ids{"bf16"};
+  for (const std::string& id : registry.format_ids()) {
+    try {
+      if (rounds_inputs(registry.create_format(id, {{"dynamic", true}})->desc())) ids.push_back(id);
+    } catch (const Error&) {  // has no such option
+    }
+  }
+  return ids;
+}
+
 void check_formats_known(const Recipe& recipe, const Registry& registry) {
   const std::vector<std::string> known = registry.format_ids();
   for (const auto& [id, where] : recipe.formats())
     if (std::find(known.begin(), known.end(), id) == known.end())
       fail("{}: no plugin offers the format \"{}\"{}", where, id, did_you_mean(id, known));
+  const auto aqs = recipe.activation_formats();
+  if (aqs.empty()) return;
+  const std::vector<std::string> rounding = activation_ids(registry);
+  for (const auto& [id, where] : aqs)
+    if (std::find(rounding.begin(), rounding.end(), id) == rounding.end())
+      fail("{}: aq: {}: inputs are rounded to one of {}, or stay as they are with bf16", where, id,
+           fmt::join(rounding.begin() + 1, rounding.end(), ", "));
+}
+
+void warn(Plan& plan, const std::string& where, const std::string& message) {
+  for (PlanWarning& warning : plan.warnings)
+    if (warning.message == message) {
+      warning.count++;
+      return;
+    }
+  plan.warnings.push_back({where, message});
+}
+
+/// Where a group size does not divide the rows of some modules, the format's modules have several:
+/// the one size that all of them could have.
+void suggest_group_sizes(Plan& plan) {
+  std::map<std::pair<std::string, int64_t>, std::vector<const PlannedModule*>> alike;
+  for (const PlannedModule& m : plan.modules)
+    if (m.format)
+      alike[{m.recipe.wq, m.recipe.options.value("group_size", int64_t{0})}].push_back(&m);
+  for (const auto& [key, modules] : alike) {
+    const FormatDesc& desc = modules.front()->format->desc();
+    if (std::all_of(modules.begin(), modules.end(), [&](const PlannedModule* m) {
+          return m->format->desc().group_size == desc.group_size;
+        }))
+      continue;
+    std::optional<int32_t> best;
+    for (const int32_t size : desc.group_sizes) {
+      const bool fits = size != 0 && std::all_of(modules.begin(), modules.end(), [&](auto* m) {
+                          return divides(size, m->module->in_features);
+                        });
+      if (fits && size <= key.second && size > best.value_or(-2)) best = size;
+    }
+    if (best)
+      plan.warnings.push_back(
+          {key.first, fmt::format("with group_size: {} all {} modules would be of one format",
+                                  size_text(*best), modules.size())});
+  }
+}
+
+PlannedModule plan_module(const Module& module, ModuleRecipe recipe, FormatCache& cache,
+                          const Plan& plan) {
+  PlannedModule planned;
+  planned.module = &module;
+  planned.recipe = std::move(recipe);
+  const bool wanted = module.quantize || planned.recipe.named;
+  if (!wanted || planned.recipe.skip) return planned;
+  if (planned.recipe.aq != "bf16") choose_activations(planned, cache);
+  choose_format(planned, cache, plan.settings.strict, plan.layout);
+  return planned;
 }
 
 }  // namespace
+
+std::string say_once(const std::string& first, int64_t count, const std::string& message) {
+  if (first.empty()) return message;
+  return count == 1 ? fmt::format("{}: {}", first, message)
+                    : fmt::format("{} (and {} more): {}", first, count - 1, message);
+}
+
+std::string PlanWarning::text() const { return say_once(where, count, message); }
 
 std::string describe(const PlannedModule& planned) {
   if (!planned.format) return "dense";
@@ -229,27 +336,24 @@ Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registr
   plan.layout = layout;
   FormatCache cache(registry);
   std::vector<std::string> names;
+  std::vector<bool> kept;
   for (const Module& module : model.modules()) {
     names.push_back(module.name);
-    PlannedModule planned;
-    planned.module = &module;
-    planned.recipe = recipe.resolve(module.name);
-    if (!algorithm.empty()) planned.recipe.algorithm = algorithm;
-    const bool wanted = module.quantize || planned.recipe.named;
-    if (wanted && !planned.recipe.skip) {
-      if (planned.recipe.aq != "bf16") choose_activations(planned, cache);
-      choose_format(planned, cache, plan.settings.strict, layout);
-      if (!planned.note.empty()) plan.warnings.push_back({module.name, planned.note});
-      if (module.sensitive && planned.format->desc().element_bits < 4)
-        plan.warnings.push_back({module.name, fmt::format("the model marks it as sensitive, and {} "
-                                                          "has less than 4 bits",
-                                                          planned.recipe.wq)});
-    }
-    plan.modules.push_back(std::move(planned));
+    kept.push_back(!module.quantize);
+    ModuleRecipe mine = recipe.resolve(module.name);
+    if (!algorithm.empty()) mine.algorithm = algorithm;
+    plan.modules.push_back(plan_module(module, std::move(mine), cache, plan));
+    const PlannedModule& planned = plan.modules.back();
+    if (!planned.note.empty()) warn(plan, module.name, planned.note);
+    if (planned.format && module.sensitive && planned.format->desc().element_bits < 4)
+      warn(plan, module.name,
+           fmt::format("the model marks it as sensitive, and {} has less than 4 bits",
+                       planned.recipe.wq));
   }
   check_shared_inputs(plan.modules);
   check_refined(plan.modules);
-  for (const RecipeWarning& warning : recipe.lint(names))
+  suggest_group_sizes(plan);
+  for (const RecipeWarning& warning : recipe.lint(names, kept))
     plan.warnings.push_back({warning.where, warning.message});
   if (plan.quantized_weights() == 0) fail("the recipe leaves nothing to quantize");
   return plan;

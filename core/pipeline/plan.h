@@ -20,7 +20,8 @@ struct PlannedModule {
   std::shared_ptr<const Format> format;       // null: stays as it is
   std::shared_ptr<const Format> activations;  // of its input; null: as it comes
   std::vector<TensorInfo> packed;             // its tensors on disk, by suffix
-  std::string note;                           // "group size 64: 128 does not divide 10944"
+  std::string note;  // of another group size than asked for: "groups of 64: 128 does not divide
+                     // 10944 input features"
 
   int64_t weights() const { return module->out_features * module->in_features; }
   /// Stored bits with scales and zero points, without the 128 bits of weight_shape.
@@ -34,10 +35,18 @@ struct PlannedModule {
 /// "int4 g128", with the options that are not the format's own, or "dense".
 std::string describe(const PlannedModule& planned);
 
-/// A warning or finding, with where it comes from ("recipe.yaml:7", a module's name, or "").
+/// A warning, with where it comes from: "recipe.yaml:7", or the first of the modules that it is
+/// true of.
 struct PlanWarning {
   std::string where, message;
+  int64_t count = 1;  // of modules
+
+  /// "model.layers.0.mlp.down_proj (and 8 more): ..."
+  std::string text() const;
 };
+
+/// "first: message", or with a count "first (and 8 more): message"; without `first` the message.
+std::string say_once(const std::string& first, int64_t count, const std::string& message);
 
 struct Plan {
   Layout layout = Layout::kCompressedTensors;
@@ -59,7 +68,7 @@ int32_t fused_role(int32_t role);
 /// (one that does not divide in_features becomes the largest allowed smaller one that does, unless
 /// the recipe is strict), shapes checked against what each format can store, and settings that do
 /// not go together refused. `algorithm`, if not empty, replaces every "gptq" and "rtn" of the
-/// recipe. Error names module and recipe line.
+/// recipe. Error names module and recipe line. Warnings that say the same of many modules are one.
 Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
                const std::string& algorithm, Layout layout = Layout::kCompressedTensors);
 

@@ -177,15 +177,16 @@ class Inspecting(WorkFolder):
         self.assertEqual(set(plan["problems_in"]), {"vllm", "sglang", "transformers"})
         self.assertIn("the experts of a layer must be of one format", plan["problems_in"]["vllm"][0])
         text = self.ok("plan", "--model", MODEL, "--config", recipe)
-        self.assertIn("loads in vLLM          no", text)
+        self.assertIn("loads in vLLM 0.32          no", text)
         self.assertIn("0-2 each", text)
 
     def test_plan_tells_of_the_layout_that_is_asked_for(self):
         recipe = self.work / "r.yaml"
-        recipe.write_text("default: {wq: int3}\noverrides: [{pattern: '*.experts.*', wq: int4}]\n")
-        for layout, loads in (("compressed-tensors", False), ("gptq", True)):
+        recipe.write_text("default: {wq: int4}\n")
+        for layout, loads in (("compressed-tensors", True), ("gptq", False)):
             plan = self.ok("plan", "--model", MODEL, "--config", recipe, "--export", layout, "--json")
-            self.assertEqual(json.loads(plan)["problems_in"]["vllm"] == [], loads)
+            self.assertEqual(json.loads(plan)["problems_in"]["transformers"] == [], loads)
+            self.assertEqual(json.loads(plan)["problems_in"]["vllm"], [])
         recipe.write_text("default: {wq: mxfp4}\n")
         self.fails(1, "holds symmetric integers of 2, 3, 4 or 8 bits with float16 scales, not mxfp4",
                    "plan", "--model", MODEL, "--config", recipe, "--export", "gptq")
@@ -196,13 +197,13 @@ class Inspecting(WorkFolder):
         recipe.write_text("overrides: [{pattern: '*.experts.*.down_proj', group_size: 64}]\n")
         out = self.work / "out"
         for command in (("plan",), ("--algorithm", "rtn", "--save", out)):
-            self.fails(1, "vLLM will not load this recipe's checkpoint", *command, "--model", MODEL,
+            self.fails(1, "vLLM 0.32 will not load the result", *command, "--model", MODEL,
                        "--config", recipe, "--target", "vllm")
         self.fails(2, '--target "vlm", did you mean "vllm"?', "plan", "--model", MODEL, "--target",
                    "vlm")
         done = aqhost("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("warning: vLLM will not load the result", done.stderr)
+        self.assertIn("warning: vLLM 0.32 will not load the result", done.stderr)
         self.assertIn("loads in nothing but aqhost", done.stdout)
         self.ok("--model", MODEL, "--algorithm", "rtn", "--save", self.work / "two", "--target", "vllm")
 

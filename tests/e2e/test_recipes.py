@@ -3,9 +3,11 @@
 Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
 """
 import json
+import re
+import shutil
 import unittest
 
-from test_cli import CALIB, EVAL, ROOT, TESTS, WorkFolder
+from test_cli import CALIB, EVAL, ROOT, TESTS, WorkFolder, read_safetensors, write_safetensors
 
 CONFIGS = ROOT / "configs"
 ATTENTION = {"self_attn.q_proj": "int4 128", "self_attn.k_proj": "int4 128",
@@ -35,8 +37,95 @@ DENSE_LAYER_0 = {"gptq_mixed_precision.json": {"mlp.gate_proj": "mxfp4 32", "mlp
                                                "mlp.down_proj": "int3 128"},
                  "deepseek_moe.yaml": {"mlp.gate_proj": "int4 128", "mlp.down_proj": "int4 128"}}
 WARNINGS = {"gptq_mixed_precision.json": ['"model.layers.0.*" has no effect'],
-            "gptq_olmoe_mixed.json": ["64 asked", '"model.layers.*.mlp.shared_expert.*" matches no module'],
-            "qwen2_moe.yaml": ["64 asked"]}
+            "gptq_olmoe_mixed.json": ["mxfp6 has group size 32 only, 64 was asked",
+                                      '"model.layers.*.mlp.shared_expert.*" matches no module'],
+            "qwen2_moe.yaml": ["mxfp6 has group size 32 only, 64 was asked"]}
+ENGINES = {"vLLM": "vllm", "SGLang": "sglang", "transformers": "transformers"}
+
+
+def guide_of_engines():
+    """{recipe: the engines that the guide says load it}"""
+    rows = {}
+    for line in (CONFIGS / "README.md").read_text().splitlines():
+        cells = [c.strip() for c in line.split("|")[1:-1]]
+        if len(cells) == 5:
+            for recipe in re.findall(r"`([^`]*\.(?:yaml|json))`", cells[0]):
+                rows[recipe] = {ENGINES[name] for name in ENGINES if name in cells[4]}
+    return rows
+
+
+class Engines(WorkFolder):
+    """What plan says of models that not every engine has."""
+
+    def plan(self, model, *given):
+        return json.loads(self.ok("plan", "--model", model, *given, "--json"))
+
+    def test_the_guide_says_what_plan_says_of_every_recipe(self):
+        guide = guide_of_engines()
+        self.assertEqual(set(guide), set(LAYER_1))
+        for recipe, (model, _) in LAYER_1.items():
+            problems = self.plan(TESTS / "models" / (model + "-tiny"), "--config",
+                                 CONFIGS / recipe)["problems_in"]
+            said = {engine for engine, found in problems.items()
+                    if not [p for p in found if not p.startswith("config.json: ")]}
+            self.assertEqual(said, guide[recipe], recipe)
+
+    def test_deepseek_moe_is_known_by_its_own_code_alone(self):
+        model = TESTS / "models/deepseek-moe-tiny"
+        for engine in ENGINES.values():
+            self.fails(1, "deepseek" if engine != "sglang" else "DeepSeek", "plan", "--model", model,
+                       "--target", engine)
+        own = self.work / "own"
+        shutil.copytree(model, own)
+        (own / "configuration_deepseek.py").write_text("")
+        self.assertTrue(self.plan(own)["problems_in"]["vllm"])
+        config = json.loads((own / "config.json").read_text())
+        config["auto_map"] = {"AutoConfig": "configuration_deepseek.DeepseekConfig"}
+        (own / "config.json").write_text(json.dumps(config))
+        plan = self.plan(own, "--target", "vllm")
+        self.assertEqual(plan["problems_in"]["vllm"], [])
+        self.assertIn("--trust-remote-code", plan["notes_in"]["vllm"][0])
+        self.assertTrue(plan["problems_in"]["transformers"])  # has no modeling_deepseek.py
+        (own / "modeling_deepseek.py").write_text("")
+        self.assertEqual(self.plan(own)["problems_in"]["transformers"], [])
+
+    def with_biases(self, name, roles):
+        """A model with attention_bias, and biases of zero."""
+        model = self.work / name
+        shutil.copytree(TESTS / "models" / name, model)
+        config = json.loads((model / "config.json").read_text())
+        config["attention_bias"] = True
+        (model / "config.json").write_text(json.dumps(config))
+        file = sorted(model.glob("*.safetensors"))[-1]
+        header, data = read_safetensors(file)
+        added = {}
+        for layer in range(config["num_hidden_layers"]):
+            for role in roles:
+                weight = f"model.layers.{layer}.self_attn.{role}_proj.weight"
+                shapes = [h[weight]["shape"] for h in (read_safetensors(f)[0]
+                                                       for f in model.glob("*.safetensors")) if weight in h]
+                rows = shapes[0][0]
+                added[weight.replace("weight", "bias")] = {
+                    "dtype": "BF16", "shape": [rows],
+                    "data_offsets": [len(data), len(data) + 2 * rows]}
+                data += bytes(2 * rows)
+        write_safetensors(file, {**header, **added}, data)
+        index = model / "model.safetensors.index.json"
+        if index.exists():
+            told = json.loads(index.read_text())
+            told["weight_map"].update({n: file.name for n in added})
+            index.write_text(json.dumps(told))
+        return model
+
+    def test_biases_that_an_engine_drops_make_its_answers_wrong(self):
+        for name, roles in (("mixtral-tiny", "qkvo"), ("qwen2-moe-tiny", "o")):
+            plan = self.plan(self.with_biases(name, roles))
+            for engine, problems in plan["problems_in"].items():
+                self.assertIn("drops the biases", " ".join(problems), (name, engine))
+                self.assertTrue(plan["engines"][engine]["loads"])
+                self.assertFalse(plan["engines"][engine]["right"])
+            self.fails(1, "transformers 5.17 will load the result and give wrong answers", "plan",
+                       "--model", self.work / name, "--target", "transformers")
 
 
 class Recipes(WorkFolder):

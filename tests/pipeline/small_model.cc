@@ -27,8 +27,11 @@ std::vector<TensorInfo> tensors_of(const SmallModel& m) {
     for (const char* norm :
          {"input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"})
       add(layer + norm, {m.hidden});
-    for (const char* map : {"q_proj", "k_proj", "v_proj", "o_proj"})
+    for (const char* map : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
       add(layer + "self_attn." + map, {m.hidden, m.hidden});
+      if (m.biases)
+        tensors.push_back({layer + "self_attn." + map + ".bias", DType::kBF16, {m.hidden}});
+    }
     add(layer + "mlp.gate", {m.experts, m.hidden});
     for (int64_t e = 0; e < m.experts; e++) {
       const std::string expert = layer + "mlp.experts." + std::to_string(e) + ".";
@@ -52,7 +55,8 @@ Json config_of(const SmallModel& m) {
           {"max_position_embeddings", 1024},
           {"rms_norm_eps", 1e-5},
           {"num_experts", m.experts},
-          {"num_experts_per_tok", m.top_k}};
+          {"num_experts_per_tok", m.top_k},
+          {"attention_bias", m.biases}};
 }
 
 }  // namespace
@@ -65,7 +69,9 @@ const Registry& registry() {
 void SmallModel::write(const fs::path& folder) const {
   const fs::path tokenizer = fs::path(AQ_TESTS_DIR) / "models/olmoe-tiny";
   fs::create_directory(folder);
-  write_file(folder / "config.json", config_of(*this).dump());
+  Json config_json = config_of(*this);
+  config_json.update(Json::parse(config));
+  write_file(folder / "config.json", config_json.dump());
   for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
     fs::copy_file(tokenizer / name, folder / name);
   const std::vector<TensorInfo> tensors = tensors_of(*this);

@@ -20,6 +20,8 @@ const Registry& registry();
 /// and some side files.
 struct SmallModel {
   int64_t layers = 2, hidden = 64, inner = 48, experts = 4, top_k = 2, heads = 4;
+  bool biases = false;        // of q, k, v and o
+  std::string config = "{}";  // keys of config.json that are to be others
 
   void write(const std::filesystem::path& folder) const;
 };

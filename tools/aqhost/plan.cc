@@ -122,6 +122,29 @@ void print_layers(const Sizes& sizes) {
   }
 }
 
+/// "yes", or what would come of it; and where it is not known from a run, on what grounds.
+std::string answer(const Loadable& l) {
+  const std::string plain = l.loads()            ? "yes"
+                            : !l.refused.empty() ? "no"
+                                                 : "no: it would load and give wrong answers";
+  return l.run ? plain : plain + " (from its source; nothing was run in it)";
+}
+
+void print_loads(const std::vector<Loadable>& loads) {
+  for (const Loadable& l : loads) {
+    fmt::print("loads in {:<17}  {}\n", l.name(), answer(l));
+    for (const std::string& problem : l.problems()) fmt::print("  {}\n", problem);
+    for (const std::string& note : l.notes) fmt::print("  note: {}\n", note);
+  }
+}
+
+/// What a run with this recipe is to be given.
+std::string needs(const Plan& plan) {
+  if (plan.needs_calibration()) return "calibration text (--calib), for GPTQ";
+  return plan.observes_inputs() ? "calibration text (--calib), for the scale of rounded inputs"
+                                : "";
+}
+
 void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
            const std::vector<std::string>& extra_tensors) {
   print_modules(plan);
@@ -132,11 +155,24 @@ void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& lo
              format_bytes(sizes.total.before), format_bytes(sizes.total.after), bits(sizes.total),
              with_commas(plan.quantized_weights()));
   fmt::print("\n");
+  if (!needs(plan).empty()) fmt::print("{:<26}  {}\n", "a run needs", needs(plan));
+  print_loads(loads);
+  for (const PlanWarning& w : plan.warnings) fmt::print("warning: {}\n", w.text());
+}
+
+/// What engines make of the export, by their ids.
+Json to_json(const std::vector<Loadable>& loads) {
+  Json json{{"problems_in", Json::object()}, {"notes_in", Json::object()}};
   for (const Loadable& l : loads) {
-    fmt::print("loads in {:<12}  {}\n", l.engine, l.problems.empty() ? "yes" : "no");
-    for (const std::string& problem : l.problems) fmt::print("  {}\n", problem);
+    json["problems_in"][l.id] = l.problems();
+    json["notes_in"][l.id] = l.notes;
+    json["engines"][l.id] = {{"name", l.engine},
+                             {"version", l.version},
+                             {"rules_were_run", l.run},
+                             {"loads", l.refused.empty()},
+                             {"right", l.loads()}};
   }
-  for (const PlanWarning& w : plan.warnings) fmt::print("warning: {}: {}\n", w.where, w.message);
+  return json;
 }
 
 Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
@@ -156,8 +192,8 @@ Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& 
     modules.push_back(std::move(entry));
   }
   for (const PlanWarning& w : plan.warnings)
-    warnings.push_back({{"where", w.where}, {"message", w.message}});
-  Json layers = Json::array(), loads_in = Json::object();
+    warnings.push_back({{"where", w.where}, {"message", w.message}, {"count", w.count}});
+  Json layers = Json::array();
   for (const auto& [index, size] : sizes.layers)
     layers.push_back(
         {{"layer", index},
@@ -167,16 +203,17 @@ Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& 
          {"bits_per_weight", size.weights == 0 ? Json()
                                                : Json(static_cast<double>(size.bits) /
                                                       static_cast<double>(size.weights))}});
-  for (const Loadable& l : loads) loads_in[l.id] = l.problems;
-  return {{"modules", modules},
-          {"layers", layers},
-          {"problems_in", loads_in},
-          {"extra_tensors", extra_tensors},
-          {"warnings", warnings},
-          {"bits_per_weight", plan.bits_per_weight()},
-          {"weights", plan.quantized_weights()},
-          {"bytes_before", sizes.total.before},
-          {"bytes_after", sizes.total.after}};
+  Json json{{"modules", modules},
+            {"layers", layers},
+            {"extra_tensors", extra_tensors},
+            {"warnings", warnings},
+            {"needs_calibration", !needs(plan).empty()},
+            {"bits_per_weight", plan.bits_per_weight()},
+            {"weights", plan.quantized_weights()},
+            {"bytes_before", sizes.total.before},
+            {"bytes_after", sizes.total.after}};
+  json.update(to_json(loads));
+  return json;
 }
 
 void run(const po::variables_map& options) {
@@ -188,7 +225,7 @@ void run(const po::variables_map& options) {
   const auto model = open_model(*registry, reader, options);
   const Plan plan = make_plan(*model, recipe, *registry, "", layout(options));
   const Sizes sizes = sizes_of(reader, plan);
-  const std::vector<Loadable> loads = loadable(plan);
+  const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options["target"].as<std::string>());
   if (wants_json(options))
     fmt::print("{}\n", to_json(plan, sizes, loads, model->extra_tensors()).dump());
@@ -201,8 +238,8 @@ void run(const po::variables_map& options) {
 const Command kPlan{
     "plan", "shows what a recipe will make of each module; nothing is run",
     "  aqhost plan --model DIR --config RECIPE [--export LAYOUT] [--target ENGINE] [--json]\n\n"
-    "What each module becomes and its bits with scales, sizes by layer, what will and\n"
-    "will not load the checkpoint and why.",
+    "What each module becomes and its bits with scales, sizes by layer, which engines will load\n"
+    "the checkpoint, or why not, and what to know where they do.",
     add_options, run};
 
 }  // namespace aqhost

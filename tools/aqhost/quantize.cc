@@ -70,11 +70,11 @@ std::optional<CalibrationOptions> calibration(const po::variables_map& options) 
   return result;
 }
 
-/// "vLLM, SGLang", or "nothing but aqhost".
+/// "vLLM 0.32, SGLang 0.5.23", or "nothing but aqhost".
 std::string readers(const std::vector<Loadable>& loads) {
   std::vector<std::string> names;
   for (const Loadable& l : loads)
-    if (l.problems.empty()) names.push_back(l.engine);
+    if (l.loads()) names.push_back(l.name());
   return names.empty() ? "nothing but aqhost" : fmt::format("{}", fmt::join(names, ", "));
 }
 
@@ -132,12 +132,11 @@ void run(const po::variables_map& options) {
   const Reader reader = open_original(directory);
   const auto model = open_model(*registry, reader, options);
   const Plan plan = make_plan(*model, recipe, *registry, chosen, layout(options));
-  for (const PlanWarning& w : plan.warnings) spdlog::warn("{}: {}", w.where, w.message);
-  const std::vector<Loadable> loads = loadable(plan);
+  for (const PlanWarning& w : plan.warnings) spdlog::warn("{}", w.text());
+  const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options["target"].as<std::string>());
   for (const Loadable& l : loads)
-    for (const std::string& problem : l.problems)
-      spdlog::warn("{} will not load the result: {}", l.engine, problem);
+    for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
   const Json report = quantize(reader, *model, plan, quantize_options);
   if (wants_json(options)) {
     fmt::print("{}\n", report["totals"].dump());
