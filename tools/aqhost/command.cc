@@ -76,7 +76,8 @@ void add_export_options(po::options_description_easy_init& add) {
   add("export", po::value<std::string>()->default_value("compressed-tensors"),
       "layout of the files: compressed-tensors or gptq (AutoGPTQ's, integers alone)");
   add("target", po::value<std::string>()->default_value("any"),
-      "vllm, sglang or transformers: an error if it will not load the result as it is; any: say so only");
+      "vllm, sglang or transformers: an error if it will not load the result, or load it wrongly; "
+      "any: say so only");
 }
 
 void add_dtype_option(po::options_description_easy_init& add, const char* standard) {
