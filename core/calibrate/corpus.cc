@@ -4,14 +4,11 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <span>
 #include <vector>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "base/interrupt.h"
-#include "base/json.h"
+#include "calibrate/documents.h"
 #include "checkpoint/npy.h"
 
 namespace aqhost {
@@ -23,33 +20,43 @@ using Ids = std::vector<int64_t>;
 /// Collects the windows of documents.
 class Cutter {
  public:
-  explicit Cutter(int64_t length) : length_(length) {}
+  Cutter(int64_t length, std::optional<int64_t> separator)
+      : length_(static_cast<std::size_t>(length)), separator_(separator) {}
 
   template <typename T>
   void add(const std::vector<T>& document) {
-    documents_++;
-    longest_ = std::max(longest_, document.size());
-    const std::size_t length = static_cast<std::size_t>(length_);
-    const std::size_t used = document.size() / length * length;
-    ids_.insert(ids_.end(), document.begin(), document.begin() + static_cast<int64_t>(used));
+    if (document.empty()) return;
+    file_.documents++;
+    file_.tokens += static_cast<int64_t>(document.size());
+    const auto used = static_cast<int64_t>(document.size() / length_ * length_);
+    ids_.insert(ids_.end(), document.begin(), document.begin() + used);
+    if (document.begin() + used == document.end()) return;
+    if (!rest_.empty() && separator_) rest_.push_back(*separator_);
+    rest_.insert(rest_.end(), document.begin() + used, document.end());
   }
 
-  at::Tensor windows(const std::string& where) const {
-    if (ids_.empty() && documents_ == 1)
+  void add_chat() { file_.chats++; }
+
+  FileWindows windows(const std::string& where) {
+    const std::size_t joined = rest_.size() / length_;
+    ids_.insert(ids_.end(), rest_.begin(), rest_.begin() + static_cast<int64_t>(joined * length_));
+    if (ids_.empty() && file_.documents <= 1)
       fail("{}: the text has {} tokens, a window has {}: give more text or a smaller window", where,
-           longest_, length_);
+           file_.tokens, length_);
     if (ids_.empty())
-      fail(
-          "{}: the longest of {} documents has {} tokens, a window has {}: give longer documents "
-          "or a smaller window",
-          where, documents_, longest_, length_);
-    return at::tensor(ids_, at::kLong).view({-1, length_});
+      fail("{}: the {} documents have {} tokens, a window has {}: give more or a smaller window",
+           where, file_.documents, rest_.size(), length_);
+    file_.joined = static_cast<int64_t>(joined);
+    file_.unused = static_cast<int64_t>(rest_.size() - joined * length_);
+    file_.ids = at::tensor(ids_, at::kLong).view({-1, static_cast<int64_t>(length_)});
+    return file_;
   }
 
  private:
-  int64_t length_;
-  Ids ids_;
-  std::size_t documents_ = 0, longest_ = 0;
+  std::size_t length_;
+  std::optional<int64_t> separator_;
+  Ids ids_, rest_;
+  FileWindows file_;
 };
 
 std::vector<int32_t> encode(const Tokenizer& tokenizer, const std::string& text,
@@ -59,22 +66,6 @@ std::vector<int32_t> encode(const Tokenizer& tokenizer, const std::string& text,
   } catch (const Error& e) {
     fail("{}: {}", where, e.what());
   }
-}
-
-void add_lines(const fs::path& file, const Tokenizer& tokenizer, Cutter& cutter) {
-  std::ifstream lines(file);
-  if (!lines) fail("{}: cannot be opened", file.string());
-  std::string line;
-  for (int64_t number = 1; std::getline(lines, line); number++) {
-    check_interrupt();
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::string where = fmt::format("{}:{}", file.string(), number);
-    const Json document = parse_json(line, where);
-    if (!document.is_object() || !document.contains("text") || !document["text"].is_string())
-      fail("{}: expected an object with a string \"text\"", where);
-    cutter.add(encode(tokenizer, document["text"].get<std::string>(), where));
-  }
-  if (lines.bad()) fail("{}: cannot be read", file.string());
 }
 
 template <typename T>
@@ -144,18 +135,18 @@ void add_ids(const StoredTensor& t, const StoredTensor* mask, int64_t vocab_size
   }
 }
 
-void add_safetensors(const fs::path& file, int64_t vocab_size, Cutter& cutter) {
-  const SafetensorsFile stored(file);
+void add_safetensors(std::span<const std::byte> bytes, const std::string& file, int64_t vocab_size,
+                     Cutter& cutter) {
+  const std::vector<StoredTensor> tensors = parse_safetensors(bytes, file).tensors;
   const auto find = [&](std::string_view name) -> const StoredTensor* {
-    for (const StoredTensor& t : stored.tensors())
+    for (const StoredTensor& t : tensors)
       if (t.name == name) return &t;
     return nullptr;
   };
-  const std::string where = file.string() + ": tensor ";
+  const std::string where = file + ": tensor ";
   if (const StoredTensor* ids = find("input_ids"))
     return add_ids(*ids, find("attention_mask"), vocab_size, where + ids->name, cutter);
-  for (const StoredTensor& t : stored.tensors())
-    add_ids(t, nullptr, vocab_size, where + t.name, cutter);
+  for (const StoredTensor& t : tensors) add_ids(t, nullptr, vocab_size, where + t.name, cutter);
 }
 
 }  // namespace
@@ -173,28 +164,63 @@ CorpusFile parse_corpus_file(const std::string& value) {
   return file;
 }
 
-CorpusReader::CorpusReader(fs::path model, int64_t vocab_size)
-    : model_(std::move(model)), vocab_size_(vocab_size) {}
+std::string describe_joined(const FileWindows& file, std::optional<int64_t> separator) {
+  if (file.joined == 0) return {};
+  const std::string how = separator
+                              ? fmt::format("with token {} in between", *separator)
+                              : "with nothing in between, for config.json names no eos_token_id,";
+  return fmt::format(
+      "the {} documents have {} tokens; those shorter than a window, and the ends of longer ones, "
+      "are joined {} into {} of the {} windows",
+      file.documents, file.tokens, how, file.joined, file.ids.size(0));
+}
+
+std::optional<int64_t> document_separator(const Json& config, int64_t vocab_size) {
+  for (const char* key : {"eos_token_id", "bos_token_id"}) {
+    Json id = config.is_object() ? config.value(key, Json()) : Json();
+    if (id.is_array() && !id.empty()) id = Json(id.front());
+    if (!id.is_number_integer()) continue;
+    const auto value = id.get<int64_t>();
+    if (value >= 0 && value < vocab_size) return value;
+  }
+  return {};
+}
+
+CorpusReader::CorpusReader(fs::path model, int64_t vocab_size, std::optional<int64_t> separator)
+    : model_(std::move(model)), vocab_size_(vocab_size), separator_(separator) {}
 
 const Tokenizer& CorpusReader::tokenizer() {
-  if (!tokenizer_) tokenizer_ = Tokenizer::load(model_);
+  try {
+    if (!tokenizer_) tokenizer_ = Tokenizer::load(model_);
+  } catch (const Error& e) {
+    fail(
+        "{}; token ids (.npy, .safetensors) in place of text need no tokenizer, nor does "
+        "--algorithm rtn",
+        e.what());
+  }
   return *tokenizer_;
 }
 
-at::Tensor CorpusReader::windows(const fs::path& file, int64_t length) {
-  Cutter cutter(length);
-  const std::string kind = file.extension().string(), where = file.string();
-  if (kind == ".jsonl") {
-    add_lines(file, tokenizer(), cutter);
-  } else if (kind == ".npy") {
-    const MappedFile mapped(file);
-    add_ids(parse_npy(mapped.bytes(), where), nullptr, vocab_size_, where, cutter);
-  } else if (kind == ".safetensors") {
-    add_safetensors(file, vocab_size_, cutter);
-  } else {
-    const std::string text = read_file(file);
-    if (text.empty()) fail("{}: the text is empty", where);
-    cutter.add(encode(tokenizer(), text, where));
+FileWindows CorpusReader::read(const fs::path& file, int64_t length) {
+  Cutter cutter(length, separator_);
+  const std::string where = file.string(), content = read_calibration_file(file);
+  const auto bytes = std::as_bytes(std::span(content));
+  if (content.empty()) fail("{}: the text is empty", where);
+  switch (recognise(content, file)) {
+    case CalibrationFile::kNpy:
+      add_ids(parse_npy(bytes, where), nullptr, vocab_size_, where, cutter);
+      break;
+    case CalibrationFile::kSafetensors:
+      add_safetensors(bytes, where, vocab_size_, cutter);
+      break;
+    case CalibrationFile::kJson:
+      for_json_documents(content, file, [&](const JsonDocument& document) {
+        cutter.add(encode(tokenizer(), document.text, document.where));
+        if (document.chat) cutter.add_chat();
+      });
+      break;
+    case CalibrationFile::kText:
+      cutter.add(encode(tokenizer(), content, where));
   }
   return cutter.windows(where);
 }

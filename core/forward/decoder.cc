@@ -8,30 +8,45 @@ namespace {
 
 constexpr aq_tensor_key outside(int32_t role) { return {-1, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT}; }
 
-at::Tensor read_embedding(const Source& source, const Model& model) {
+TensorRef embedding_ref(const Model& model) {
   const auto ref = model.find_ref(outside(AQ_ROLE_EMBEDDING));
   if (!ref) fail("model \"{}\" has no embedding", model.id());
-  return read_tensor(source, *ref, {model.desc().vocab_size, model.desc().hidden_size});
+  return *ref;
+}
+
+at::Tensor read_embedding(const Source& source, const Model& model,
+                          const at::TensorOptions& options) {
+  return read_tensor(source, embedding_ref(model),
+                     {model.desc().vocab_size, model.desc().hidden_size}, options);
 }
 
 }  // namespace
 
-Ends::Ends(const Source& source, const Model& model, at::ScalarType dtype)
-    : embedding_(read_embedding(source, model).to(dtype)),
-      norm_(source, model, outside(AQ_ROLE_FINAL_NORM), model.desc().hidden_size, dtype),
-      head_{embedding_, {}} {
-  if (model.desc().tied_embeddings) return;
-  const Module& head = *model.find_module(outside(AQ_ROLE_LM_HEAD));
-  head_.weight = read_tensor(source, head.weight, {head.out_features, head.in_features}).to(dtype);
-  if (head.bias) head_.bias = read_tensor(source, *head.bias, {head.out_features}).to(dtype);
+at::Tensor embed_tokens(const Source& source, const Model& model, const at::Tensor& ids,
+                        const at::TensorOptions& options) {
+  const auto [least, most] = ids.aminmax();
+  const int64_t vocabulary = model.desc().vocab_size;
+  if (least.item<int64_t>() < 0 || most.item<int64_t>() >= vocabulary)
+    fail("token ids from {} to {}, the vocabulary has {}: does the tokenizer belong to this model?",
+         least.item<int64_t>(), most.item<int64_t>(), vocabulary);
+  // a table of bfloat16 is as large as it is stored: its rows are converted, not all of it
+  const TensorInfo* table = source.find(embedding_ref(model).name);
+  const bool narrow = table != nullptr && table->dtype == DType::kBF16;
+  const at::Tensor rows =
+      at::embedding(read_embedding(source, model, narrow ? options.dtype(at::kBFloat16) : options),
+                    ids.to(options.device()));
+  return rows.to(c10::typeMetaToScalarType(options.dtype()));
 }
 
-at::Tensor Ends::embed(const at::Tensor& ids) const {
-  const auto [least, most] = ids.aminmax();
-  if (least.item<int64_t>() < 0 || most.item<int64_t>() >= embedding_.size(0))
-    fail("token ids from {} to {}, the vocabulary has {}: does the tokenizer belong to this model?",
-         least.item<int64_t>(), most.item<int64_t>(), embedding_.size(0));
-  return at::embedding(embedding_, ids);
+Ends::Ends(const Source& source, const Model& model, const at::TensorOptions& options)
+    : norm_(source, model, outside(AQ_ROLE_FINAL_NORM), model.desc().hidden_size, options) {
+  if (model.desc().tied_embeddings) {
+    head_.weight = read_embedding(source, model, options);
+    return;
+  }
+  const Module& head = *model.find_module(outside(AQ_ROLE_LM_HEAD));
+  head_.weight = read_tensor(source, head.weight, {head.out_features, head.in_features}, options);
+  if (head.bias) head_.bias = read_tensor(source, *head.bias, {head.out_features}, options);
 }
 
 at::Tensor Ends::final_norm(const at::Tensor& x) const { return norm_(x); }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/interrupt.h"
 #include "forward/fused.h"
 #include "forward/router.h"
 #include "tensor/tensor.h"
@@ -28,6 +29,44 @@ at::Tensor activate(at::Tensor gate, int32_t activation) {
     default:
       return at::silu_(gate);
   }
+}
+
+using Weights = std::vector<std::pair<const Module*, at::Tensor>>;
+
+/// Reads weights on all threads, those that are decoded (not `stored`) as many at once as there is
+/// memory for.
+void read_in_parallel(const Source& source, const Weights& weights, bool stored) {
+  constexpr int64_t kMostElements = int64_t{1} << 28;
+  for (std::size_t begin = 0, end = 0; begin < weights.size(); begin = end) {
+    check_interrupt();
+    for (int64_t n = 0; end < weights.size() && (stored || end == begin || n < kMostElements);
+         end++)
+      n += weights[end].second.numel();
+    Weights read(weights.begin() + static_cast<int64_t>(begin),
+                 weights.begin() + static_cast<int64_t>(end));
+    for (auto& [module, weight] : read)  // a GPU's are copied there below
+      if (!weight.is_cpu()) weight = at::empty(weight.sizes(), weight.scalar_type());
+    at::parallel_for(0, static_cast<int64_t>(read.size()), 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) {
+        const auto& [module, weight] = read[static_cast<std::size_t>(i)];
+        read_tensor_into(source, module->weight, weight);
+      }
+    });
+    for (std::size_t i = begin; i < end; i++)
+      if (!weights[i].second.is_cpu()) weights[i].second.copy_(read[i - begin].second);
+  }
+}
+
+/// Reads every weight to where it is to be.
+void read_weights(const Source& source, const Weights& weights) {
+  Weights stored, decoded;
+  for (const auto& [module, weight] : weights)
+    (source.read_stored(module->weight.name, 0, {}) ? stored : decoded)
+        .emplace_back(module, weight);
+  read_in_parallel(source, decoded, false);
+  if (!stored.empty() && stored.front().second.is_cpu())
+    return read_in_parallel(source, stored, true);
+  for (const auto& [module, weight] : stored) read_tensor_into(source, module->weight, weight);
 }
 
 }  // namespace
@@ -57,24 +96,27 @@ Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t se
     experts_[AQ_ROLE_FFN_DOWN] = at::empty({e, d, inner}, options);
     read_router_bias(source);
   }
-  for (const Module& module : model.modules())
-    if (module.key.layer == layer) read_linear(source, module);
+  read_linears(source);
 }
 
-void Layer::read_linear(const Source& source, const Module& module) {
-  const int32_t role = module.key.role;
-  const bool router = role == AQ_ROLE_ROUTER || role == AQ_ROLE_SHARED_ROUTER;
-  const at::TensorOptions options = router ? options_.dtype(at::kFloat) : options_;
-  const at::Tensor weight =
-      read_tensor(source, module.weight, {module.out_features, module.in_features}, options);
-  Linear linear{weight, {}};
-  const auto stack = experts_.find(role);
-  if (module.key.expert >= 0 && stack != experts_.end()) {
-    linear.weight = stack->second[module.key.expert];
-    linear.weight.copy_(weight);
+void Layer::read_linears(const Source& source) {
+  Weights weights;
+  for (const Module& module : model_.modules()) {
+    if (module.key.layer != index_) continue;
+    const int32_t role = module.key.role, expert = module.key.expert;
+    const bool router = role == AQ_ROLE_ROUTER || role == AQ_ROLE_SHARED_ROUTER;
+    const at::TensorOptions options = router ? options_.dtype(at::kFloat) : options_;
+    const auto stack = experts_.find(role);
+    const bool stacked = expert >= 0 && stack != experts_.end();
+    Linear linear{stacked ? stack->second[expert]
+                          : at::empty({module.out_features, module.in_features}, options),
+                  {}};
+    if (module.bias)
+      linear.bias = read_tensor(source, *module.bias, {module.out_features}, options);
+    weights.emplace_back(&module, linear.weight);
+    linears_[{role, expert}] = std::move(linear);
   }
-  if (module.bias) linear.bias = read_tensor(source, *module.bias, {module.out_features}, options);
-  linears_[{role, module.key.expert}] = std::move(linear);
+  read_weights(source, weights);
 }
 
 void Layer::read_router_bias(const Source& source) {

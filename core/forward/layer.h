@@ -91,7 +91,7 @@ class Layer {
 
  private:
   const Linear& linear(int32_t role, int32_t expert = AQ_EXPERT_NONE) const;
-  void read_linear(const Source& source, const Module& module);
+  void read_linears(const Source& source);
   void read_router_bias(const Source& source);
 
   const Model& model_;

@@ -14,15 +14,6 @@ namespace {
 
 constexpr double kTemperature = 0.1;  // 0.01 of spread weighs as much as 0.1 nats of loss
 
-at::Tensor losses(const Ends& ends, const at::Tensor& x, const at::Tensor& windows) {
-  at::Tensor loss = at::empty({windows.size(0)}, at::kDouble);
-  for (int64_t w = 0; w < windows.size(0); w++) {
-    check_interrupt();
-    loss[w] = next_token_losses(ends, x[w], windows[w]).mean();
-  }
-  return loss;
-}
-
 /// What is known of one layer while windows are being chosen.
 struct Balance {
   at::Tensor uses;     // [windows, experts] f64
@@ -40,12 +31,13 @@ struct Balance {
 }  // namespace
 
 WindowUse window_use(const Source& source, const Model& model, const at::Tensor& windows,
-                     at::ScalarType dtype, const std::function<void(int32_t layer)>& progress) {
+                     const at::TensorOptions& options,
+                     const std::function<void(int32_t layer)>& progress) {
   std::map<int32_t, at::Tensor> uses;  // by layer
   const auto count = [&](int32_t layer, int64_t begin, const Routing& routing) {
     const auto [it, first] = uses.try_emplace(layer);
     if (first) it->second = at::zeros({windows.size(0), model.ffn(layer).n_experts}, at::kFloat);
-    const at::Tensor ids = routing.ids.view({-1, windows.size(1) * routing.ids.size(1)});
+    const at::Tensor ids = routing.ids.cpu().view({-1, windows.size(1) * routing.ids.size(1)});
     for (int64_t w = 0; w < ids.size(0); w++) {
       const at::Tensor row = it->second[begin + w];
       const std::span<float> tokens = span_of<float>(row);
@@ -53,10 +45,11 @@ WindowUse window_use(const Source& source, const Model& model, const at::Tensor&
         if (id >= 0) tokens[static_cast<std::size_t>(id)] += 1;
     }
   };
-  const at::Tensor x = run_layers(source, model, windows, progress, dtype, count);
+  const at::Tensor x = run_layers(source, model, windows, progress, options, count);
   WindowUse use;
   for (const auto& [layer, of_layer] : uses) use.experts.push_back(of_layer);
-  use.loss = losses(Ends(source, model, dtype), x, windows);
+  use.loss = next_token_losses(Ends(source, model, options), x, windows)
+                 .mean(at::IntArrayRef{1}, false, at::kDouble);
   return use;
 }
 

@@ -18,10 +18,11 @@ struct WindowUse {
   at::Tensor loss;                  // [windows] f64, the mean of next tokens
 };
 
-/// Runs `source` in `dtype` over windows [n, length] i64. `progress`, if set, hears of each layer
-/// done.
+/// Runs `source` over windows [n, length] i64, in the type and on the device of `options`.
+/// `progress`, if set, hears of each layer done.
 WindowUse window_use(const Source& source, const Model& model, const at::Tensor& windows,
-                     at::ScalarType dtype, const std::function<void(int32_t layer)>& progress);
+                     const at::TensorOptions& options,
+                     const std::function<void(int32_t layer)>& progress);
 
 /// How unevenly `chosen` windows use experts: coverage.h's spread(), the mean over layers.
 double spread_of(const WindowUse& use, const std::vector<int64_t>& chosen);

@@ -25,17 +25,19 @@ struct Place {
 
 /// What files hold, and their parts.
 struct Corpus {
-  std::vector<at::Tensor> windows;  // of each file
+  std::vector<FileWindows> files;
+  std::optional<int64_t> separator;  // of documents that share a window
   std::vector<int64_t> available;
   std::vector<double> weights;
 };
 
 Corpus read_files(const Reader& original, const Model& model, const CalibrationOptions& options) {
-  CorpusReader reader(original.directory(), model.desc().vocab_size);
   Corpus corpus;
+  corpus.separator = document_separator(original.config(), model.desc().vocab_size);
+  CorpusReader reader(original.directory(), model.desc().vocab_size, corpus.separator);
   for (const CorpusFile& file : options.files) {
-    corpus.windows.push_back(reader.windows(file.path, options.seqlen));
-    corpus.available.push_back(corpus.windows.back().size(0));
+    corpus.files.push_back(read_windows(reader, file.path, options.seqlen));
+    corpus.available.push_back(corpus.files.back().ids.size(0));
     corpus.weights.push_back(file.weight);
   }
   return corpus;
@@ -55,7 +57,7 @@ std::vector<Place> choose(const Corpus& corpus, int64_t count, uint64_t seed) {
 
 at::Tensor windows_at(const Corpus& corpus, const std::vector<Place>& places) {
   std::vector<at::Tensor> rows;
-  for (const Place& place : places) rows.push_back(corpus.windows[place.file][place.index]);
+  for (const Place& place : places) rows.push_back(corpus.files[place.file].ids[place.index]);
   return at::stack(rows);
 }
 
@@ -86,14 +88,14 @@ at::Tensor with_random(const at::Tensor& text, int64_t vocab_size,
 /// Replaces `places` by as many of each file, from a larger pool, that even out expert use. Returns
 /// {pool, spread_before, spread_after}.
 Json balance(const Reader& original, const Model& model, const CalibrationOptions& options,
-             at::ScalarType dtype, const Corpus& corpus, std::vector<Place>& places) {
+             const at::TensorOptions& run, const Corpus& corpus, std::vector<Place>& places) {
   const std::vector<Place> pool = choose(corpus, kPool * text_windows(options), options.seed);
   if (pool.size() == places.size())
     spdlog::warn("--balance-experts: the text has {} windows, there are no others to choose from",
                  pool.size());
   Progress progress("balancing experts", model.desc().n_layers, "layers", options.quiet);
   const WindowUse use = window_use(
-      original, model, windows_at(corpus, pool), dtype,
+      original, model, windows_at(corpus, pool), run,
       [&](int32_t layer) { progress.update(layer + 1, fmt::format("layer {}", layer)); });
   std::vector<int64_t> before, quota;
   std::vector<std::size_t> file;
@@ -102,7 +104,7 @@ Json balance(const Reader& original, const Model& model, const CalibrationOption
       before.push_back(static_cast<int64_t>(file.size()));
     file.push_back(place.file);
   }
-  for (std::size_t i = 0; i < corpus.windows.size(); i++) quota.push_back(count_of(places, i));
+  for (std::size_t i = 0; i < corpus.files.size(); i++) quota.push_back(count_of(places, i));
   const std::vector<int64_t> after = choose_balanced(use, file, quota);
   places.clear();
   for (const int64_t w : after) places.push_back(pool[static_cast<std::size_t>(w)]);
@@ -113,8 +115,20 @@ Json balance(const Reader& original, const Model& model, const CalibrationOption
 
 }  // namespace
 
+FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file, int64_t length) {
+  FileWindows read = reader.read(file, length);
+  if (const std::string joined = describe_joined(read, reader.separator()); !joined.empty())
+    spdlog::info("{}: {}", file.string(), joined);
+  if (read.chats > 0)
+    spdlog::warn(
+        "{}: {} documents are chats; the text of their turns is taken without the model's chat "
+        "template; apply the template and give the result as \"text\" to include it",
+        file.string(), read.chats);
+  return read;
+}
+
 Calibration read_calibration(const Reader& original, const Model& model,
-                             const CalibrationOptions& options, at::ScalarType dtype) {
+                             const CalibrationOptions& options, const at::TensorOptions& run) {
   const int64_t longest = model.desc().max_positions;
   if (longest > 0 && options.seqlen > longest)
     fail("--seqlen {} is longer than the {} positions the model was made for", options.seqlen,
@@ -130,14 +144,21 @@ Calibration read_calibration(const Reader& original, const Model& model,
     if (static_cast<double>(corpus.available[i]) < asked)
       spdlog::warn("{}: {} windows of {} tokens, {:.0f} were asked for",
                    options.files[i].path.string(), corpus.available[i], options.seqlen, asked);
-    files.push_back({{"file", options.files[i].path.filename().string()},
-                     {"weight", corpus.weights[i]},
-                     {"windows", count_of(places, i)},
-                     {"available", corpus.available[i]}});
+    const FileWindows& read = corpus.files[i];
+    files.push_back(
+        {{"file", options.files[i].path.filename().string()},
+         {"weight", corpus.weights[i]},
+         {"windows", count_of(places, i)},
+         {"available", corpus.available[i]},
+         {"documents", read.documents},
+         {"tokens", read.tokens},
+         {"unused_tokens", read.unused},
+         {"joined_windows", read.joined},
+         {"separator", read.joined > 0 && corpus.separator ? Json(*corpus.separator) : Json()}});
   }
   Json report{{"files", files}, {"seqlen", options.seqlen}, {"seed", options.seed}};
   if (options.balance_experts)
-    report["balance"] = balance(original, model, options, dtype, corpus, places);
+    report["balance"] = balance(original, model, options, run, corpus, places);
   const at::Tensor windows =
       with_random(windows_at(corpus, places), model.desc().vocab_size, options);
   report["windows"] = windows.size(0);

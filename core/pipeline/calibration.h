@@ -25,15 +25,21 @@ struct CalibrationOptions {
 /// What a run is calibrated on.
 struct Calibration {
   at::Tensor windows;  // [n, seqlen] i64
-  Json report;  // {files: [{file, weight, windows, available}], random_windows, windows, seqlen,
-                // seed, and, if it was asked for, balance: {pool, spread_before, spread_after}}
+  /// {files: [{file, weight, windows, available, documents, tokens, unused_tokens, joined_windows,
+  /// separator}], random_windows, windows, seqlen, seed, and, if it was asked for, balance: {pool,
+  /// spread_before, spread_after}}
+  Json report;
 };
+
+/// reader.read(), telling the user of windows that hold several documents, and of chats.
+FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file, int64_t length);
 
 /// Reads the files and chooses windows from each by `seed`, as many as its weight says; windows of
 /// different files, and random ones, take turns. Warns where there are fewer than were asked for,
-/// of one file or of all; random ones are then fewer, too. `dtype` is what the original runs in to
-/// balance experts. Error as CorpusReader, and where seqlen is more than the model was made for.
+/// of one file or of all; random ones are then fewer, too. `run` is the type and the device in
+/// which the original runs to balance experts. Error as CorpusReader, and where seqlen is more than
+/// the model was made for.
 Calibration read_calibration(const Reader& original, const Model& model,
-                             const CalibrationOptions& options, at::ScalarType dtype);
+                             const CalibrationOptions& options, const at::TensorOptions& run);
 
 }  // namespace aqhost

@@ -4,14 +4,15 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "base/interrupt.h"
 #include "forward/batches.h"
 #include "forward/decoder.h"
+#include "pipeline/layer_reader.h"
 
 namespace aqhost {
 namespace {
 
-constexpr int64_t kLogitRows = 128;  // float64 logits of so many positions at once
+constexpr int64_t kLogitRows = 128;               // float64 logits of so many positions at once
+constexpr int64_t kGpuLogits = int64_t{1} << 25;  // on a GPU so many logits, of each model
 
 void check_same_shape(const Runnable& reference, const Runnable& other) {
   const auto& a = reference.model->desc();
@@ -33,10 +34,9 @@ double error_sum(const at::Tensor& h, const at::Tensor& h0) {
   return ((h.to(at::kFloat) - target).norm(2, -1) / norm).sum(at::kDouble).item<double>();
 }
 
-/// Takes x through layer `index` of a model; x0 and y0 are the reference's states around it.
-LayerError run_layer(const Runnable& m, int32_t index, const at::Tensor& x0, const at::Tensor& y0,
-                     at::Tensor& x, at::ScalarType dtype) {
-  const Layer layer = open_layer(*m.source, *m.model, index, x.size(1), dtype);
+/// Takes x through a layer; x0 and y0 are the reference's states around it.
+LayerError run_layer(const Layer& layer, const at::Tensor& x0, const at::Tensor& y0,
+                     at::Tensor& x) {
   LayerError error;
   for_window_batches(x, [&](int64_t begin, int64_t count) {
     const at::Tensor target = y0.narrow(0, begin, count);
@@ -68,15 +68,11 @@ void add_positions(const at::Tensor& logits0, const at::Tensor& logits, const at
 Sums compare_logits(const Ends& ends0, const at::Tensor& x0, const Ends& ends, const at::Tensor& x,
                     const at::Tensor& windows) {
   Sums sums;
-  const int64_t positions = windows.size(1) - 1;
-  for (int64_t w = 0; w < windows.size(0); w++) {
-    for (int64_t begin = 0; begin < positions; begin += kLogitRows) {
-      check_interrupt();
-      const int64_t n = std::min(kLogitRows, positions - begin);
-      add_positions(ends0.logits(x0[w].narrow(0, begin, n)), ends.logits(x[w].narrow(0, begin, n)),
-                    windows[w].narrow(0, begin + 1, n).unsqueeze(1), sums);
-    }
-  }
+  const at::Tensor ids = windows.to(x.device());
+  const int64_t most = x.is_cpu() ? kLogitRows : kGpuLogits / ends.vocab_size();
+  for_positions(windows, most, !x.is_cpu(), [&](const Positions& p) {
+    add_positions(ends0.logits(p.of(x0)), ends.logits(p.of(x)), p.next(ids), sums);
+  });
   return sums;
 }
 
@@ -91,34 +87,39 @@ Perplexity perplexity_of(double loss, int64_t tokens, const Runnable& m) {
 
 Divergences diverge(const Runnable& reference, const std::vector<Runnable>& models,
                     const at::Tensor& windows, const std::function<void(int32_t layer)>& progress,
-                    at::ScalarType dtype) {
+                    const at::TensorOptions& options) {
   for (const Runnable& m : models) check_same_shape(reference, m);
   if (windows.size(1) < 2)
     fail("a window of {} tokens has no next token to predict, use 2 or more", windows.size(1));
   Divergences result;
   result.models.resize(models.size());
-  at::Tensor x0 = Ends(*reference.source, *reference.model, dtype).embed(windows);
+  at::Tensor x0 = embed_tokens(*reference.source, *reference.model, windows, options);
   std::vector<at::Tensor> states;
   for (const Runnable& m : models)
-    states.push_back(Ends(*m.source, *m.model, dtype).embed(windows));
+    states.push_back(embed_tokens(*m.source, *m.model, windows, options));
+  const auto in_turn = static_cast<int32_t>(models.size() + 1);  // the reference comes first
+  LayerReader reader(options.device(), in_turn * reference.model->desc().n_layers, [&](int32_t t) {
+    const Runnable& m =
+        t % in_turn == 0 ? reference : models[static_cast<std::size_t>(t % in_turn - 1)];
+    return open_layer(*m.source, *m.model, t / in_turn, windows.size(1), options);
+  });
   for (int32_t l = 0; l < reference.model->desc().n_layers; l++) {
     at::Tensor y0 = at::empty_like(x0);
     {
-      const Layer layer =
-          open_layer(*reference.source, *reference.model, l, windows.size(1), dtype);
+      const Layer& layer = reader.next();
       for_window_batches(x0, [&](int64_t begin, int64_t count) {
         y0.narrow(0, begin, count).copy_(layer.forward(x0.narrow(0, begin, count)));
       });
     }
     for (std::size_t m = 0; m < models.size(); m++)
-      result.models[m].layers.push_back(run_layer(models[m], l, x0, y0, states[m], dtype));
+      result.models[m].layers.push_back(run_layer(reader.next(), x0, y0, states[m]));
     x0 = y0;
     if (progress) progress(l);
   }
   const int64_t tokens = windows.size(0) * (windows.size(1) - 1);
-  const Ends ends0(*reference.source, *reference.model, dtype);
+  const Ends ends0(*reference.source, *reference.model, options);
   for (std::size_t m = 0; m < models.size(); m++) {
-    const Sums sums = compare_logits(ends0, x0, Ends(*models[m].source, *models[m].model, dtype),
+    const Sums sums = compare_logits(ends0, x0, Ends(*models[m].source, *models[m].model, options),
                                      states[m], windows);
     result.reference = perplexity_of(sums.reference_loss, tokens, reference);
     result.models[m].perplexity = perplexity_of(sums.loss, tokens, models[m]);

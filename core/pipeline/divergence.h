@@ -39,12 +39,13 @@ struct Divergences {
 };
 
 /// Runs `reference` and `models` side by side over windows [n, length] i64; positions are those
-/// that perplexity() counts. All up to the logits is in `dtype`, what is made of them in float64.
-/// Weights of one layer are in memory at a time, and the hidden states of every model. `progress`,
-/// if set, hears of each layer done. Error, with both folders, where a model is not of the
-/// reference's family, vocabulary, layers and hidden size, and where outputs overflow.
+/// that perplexity() counts. All up to the logits is of the type and on the device of `options`,
+/// what is made of them in float64. Weights of one layer are in memory at a time (two on a GPU),
+/// and the hidden states of every model. `progress`, if set, hears of each layer done. Error, with
+/// both folders, where a model is not of the reference's family, vocabulary, layers and hidden
+/// size, and where outputs overflow.
 Divergences diverge(const Runnable& reference, const std::vector<Runnable>& models,
                     const at::Tensor& windows, const std::function<void(int32_t layer)>& progress,
-                    at::ScalarType dtype = at::kFloat);
+                    const at::TensorOptions& options = at::kFloat);
 
 }  // namespace aqhost

@@ -1,35 +1,30 @@
 #include "pipeline/evaluate.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
-#include "base/interrupt.h"
-#include "export/decoded_checkpoint.h"
 #include "forward/batches.h"
-#include "quant/activations.h"
+#include "pipeline/layer_reader.h"
 
 namespace aqhost {
-Layer open_layer(const Source& source, const Model& model, int32_t index, int64_t length,
-                 at::ScalarType dtype) {
-  Layer layer(source, model, index, length, dtype);
-  const auto* checkpoint = dynamic_cast<const DecodedCheckpoint*>(&source);
-  if (checkpoint == nullptr) return layer;
-  for (const Module& module : model.modules()) {
-    const StoredModule* stored = checkpoint->find_module(module.name);
-    if (module.key.layer != index || stored == nullptr || !stored->activations) continue;
-    const auto rounder = std::make_shared<ActivationRounder>(stored->activations);
-    rounder->set_global(checkpoint->input_global(*stored));
-    layer.set_input_rounding(module, [rounder](const at::Tensor& x) { return (*rounder)(x); });
-  }
-  return layer;
-}
+namespace {
+
+constexpr int64_t kMostLogits = int64_t{1} << 27;  // 512 MiB of float32
+
+}  // namespace
 
 at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor& windows,
-                      const std::function<void(int32_t layer)>& progress, at::ScalarType dtype,
+                      const std::function<void(int32_t layer)>& progress,
+                      const at::TensorOptions& options,
                       const std::function<void(int32_t, int64_t, const Routing&)>& routed) {
-  at::Tensor x = Ends(source, model, dtype).embed(windows);
-  for (int32_t l = 0; l < model.desc().n_layers; l++) {
-    const Layer layer = open_layer(source, model, l, windows.size(1), dtype);
+  at::Tensor x = embed_tokens(source, model, windows, options);
+  const int32_t layers = model.desc().n_layers;
+  LayerReader reader(options.device(), layers, [&](int32_t l) {
+    return open_layer(source, model, l, windows.size(1), options);
+  });
+  for (int32_t l = 0; l < layers; l++) {
+    const Layer& layer = reader.next();
     for_window_batches(x, [&](int64_t begin, int64_t count) {
       at::Tensor batch = x.narrow(0, begin, count);
       Routing routing;
@@ -41,26 +36,43 @@ at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor
   return x;
 }
 
-at::Tensor next_token_losses(const Ends& ends, const at::Tensor& x, const at::Tensor& window) {
-  const int64_t n = window.size(0) - 1;
-  const at::Tensor log_p = ends.logits(x.narrow(0, 0, n)).to(at::kFloat).log_softmax(-1);
-  return -log_p.gather(1, window.narrow(0, 1, n).unsqueeze(1));
+void for_positions(const at::Tensor& windows, int64_t most, bool across,
+                   const std::function<void(const Positions&)>& body) {
+  const int64_t n = windows.size(0), positions = windows.size(1) - 1;
+  if (positions < 1) return;
+  const int64_t together = across ? std::max<int64_t>(1, most / positions) : 1;
+  for_batches(n, together, [&](int64_t window, int64_t count) {
+    for_batches(positions, std::max<int64_t>(1, most), [&](int64_t begin, int64_t tokens) {
+      body({window, count, begin, tokens});
+    });
+  });
+}
+
+at::Tensor next_token_losses(const Ends& ends, const at::Tensor& x, const at::Tensor& windows) {
+  const at::Tensor ids = windows.to(x.device());
+  at::Tensor losses =
+      at::empty({windows.size(0), windows.size(1) - 1}, x.options().dtype(at::kFloat));
+  // on a CPU the logits of one window stay in its cache, a GPU wants many at once
+  for_positions(windows, kMostLogits / ends.vocab_size(), !x.is_cpu(), [&](const Positions& p) {
+    const at::Tensor log_p = ends.logits(p.of(x)).to(at::kFloat).log_softmax(-1);
+    losses.narrow(0, p.window, p.windows)
+        .narrow(1, p.begin, p.count)
+        .copy_(log_p.gather(1, p.next(ids)).neg_().view({p.windows, p.count}));
+  });
+  return losses.cpu();
 }
 
 Perplexity perplexity(const Source& source, const Model& model, const at::Tensor& windows,
-                      const std::function<void(int32_t layer)>& progress, at::ScalarType dtype) {
+                      const std::function<void(int32_t layer)>& progress,
+                      const at::TensorOptions& options) {
   const int64_t length = windows.size(1);
   if (length < 2) fail("a window of {} tokens has no next token to predict, use 2 or more", length);
-  const at::Tensor x = run_layers(source, model, windows, progress, dtype);
-  const Ends ends(source, model, dtype);
-  double loss = 0;
-  for (int64_t w = 0; w < windows.size(0); w++) {
-    check_interrupt();
-    loss += next_token_losses(ends, x[w], windows[w]).sum(at::kDouble).item<double>();
-  }
+  const at::Tensor x = run_layers(source, model, windows, progress, options);
+  const at::Tensor losses = next_token_losses(Ends(source, model, options), x, windows);
   Perplexity result;
-  result.tokens = windows.size(0) * (length - 1);
-  result.value = std::exp(loss / static_cast<double>(result.tokens));
+  result.tokens = losses.numel();
+  result.value =
+      std::exp(losses.sum(at::kDouble).item<double>() / static_cast<double>(result.tokens));
   if (!std::isfinite(result.value))
     fail("the perplexity is not finite: the model's outputs overflow");
   return result;

@@ -13,29 +13,35 @@
 
 namespace aqhost {
 
-/// The layers of a model one after another. For a GPU the next one is read and copied there while
-/// the last one given out is worked on; on the CPU, where both would want the same memory and
-/// cores, it is read when it is asked for. One thread.
+/// Layer `index` of a checkpoint for sequences of up to `length` tokens; its modules round their
+/// inputs where an export of aqhost says so. `model` must outlive the result.
+Layer open_layer(const Source& source, const Model& model, int32_t index, int64_t length,
+                 const at::TensorOptions& options = at::kFloat);
+
+/// Layers one after another. For a GPU the next one is read and copied there while the last one
+/// given out is worked on; on the CPU, where both would want the same memory and cores, it is read
+/// when it is asked for. One thread.
 class LayerReader {
  public:
-  /// Type and device of a layer.
-  using OptionsOf = std::function<at::TensorOptions(int32_t layer)>;
+  /// Reads the layer of one turn, on any thread.
+  using Open = std::function<Layer(int32_t turn)>;
 
-  /// Layers 0 to `last`, for sequences of at most `seq_len`.
-  LayerReader(const Source& source, const Model& model, int64_t seq_len, int32_t last,
-              OptionsOf options_of);
+  /// Turns 0 to count - 1, with layers on `device`.
+  LayerReader(at::Device device, int32_t count, Open open);
+  ~LayerReader();
 
-  std::unique_ptr<Layer> next();
+  /// The layer of the next turn. The one before is freed first if it is still there; nothing of it
+  /// may be in use.
+  Layer& next();
 
  private:
-  std::unique_ptr<Layer> read(int32_t index) const;
+  std::unique_ptr<Layer> read(int32_t turn) const;
 
-  const Source& source_;
-  const Model& model_;
-  const int64_t seq_len_;
-  const int32_t last_;
-  const OptionsOf options_of_;
-  int32_t index_ = 0;
+  const at::Device device_;
+  const int32_t count_;
+  const Open open_;
+  int32_t turn_ = 0;
+  std::unique_ptr<Layer> layer_;
   std::future<std::unique_ptr<Layer>> ahead_;
 };
 

@@ -58,6 +58,8 @@ struct Plan {
   double bits_per_weight() const;  // over the quantized modules, with scales
   bool needs_calibration() const;  // some module is to be solved by GPTQ
   bool observes_inputs() const;    // a format of activations has a scale for all tokens
+  /// Whether the model is run over calibration text at all: rounding to nearest needs none.
+  bool runs_model() const { return needs_calibration() || observes_inputs(); }
 };
 
 /// The role by which modules that have one input, and that engines fuse, are known: q of q, k, v;

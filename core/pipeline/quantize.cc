@@ -19,6 +19,7 @@
 #include "pipeline/exporter.h"
 #include "pipeline/layer_quantizer.h"
 #include "pipeline/layer_reader.h"
+#include "pipeline/memory_need.h"
 #include "pipeline/refine.h"
 #include "pipeline/report.h"
 #include "plugin/tensor_check.h"
@@ -136,14 +137,15 @@ void quantize_head(const Reader& original, const Model& model, const Plan& plan,
     const Module& module = *planned.module;
     if (module.key.role != AQ_ROLE_LM_HEAD)
       fail("{}: only lm_head can be quantized outside the layers", module.name);
-    const Ends ends(original, model);
+    const Norm final_norm(original, model, {-1, AQ_ROLE_FINAL_NORM, AQ_EXPERT_NONE, AQ_PART_WEIGHT},
+                          module.in_features);
     Hessian hessian(module.in_features);
     const int64_t originals = original_x.defined() ? original_x.size(0) : 0;
     for (int64_t w = 0; w < x.size(0); w++) {
-      const at::Tensor input = ends.final_norm(x[w]);
+      const at::Tensor input = final_norm(x[w]);
       hessian.add(input, {});
       if (w < originals)
-        hessian.add_shift(input, {}, ends.final_norm(original_x[w]),
+        hessian.add_shift(input, {}, final_norm(original_x[w]),
                           static_cast<double>(x.size(0)) / static_cast<double>(originals));
     }
     hessian.check_finite(module.name);
@@ -188,32 +190,6 @@ int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
   return std::max((windows + 1) / 2, std::min(windows, (kLeastTokens + seqlen - 1) / seqlen));
 }
 
-/// Bytes of the largest layer's modules in the type they are kept in.
-int64_t layer_bytes(const Model& model, int64_t element_size) {
-  std::map<int32_t, int64_t> bytes;
-  for (const Module& m : model.modules())
-    if (m.key.layer >= 0) bytes[m.key.layer] += m.out_features * m.in_features * element_size;
-  int64_t most = 0;
-  for (const auto& [layer, size] : bytes) most = std::max(most, size);
-  return most;
-}
-
-/// What is left for the experts that are worked on together. Hidden states: those of all windows
-/// and of the originals, and the FFN's inputs made from them.
-int64_t chunk_bytes(const Model& model, int64_t states, at::ScalarType dtype,
-                    const QuantizeOptions& options) {
-  if (options.memory_limit == 0) return int64_t{3} << 29;
-  const auto element = static_cast<int64_t>(at::elementSize(dtype));
-  const int64_t layers = options.device.is_cpu() ? 1 : 2;
-  const int64_t needed = states * (4 + element) + layers * layer_bytes(model, element);
-  if (needed >= options.memory_limit)
-    fail(
-        "--memory-limit {}: hidden states and layer weights alone take {} MB; fewer --nsamples or "
-        "a shorter --seqlen need less",
-        options.memory_limit / 1'000'000, needed / 1'000'000);
-  return options.memory_limit - needed;
-}
-
 /// A run's calibration data on its way through the layers.
 class Calibrator {
  public:
@@ -224,25 +200,31 @@ class Calibrator {
         plan_(plan),
         seq_len_(windows.size(1)),
         options_(at::TensorOptions(options.device).dtype(dtype)),
-        seed_(options.calibration->seed),
-        x_(Ends(original, model).embed(windows).to(options.device)) {
-    if (const int64_t n = original_windows(plan, x_.size(0), x_.size(1)); n > 0)
-      original_x_ = x_.narrow(0, 0, n).clone();
-    const int64_t states = x_.numel() + (original_x_.defined() ? original_x_.numel() : 0);
-    chunk_bytes_ = chunk_bytes(model, states, dtype, options);
+        seed_(options.calibration->seed) {
+    const int64_t n = original_windows(plan, windows.size(0), seq_len_);
+    if (options.memory_limit > 0)
+      chunk_bytes_ = room_for_experts(memory_need(original, model, plan, windows.numel(),
+                                                  n * seq_len_, dtype, options.device.is_cpu()),
+                                      options.memory_limit, "--memory-limit");
+    x_ =
+        embed_tokens(original, model, windows, at::TensorOptions(options.device).dtype(at::kFloat));
+    if (n > 0) original_x_ = x_.narrow(0, 0, n).clone();
   }
 
   void run(Report& report, Finisher& finish, PhaseTimer& timer) {
     const int32_t last = last_layer(model_, plan_);
-    LayerReader reader(original_, model_, seq_len_, last, [this](int32_t layer) {
-      // gradients need more digits than bfloat16 has
-      return refine_of(layer).steps > 0 ? options_.dtype(at::kFloat) : options_;
-    });
-    for (int32_t l = 0; l <= last; l++) {
-      timer.begin("read");
-      finish.say(fmt::format("layer {}", l));
-      quantize_layer(*reader.next(), l, report, finish, timer);
-      synchronize(options_.device());  // before the layer's memory is used for another
+    {
+      LayerReader reader(options_.device(), last + 1, [this](int32_t layer) {
+        // gradients need more digits than bfloat16 has
+        const bool wide = refine_of(layer).steps > 0;
+        return Layer(original_, model_, layer, seq_len_,
+                     wide ? options_.dtype(at::kFloat) : options_);
+      });
+      for (int32_t l = 0; l <= last; l++) {
+        timer.begin("read");
+        finish.say(fmt::format("layer {}", l));
+        quantize_layer(reader.next(), l, report, finish, timer);
+      }
     }
     if (!has_head(plan_)) return;
     timer.begin("calibrate");
@@ -280,8 +262,8 @@ class Calibrator {
   const int64_t seq_len_;
   const at::TensorOptions options_;
   const uint64_t seed_;
-  at::Tensor x_, original_x_;  // [windows, tokens, hidden] f32 before the next layer
-  int64_t chunk_bytes_ = 0;
+  at::Tensor x_, original_x_;               // [windows, tokens, hidden] f32 before the next layer
+  int64_t chunk_bytes_ = int64_t{3} << 29;  // for experts that are solved together
 };
 
 }  // namespace
@@ -312,9 +294,9 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
   PhaseTimer timer;
   timer.begin("tokenize");
   Calibration calibration;
-  if (options.calibration)
+  if (plan.runs_model())
     calibration = read_calibration(original, model, *options.calibration,
-                                   compute_type(options.dtype, original));
+                                   at::TensorOptions(options.device).dtype(dtype));
   const at::Tensor& windows = calibration.windows;
   timer.begin("prepare");
   Exporter exporter(original, model, plan, options.target, options.max_shard_bytes,

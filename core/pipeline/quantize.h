@@ -16,7 +16,7 @@
 namespace aqhost {
 
 struct QuantizeOptions {
-  std::optional<CalibrationOptions> calibration;  // none: every module must be planned as RTN
+  std::optional<CalibrationOptions> calibration;  // needed, and used, if plan.runs_model()
   std::filesystem::path target;
   int64_t max_shard_bytes = int64_t{5} << 30;
   std::string dtype = "auto";  // that layers compute in, see compute_type()

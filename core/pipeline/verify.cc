@@ -51,13 +51,14 @@ void check_config(const DecodedCheckpoint& checkpoint, const Model& model) {
 
 }  // namespace
 
-VerifySummary verify(const std::filesystem::path& directory, const Registry& registry) {
+VerifySummary verify(const std::filesystem::path& directory, const Registry& registry,
+                     const std::string& type) {
   auto reader = std::make_unique<Reader>(directory);
   const auto tensors = static_cast<int64_t>(reader->tensors().size());
   if (!is_quantized(reader->config()))
     fail("{}: is not quantized: config.json has no quantization_config", directory.string());
   const DecodedCheckpoint checkpoint(std::move(reader), registry);
-  const auto model = registry.create_model(checkpoint, "auto");
+  const auto model = registry.create_model(checkpoint, type);
   check_config(checkpoint, *model);
 
   VerifySummary summary;

@@ -23,7 +23,8 @@ struct VerifySummary {
 /// Reads an exported checkpoint back: files and headers, quantization_config against what is
 /// stored, every packed tensor's type and shape, every code and scale (finite, in range), every
 /// dense value of the model (finite), and the model adapter's names and shapes. Error names the
-/// first thing that is wrong.
-VerifySummary verify(const std::filesystem::path& directory, const Registry& registry);
+/// first thing that is wrong. `type` is the id of the model plugin to use, or "auto".
+VerifySummary verify(const std::filesystem::path& directory, const Registry& registry,
+                     const std::string& type = "auto");
 
 }  // namespace aqhost

@@ -55,10 +55,8 @@ std::string open_cuda() {
   return {};
 }
 
-}  // namespace
-
-at::Device open_device(const std::string& name) {
-  if (name == "cpu") return at::kCPU;
+/// The GPU's number in a name other than "cpu"; 0 if it has none.
+int parse_index(const std::string& name) {
   int index = 0;
   const bool numbered = name.starts_with("cuda:");
   if (numbered) {
@@ -69,6 +67,18 @@ at::Device open_device(const std::string& name) {
   } else if (name != "auto" && name != "cuda") {
     throw UsageError(fmt::format("--device \"{}\": expected auto, cpu, cuda or cuda:NUMBER", name));
   }
+  return index;
+}
+
+}  // namespace
+
+void check_device_name(const std::string& name) {
+  if (name != "cpu") parse_index(name);
+}
+
+at::Device open_device(const std::string& name) {
+  if (name == "cpu") return at::kCPU;
+  const int index = parse_index(name);
   const std::string no_driver = missing_driver();
   const std::string missing = no_driver.empty() ? open_cuda() : no_driver;
   if (!missing.empty()) {

@@ -18,6 +18,9 @@ at::Device open_device(const std::string& name);
 /// The GPU module, aqhost_cuda.so, in the program's folder or in ../lib/aqhost; empty: in neither.
 std::filesystem::path gpu_module();
 
+/// Whether open_device() knows `name`; UsageError if not. Opens nothing.
+void check_device_name(const std::string& name);
+
 /// Waits for all work enqueued on `device`; nothing on the CPU.
 void synchronize(at::Device device);
 

@@ -15,6 +15,9 @@ namespace aqhost {
 at::Tensor read_tensor(const Source& source, const TensorRef& ref, at::IntArrayRef shape,
                        const at::TensorOptions& options = at::kFloat);
 
+/// Likewise into `out`, which is contiguous and has the shape, type and device that are wanted.
+void read_tensor_into(const Source& source, const TensorRef& ref, const at::Tensor& out);
+
 /// The elements of a contiguous CPU tensor of type T, borrowed.
 template <typename T>
 std::span<T> span_of(const at::Tensor& tensor) {

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 
+#include "base/error.h"
 #include "base/file.h"
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
@@ -66,8 +68,43 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
+namespace {
+
+/// The tokenizers in other forms that lie in a folder, "tokenizer.model (SentencePiece), ...";
+/// empty if there are none.
+std::string other_tokenizers(const std::filesystem::path& directory) {
+  constexpr std::pair<const char*, const char*> kOthers[] = {
+      {"tokenizer.model", "SentencePiece or tiktoken"},
+      {"spiece.model", "SentencePiece"},
+      {"vocab.json", "BPE in two files"},
+      {"merges.txt", "BPE in two files"},
+      {"vocab.txt", "WordPiece"},
+      {"tekken.json", "Tekken"}};
+  std::string found;
+  const auto add = [&found](const std::string& name, const char* what) {
+    found += fmt::format("{}{} ({})", found.empty() ? "" : ", ", name, what);
+  };
+  for (const auto& [name, what] : kOthers)
+    if (std::filesystem::exists(directory / name)) add(name, what);
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error))
+    if (entry.path().extension() == ".tiktoken") add(entry.path().filename().string(), "tiktoken");
+  return found;
+}
+
+}  // namespace
+
 Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
   const std::filesystem::path path = directory / "tokenizer.json";
+  if (!std::filesystem::exists(path)) {
+    const std::string others = other_tokenizers(directory);
+    fail(
+        "{}: there is no such file, {}; expected a tokenizer.json, which transformers makes of "
+        "most "
+        "other forms: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        path.string(),
+        others.empty() ? "nor a tokenizer in another form" : "only a tokenizer as " + others);
+  }
   return parse(read_file(path), path.string());
 }
 

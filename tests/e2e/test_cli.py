@@ -2,6 +2,7 @@
 
 Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
 """
+import gzip
 import json
 import os
 import pathlib
@@ -95,6 +96,128 @@ class Usage(WorkFolder):
             self.fails(2, '--dtype "half": expected auto, float32 or bfloat16', *command, "--model", MODEL,
                        "--dtype", "half")
         self.fails(2, "--log-level", "inspect", "--model", MODEL, "--log-level", "loud")
+
+
+class OptionsThatApply(WorkFolder):
+    """An option that has no effect in a run is unknown to the command, refused, or warned of."""
+
+    CALIBRATION = {"--calib": CALIB, "--nsamples": 2, "--seqlen": 64, "--random-percent": 25,
+                   "--seed": 3, "--memory-limit": 1000, "--dtype": "float32", "--device": "cpu"}
+
+    def test_rounding_to_nearest_warns_of_each_option_of_calibration(self):
+        recipe = self.work / "r.yaml"
+        recipe.write_text("default: {wq: int4, algorithm: rtn}\n")
+        plain = self.work / "plain"
+        self.ok("--model", MODEL, "--algorithm", "rtn", "--save", plain)
+        for number, (option, value) in enumerate(self.CALIBRATION.items()):
+            with self.subTest(option):
+                out = self.work / str(number)
+                how = ("--algorithm", "rtn") if number % 2 else ("--config", recipe)
+                done = aqhost("--model", MODEL, *how, "--save", out, option, value)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertIn(f"warning: {option} has no effect: every module is rounded to nearest",
+                              done.stderr)
+                self.assertNotIn("calibrated", done.stdout)
+                self.assertEqual((out / "model.safetensors").read_bytes(),
+                                 (plain / "model.safetensors").read_bytes())
+                report = json.loads((out / "quantization_report.json").read_text())
+                self.assertNotIn("calibration", report)
+        done = aqhost("--model", MODEL, "--algorithm", "rtn", "--save", self.work / "all",
+                      *(x for pair in self.CALIBRATION.items() for x in pair), "--balance-experts")
+        self.assertIn("--calib, --nsamples, --seqlen, --random-percent, --seed, --balance-experts, "
+                      "--dtype, --device, --memory-limit have no effect", done.stderr)
+
+    def test_activations_under_one_scale_are_measured_even_if_weights_are_rounded(self):
+        recipe, out = self.work / "r.yaml", self.work / "out"
+        recipe.write_text("default: {wq: nvfp4, aq: nvfp4, algorithm: rtn}\n")
+        done = aqhost("--model", MODEL, "--config", recipe, "--calib", CALIB, "--nsamples", 2,
+                      "--seqlen", 64, "--save", out)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("no effect", done.stderr)
+        self.assertIn("calibrated on", done.stdout)
+
+    def test_no_command_but_quantize_has_the_options_of_its_run(self):
+        commands = {"inspect": ("--model", MODEL), "plan": ("--model", MODEL),
+                    "eval": ("--model", MODEL, "--text", EVAL), "compare": (MODEL,),
+                    "tokenize": ("--model", MODEL, "--jsonl", "-"), "verify": ("--model", MODEL),
+                    "plugins": ()}
+        has = {"eval": {"--dtype", "--device"}, "compare": {"--device"}}
+        for command, arguments in commands.items():
+            for option, value in self.CALIBRATION.items():
+                if option in has.get(command, ()):
+                    continue
+                with self.subTest(command, option=option):
+                    self.fails(2, f"unknown option {option}", command, *arguments, option, value,
+                               plugins=None)
+
+    def test_compare_without_text_warns_of_what_is_for_text(self):
+        for option, value in (("--window", 64), ("--device", "cpu")):
+            done = aqhost("compare", MODEL, option, value)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(f"warning: {option} has no effect: without --text nothing is run",
+                          done.stderr)
+        self.fails(2, "--against needs --text", "compare", MODEL, "--against", MODEL)
+
+    def test_a_device_that_is_none_is_refused_even_where_nothing_runs(self):
+        for command in (("--algorithm", "rtn", "--model", MODEL, "--save", self.work / "o"),
+                        ("eval", "--model", MODEL, "--text", EVAL), ("compare", MODEL)):
+            self.fails(2, '--device "gpu": expected auto, cpu, cuda or cuda:NUMBER', *command,
+                       "--device", "gpu")
+
+    def test_verify_takes_the_model_plugin_to_use(self):
+        out = self.work / "out"
+        self.ok("--model", MODEL, "--algorithm", "rtn", "--save", out)
+        self.ok("verify", "--model", out, "--model-type", "olmoe")
+        self.fails(1, "no/such", "verify", "--model", out, "--model-type", "no/such")
+
+
+class CalibrationFiles(WorkFolder):
+    def test_every_document_is_used_and_the_user_is_told(self):
+        text = CALIB.read_text()
+        documents = [text[at:at + 600] for at in range(0, 499 * 600, 600)] + [text[-40000:]]
+        lines = self.work / "chats"
+        lines.write_text("".join(json.dumps({"messages": [{"role": "user", "content": d}]}) + "\n"
+                                 for d in documents))
+        out = self.work / "out"
+        done = aqhost("--model", MODEL, "--calib", lines, "--nsamples", 4, "--seqlen", 512, "--save",
+                      out)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("the 500 documents have", done.stderr)
+        self.assertIn("joined with token 0 in between", done.stderr)
+        self.assertIn("500 documents are chats", done.stderr)
+        told = json.loads((out / "quantization_report.json").read_text())["calibration"]["files"][0]
+        self.assertEqual((told["documents"], told["separator"]), (500, 0))
+        self.assertGreaterEqual(told["available"] * 512, told["tokens"] - 512)
+        result = json.loads(self.ok("eval", "--model", MODEL, "--text", lines, "--json"))
+        self.assertEqual(result["tokens"], told["available"] * 511)
+
+    def test_files_that_are_no_text_are_refused_with_what_to_do(self):
+        packed = self.work / "text.jsonl.gz"
+        packed.write_bytes(gzip.compress(b'{"text": "In the beginning"}\n'))
+        for command in (("--calib", packed, "--save", self.work / "out"), ("eval", "--text", packed)):
+            arguments = command if command[0] != "eval" else command[1:]
+            first = ("eval",) if command[0] == "eval" else ()
+            self.fails(1, "text.jsonl.gz: is compressed by gzip; expected text, JSON lines or token "
+                       "ids: unpack it first", *first, "--model", MODEL, *arguments)
+        self.assertFalse((self.work / "out").exists())
+
+    def test_a_pipe_is_read(self):
+        text = EVAL.read_text()[:20000]
+        file = self.work / "text"
+        file.write_text(text)
+        command = [str(AQHOST), "eval", "--model", str(MODEL), "--window", "64", "--json", "--text"]
+        piped = subprocess.run(command + ["/dev/stdin"], input=text, capture_output=True, text=True)
+        self.assertEqual(piped.returncode, 0, piped.stderr)
+        self.assertEqual(piped.stdout, self.ok(*command[1:], file))
+
+    def test_a_tokenizer_in_another_form_is_named(self):
+        model = self.copy_model()
+        (model / "tokenizer.json").unlink()
+        (model / "tokenizer.model").write_bytes(b"x")
+        message = self.fails(1, "only a tokenizer as tokenizer.model (SentencePiece", "--model", model,
+                             "--calib", CALIB, "--save", self.work / "out")
+        self.assertIn("need no tokenizer, nor does --algorithm rtn", message)
+        self.ok("--model", model, "--algorithm", "rtn", "--save", self.work / "out")
 
 
 class Inspecting(WorkFolder):

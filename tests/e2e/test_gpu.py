@@ -54,6 +54,53 @@ class OnAGpu(WorkFolder):
                 recipe.write_text(f"default: {default}\n")
                 self.close(0.015, MODEL, "--config", recipe, "--nsamples", 32)
 
+    def test_eval_and_compare_give_what_they_give_on_the_cpu(self):
+        recipe = self.work / "r.yaml"
+        recipe.write_text("default: {wq: mxfp4, group_size: 32, aq: mxfp8}\n")
+        for family in FAMILIES:
+            model = TESTS / "models" / family
+            out = self.work / f"rtn-{family}"
+            more = ("--config", recipe) if family == "qwen2-moe-tiny" else ()
+            self.ok("--model", model, "--algorithm", "rtn", "--save", out, *more)
+            told = {}
+            for device in ("cpu", "cuda"):
+                table = json.loads(self.ok("compare", out, "--text", EVAL, "--against", model,
+                                           "--device", device, "--json"))
+                alone = json.loads(self.ok("eval", "--model", out, "--text", EVAL, "--device", device,
+                                           "--json"))["perplexity"]
+                narrow = json.loads(self.ok("eval", "--model", out, "--text", EVAL, "--device", device,
+                                            "--dtype", "bfloat16", "--json"))["perplexity"]
+                told[device] = (table, alone, narrow)
+            alone, narrow = ([told[d][i] for d in ("cpu", "cuda")] for i in (1, 2))
+            print(f"{family}: eval cpu {alone[0]:.5f}, gpu {alone[1]:.5f}; in bfloat16 {narrow[0]:.5f}, "
+                  f"{narrow[1]:.5f}", flush=True)
+            with self.subTest(family):
+                self.assertLess(abs(alone[1] / alone[0] - 1), 1e-3)
+                self.assertLess(abs(narrow[1] / narrow[0] - 1), 5e-3)
+                for on_cpu, on_gpu in zip(told["cpu"][0], told["cuda"][0]):
+                    self.assertLess(abs(on_gpu["perplexity"] / on_cpu["perplexity"] - 1), 1e-3)
+                    if on_cpu["kl_divergence"] is None:
+                        continue
+                    self.assertLess(abs(on_gpu["kl_divergence"] / on_cpu["kl_divergence"] - 1), 0.02)
+                    self.assertLess(abs(on_gpu["top1_agreement"] - on_cpu["top1_agreement"]), 2e-3)
+                    for a, b in zip(on_cpu["layers"], on_gpu["layers"]):
+                        self.assertLess(abs(b["error"] / a["error"] - 1), 0.02)
+
+    def test_experts_are_balanced_on_the_gpu(self):
+        spreads = []
+        for device in ("cpu", "cuda"):
+            out = self.quantize(device, MODEL, "--balance-experts", "--nsamples", 16, "--dtype",
+                                "float32")
+            report = json.loads((out / "quantization_report.json").read_text())
+            spreads.append(report["calibration"]["balance"]["spread_after"])
+        self.assertLess(abs(spreads[1] / spreads[0] - 1), 0.05)
+
+    def test_rounding_to_nearest_opens_no_gpu(self):
+        out = self.work / "rtn"
+        self.ok("--model", MODEL, "--algorithm", "rtn", "--device", "auto", "--save", out)
+        report = json.loads((out / "quantization_report.json").read_text())
+        self.assertEqual(report["device"], "cpu")
+
     def test_device_and_peak_memory_are_in_the_report(self):
         out = self.quantize("cuda", MODEL, "--nsamples", 2)
         report = json.loads((out / "quantization_report.json").read_text())
@@ -65,7 +112,7 @@ class OnAGpu(WorkFolder):
 
 
 if __name__ == "__main__":
-    tried = aqhost("--model", MODEL, "--save", MODEL, "--device", "cuda").stderr
+    tried = aqhost("eval", "--model", MODEL, "--text", EVAL, "--device", "cuda").stderr
     if "--device cuda" in tried:
         print("SKIPPED:", tried.strip())
         sys.exit(77)

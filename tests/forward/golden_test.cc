@@ -55,7 +55,7 @@ void check_model(const std::string& name) {
   const auto model = registry.create_model(reader, "auto");
   const Ends ends(reader, *model);
   const at::Tensor ids = golden("input_ids");
-  at::Tensor x = ends.embed(ids);
+  at::Tensor x = embed_tokens(reader, *model, ids);
   for (int32_t l = 0; l < model->desc().n_layers; l++) {
     CAPTURE(l);
     const Layer layer(reader, *model, l, ids.size(1));

@@ -339,12 +339,12 @@ TEST_CASE("embed looks ids up and refuses those outside the vocabulary") {
   const Ends ends(fake.source(), *model);
   const at::Tensor ids = at::tensor({0, 49, 7, 7}, at::kLong).view({2, 2});
   const at::Tensor table = fake.tensor(AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT, true);
-  CHECK(at::equal(ends.embed(ids), table.index({ids})));
-  CHECK_THROWS_WITH_AS(ends.embed(at::tensor({3, 50}, at::kLong)),
+  CHECK(at::equal(embed_tokens(fake.source(), *model, ids), table.index({ids})));
+  CHECK_THROWS_WITH_AS(embed_tokens(fake.source(), *model, at::tensor({3, 50}, at::kLong)),
                        "token ids from 3 to 50, the vocabulary has 50: does the tokenizer belong "
                        "to this model?",
                        Error);
-  CHECK_THROWS_AS(ends.embed(at::tensor({-1, 3}, at::kLong)), Error);
+  CHECK_THROWS_AS(embed_tokens(fake.source(), *model, at::tensor({-1, 3}, at::kLong)), Error);
 }
 
 }  // namespace

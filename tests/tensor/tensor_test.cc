@@ -1,5 +1,8 @@
 #include "tensor/tensor.h"
 
+#include <cmath>
+#include <cstring>
+
 #include "tensor/memory_source.h"
 #include "torch_doctest.h"
 
@@ -64,6 +67,54 @@ TEST_CASE("read_tensor refuses what does not fit, with the tensor's name and bot
       {{"m", -1, huge, huge, 6, true}, {6, 6}}  //
   };
   for (const auto& [ref, shape] : misfits) CHECK_THROWS_AS(read_tensor(s, ref, shape), Error);
+}
+
+/// A bfloat16 vector "b" that is lent as it is stored, and counts who asks for float32.
+struct StoredBfloat16 : MemorySource {
+  explicit StoredBfloat16(const at::Tensor& b)
+      : MemorySource({{"b", b.to(at::kFloat)}}),
+        values(b),
+        info{"b", DType::kBF16, b.sizes().vec()} {}
+
+  const TensorInfo* find(std::string_view name) const override {
+    return name == "b" ? &info : nullptr;
+  }
+  void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override {
+    converted++;
+    MemorySource::read_f32(name, begin, out);
+    for (const float v : out)
+      if (!std::isfinite(v)) fail("b: a value is not finite");
+  }
+  bool read_stored(std::string_view, int64_t begin, std::span<std::byte> out) const override {
+    std::memcpy(out.data(), static_cast<const std::byte*>(values.data_ptr()) + begin, out.size());
+    return true;
+  }
+
+  at::Tensor values;
+  TensorInfo info;
+  mutable int converted = 0;
+};
+
+TEST_CASE("bfloat16 that is wanted as it is stored is not converted, and checked all the same") {
+  const at::Tensor matrix = at::randn({8, 16}).to(at::kBFloat16);
+  const StoredBfloat16 source(matrix);
+  CHECK(at::equal(read_tensor(source, {"b"}, {8, 16}, at::kBFloat16), matrix));
+  CHECK(at::equal(read_tensor(source, {"b", -1, 3, 1, 3}, {3, 16}, at::kBFloat16),
+                  matrix.slice(0, 3, 6)));
+  CHECK(
+      at::equal(read_tensor(source, {"b", -1, 0, 1, 0, true}, {16, 8}, at::kBFloat16), matrix.t()));
+  at::Tensor stack = at::zeros({2, 8, 16}, at::kBFloat16);
+  read_tensor_into(source, {"b"}, stack[1]);
+  CHECK((at::equal(stack[1], matrix) && stack[0].eq(0).all().item<bool>()));
+  CHECK(source.converted == 0);
+  CHECK(at::equal(read_tensor(source, {"b"}, {8, 16}), matrix.to(at::kFloat)));
+  CHECK(source.converted == 1);
+  for (const double wrong : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+    at::Tensor bad = matrix.clone();
+    bad[7][15] = wrong;
+    CHECK_THROWS_WITH_AS(read_tensor(StoredBfloat16(bad), {"b"}, {8, 16}, at::kBFloat16),
+                         doctest::Contains("not finite"), Error);
+  }
 }
 
 TEST_CASE("span_of lends a tensor's own elements") {

@@ -87,6 +87,22 @@ void add_dtype_option(po::options_description_easy_init& add, const char* standa
       "is stored in it and the CPU multiplies it");
 }
 
+void add_device_option(po::options_description_easy_init& add) {
+  add("device", po::value<std::string>()->default_value("auto"),
+      "auto (a GPU if there is one), cpu, cuda or cuda:NUMBER");
+}
+
+void warn_of_no_effect(const po::variables_map& options, std::initializer_list<const char*> names,
+                       const std::string& why) {
+  std::vector<std::string> given;
+  for (const char* name : names)
+    if (options.contains(name) && !options[name].defaulted())
+      given.push_back(fmt::format("--{}", name));
+  if (given.empty()) return;
+  spdlog::warn("{} {} no effect: {}", fmt::join(given, ", "), given.size() == 1 ? "has" : "have",
+               why);
+}
+
 Layout layout(const po::variables_map& options) {
   const auto name = options["export"].as<std::string>();
   if (name != "compressed-tensors" && name != "gptq")

@@ -48,6 +48,13 @@ Layout layout(const po::variables_map& options);
 /// Adds --dtype, see compute_type().
 void add_dtype_option(po::options_description_easy_init& add, const char* standard);
 
+/// Adds --device, see open_device().
+void add_device_option(po::options_description_easy_init& add);
+
+/// Warns of those of `names` that were given although they have no effect, and says why.
+void warn_of_no_effect(const po::variables_map& options, std::initializer_list<const char*> names,
+                       const std::string& why);
+
 /// The value of a required option; UsageError names it if it is not there.
 std::string required(const po::variables_map& options, const char* name);
 /// An integer option within [least, most]; UsageError otherwise.

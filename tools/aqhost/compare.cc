@@ -6,10 +6,11 @@
 
 #include "base/error.h"
 #include "base/progress.h"
-#include "calibrate/corpus.h"
 #include "command.h"
 #include "export/decoded_checkpoint.h"
+#include "pipeline/calibration.h"
 #include "pipeline/divergence.h"
+#include "tensor/device.h"
 
 namespace aqhost {
 namespace {
@@ -26,6 +27,7 @@ void add_options(po::options_description_easy_init add) {
   add("text", po::value<std::string>(), "text to predict, as of eval");
   add("window", po::value<int64_t>()->default_value(512), "tokens of a window");
   add("against", po::value<std::string>(), "folder of the original; needs --text");
+  add_device_option(add);
 }
 
 /// One line of the table, or one part of what --json prints.
@@ -49,19 +51,21 @@ Row open_row(const std::string& folder, const Registry& registry,
 }
 
 /// Fills in what has to be measured; the first row is the original where there is one.
-void measure(std::vector<Row>& rows, bool against, const at::Tensor& windows, bool quiet) {
+void measure(std::vector<Row>& rows, bool against, const at::Tensor& windows,
+             const at::TensorOptions& run_options, bool quiet) {
   const auto layers = rows.front().model->desc().n_layers;
   Progress progress("evaluating", against ? layers : layers * static_cast<int>(rows.size()),
                     "layers", quiet);
   int32_t done = 0;
   const auto tell = [&](int32_t layer) { progress.update(++done, fmt::format("layer {}", layer)); };
   if (!against) {
-    for (Row& row : rows) row.perplexity = perplexity(*row.source, *row.model, windows, tell).value;
+    for (Row& row : rows)
+      row.perplexity = perplexity(*row.source, *row.model, windows, tell, run_options).value;
     return;
   }
   std::vector<Runnable> models;
   for (std::size_t i = 1; i < rows.size(); i++) models.push_back(rows[i].runnable());
-  const Divergences all = diverge(rows.front().runnable(), models, windows, tell);
+  const Divergences all = diverge(rows.front().runnable(), models, windows, tell, run_options);
   rows.front().perplexity = all.reference.value;
   for (std::size_t i = 1; i < rows.size(); i++) {
     rows[i].from_original = all.models[i - 1];
@@ -144,6 +148,10 @@ void run(const po::variables_map& options) {
   if (!options.contains("export")) throw UsageError("no folder is given: aqhost compare A B ...");
   const bool against = options.contains("against"), evaluate = options.contains("text");
   if (against && !evaluate) throw UsageError("--against needs --text, what to compare on");
+  const auto device_name = options["device"].as<std::string>();
+  check_device_name(device_name);
+  if (!evaluate) warn_of_no_effect(options, {"window", "device"}, "without --text nothing is run");
+  const at::Device device = evaluate ? open_device(device_name) : at::Device(at::kCPU);
   const auto registry = open_registry(options);
   std::vector<Row> rows;
   if (against) rows.push_back(open_row(required(options, "against"), *registry, options));
@@ -151,10 +159,12 @@ void run(const po::variables_map& options) {
     rows.push_back(open_row(folder, *registry, options));
   if (evaluate) {
     const Row& first = rows.front();
-    CorpusReader reader(first.folder, first.model->desc().vocab_size);
-    measure(rows, against,
-            reader.windows(required(options, "text"), integer(options, "window", 2, 1 << 24)),
-            quiet(options));
+    const int64_t vocabulary = first.model->desc().vocab_size;
+    CorpusReader reader(first.folder, vocabulary,
+                        document_separator(first.source->config(), vocabulary));
+    const FileWindows file =
+        read_windows(reader, required(options, "text"), integer(options, "window", 2, 1 << 24));
+    measure(rows, against, file.ids, at::TensorOptions(device).dtype(at::kFloat), quiet(options));
   }
   if (!wants_json(options)) return print(rows);
   Json list = Json::array();

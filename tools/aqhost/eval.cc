@@ -2,12 +2,13 @@
 
 #include "base/error.h"
 #include "base/progress.h"
-#include "calibrate/corpus.h"
 #include "command.h"
 #include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
+#include "pipeline/calibration.h"
 #include "pipeline/divergence.h"
 #include "pipeline/evaluate.h"
+#include "tensor/device.h"
 
 namespace aqhost {
 namespace {
@@ -16,9 +17,10 @@ void add_options(po::options_description_easy_init add) {
   add_model_options(add);
   add_plugin_options(add);
   add("text", po::value<std::string>(),
-      "text to predict: UTF-8, JSONL or ids, as --calib of quantize");
+      "text to predict: UTF-8, JSON lines or ids, as --calib of quantize");
   add("window", po::value<int64_t>()->default_value(512), "tokens of a window");
   add_dtype_option(add, "float32");
+  add_device_option(add);
   add("against", po::value<std::string>(),
       "folder of the original: how far the model is from it, layer by layer too");
 }
@@ -53,18 +55,21 @@ void run(const po::variables_map& options) {
   const std::string directory = required(options, "model");
   const std::string text = required(options, "text");
   const int64_t window = integer(options, "window", 2, 1 << 24);
+  const at::Device device = open_device(options["device"].as<std::string>());
   const auto registry = open_registry(options);
   const auto source = open_source(directory, *registry);
-  const at::ScalarType dtype = compute_type(options["dtype"].as<std::string>(), *source);
+  const at::TensorOptions run_options = at::TensorOptions(device).dtype(
+      compute_type(options["dtype"].as<std::string>(), *source, device));
   const auto model = open_model(*registry, *source, options);
-  const at::Tensor windows =
-      CorpusReader(directory, model->desc().vocab_size).windows(text, window);
+  CorpusReader reader(directory, model->desc().vocab_size,
+                      document_separator(source->config(), model->desc().vocab_size));
+  const at::Tensor windows = read_windows(reader, text, window).ids;
   Progress progress("evaluating", model->desc().n_layers, "layers", quiet(options));
   const auto tell = [&](int32_t layer) {
     progress.update(layer + 1, fmt::format("layer {}", layer));
   };
   if (!options.contains("against")) {
-    const Perplexity result = perplexity(*source, *model, windows, tell, dtype);
+    const Perplexity result = perplexity(*source, *model, windows, tell, run_options);
     progress.finish();
     if (wants_json(options))
       fmt::print("{}\n", Json{{"perplexity", result.value}, {"tokens", result.tokens}}.dump());
@@ -76,7 +81,7 @@ void run(const po::variables_map& options) {
   const auto original = open_source(against, *registry);
   const auto original_model = open_model(*registry, *original, options);
   const Divergences result = diverge({original.get(), original_model.get()},
-                                     {{source.get(), model.get()}}, windows, tell, dtype);
+                                     {{source.get(), model.get()}}, windows, tell, run_options);
   progress.finish();
   const Divergence& d = result.models.front();
   if (wants_json(options)) {
@@ -92,8 +97,9 @@ void run(const po::variables_map& options) {
 const Command kEval{
     "eval", "measures perplexity on a text, of a checkpoint or an export",
     "  aqhost eval --model DIR --text FILE [--against ORIGINAL] [--window 512] [--json]\n\n"
-    "The text's tokens are cut into windows, each within one document; the loss is that\n"
-    "of each next token inside its window. With --against the original runs\n"
+    "The text's tokens are cut into windows as those of quantize's --calib are (documents shorter\n"
+    "than a window share one); the loss is that of each next token inside its window. With "
+    "--against the original runs\n"
     "beside the model: KL divergence of the next token from the original's, how often both\n"
     "hold the same token most likely, and by how much hidden states differ, |h - h0| / |h0|,\n"
     "after each layer, and by that layer alone on the original's hidden states.",

@@ -47,7 +47,6 @@ po::options_description options_of(const Command& command) {
   command.add_options(all.add_options());
   all.add_options()("json", "print the result as JSON")("threads", po::value<int64_t>(),
                                                         "threads to use (default: all cores)")(
-      "seed", po::value<int64_t>()->default_value(0), "seed of every random choice")(
       "log-level", po::value<std::string>()->default_value("info"),
       "debug, info, warn, error or off; messages go to stderr")("help,h", "this text")(
       "version", "print the version");

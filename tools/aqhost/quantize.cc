@@ -21,7 +21,7 @@ void add_options(po::options_description_easy_init add) {
   add("config", po::value<std::string>(),
       "recipe in YAML or JSON (see configs/); default: int4, group size 128");
   add("calib", po::value<std::vector<std::string>>()->composing(),
-      "FILE or FILE=WEIGHT: what to calibrate on, may be repeated; GPTQ needs it");
+      "FILE or FILE=WEIGHT: what to calibrate on, may be repeated; GPTQ needs it, rtn does not");
   add("nsamples", po::value<int64_t>()->default_value(128), "windows to calibrate on, in all");
   add("seqlen", po::value<int64_t>()->default_value(512), "tokens of a window");
   add("random-percent", po::value<int64_t>()->default_value(50),
@@ -29,13 +29,13 @@ void add_options(po::options_description_easy_init add) {
       "good on text of other kinds than --calib's, too");
   add("balance-experts",
       "choose the windows, from four times as many, that even out how often experts are used");
+  add("seed", po::value<int64_t>()->default_value(0), "seed of every random choice");
   add("algorithm", po::value<std::string>(),
       "gptq or rtn for all modules, whatever the recipe says");
   add("save", po::value<std::string>(), "folder to write, made by the run");
   add("overwrite", "replace the folder if an earlier run wrote it");
   add_dtype_option(add, "auto");
-  add("device", po::value<std::string>()->default_value("auto"),
-      "auto (a GPU if there is one), cpu, cuda or cuda:NUMBER");
+  add_device_option(add);
   add("memory-limit", po::value<int64_t>()->default_value(0),
       "MB that tensors may take on that device, as near as can be; 0: no limit");
   add_export_options(add);
@@ -68,6 +68,20 @@ std::optional<CalibrationOptions> calibration(const po::variables_map& options) 
   result.balance_experts = options.contains("balance-experts");
   result.quiet = quiet(options);
   return result;
+}
+
+/// The device to run on. None is opened where nothing is run: for rounding to nearest, or where
+/// quantize() will refuse to run without text.
+at::Device device(const po::variables_map& options, const Plan& plan) {
+  const auto name = options["device"].as<std::string>();
+  if (plan.runs_model() && options.contains("calib")) return open_device(name);
+  check_device_name(name);
+  if (!plan.runs_model())
+    warn_of_no_effect(options,
+                      {"calib", "nsamples", "seqlen", "random-percent", "seed", "balance-experts",
+                       "dtype", "device", "memory-limit"},
+                      "every module is rounded to nearest, which needs no calibration");
+  return at::kCPU;
 }
 
 /// "vLLM 0.32, SGLang 0.5.23", or "nothing but aqhost".
@@ -127,7 +141,6 @@ void run(const po::variables_map& options) {
   const Recipe recipe =
       options.contains("config") ? Recipe::load(required(options, "config")) : Recipe{};
 
-  quantize_options.device = open_device(options["device"].as<std::string>());
   const auto registry = open_registry(options);
   const Reader reader = open_original(directory);
   const auto model = open_model(*registry, reader, options);
@@ -135,6 +148,7 @@ void run(const po::variables_map& options) {
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}", w.text());
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options["target"].as<std::string>());
+  quantize_options.device = device(options, plan);
   for (const Loadable& l : loads)
     for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
   const Json report = quantize(reader, *model, plan, quantize_options);
@@ -156,11 +170,15 @@ const Command kQuantize{
     "Runs the model over calibration text, solves every linear map by GPTQ under Hessians "
     "weighted\n"
     "by the router, and writes a compressed-tensors checkpoint with quantization_report.json.\n\n"
-    "--calib takes text (UTF-8), .jsonl (an object a line with \"text\"), and ids of the model's\n"
-    "tokenizer as .npy ([tokens] or [documents, tokens]) or .safetensors (input_ids, and an\n"
-    "attention_mask where there is padding). Windows of --seqlen tokens lie within one document\n"
-    "and are never padded. Several files give equal parts of the --nsamples windows, or as their\n"
-    "weights say: --calib prose.txt=3 --calib code.jsonl=1.",
+    "--calib takes text (UTF-8, one document), JSON lines or a JSON array (a document each: a\n"
+    "string, or an object with \"text\", or a chat in \"messages\"), and ids of the model's "
+    "tokenizer\n"
+    "as .npy ([tokens] or [documents, tokens]) or .safetensors (input_ids, and an attention_mask\n"
+    "where there is padding). The content tells what a file is, not its name; a pipe will do.\n"
+    "A document is cut into windows of --seqlen tokens; what is left of it, or all of a shorter\n"
+    "one, shares windows with that of others, with the model's end-of-text token in between.\n"
+    "Several files give equal parts of the --nsamples windows, or as their weights say:\n"
+    "--calib prose.txt=3 --calib code.jsonl=1.",
     add_options, run};
 
 }  // namespace aqhost

@@ -8,7 +8,7 @@ namespace aqhost {
 namespace {
 
 void add_options(po::options_description_easy_init add) {
-  add("model", po::value<std::string>(), "folder of the quantized checkpoint");
+  add_model_options(add);
   add_plugin_options(add);
   add_strict_option(add);
 }
@@ -16,7 +16,7 @@ void add_options(po::options_description_easy_init add) {
 void run(const po::variables_map& options) {
   const std::string directory = required(options, "model");
   const auto registry = open_registry(options);
-  const VerifySummary s = verify(directory, *registry);
+  const VerifySummary s = verify(directory, *registry, options["model-type"].as<std::string>());
   check_extra_tensors(s.extra_tensors, directory, options);
   if (wants_json(options)) {
     fmt::print("{}\n", Json{{"ok", true},
