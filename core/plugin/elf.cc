@@ -42,7 +42,9 @@ class ElfFile {
   std::optional<EntryHead> read_entry_head() const {
     std::optional<EntryHead> head;
     each_exported([&](const std::string& name, const Elf64_Sym& symbol) {
-      if (name == "aq_plugin_entry") head = at<EntryHead>(offset_of(symbol.st_value));
+      if (name != "aq_plugin_entry") return;
+      head = at<EntryHead>(offset_of(symbol.st_value));
+      if (head->struct_size == 0) not_constant();  // filled in when the library is loaded
     });
     return head;
   }
@@ -77,6 +79,10 @@ class ElfFile {
       if (segment.p_type == PT_LOAD && address >= segment.p_vaddr &&
           address - segment.p_vaddr < segment.p_filesz)
         return segment.p_offset + (address - segment.p_vaddr);
+    not_constant();
+  }
+
+  [[noreturn]] static void not_constant() {
     fail("its aq_plugin_entry is not constant data, so its version cannot be read before it runs");
   }
 
