@@ -232,7 +232,7 @@ aq_status FakeModel::route(const aq_model* self, const aq_route_args* args, aq_e
       const bool used = slot + 1 < k || logits[0] <= 0;
       float weight = 1.0f / (1.0f + std::exp(-logits[e]));
       if (args->hidden != nullptr)
-        weight *= 1 + data(args->hidden)[t * fake(self).desc.hidden_size];
+        weight *= 1 + std::abs(data(args->hidden)[t * fake(self).desc.hidden_size]);
       static_cast<int32_t*>(args->expert_ids->data)[t * k + slot] = used ? e : -1;
       data(args->weights)[t * k + slot] = used ? weight : 0;
     }

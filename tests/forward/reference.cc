@@ -98,7 +98,8 @@ at::Tensor ffn(const FakeModel& m, const at::Tensor& x) {
   const int64_t used = m.ffn.top_k - (logits[0].item<double>() > 0 ? 1 : 0);
   for (int64_t slot = 0; slot < used; slot++) {
     const auto e = order[slot].item<int64_t>();
-    const at::Tensor weight = logits[e].sigmoid() * (m.ffn.route_hidden ? 1 + x[0] : at::ones({}));
+    const at::Tensor weight =
+        logits[e].sigmoid() * (m.ffn.route_hidden ? 1 + x[0].abs() : at::ones({}));
     out = out + weight * expert_output(m, static_cast<int32_t>(e), x);
   }
   return out;
