@@ -1,6 +1,6 @@
 #include "base/json.h"
 
-#include <set>
+#include <unordered_set>
 #include <vector>
 
 #include "base/error.h"
@@ -11,25 +11,52 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 
-/// Refuses what nlohmann lets pass: repeated keys, of which only the last would survive.
-class Guard {
+/// Refuses what nlohmann lets pass: repeated keys, of which only the last would survive, and depth
+/// without end. It reads events and not the parser's callback, for which nlohmann goes through a
+/// whole object at the end of each of its members: quadratic in the tensors of a file.
+class Guard : public nlohmann::json_sax<Json> {
  public:
   explicit Guard(const std::string& where) : where_(where) {}
 
-  bool operator()(int depth, Json::parse_event_t event, const Json& parsed) {
-    if (depth > kMaxDepth) fail("{}: JSON nested deeper than {} levels", where_, kMaxDepth);
-    if (event == Json::parse_event_t::object_start) keys_.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys_.pop_back();
-    if (event == Json::parse_event_t::key) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!keys_.back().insert(key).second) fail("{}: key \"{}\" appears twice", where_, key);
-    }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(int64_t) override { return true; }
+  bool number_unsigned(uint64_t) override { return true; }
+  bool number_float(double, const std::string&) override { return true; }
+  bool string(std::string&) override { return true; }
+  bool binary(Json::binary_t&) override { return true; }
+  bool start_object(std::size_t) override {
+    keys_.emplace_back();
+    return enter();
+  }
+  bool key(std::string& key) override {
+    if (!keys_.back().insert(key).second) fail("{}: key \"{}\" appears twice", where_, key);
     return true;
+  }
+  bool end_object() override {
+    keys_.pop_back();
+    return leave();
+  }
+  bool start_array(std::size_t) override { return enter(); }
+  bool end_array() override { return leave(); }
+  /// Json::parse() says what is wrong.
+  bool parse_error(std::size_t, const std::string&, const Json::exception&) override {
+    return false;
   }
 
  private:
+  bool enter() {
+    if (++depth_ > kMaxDepth) fail("{}: JSON nested deeper than {} levels", where_, kMaxDepth);
+    return true;
+  }
+  bool leave() {
+    depth_--;
+    return true;
+  }
+
   const std::string& where_;
-  std::vector<std::set<std::string>> keys_;
+  int depth_ = 0;
+  std::vector<std::unordered_set<std::string>> keys_;
 };
 
 }  // namespace
@@ -37,9 +64,8 @@ class Guard {
 Json parse_json(std::string_view text, const std::string& where) {
   try {
     Guard guard(where);
-    return Json::parse(text, [&guard](int depth, Json::parse_event_t event, Json& parsed) {
-      return guard(depth, event, parsed);
-    });
+    Json::sax_parse(text, &guard);
+    return Json::parse(text);
   } catch (const Json::exception& e) {
     // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
     std::string_view what = e.what();

@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <chrono>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -16,6 +18,17 @@ TEST_CASE("JSON: repeated keys, depth and syntax are refused with the file's nam
   CHECK_THROWS_WITH_AS(parse_json("{\"a\": ", "x.json"),
                        doctest::Contains("x.json: not valid JSON"), Error);
   CHECK_THROWS_AS(parse_json(std::string(100, '[') + std::string(100, ']'), "x"), Error);
+}
+
+TEST_CASE("JSON: a file of a hundred thousand objects is read at once") {
+  std::string text = "{";
+  for (int i = 0; i < 100'000; i++)
+    text += "\"model.layers.0.mlp.experts." + std::to_string(i) + "\": {\"shape\": [1, 2]},";
+  text += "\"last\": {}}";
+  const auto start = std::chrono::steady_clock::now();
+  CHECK(parse_json(text, "x.json").size() == 100'001);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  CHECK(took.count() < 20);  // a minute and more where each object's end goes through the others
 }
 
 TEST_CASE("nearest_name finds a misspelling and nothing far away") {
