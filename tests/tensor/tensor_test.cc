@@ -97,18 +97,17 @@ struct StoredBfloat16 : MemorySource {
 
 TEST_CASE("bfloat16 that is wanted as it is stored is not converted, and checked all the same") {
   const at::Tensor matrix = at::randn({8, 16}).to(at::kBFloat16);
-  const StoredBfloat16 source(matrix);
-  CHECK(at::equal(read_tensor(source, {"b"}, {8, 16}, at::kBFloat16), matrix));
-  CHECK(at::equal(read_tensor(source, {"b", -1, 3, 1, 3}, {3, 16}, at::kBFloat16),
+  const StoredBfloat16 lent(matrix);
+  CHECK(at::equal(read_tensor(lent, {"b"}, {8, 16}, at::kBFloat16), matrix));
+  CHECK(at::equal(read_tensor(lent, {"b", -1, 3, 1, 3}, {3, 16}, at::kBFloat16),
                   matrix.slice(0, 3, 6)));
-  CHECK(
-      at::equal(read_tensor(source, {"b", -1, 0, 1, 0, true}, {16, 8}, at::kBFloat16), matrix.t()));
+  CHECK(at::equal(read_tensor(lent, {"b", -1, 0, 1, 0, true}, {16, 8}, at::kBFloat16), matrix.t()));
   at::Tensor stack = at::zeros({2, 8, 16}, at::kBFloat16);
-  read_tensor_into(source, {"b"}, stack[1]);
+  read_tensor_into(lent, {"b"}, stack[1]);
   CHECK((at::equal(stack[1], matrix) && stack[0].eq(0).all().item<bool>()));
-  CHECK(source.converted == 0);
-  CHECK(at::equal(read_tensor(source, {"b"}, {8, 16}), matrix.to(at::kFloat)));
-  CHECK(source.converted == 1);
+  CHECK(lent.converted == 0);
+  CHECK(at::equal(read_tensor(lent, {"b"}, {8, 16}), matrix.to(at::kFloat)));
+  CHECK(lent.converted == 1);
   for (const double wrong : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
     at::Tensor bad = matrix.clone();
     bad[7][15] = wrong;
