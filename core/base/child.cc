@@ -38,6 +38,7 @@ bool read_all(int in, int seconds, std::string& text) {
     if (polled < 0 && errno == EINTR) continue;
     if (polled <= 0) return false;
     const ssize_t n = read(in, buffer.data(), buffer.size());
+    if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return n == 0;
     text.append(buffer.data(), static_cast<std::size_t>(n));
   }
@@ -75,8 +76,9 @@ ChildEnd run_in_child(int seconds, const std::function<std::string()>& body) {
 }
 
 bool has_one_thread() {
-  const std::filesystem::directory_iterator threads("/proc/self/task");
-  return std::distance(begin(threads), end(threads)) == 1;
+  std::error_code error;  // where there is no /proc
+  const std::filesystem::directory_iterator threads("/proc/self/task", error);
+  return !error && std::distance(begin(threads), end(threads)) == 1;
 }
 
 }  // namespace aqhost

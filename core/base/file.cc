@@ -1,12 +1,11 @@
 #include "base/file.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -17,16 +16,24 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr off_t kMaxTextFile = off_t{1} << 30;
+constexpr int kForReading = O_RDONLY | O_CLOEXEC | O_NONBLOCK;  // a pipe is refused, not waited for
+
+[[noreturn]] void fail_by_errno(const fs::path& path) {
+  fail("{}: {}", path.string(), std::strerror(errno));
+}
 
 class FileDescriptor {
  public:
   FileDescriptor(const fs::path& path, int flags) : fd_(::open(path.c_str(), flags, 0644)) {
-    if (fd_ < 0) fail("{}: {}", path.string(), std::strerror(errno));
+    if (fd_ < 0) fail_by_errno(path);
   }
-  ~FileDescriptor() { ::close(fd_); }
+  ~FileDescriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
   FileDescriptor(const FileDescriptor&) = delete;
   FileDescriptor& operator=(const FileDescriptor&) = delete;
   int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
@@ -34,26 +41,59 @@ class FileDescriptor {
 
 off_t regular_size(const FileDescriptor& file, const fs::path& path) {
   struct stat status {};
-  if (::fstat(file.get(), &status) != 0) fail("{}: {}", path.string(), std::strerror(errno));
+  if (::fstat(file.get(), &status) != 0) fail_by_errno(path);
   if (!S_ISREG(status.st_mode)) fail("{}: not a regular file", path.string());
   return status.st_size;
 }
 
+void write_all(const FileDescriptor& file, std::string_view content, const fs::path& path) {
+  while (!content.empty()) {
+    const ssize_t n = ::write(file.get(), content.data(), content.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_by_errno(path);
+    content.remove_prefix(static_cast<std::size_t>(n));
+  }
+}
+
+/// Up to `most` bytes; fewer at the end of the file.
+std::string_view read_some(const FileDescriptor& file, std::span<char> buffer,
+                           const fs::path& path) {
+  for (;;) {
+    const ssize_t n = ::read(file.get(), buffer.data(), buffer.size());
+    if (n >= 0) return {buffer.data(), static_cast<std::size_t>(n)};
+    if (errno != EINTR) fail_by_errno(path);
+  }
+}
+
+/// Removes a file that was not finished.
+class Unfinished {
+ public:
+  explicit Unfinished(fs::path path) : path_(std::move(path)) {}
+  ~Unfinished() {
+    if (!finished_) ::unlink(path_.c_str());
+  }
+  Unfinished(const Unfinished&) = delete;
+  Unfinished& operator=(const Unfinished&) = delete;
+  void finish() { finished_ = true; }
+
+ private:
+  fs::path path_;
+  bool finished_ = false;
+};
+
 }  // namespace
 
 std::string read_file(const fs::path& path) {
-  const FileDescriptor file(path, O_RDONLY | O_CLOEXEC);
+  const FileDescriptor file(path, kForReading);
   const off_t size = regular_size(file, path);
   if (size > kMaxTextFile)
     fail("{}: {} bytes, expected a text of at most {}", path.string(), size, kMaxTextFile);
   std::string content(static_cast<std::size_t>(size), '\0');
   std::size_t done = 0;
   while (done < content.size()) {
-    const ssize_t n = ::read(file.get(), content.data() + done, content.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail("{}: {}", path.string(), std::strerror(errno));
+    const std::size_t n = read_some(file, std::span(content).subspan(done), path).size();
     if (n == 0) break;
-    done += static_cast<std::size_t>(n);
+    done += n;
   }
   content.resize(done);
   return content;
@@ -61,73 +101,78 @@ std::string read_file(const fs::path& path) {
 
 void write_file(const fs::path& path, std::string_view content) {
   const fs::path part = path.string() + ".part";
-  {
-    const FileDescriptor file(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
-    while (!content.empty()) {
-      const ssize_t n = ::write(file.get(), content.data(), content.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail("{}: {}", part.string(), std::strerror(errno));
-      content.remove_prefix(static_cast<std::size_t>(n));
-    }
-    if (::fsync(file.get()) != 0) fail("{}: {}", part.string(), std::strerror(errno));
+  const FileDescriptor file(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
+  Unfinished unfinished(part);
+  write_all(file, content, part);
+  if (::fsync(file.get()) != 0) fail_by_errno(part);
+  if (::rename(part.c_str(), path.c_str()) != 0) fail_by_errno(path);
+  unfinished.finish();
+}
+
+InputFile::InputFile(const fs::path& path) : path_(path) {
+  FileDescriptor file(path, kForReading);
+  size_ = regular_size(file, path);
+  fd_ = file.release();
+}
+
+InputFile::~InputFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+InputFile::InputFile(InputFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), size_(other.size_) {}
+
+void InputFile::read(int64_t offset, std::span<std::byte> out, std::string_view what) const {
+  const auto where = [&] {
+    return fmt::format("{}: {}{}offset {}", path_.string(), what, what.empty() ? "" : ", ", offset);
+  };
+  while (!out.empty()) {
+    const ssize_t n = ::pread(fd_, out.data(), out.size(), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail("{}: {}", where(), std::strerror(errno));
+    if (n == 0)
+      fail("{}: the file ends here, it had {} bytes when it was opened; has it been truncated?",
+           where(), size_);
+    out = out.subspan(static_cast<std::size_t>(n));
+    offset += n;
   }
-  fs::rename(part, path);
 }
 
-MappedFile::MappedFile(const fs::path& path) : path_(path) {
-  const FileDescriptor file(path, O_RDONLY | O_CLOEXEC);
-  size_ = static_cast<std::size_t>(regular_size(file, path));
-  if (size_ == 0) return;
-  void* data = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
-  if (data == MAP_FAILED) fail("{}: cannot map: {}", path.string(), std::strerror(errno));
-  data_ = static_cast<const std::byte*>(data);
+std::string_view misplaced_file(std::string_view start) {
+  if (start.starts_with("version https://git-lfs"))
+    return "a Git LFS pointer, not the file itself, which git lfs pull fetches";
+  const std::size_t text = start.find_first_not_of(" \t\r\n");
+  if (text != start.npos && start[text] == '<')
+    return "a web page (HTML or XML), not the file itself; download it again";
+  if (start.starts_with("PK\x03\x04")) return "a ZIP archive, as PyTorch writes its files";
+  if (start.starts_with("\x1f\x8b")) return "compressed by gzip; decompress it";
+  if (start.starts_with("GGUF")) return "a GGUF file";
+  return "";
 }
 
-MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
-}
-
-MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)),
-      data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)) {}
-
-void MappedFile::forget(std::span<const std::byte> part) {
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto first = reinterpret_cast<std::uintptr_t>(part.data());
-  const std::uintptr_t begin = (first + page - 1) / page * page;
-  const std::uintptr_t end = (first + part.size()) / page * page;
-  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-}
-
-StagedDirectory::StagedDirectory(fs::path target, bool overwrite)
-    : target_(std::move(target)), overwrite_(overwrite) {
-  if (target_.filename().empty()) target_ = target_.parent_path();  // "out/"
-  if (fs::exists(target_) && !overwrite_)
-    fail("{}: already exists; choose another folder or pass --overwrite", target_.string());
-  std::error_code error;
-  if (target_.has_parent_path()) fs::create_directories(target_.parent_path(), error);
-  bool made = false;
-  for (int i = 1; !made && !error; i++) {  // past what a killed run left
-    staging_ = target_.string() + ".part-" + std::to_string(i);
-    made = fs::create_directory(staging_, error);
+void copy_file(const fs::path& from, const fs::path& to) {
+  const FileDescriptor source(from, kForReading);
+  regular_size(source, from);
+  const FileDescriptor target(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC);
+  Unfinished unfinished(to);
+  std::string buffer(std::size_t{1} << 18, '\0');
+  for (;;) {
+    const std::string_view content = read_some(source, buffer, from);
+    if (content.empty()) break;
+    write_all(target, content, to);
   }
-  if (error) fail("{}: cannot be made: {}", target_.string(), error.message());
+  if (::fsync(target.get()) != 0) fail_by_errno(to);
+  unfinished.finish();
 }
 
-StagedDirectory::~StagedDirectory() {
-  std::error_code ignored;
-  if (!committed_) fs::remove_all(staging_, ignored);
-}
-
-void StagedDirectory::commit() {
-  const fs::path old = staging_.string() + ".old";  // until the new one stands
+std::vector<fs::directory_entry> list_folder(const fs::path& folder) {
   std::error_code error;
-  if (overwrite_ && fs::exists(target_)) fs::rename(target_, old, error);
-  if (!error) fs::rename(staging_, target_, error);
-  if (error) fail("{}: cannot be put in place: {}", target_.string(), error.message());
-  committed_ = true;
-  fs::remove_all(old, error);
+  std::vector<fs::directory_entry> entries;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    entries.push_back(*it);
+  if (error) fail("{}: {}", folder.string(), error.message());
+  std::sort(entries.begin(), entries.end());
+  return entries;
 }
 
 }  // namespace aqhost

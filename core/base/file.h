@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace aqhost {
 
@@ -14,42 +16,38 @@ std::string read_file(const std::filesystem::path& path);
 /// Writes beside `path`, flushes, and renames: readers see the old file or the whole new one.
 void write_file(const std::filesystem::path& path, std::string_view content);
 
-/// A file mapped read-only for as long as this lives. Empty files map to an empty span.
-class MappedFile {
+/// A regular file, open for reading for as long as this lives. Nothing is mapped, so that a file
+/// that another program truncates meanwhile is an Error and no SIGBUS. Any thread.
+class InputFile {
  public:
-  explicit MappedFile(const std::filesystem::path& path);
-  ~MappedFile();
-  MappedFile(MappedFile&& other) noexcept;
-  MappedFile& operator=(MappedFile&&) = delete;
+  explicit InputFile(const std::filesystem::path& path);
+  ~InputFile();
+  InputFile(InputFile&& other) noexcept;
+  InputFile& operator=(InputFile&&) = delete;
 
-  std::span<const std::byte> bytes() const { return {data_, size_}; }
-  /// Takes the whole pages of a part of bytes() out of this process's memory; they are read again
-  /// when they are used again. Any thread, also one that reads them.
-  static void forget(std::span<const std::byte> part);
+  int64_t size() const { return size_; }  // when it was opened
   const std::filesystem::path& path() const { return path_; }
+
+  /// out.size() bytes from `offset` on. Error, beginning with the path, `what` and the offset, if
+  /// the file cannot be read or ends before.
+  void read(int64_t offset, std::span<std::byte> out, std::string_view what = "") const;
 
  private:
   std::filesystem::path path_;
-  const std::byte* data_ = nullptr;
-  std::size_t size_ = 0;
+  int fd_ = -1;
+  int64_t size_ = 0;
 };
 
-/// A new directory beside `target` that becomes `target` on commit() and is removed otherwise, so
-/// that a failed or interrupted run leaves nothing half-written.
-class StagedDirectory {
- public:
-  /// Error if `target` exists (unless `overwrite`), or its parent cannot be written.
-  StagedDirectory(std::filesystem::path target, bool overwrite);
-  ~StagedDirectory();
-  StagedDirectory(const StagedDirectory&) = delete;
-  StagedDirectory& operator=(const StagedDirectory&) = delete;
+/// What a file is that begins with `start`, where it is none of a checkpoint's but something that a
+/// download leaves in place of one ("a Git LFS pointer: fetch the file itself with git lfs pull"),
+/// or "".
+std::string_view misplaced_file(std::string_view start);
 
-  const std::filesystem::path& path() const { return staging_; }
-  void commit();
+/// Copies the content of a regular file to a new one, and flushes it. Error names the file that
+/// cannot be read or written.
+void copy_file(const std::filesystem::path& from, const std::filesystem::path& to);
 
- private:
-  std::filesystem::path target_, staging_;
-  bool overwrite_, committed_ = false;
-};
+/// What is in a folder, sorted by name; Error names the folder if it cannot be read.
+std::vector<std::filesystem::directory_entry> list_folder(const std::filesystem::path& folder);
 
 }  // namespace aqhost

@@ -62,6 +62,7 @@ class Guard : public nlohmann::json_sax<Json> {
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& where) {
+  if (const auto other = misplaced_file(text); !other.empty()) fail("{}: is {}", where, other);
   try {
     Guard guard(where);
     Json::sax_parse(text, &guard);

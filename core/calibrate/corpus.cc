@@ -78,7 +78,7 @@ void append(std::span<const std::byte> bytes, Ids& ids) {
 }
 
 /// The elements of an array of integers, in order.
-Ids integers(const StoredTensor& t, const std::string& where) {
+Ids integers(const LoadedTensor& t, const std::string& where) {
   Ids ids;
   ids.reserve(static_cast<std::size_t>(t.numel()));
   // clang-format off
@@ -111,7 +111,7 @@ std::pair<std::size_t, std::size_t> stretch(std::span<const int64_t> mask,
 }
 
 /// The rows of an array of ids; `mask`, if not null, tells which of them are no padding.
-void add_ids(const StoredTensor& t, const StoredTensor* mask, int64_t vocab_size,
+void add_ids(const LoadedTensor& t, const LoadedTensor* mask, int64_t vocab_size,
              const std::string& where, Cutter& cutter) {
   if (t.shape.empty() || t.shape.size() > 2)
     fail("{}: has {} dimensions, expected [tokens] or [documents, tokens]", where, t.shape.size());
@@ -135,18 +135,29 @@ void add_ids(const StoredTensor& t, const StoredTensor* mask, int64_t vocab_size
   }
 }
 
+/// A tensor of a file whose content is `bytes`.
+LoadedTensor part_of(std::span<const std::byte> bytes, const StoredTensor& tensor) {
+  const auto part =
+      bytes.subspan(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(tensor.size));
+  return {tensor, {part.begin(), part.end()}};
+}
+
 void add_safetensors(std::span<const std::byte> bytes, const std::string& file, int64_t vocab_size,
                      Cutter& cutter) {
-  const std::vector<StoredTensor> tensors = parse_safetensors(bytes, file).tensors;
-  const auto find = [&](std::string_view name) -> const StoredTensor* {
+  const std::vector<StoredTensor> tensors =
+      parse_safetensors(bytes, static_cast<int64_t>(bytes.size()), file).tensors;
+  const auto find = [&](std::string_view name) -> std::optional<LoadedTensor> {
     for (const StoredTensor& t : tensors)
-      if (t.name == name) return &t;
-    return nullptr;
+      if (t.name == name) return part_of(bytes, t);
+    return {};
   };
   const std::string where = file + ": tensor ";
-  if (const StoredTensor* ids = find("input_ids"))
-    return add_ids(*ids, find("attention_mask"), vocab_size, where + ids->name, cutter);
-  for (const StoredTensor& t : tensors) add_ids(t, nullptr, vocab_size, where + t.name, cutter);
+  if (const auto ids = find("input_ids")) {
+    const auto mask = find("attention_mask");
+    return add_ids(*ids, mask ? &*mask : nullptr, vocab_size, where + ids->name, cutter);
+  }
+  for (const StoredTensor& t : tensors)
+    add_ids(part_of(bytes, t), nullptr, vocab_size, where + t.name, cutter);
 }
 
 }  // namespace
@@ -208,7 +219,8 @@ FileWindows CorpusReader::read(const fs::path& file, int64_t length) {
   if (content.empty()) fail("{}: the text is empty", where);
   switch (recognise(content, file)) {
     case CalibrationFile::kNpy:
-      add_ids(parse_npy(bytes, where), nullptr, vocab_size_, where, cutter);
+      add_ids(part_of(bytes, parse_npy(bytes, static_cast<int64_t>(bytes.size()), where)), nullptr,
+              vocab_size_, where, cutter);
       break;
     case CalibrationFile::kSafetensors:
       add_safetensors(bytes, where, vocab_size_, cutter);

@@ -42,13 +42,9 @@ bool all_finite(std::span<const float> values) {
 
 }  // namespace
 
-void convert_f32(const StoredTensor& tensor, int64_t begin, std::span<float> out,
-                 const std::string& where) {
-  const auto count = static_cast<int64_t>(out.size());
-  if (begin < 0 || begin > tensor.numel() || count > tensor.numel() - begin)
-    fail("{}: tensor {}: elements {} to {} of {} were asked for", where, tensor.name, begin,
-         begin + count, tensor.numel());
-  const std::byte* from = tensor.bytes.data() + begin * dtype_size(tensor.dtype);
+void convert_f32(const TensorInfo& tensor, std::span<const std::byte> bytes, int64_t begin,
+                 std::span<float> out, const std::string& where) {
+  const std::byte* from = bytes.data();
   switch (tensor.dtype) {
     case DType::kF32:
       if (!out.empty()) std::memcpy(out.data(), from, out.size_bytes());

@@ -1,16 +1,17 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 
-#include "checkpoint/safetensors.h"
+#include "checkpoint/source.h"
 
 namespace aqhost {
 
-/// out.size() elements of `tensor` (F16, BF16 or F32) from `begin` on, as float32. Error, naming
-/// `where` and the tensor, for another type, a range outside the tensor, NaN or infinity.
-void convert_f32(const StoredTensor& tensor, int64_t begin, std::span<float> out,
-                 const std::string& where);
+/// out.size() elements of a tensor (F16, BF16 or F32) from `begin` on as float32, from their bytes.
+/// Error, naming `where` and the tensor, for another type, NaN or infinity.
+void convert_f32(const TensorInfo& tensor, std::span<const std::byte> bytes, int64_t begin,
+                 std::span<float> out, const std::string& where);
 
 }  // namespace aqhost

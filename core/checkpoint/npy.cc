@@ -7,14 +7,17 @@
 #include <regex>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
+#include "base/file.h"
 
 namespace aqhost {
 namespace {
 
 constexpr std::string_view kMagic = "\x93NUMPY";
-constexpr std::size_t kMaxHeader = 4096;  // NumPy's own, of a plain array, have 118 bytes
+constexpr std::size_t kMaxHeader =
+    kNpyHeader - 12;  // NumPy's own, of a plain array, have 118 bytes
 
 /// By NumPy's kind and size; the order of bytes stands before it.
 constexpr std::array<std::pair<std::string_view, DType>, 12> kTypes{{{"b1", DType::kBool},
@@ -63,8 +66,9 @@ DType type_of(const std::string& order, const std::string& type, const std::stri
 
 }  // namespace
 
-StoredTensor parse_npy(std::span<const std::byte> bytes, const std::string& where) {
-  const std::string_view file(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+StoredTensor parse_npy(std::span<const std::byte> start, int64_t file_size,
+                       const std::string& where) {
+  const std::string_view file(reinterpret_cast<const char*>(start.data()), start.size());
   const std::string_view header = header_of(file, where);
   static const std::regex pattern(R"(\{'descr': '([<>|=])(\w+)', 'fortran_order': (True|False), )"
                                   R"('shape': \(((?:\d+(?:, \d+)*)?),?\),? *\}\s*)");
@@ -85,11 +89,22 @@ StoredTensor parse_npy(std::span<const std::byte> bytes, const std::string& wher
       fail("{}: shape ({}) is too large", where, shape);
     at = number.ptr == end ? end : number.ptr + 2;  // ", "
   }
-  const auto data = static_cast<std::size_t>(header.data() - file.data()) + header.size();
-  if (static_cast<std::size_t>(size) != bytes.size() - data)
-    fail("{}: shape ({}) takes {} bytes, the file has {}", where, shape, size, bytes.size() - data);
-  array.bytes = bytes.subspan(data);
+  array.offset = header.data() - file.data() + static_cast<int64_t>(header.size());
+  array.size = size;
+  if (size != file_size - array.offset)
+    fail("{}: shape ({}) takes {} bytes, the file has {}", where, shape, size,
+         file_size - array.offset);
   return array;
+}
+
+LoadedTensor read_npy(const std::filesystem::path& path) {
+  const InputFile file(path);
+  std::vector<std::byte> start(std::min(kNpyHeader, static_cast<std::size_t>(file.size())));
+  file.read(0, start);
+  const StoredTensor array = parse_npy(start, file.size(), path.string());
+  LoadedTensor loaded{array, std::vector<std::byte>(static_cast<std::size_t>(array.size))};
+  file.read(array.offset, loaded.bytes);
+  return loaded;
 }
 
 }  // namespace aqhost

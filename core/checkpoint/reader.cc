@@ -1,7 +1,6 @@
 #include "checkpoint/reader.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <set>
 
@@ -14,6 +13,7 @@ namespace {
 
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr std::size_t kPart = std::size_t{1} << 18;
 
 using Shards = std::map<std::string, std::set<std::string>>;  // file -> its tensors
 
@@ -95,12 +95,16 @@ const Reader::Location* Reader::locate(std::string_view name) const {
 
 const TensorInfo* Reader::find(std::string_view name) const { return stored(name); }
 
+const Reader::Location& Reader::existing(std::string_view name) const {
+  const Location* location = locate(name);
+  if (location == nullptr) fail("{}: there is no tensor {}", directory_, name);
+  return *location;
+}
+
 bool Reader::read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const {
   const Location* location = locate(name);
   if (location == nullptr) return false;
-  const auto part = location->tensor->bytes.subspan(static_cast<std::size_t>(begin), out.size());
-  std::memcpy(out.data(), part.data(), part.size());
-  MappedFile::forget(part);
+  location->file->read(*location->tensor, begin, out);
   return true;
 }
 
@@ -114,14 +118,28 @@ std::string Reader::file_of(std::string_view name) const {
   return location == nullptr ? directory_ : location->file->path().string();
 }
 
+std::vector<std::byte> Reader::bytes(std::string_view name) const {
+  const auto& [file, tensor] = existing(name);
+  return file->load(*tensor).bytes;
+}
+
 void Reader::read_f32(std::string_view name, int64_t begin, std::span<float> out) const {
-  const Location* location = locate(name);
-  if (location == nullptr) fail("{}: there is no tensor {}", directory_, name);
-  const StoredTensor& tensor = *location->tensor;
-  convert_f32(tensor, begin, out, location->file->path().string());
-  const auto size = static_cast<std::size_t>(dtype_size(tensor.dtype));
-  MappedFile::forget(
-      tensor.bytes.subspan(static_cast<std::size_t>(begin) * size, out.size() * size));
+  const auto& [file, tensor] = existing(name);
+  const std::string where = file->path().string();
+  const auto count = static_cast<int64_t>(out.size());
+  if (begin < 0 || begin > tensor->numel() || count > tensor->numel() - begin)
+    fail("{}: tensor {}: elements {} to {} of {} were asked for", where, name, begin, begin + count,
+         tensor->numel());
+  const int64_t width = dtype_size(tensor->dtype);
+  const std::size_t part = kPart / static_cast<std::size_t>(width);  // stays in a core's cache
+  const auto buffer = std::make_unique_for_overwrite<std::byte[]>(kPart);
+  for (std::size_t done = 0; done < out.size(); done += part) {
+    const auto values = out.subspan(done, std::min(part, out.size() - done));
+    const int64_t at = begin + static_cast<int64_t>(done);
+    const std::span bytes(buffer.get(), values.size() * static_cast<std::size_t>(width));
+    file->read(*tensor, at * width, bytes);
+    convert_f32(*tensor, bytes, at, values, where);
+  }
 }
 
 }  // namespace aqhost

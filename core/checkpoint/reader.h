@@ -24,11 +24,12 @@ class Reader : public Source {
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
   bool read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const override;
 
-  /// The stored bytes, or nullptr. Valid as long as this. What has been read through the functions
-  /// above does not stay in this process's memory, what is read through this does.
+  /// Where a tensor lies in its file, or nullptr. Valid as long as this.
   const StoredTensor* stored(std::string_view name) const;
   /// The file that a tensor is in, or the folder if there is no such tensor; for messages.
   std::string file_of(std::string_view name) const;
+  /// All bytes of a tensor that is there, as they are stored.
+  std::vector<std::byte> bytes(std::string_view name) const;
 
  private:
   struct Location {
@@ -39,6 +40,7 @@ class Reader : public Source {
   void open_index(const std::filesystem::path& index);
   void add(const SafetensorsFile& file);
   const Location* locate(std::string_view name) const;
+  const Location& existing(std::string_view name) const;
 
   std::string directory_;
   Json config_;

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/json.h"
 
 namespace aqhost {
@@ -16,20 +17,27 @@ namespace {
 constexpr uint64_t kMaxHeader = 100'000'000;  // as the reference implementation
 constexpr std::size_t kLengthBytes = 8;
 
-/// The JSON text of the header, after its little-endian length.
-std::string_view header_text(std::span<const std::byte> bytes, const std::string& where) {
-  if (bytes.size() < kLengthBytes)
-    fail("{}: {} bytes, too short for a safetensors file (8-byte header length)", where,
-         bytes.size());
+/// Bytes of the length and the JSON text behind it, from the first bytes of a file.
+std::size_t header_bytes(std::span<const std::byte> start, int64_t file_size,
+                         const std::string& where) {
+  const auto refuse_other = [&] {
+    const std::string_view text(reinterpret_cast<const char*>(start.data()), start.size());
+    if (const auto other = misplaced_file(text); !other.empty()) fail("{}: is {}", where, other);
+  };
+  if (start.size() < kLengthBytes) {
+    refuse_other();
+    fail("{}: {} bytes, too short for a safetensors file (8-byte header length)", where, file_size);
+  }
   uint64_t length = 0;
-  std::memcpy(&length, bytes.data(), kLengthBytes);
-  if (length > kMaxHeader)
+  std::memcpy(&length, start.data(), kLengthBytes);
+  if (length > kMaxHeader) {
+    refuse_other();
     fail("{}: header length {}, expected at most {}: not a safetensors file", where, length,
          kMaxHeader);
-  if (length > bytes.size() - kLengthBytes)
-    fail("{}: header length {}, but the file has {} bytes: truncated", where, length, bytes.size());
-  return {reinterpret_cast<const char*>(bytes.data()) + kLengthBytes,
-          static_cast<std::size_t>(length)};
+  }
+  if (length > static_cast<uint64_t>(file_size) - kLengthBytes)
+    fail("{}: header length {}, but the file has {} bytes: truncated", where, length, file_size);
+  return kLengthBytes + static_cast<std::size_t>(length);
 }
 
 /// A non-negative integer that an int64_t holds.
@@ -55,8 +63,9 @@ const Json& member(const Json& entry, const char* key, const std::string& what) 
   return *it;
 }
 
-StoredTensor parse_entry(const std::string& name, const Json& entry,
-                         std::span<const std::byte> data, const std::string& where) {
+/// `data` is where the data begins, `data_size` how many bytes there are.
+StoredTensor parse_entry(const std::string& name, const Json& entry, int64_t data,
+                         int64_t data_size, const std::string& where) {
   const std::string what = fmt::format("{}: tensor {}", where, name);
   if (!entry.is_object()) fail("{} is {}, expected an object", what, entry.type_name());
   for (const auto& [key, value] : entry.items())
@@ -78,54 +87,50 @@ StoredTensor parse_entry(const std::string& name, const Json& entry,
     fail("{}.data_offsets is {}, expected [begin, end]", what, offsets.dump());
   const int64_t begin = size_of(offsets[0], what + ".data_offsets");
   const int64_t end = size_of(offsets[1], what + ".data_offsets");
-  if (begin > end || end > static_cast<int64_t>(data.size()))
+  if (begin > end || end > data_size)
     fail("{}.data_offsets [{}, {}] do not lie within the {} bytes of data", what, begin, end,
-         data.size());
+         data_size);
   if (const int64_t expected = bytes_of(tensor, what); end - begin != expected)
     fail("{}: {} [{}] takes {} bytes, data_offsets [{}, {}] have {}", what,
          dtype_name(tensor.dtype), fmt::join(tensor.shape, ", "), expected, begin, end,
          end - begin);
-  tensor.bytes =
-      data.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+  tensor.offset = data + begin;
+  tensor.size = end - begin;
   return tensor;
 }
 
-/// Ranges follow one another from the first to the last byte.
-void check_coverage(const std::vector<StoredTensor>& tensors, std::span<const std::byte> data,
+/// Ranges follow one another from the first byte at `next` to the last one before `end`.
+void check_coverage(const std::vector<StoredTensor>& tensors, int64_t next, int64_t end,
                     const std::string& where) {
   std::vector<const StoredTensor*> order;
   for (const StoredTensor& t : tensors) order.push_back(&t);
   std::sort(order.begin(), order.end(), [](const StoredTensor* a, const StoredTensor* b) {
-    return std::tuple(a->bytes.data(), a->bytes.size(), std::string_view(a->name)) <
-           std::tuple(b->bytes.data(), b->bytes.size(), std::string_view(b->name));
+    return std::tie(a->offset, a->size, a->name) < std::tie(b->offset, b->size, b->name);
   });
-  for (std::size_t i = 1; i < order.size(); i++) {
-    const auto& before = order[i - 1]->bytes;
-    if (order[i]->bytes.data() < before.data() + before.size())
+  for (std::size_t i = 1; i < order.size(); i++)
+    if (order[i]->offset < order[i - 1]->offset + order[i - 1]->size)
       fail("{}: tensors {} and {} overlap", where, order[i - 1]->name, order[i]->name);
-  }
-  const std::byte* next = data.data();
   for (const StoredTensor* t : order) {
-    if (t->bytes.data() > next)
-      fail("{}: {} bytes before tensor {} belong to no tensor", where, t->bytes.data() - next,
-           t->name);
-    next = t->bytes.data() + t->bytes.size();
+    if (t->offset > next)
+      fail("{}: {} bytes before tensor {} belong to no tensor", where, t->offset - next, t->name);
+    next = t->offset + t->size;
   }
-  if (next != data.data() + data.size())
-    fail("{}: the last {} bytes belong to no tensor", where, data.data() + data.size() - next);
+  if (next != end) fail("{}: the last {} bytes belong to no tensor", where, end - next);
 }
 
 }  // namespace
 
-SafetensorsHeader parse_safetensors(std::span<const std::byte> bytes, const std::string& where) {
-  const std::string_view text = header_text(bytes, where);
-  const auto data = bytes.subspan(kLengthBytes + text.size());
-  const Json header = parse_json(text, where);
+SafetensorsHeader parse_safetensors(std::span<const std::byte> start, int64_t file_size,
+                                    const std::string& where) {
+  const std::size_t header_end = header_bytes(start, file_size, where);
+  const std::string_view text(reinterpret_cast<const char*>(start.data()), header_end);
+  const auto data = static_cast<int64_t>(header_end);
+  const Json header = parse_json(text.substr(kLengthBytes), where);
   if (!header.is_object()) fail("{}: the header is no JSON object", where);
   SafetensorsHeader result;
   for (const auto& [name, entry] : header.items()) {
     if (name != "__metadata__") {
-      result.tensors.push_back(parse_entry(name, entry, data, where));
+      result.tensors.push_back(parse_entry(name, entry, data, file_size - data, where));
       continue;
     }
     if (!entry.is_object()) fail("{}: __metadata__ is no object", where);
@@ -136,14 +141,30 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> bytes, const std:
   }
   std::sort(result.tensors.begin(), result.tensors.end(),
             [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
-  check_coverage(result.tensors, data, where);
+  check_coverage(result.tensors, data, file_size, where);
   return result;
 }
 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path) {
-  SafetensorsHeader header = parse_safetensors(file_.bytes(), path.string());
+  constexpr int64_t kTold = 64;  // enough to tell what other file it is
+  std::vector<std::byte> start(static_cast<std::size_t>(std::min(file_.size(), kTold)));
+  file_.read(0, start);
+  start.resize(header_bytes(start, file_.size(), path.string()));
+  file_.read(0, start);
+  SafetensorsHeader header = parse_safetensors(start, file_.size(), path.string());
   tensors_ = std::move(header.tensors);
   metadata_ = std::move(header.metadata);
+}
+
+void SafetensorsFile::read(const StoredTensor& tensor, int64_t begin,
+                           std::span<std::byte> out) const {
+  file_.read(tensor.offset + begin, out, "tensor " + tensor.name);
+}
+
+LoadedTensor SafetensorsFile::load(const StoredTensor& tensor) const {
+  LoadedTensor loaded{tensor, std::vector<std::byte>(static_cast<std::size_t>(tensor.size))};
+  read(tensor, 0, loaded.bytes);
+  return loaded;
 }
 
 }  // namespace aqhost

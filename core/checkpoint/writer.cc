@@ -1,6 +1,7 @@
 #include "checkpoint/writer.h"
 
 #include <fcntl.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +19,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t kHeaderAlignment = 8;
+constexpr int64_t kPart = int64_t{1} << 22;
 
 int64_t bytes_of(const TensorInfo& info) { return info.numel() * dtype_size(info.dtype); }
 
@@ -66,7 +68,7 @@ std::string header_of(const Shard& shard) {
                           {"data_offsets", {offset, end}}};
     offset = end;
   }
-  std::string text = header.dump();
+  std::string text = to_text(header);
   text.resize((text.size() + kHeaderAlignment - 1) / kHeaderAlignment * kHeaderAlignment, ' ');
   const uint64_t length = text.size();
   std::string result(sizeof length, '\0');
@@ -95,15 +97,40 @@ struct Writer::Impl {
   std::map<std::string, Place, std::less<>> places;
   int64_t total = 0;
 
+  std::string path_of(const Shard& shard) const { return (directory / shard.name).string(); }
+
   ~Impl() {
     for (const Shard& shard : shards)
       if (shard.fd >= 0) ::close(shard.fd);
   }
 
+  /// Announced, of that size, and not written before.
+  const Place& take(std::string_view name, std::size_t size) {
+    const auto it = places.find(name);
+    if (it == places.end()) fail("tensor {} was not announced to be written", name);
+    Place& place = it->second;
+    if (static_cast<int64_t>(size) != place.size)
+      fail("tensor {}: {} bytes to write, {} were announced", name, size, place.size);
+    if (place.written.exchange(true)) fail("tensor {} is written twice", name);
+    return place;
+  }
+
+  /// Error if the disk has not room for the tensors, which are nearly all there is to write.
+  void check_room() const {
+    int64_t needed = 0;
+    for (const TensorInfo& info : tensors) needed += bytes_of(info);
+    struct statvfs disk {};
+    if (::statvfs(directory.c_str(), &disk) != 0 || disk.f_blocks == 0) return;  // not told
+    const auto free = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
+    if (static_cast<double>(needed) > free)
+      fail("{}: No space left on device: the export takes {:.3f} GB, {:.3f} GB are free",
+           directory.string(), static_cast<double>(needed) / 1e9, free / 1e9);
+  }
+
   /// Creates a shard's file at its full size, with its header.
   void create(std::size_t index) {
     Shard& shard = shards[index];
-    const std::string path = (directory / shard.name).string();
+    const std::string path = path_of(shard);
     shard.fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (shard.fd < 0) fail("{}: {}", path, std::strerror(errno));
     const std::string header = header_of(shard);
@@ -131,7 +158,7 @@ struct Writer::Impl {
     Json index{{"metadata", {{"total_size", total}}}, {"weight_map", Json::object()}};
     for (const Shard& shard : shards)
       for (const TensorInfo* info : shard.tensors) index["weight_map"][info->name] = shard.name;
-    write_file(directory / "model.safetensors.index.json", index.dump(2) + "\n");
+    write_file(directory / "model.safetensors.index.json", to_text(index, 2) + "\n");
   }
 };
 
@@ -145,29 +172,44 @@ Writer::Writer(const fs::path& directory, std::vector<TensorInfo> tensors, int64
                      return dtype_size(a.dtype) > dtype_size(b.dtype);
                    });
   impl_->shards = split(impl_->tensors, max_shard_bytes);
+  impl_->check_room();
   for (std::size_t i = 0; i < impl_->shards.size(); i++) impl_->create(i);
 }
 
 Writer::~Writer() = default;
 
 void Writer::write(std::string_view name, std::span<const std::byte> bytes) {
-  const auto it = impl_->places.find(name);
-  if (it == impl_->places.end()) fail("tensor {} was not announced to be written", name);
-  Place& place = it->second;
-  if (static_cast<int64_t>(bytes.size()) != place.size)
-    fail("tensor {}: {} bytes to write, {} were announced", name, bytes.size(), place.size);
-  if (place.written.exchange(true)) fail("tensor {} is written twice", name);
+  const Place& place = impl_->take(name, bytes.size());
   const Shard& shard = impl_->shards[place.shard];
-  write_at(shard.fd, bytes.data(), bytes.size(), place.offset, shard.name);
+  write_at(shard.fd, bytes.data(), bytes.size(), place.offset, impl_->path_of(shard));
+}
+
+void Writer::copy(std::string_view name, const Read& read) {
+  const auto it = impl_->places.find(name);
+  const int64_t size = it == impl_->places.end() ? 0 : it->second.size;
+  const Place& place = impl_->take(name, static_cast<std::size_t>(size));
+  const Shard& shard = impl_->shards[place.shard];
+  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(size, kPart)));
+  for (int64_t begin = 0; begin < size; begin += kPart) {
+    check_interrupt();
+    const auto part =
+        std::span(buffer).first(static_cast<std::size_t>(std::min(kPart, size - begin)));
+    read(begin, part);
+    write_at(shard.fd, part.data(), part.size(), place.offset + begin, impl_->path_of(shard));
+  }
+}
+
+void Writer::check_written() const {
+  for (const auto& [name, place] : impl_->places)
+    if (!place.written) fail("tensor {} was never written", name);
 }
 
 int64_t Writer::finish() {
-  for (const auto& [name, place] : impl_->places)
-    if (!place.written) fail("tensor {} was never written", name);
+  check_written();
   for (Shard& shard : impl_->shards) {
     const int fd = std::exchange(shard.fd, -1);
     const bool flushed = ::fsync(fd) == 0;
-    if (::close(fd) != 0 || !flushed) fail("{}: {}", shard.name, std::strerror(errno));
+    if (::close(fd) != 0 || !flushed) fail("{}: {}", impl_->path_of(shard), std::strerror(errno));
   }
   impl_->write_index();
   return impl_->total;

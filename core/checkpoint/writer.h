@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,8 +28,13 @@ class Writer {
 
   /// The whole content of one announced tensor; any thread, each tensor once.
   void write(std::string_view name, std::span<const std::byte> bytes);
+  /// The same part after part, as `read` gives the bytes from `begin` on: little memory is taken.
+  using Read = std::function<void(int64_t begin, std::span<std::byte> out)>;
+  void copy(std::string_view name, const Read& read);
 
-  /// Flushes and closes; Error if a tensor was never written. Returns the bytes of tensor data.
+  /// Error if a tensor was never written.
+  void check_written() const;
+  /// check_written(), flushes and closes. Returns the bytes of tensor data.
   int64_t finish();
 
  private:

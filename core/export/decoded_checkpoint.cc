@@ -133,8 +133,9 @@ std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const 
     const std::size_t width = shape->dtype == DType::kI64 ? 8 : shape->dtype == DType::kI32 ? 4 : 0;
     if (width == 0 || shape->shape != std::vector<int64_t>{2}) return std::nullopt;
     int64_t value[2] = {0, 0};
+    const std::vector<std::byte> bytes = reader.bytes(name + ".weight_shape");
     for (std::size_t i = 0; i < 2; i++)
-      std::memcpy(&value[i], shape->bytes.data() + i * width, width);  // little endian
+      std::memcpy(&value[i], bytes.data() + i * width, width);  // little endian
     return std::pair(value[0], value[1]);
   }
   if (const StoredTensor* codes = reader.stored(name + ".weight");
@@ -261,10 +262,11 @@ const StoredModule* DecodedCheckpoint::find_module(std::string_view name) const 
 }
 
 QuantizedMatrix DecodedCheckpoint::read(const StoredModule& module) const {
-  std::vector<std::span<const std::byte>> packed;
+  std::vector<std::vector<std::byte>> content;
   for (const TensorInfo& info : tensors_of(module))
     if (info.name != kInputGlobalScale)
-      packed.push_back(reader_->stored(module.name + "." + info.name)->bytes);
+      content.push_back(reader_->bytes(module.name + "." + info.name));
+  const std::vector<std::span<const std::byte>> packed(content.begin(), content.end());
   try {
     if (is_gptq()) return gptq_unpack(*module.format, module.rows, module.cols, packed);
     return module.format->unpack(module.rows, module.cols, packed);

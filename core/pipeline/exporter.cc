@@ -1,11 +1,14 @@
 #include "pipeline/exporter.h"
 
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
 #include <array>
-#include <cstring>
 #include <map>
 #include <set>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "export/gptq.h"
 #include "export/quantization_config.h"
 #include "tensor/tensor.h"
@@ -21,6 +24,10 @@ constexpr std::array kOwnFiles{"config.json", "model.safetensors.index.json", kR
 /// Kinds of side files that readers of a checkpoint look for: tokenizer, chat template, remote
 /// code.
 constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"};
+/// And what must go with every copy.
+constexpr std::array kLegalFiles{"LICENSE", "LICENCE", "NOTICE", "COPYING"};
+/// The key of the report under which it lists every file of the export.
+constexpr const char* kFiles = "files";
 
 template <typename List>
 bool contains(const List& list, const std::string& value) {
@@ -31,14 +38,77 @@ bool is_whole_tensor(const TensorRef& ref) {
   return ref.index < 0 && ref.row_begin == 0 && ref.row_count == 0 && !ref.transposed;
 }
 
-/// --overwrite is for what an earlier run wrote, never for an original or a folder of another kind.
-void check_replaceable(const fs::path& target) {
-  if (!fs::exists(target) || fs::exists(target / kReport)) return;
-  if (fs::is_directory(target) && fs::is_empty(target)) return;
-  fail(
-      "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
-      "folder",
-      target.string(), kReport);
+bool is_side_file(const fs::path& file) {
+  const std::string name = file.filename().string();
+  const auto begins = [&](const char* text) { return name.starts_with(text); };
+  return std::any_of(kLegalFiles.begin(), kLegalFiles.end(), begins) ||
+         contains(kSideFiles, file.extension().string());
+}
+
+/// Appends the side files in original / folder, and in the folders below it (such as
+/// additional_chat_templates), by their names relative to `original`.
+void find_side_files(const fs::path& original, const fs::path& folder,
+                     std::vector<std::string>& names) {
+  std::vector<fs::directory_entry> entries;
+  try {
+    entries = list_folder(original / folder);
+  } catch (const Error& e) {
+    if (folder.empty()) throw;
+    spdlog::warn("{}; what is in it is not copied to the export", e.what());
+  }
+  const auto is_weights = [](const fs::directory_entry& entry) {
+    return entry.path().filename() == "config.json" || entry.path().extension() == ".safetensors";
+  };
+  if (!folder.empty() && std::any_of(entries.begin(), entries.end(), is_weights))
+    return;  // a model of its own, perhaps an export of this one
+  for (const auto& entry : entries) {
+    std::error_code ignored;
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(".")) continue;
+    if (fs::is_directory(entry.symlink_status(ignored)))
+      find_side_files(original, folder / name, names);
+    const bool own = folder.empty() && (contains(kOwnFiles, name) || name.ends_with(".index.json"));
+    if (own || !is_side_file(entry.path())) continue;
+    if (fs::is_symlink(entry.symlink_status(ignored)) && !entry.exists(ignored))
+      fail("{}: is a link to {}, which does not exist", entry.path().string(),
+           fs::read_symlink(entry.path(), ignored).string());
+    if (entry.is_regular_file(ignored)) names.push_back((folder / name).string());
+  }
+}
+
+std::vector<std::string> side_files(const fs::path& original) {
+  std::vector<std::string> names;
+  find_side_files(original, "", names);
+  return names;
+}
+
+bool is_shard(const std::string& name) {
+  return name == "model.safetensors" ||
+         (name.starts_with("model-") && name.ends_with(".safetensors"));
+}
+
+/// What an earlier run wrote to `target`: --overwrite is for that alone, never for an original or a
+/// folder of another kind. `side`: the side files of this run.
+std::set<std::string> earlier_files(const fs::path& target, const std::vector<std::string>& side) {
+  if (StagedDirectory::is_free(target)) return {};
+  std::error_code ignored;
+  if (!fs::exists(target / kReport, ignored))
+    fail(
+        "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
+        "folder",
+        target.string(), kReport);
+  std::set<std::string> files(kOwnFiles.begin(), kOwnFiles.end());
+  const Json report = read_json(target / kReport);
+  if (const auto list = report.find(kFiles); list != report.end() && list->is_array()) {
+    for (const Json& name : *list)
+      if (name.is_string()) files.insert(name.get<std::string>());
+    return files;
+  }
+  files.insert(side.begin(), side.end());  // reports of version 0.1 have no list
+  for (const auto& entry : list_folder(target))
+    if (const std::string name = entry.path().filename().string(); is_shard(name))
+      files.insert(name);
+  return files;
 }
 
 /// lm_head where it is the embedding, and whatever the checkpoint has besides the model that may be
@@ -69,12 +139,19 @@ Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan,
                    const fs::path& target, int64_t max_shard_bytes, bool overwrite)
     : original_(original),
       plan_(plan),
-      staged_(target, overwrite),
+      target_(target),
+      side_files_(side_files(original.directory())),
+      staged_(target, overwrite ? earlier_files(target, side_files_) : std::set<std::string>()),
       other_linears_(linears_besides(original, model)),
       own_head_(!model.desc().tied_embeddings) {
-  if (overwrite) check_replaceable(target);
+  for (const auto& [path, bytes] : staged_.leftovers())
+    spdlog::warn("{} ({} MB) is left from an earlier run that was killed; it can be deleted",
+                 path.string(), bytes / 1'000'000);
   plan_tensors(model, plan);
   writer_ = std::make_unique<Writer>(staged_.path(), tensors_, max_shard_bytes);
+  write_config(plan);
+  copy_side_files();
+  staged_.check();
 }
 
 void Exporter::plan_tensors(const Model& model, const Plan& plan) {
@@ -115,18 +192,34 @@ void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix
                    std::as_bytes(std::span(&input_global, 1)));
 }
 
-int64_t Exporter::commit(const Json& report) {
-  write_dense();
-  const int64_t bytes = writer_->finish();
-  write_config(plan_);
-  copy_side_files();
-  write_file(staged_.path() / kReport, report.dump(2) + "\n");
+int64_t Exporter::finish() {
+  writer_->check_written();
+  staged_.keep();
+  try {
+    return writer_->finish();
+  } catch (const Error& e) {
+    fail("{}. What the run has written so far is kept in {}", e.what(), staged_.path().string());
+  }
+}
+
+void Exporter::commit(Json report) {
+  try {
+    std::vector<std::string> files = staged_.files();
+    files.emplace_back(kReport);
+    report[kFiles] = files;
+    write_file(staged_.path() / kReport, to_text(report, 2) + "\n");
+  } catch (const Error& e) {
+    fail("{}. The export is finished but for this file, and kept in {}; move it to {}", e.what(),
+         staged_.path().string(), target_.string());
+  }
   staged_.commit();
-  return bytes;
 }
 
 void Exporter::write_dense() {
-  for (const auto& [stored, name] : copied_) writer_->write(name, original_.stored(stored)->bytes);
+  for (const auto& [stored, name] : copied_)
+    writer_->copy(name, [this, &from = stored](int64_t begin, std::span<std::byte> out) {
+      original_.read_stored(from, begin, out);
+    });
   for (const auto& [module, dtype] : splits_) {
     const at::Tensor weight =
         read_tensor(original_, module->weight, {module->out_features, module->in_features});
@@ -162,20 +255,17 @@ void Exporter::write_config(const Plan& plan) {
   config["quantization_config"] = gptq ? gptq_json(plan) : quantization_config(modules);
   if (gptq)
     write_file(staged_.path() / "quantize_config.json",
-               config["quantization_config"].dump(2) + "\n");
-  write_file(staged_.path() / "config.json", config.dump(2) + "\n");
+               to_text(config["quantization_config"], 2) + "\n");
+  write_file(staged_.path() / "config.json", to_text(config, 2) + "\n");
 }
 
 void Exporter::copy_side_files() {
-  for (const auto& entry : fs::directory_iterator(original_.directory())) {
-    const std::string name = entry.path().filename().string();
-    if (!entry.is_regular_file() || contains(kOwnFiles, name)) continue;
-    if (name.ends_with(".index.json") || !contains(kSideFiles, entry.path().extension().string()))
-      continue;
+  for (const std::string& name : side_files_) {
+    const fs::path to = staged_.path() / name;
     std::error_code error;
-    fs::copy_file(entry.path(), staged_.path() / name, error);
-    if (error)
-      fail("{}: cannot be copied to the export: {}", entry.path().string(), error.message());
+    fs::create_directories(to.parent_path(), error);
+    if (error) fail("{}: {}", to.parent_path().string(), error.message());
+    aqhost::copy_file(fs::path(original_.directory()) / name, to);
   }
 }
 

@@ -202,10 +202,15 @@ class Calibrator {
         options_(at::TensorOptions(options.device).dtype(dtype)),
         seed_(options.calibration->seed) {
     const int64_t n = original_windows(plan, windows.size(0), seq_len_);
-    if (options.memory_limit > 0)
-      chunk_bytes_ = room_for_experts(memory_need(original, model, plan, windows.numel(),
-                                                  n * seq_len_, dtype, options.device.is_cpu()),
-                                      options.memory_limit, "--memory-limit");
+    if (options.memory_limit > 0) {
+      const int64_t room = room_for_experts(
+          memory_need(original, model, plan, windows.numel(), n * seq_len_, dtype,
+                      options.device.is_cpu()),
+          options.memory_limit,
+          options.limit_is_standard ? "what this container's memory limit leaves, in MB,"
+                                    : "--memory-limit");
+      chunk_bytes_ = options.limit_is_standard ? std::min(room, chunk_bytes_) : room;
+    }
     x_ =
         embed_tokens(original, model, windows, at::TensorOptions(options.device).dtype(at::kFloat));
     if (n > 0) original_x_ = x_.narrow(0, 0, n).clone();
@@ -292,6 +297,9 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
     if (m.format) solved.insert(m.module->weight.name);
   check_finite(original, model, solved);
   PhaseTimer timer;
+  timer.begin("prepare");
+  Exporter exporter(original, model, plan, options.target, options.max_shard_bytes,
+                    options.overwrite);  // first: what it refuses needs no run
   timer.begin("tokenize");
   Calibration calibration;
   if (plan.runs_model())
@@ -299,8 +307,7 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
                                    at::TensorOptions(options.device).dtype(dtype));
   const at::Tensor& windows = calibration.windows;
   timer.begin("prepare");
-  Exporter exporter(original, model, plan, options.target, options.max_shard_bytes,
-                    options.overwrite);
+  exporter.write_dense();
   Report report;
   {
     Finisher finish(exporter, report, plan, options.quiet);
@@ -319,9 +326,10 @@ Json quantize(const Reader& original, const Model& model, const Plan& plan,
     result["totals"]["peak_device_bytes"] = peak_device_bytes(options.device);
   if (const std::string told = starved_warning(result); !told.empty()) spdlog::warn("{}", told);
   const auto start = std::chrono::steady_clock::now();
-  result["totals"]["bytes"] = exporter.commit(result);
+  result["totals"]["bytes"] = exporter.finish();
   result["totals"]["seconds"]["write"] =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  exporter.commit(result);
   return result;
 }
 

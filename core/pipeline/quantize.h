@@ -22,6 +22,7 @@ struct QuantizeOptions {
   std::string dtype = "auto";  // that layers compute in, see compute_type()
   at::Device device = at::kCPU;
   int64_t memory_limit = 0;  // bytes of tensors on the device, as near as can be; 0: see quantize()
+  bool limit_is_standard = false;  // the container's: nothing asks to use it up
   bool overwrite = false;
   bool quiet = false;  // no progress
 };
@@ -31,10 +32,11 @@ Reader open_original(const std::filesystem::path& directory);
 
 /// Quantizes `original` as planned and writes it to options.target; the loop over layers. Returns
 /// the report that lies beside the checkpoint as quantization_report.json (see report.h). On any
-/// failure nothing is left at the target. Memory: the hidden states, one layer (two on a GPU, where
-/// the next one is copied meanwhile), and experts taken together as the limit leaves room for, at
-/// least one; without a limit 1.5 GiB of them. Error if the limit is less than hidden states and
-/// layers need.
+/// failure the target is as it was before; one that comes when the work is done (Exporter::finish)
+/// keeps the result beside it and says where. Memory: the hidden states, one layer (two on a GPU,
+/// where the next one is copied meanwhile), and experts taken together as the limit leaves room
+/// for, at least one; without a limit 1.5 GiB of them. Error if the limit is less than hidden
+/// states and layers need.
 Json quantize(const Reader& original, const Model& model, const Plan& plan,
               const QuantizeOptions& options);
 

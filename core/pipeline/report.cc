@@ -1,21 +1,11 @@
 #include "pipeline/report.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <set>
 
+#include "base/memory.h"
+
 namespace aqhost {
-namespace {
-
-int64_t peak_memory_bytes() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;
-}
-
-}  // namespace
-
 void Report::add(const PlannedModule& planned, const ModuleResult& result) {
   const Module& module = *planned.module;
   Json entry{{"format", planned.recipe.wq},

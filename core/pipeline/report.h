@@ -16,7 +16,9 @@ namespace aqhost {
 ///   experts  [{layer, expert, tokens, weight, needed, starved}]
 ///   refined  [{layer, error_before, error_after}], where a recipe asks for it
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
-///   peak_memory_bytes}
+///             peak_memory_bytes, bytes}
+///   files    every file of the export, which a later run with --overwrite may replace
+/// `bytes` (of all tensors), seconds.write and `files` are added when the export is finished.
 class Report {
  public:
   void add(const PlannedModule& planned, const ModuleResult& result);

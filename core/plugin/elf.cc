@@ -14,7 +14,7 @@ namespace {
 
 class ElfFile {
  public:
-  explicit ElfFile(const std::filesystem::path& path) : file_(path) {
+  explicit ElfFile(const std::filesystem::path& path) : file_(read_file(path)) {
     const auto ident = at<std::array<unsigned char, EI_NIDENT>>(0);
     if (std::memcmp(ident.data(), ELFMAG, SELFMAG) != 0 || ident[EI_CLASS] != ELFCLASS64 ||
         ident[EI_DATA] != ELFDATA2LSB)
@@ -52,7 +52,7 @@ class ElfFile {
  private:
   template <typename T>
   T at(uint64_t offset) const {
-    const auto bytes = file_.bytes();
+    const auto bytes = std::as_bytes(std::span(file_));
     if (offset > bytes.size() || sizeof(T) > bytes.size() - offset) fail("it ends too early");
     T value;
     std::memcpy(&value, bytes.data() + offset, sizeof value);
@@ -103,7 +103,7 @@ class ElfFile {
     }
   }
 
-  MappedFile file_;
+  std::string file_;
   std::vector<Elf64_Shdr> sections_;
   std::vector<Elf64_Phdr> segments_;
 };

@@ -31,6 +31,19 @@ TEST_CASE("JSON: a file of a hundred thousand objects is read at once") {
   CHECK(took.count() < 20);  // a minute and more where each object's end goes through the others
 }
 
+TEST_CASE("JSON text of what is no UTF-8 has a replacement, and does not throw") {
+  const Json json{{"name", "caf\xe9.txt"}, {"n", 1}};
+  CHECK(to_text(json) == "{\"n\":1,\"name\":\"caf\xef\xbf\xbd.txt\"}");
+  CHECK(to_text(Json{{"n", 1}}, 2) == "{\n  \"n\": 1\n}");
+}
+
+TEST_CASE("JSON: what a download leaves in place of a file is told") {
+  CHECK_THROWS_WITH_AS(parse_json("version https://git-lfs.github.com/spec/v1\n", "x.json"),
+                       doctest::Contains("x.json: is a Git LFS pointer"), Error);
+  CHECK_THROWS_WITH_AS(parse_json("<!DOCTYPE html>", "x.json"),
+                       doctest::Contains("x.json: is a web page"), Error);
+}
+
 TEST_CASE("nearest_name finds a misspelling and nothing far away") {
   const std::vector<std::string> names{"int4", "mxfp4", "group_size"};
   CHECK(nearest_name("groupsize", names) == "group_size");
@@ -40,7 +53,7 @@ TEST_CASE("nearest_name finds a misspelling and nothing far away") {
 
 TEST_CASE("files that are missing, or folders, are named") {
   CHECK_THROWS_WITH_AS(read_file("no/such/file"), "no/such/file: No such file or directory", Error);
-  CHECK_THROWS_AS(MappedFile(fs::temp_directory_path()), Error);
+  CHECK_THROWS_AS(InputFile(fs::temp_directory_path()), Error);
 }
 
 TEST_CASE("a progress line has rate and time left once there is something to tell them from") {

@@ -1,8 +1,10 @@
 #include "base/file.h"
 
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 
-#include <fstream>
+#include <array>
+#include <vector>
 
 #include "base/error.h"
 #include "temp_folder.h"
@@ -21,16 +23,78 @@ TEST_CASE("a file is written and read whole, with any bytes, and replaced") {
   CHECK(std::distance(fs::directory_iterator(folder.path()), {}) == 1);  // no part left
 }
 
-TEST_CASE("a mapped file is its bytes, an empty one an empty span, and moves keep it") {
+TEST_CASE("an input file is read from any offset on, and moves keep it") {
   const TempFolder folder;
   write_file(folder / "a", "xyz");
   write_file(folder / "empty", "");
-  MappedFile file(folder / "a");
-  const MappedFile moved(std::move(file));
-  REQUIRE(moved.bytes().size() == 3);
-  CHECK(moved.bytes()[2] == std::byte{'z'});
+  InputFile file(folder / "a");
+  const InputFile moved(std::move(file));
+  CHECK(moved.size() == 3);
   CHECK(moved.path() == folder / "a");
-  CHECK(MappedFile(folder / "empty").bytes().empty());
+  std::array<std::byte, 2> bytes{};
+  moved.read(1, bytes);
+  CHECK(bytes[0] == std::byte{'y'});
+  CHECK(bytes[1] == std::byte{'z'});
+  CHECK(InputFile(folder / "empty").size() == 0);
+}
+
+TEST_CASE("a file that is truncated while it is open is an error that says where") {
+  const TempFolder folder;
+  write_file(folder / "a", std::string(10000, 'x'));
+  const InputFile file(folder / "a");
+  fs::resize_file(folder / "a", 5000);
+  std::vector<std::byte> bytes(4000);
+  file.read(1000, bytes);
+  CHECK_THROWS_WITH_AS(file.read(1001, bytes, "tensor t"),
+                       ((folder / "a").string() +
+                        ": tensor t, offset 5000: the file ends here, it had 10000 bytes when it "
+                        "was opened; has it been truncated?")
+                           .c_str(),
+                       Error);
+}
+
+TEST_CASE("a pipe is refused and not waited for") {
+  const TempFolder folder;
+  REQUIRE(::mkfifo((folder / "pipe").c_str(), 0600) == 0);
+  CHECK_THROWS_WITH_AS(read_file(folder / "pipe"), doctest::Contains("not a regular file"), Error);
+  CHECK_THROWS_WITH_AS(InputFile(folder / "pipe"), doctest::Contains("not a regular file"), Error);
+}
+
+TEST_CASE("what a download leaves in place of a file is told") {
+  using doctest::Contains;
+  const auto told = [](std::string_view start) {
+    return doctest::String(std::string(misplaced_file(start)).c_str());
+  };
+  CHECK(told("version https://git-lfs.github.com/spec/v1\noid sha256:0\n") == Contains("Git LFS"));
+  CHECK(told("<!DOCTYPE html><html>") == Contains("web page"));
+  CHECK(told("\n <html lang=\"en\">") == Contains("web page"));
+  CHECK(told(std::string_view("PK\x03\x04\0\0", 6)) == Contains("ZIP"));
+  CHECK(told("{\"version\": 1}") == "");
+  CHECK(told("") == "");
+}
+
+TEST_CASE("a copy is the file's bytes, and a failed one leaves nothing") {
+  const TempFolder folder;
+  const std::string content(700000, 'c');
+  write_file(folder / "a", content);
+  aqhost::copy_file(folder / "a", folder / "b");
+  CHECK(read_file(folder / "b") == content);
+  CHECK_THROWS_WITH_AS(aqhost::copy_file(folder / "none", folder / "c"),
+                       doctest::Contains("none: No such file or directory"), Error);
+  CHECK(!fs::exists(folder / "c"));
+  CHECK_THROWS_WITH_AS(aqhost::copy_file(folder / "a", folder / "b"),
+                       doctest::Contains("b: File exists"), Error);
+  CHECK(fs::exists(folder / "b"));
+}
+
+TEST_CASE("a folder is listed by name, and one that cannot be read is named") {
+  const TempFolder folder;
+  for (const char* name : {"b", "a", "c"}) write_file(folder / name, "");
+  std::string names;
+  for (const auto& entry : list_folder(folder.path())) names += entry.path().filename().string();
+  CHECK(names == "abc");
+  CHECK_THROWS_WITH_AS(list_folder(folder / "none"),
+                       doctest::Contains("none: No such file or directory"), Error);
 }
 
 TEST_CASE("what cannot be written is named") {
@@ -40,66 +104,13 @@ TEST_CASE("what cannot be written is named") {
                        Error);
 }
 
-TEST_CASE("a staged folder becomes its target on commit and is gone otherwise") {
-  const TempFolder root;
-  {
-    const StagedDirectory staged(root / "out", false);
-    write_file(staged.path() / "a", "1");
-  }
-  CHECK(fs::is_empty(root.path()));
-  {
-    StagedDirectory staged(root / "new/sub/out/", false);  // parents are made
-    write_file(staged.path() / "a", "1");
-    CHECK(!fs::exists(root / "new/sub/out"));
-    staged.commit();
-  }
-  CHECK(read_file(root / "new/sub/out/a") == "1");
-}
-
-TEST_CASE("a target that exists is refused, or replaced whole where that is asked for") {
-  const TempFolder root;
-  fs::create_directory(root / "out");
-  write_file(root / "out/a", "1");
-  CHECK_THROWS_WITH_AS(StagedDirectory(root / "out", false),
-                       doctest::Contains("already exists; choose another folder"), Error);
-  {
-    const StagedDirectory staged(root / "out", true);
-    write_file(staged.path() / "b", "2");
-  }
-  CHECK(read_file(root / "out/a") == "1");  // not committed
-  StagedDirectory staged(root / "out", true);
-  write_file(staged.path() / "b", "2");
-  staged.commit();
-  CHECK(!fs::exists(root / "out/a"));
-  CHECK(read_file(root / "out/b") == "2");
-  CHECK(std::distance(fs::directory_iterator(root.path()), {}) == 1);
-}
-
-TEST_CASE("what a killed run left is not in the way, and not touched") {
-  const TempFolder root;
-  fs::create_directory(root / "out.part-1");
-  write_file(root / "out.part-1/a", "1");
-  StagedDirectory staged(root / "out", false);
-  CHECK(fs::is_empty(staged.path()));
-  staged.commit();
-  CHECK(fs::is_empty(root / "out"));
-  CHECK(read_file(root / "out.part-1/a") == "1");
-}
-
-TEST_CASE("a target that cannot be made is named") {
-  const TempFolder root;
-  write_file(root / "file", "");
-  CHECK_THROWS_WITH_AS(StagedDirectory(root / "file/out", false),
-                       doctest::Contains("file/out: cannot be made: Not a directory"), Error);
-}
-
-TEST_CASE("a target that appeared meanwhile is not overwritten") {
-  const TempFolder root;
-  StagedDirectory staged(root / "out", false);
-  fs::create_directory(root / "out");
-  write_file(root / "out/theirs", "");
-  CHECK_THROWS_WITH_AS(staged.commit(), doctest::Contains("out: cannot be put in place: "), Error);
-  CHECK(fs::exists(root / "out/theirs"));
+TEST_CASE("a file whose writing fails leaves no part of it") {
+  const TempFolder folder;
+  fs::create_directory(folder / "a");
+  write_file(folder / "a/b", "");
+  CHECK_THROWS_WITH_AS(write_file(folder / "a", "x"), doctest::Contains("a: Is a directory"),
+                       Error);
+  CHECK(!fs::exists(folder / "a.part"));
 }
 
 }  // namespace

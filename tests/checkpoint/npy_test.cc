@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "stored_file.h"
+#include "temp_folder.h"
 
 namespace aqhost {
 namespace {
@@ -23,9 +24,13 @@ std::string dictionary(std::string_view descr, std::string_view shape,
                      shape);
 }
 
+StoredTensor parse(const std::string& file, const std::string& where = "f") {
+  return parse_npy(bytes_of(file), static_cast<int64_t>(file.size()), where);
+}
+
 doctest::String refused(const std::string& file) {
   try {
-    parse_npy(bytes_of(file), "ids.npy");
+    parse(file, "ids.npy");
   } catch (const Error& e) {
     return e.what();
   }
@@ -36,18 +41,30 @@ TEST_CASE("an array is read: type, shape, bytes, in every version and number of 
   const std::string data = "012345670123456701234567";
   for (const char version : {'\1', '\2', '\3'}) {
     const std::string file = npy(dictionary("<i4", "(3, 2)"), data, version);
-    const StoredTensor array = parse_npy(bytes_of(file), "f");
+    const StoredTensor array = parse(file);
     CHECK(array.dtype == DType::kI32);
     CHECK(array.shape == std::vector<int64_t>{3, 2});
-    REQUIRE(array.bytes.size() == 24);
-    CHECK(array.bytes[0] == std::byte{'0'});
+    CHECK(array.size == 24);
+    CHECK(array.offset == static_cast<int64_t>(file.size()) - 24);
   }
   const std::string one = npy(dictionary("<i8", "(3,)"), data);
-  CHECK(parse_npy(bytes_of(one), "f").shape == std::vector<int64_t>{3});
+  CHECK(parse(one).shape == std::vector<int64_t>{3});
   const std::string scalar = npy(dictionary("|u1", "()"), "0");
-  CHECK(parse_npy(bytes_of(scalar), "f").shape.empty());
+  CHECK(parse(scalar).shape.empty());
   const std::string none = npy(dictionary("<u2", "(0, 7)"), "");
-  CHECK(parse_npy(bytes_of(none), "f").numel() == 0);
+  CHECK(parse(none).numel() == 0);
+}
+
+TEST_CASE("a file is read: the array alone, however long the header is") {
+  const TempFolder folder;
+  write_file(folder / "short.npy", npy(dictionary("|u1", "(3,)"), "abc"));
+  write_file(folder / "long.npy", npy(dictionary("|u1", "(3,)") + std::string(4000, ' '), "abc"));
+  for (const char* name : {"short.npy", "long.npy"}) {
+    const LoadedTensor array = read_npy(folder / name);
+    CHECK(array.shape == std::vector<int64_t>{3});
+    REQUIRE(array.bytes.size() == 3);
+    CHECK(array.bytes[2] == std::byte{'c'});
+  }
 }
 
 TEST_CASE("what is no array of numbers in order is refused, and says what came") {

@@ -2,6 +2,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <array>
+#include <limits>
+
 #include "base/error.h"
 #include "stored_file.h"
 #include "temp_folder.h"
@@ -66,7 +70,7 @@ TEST_CASE("shards are read as one checkpoint, sorted by name") {
   CHECK(reader.tensors()[1].name == "b");
   REQUIRE(reader.find("c") != nullptr);
   CHECK(reader.find("c")->dtype == DType::kF32);
-  CHECK(reader.stored("c")->bytes.size() == 4);
+  CHECK(reader.bytes("c").size() == 4);
   CHECK(reader.find("") == nullptr);
   CHECK(reader.find("d") == nullptr);
   float value = -1;
@@ -74,6 +78,77 @@ TEST_CASE("shards are read as one checkpoint, sorted by name") {
   CHECK(value == 1);
   CHECK_THROWS_WITH_AS(reader.read_f32("d", 0, {&value, 1}),
                        (checkpoint.path().string() + ": there is no tensor d").c_str(), Error);
+}
+
+TEST_CASE("a part of a tensor is read from any element on, and nothing outside it") {
+  const Checkpoint checkpoint;
+  const std::vector<uint16_t> elements{0x3f80, 0x4000, 0x4040, 0x4080};  // 1 2 3 4
+  const auto* begin = reinterpret_cast<const char*>(elements.data());
+  checkpoint.write("model.safetensors",  // at an odd offset
+                   stored_file(R"({"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                               R"("t":{"dtype":"BF16","shape":[4],"data_offsets":[1,9]}})",
+                               "x" + std::string(begin, 8)));
+  const Reader reader(checkpoint.path());
+  std::vector<float> out(2);
+  reader.read_f32("t", 1, out);
+  CHECK(out == std::vector<float>{2, 3});
+  reader.read_f32("t", 4, {});
+  CHECK_THROWS_WITH_AS(
+      reader.read_f32("t", 3, out),
+      (checkpoint.path() / "model.safetensors: tensor t: elements 3 to 5 of 4 were asked for")
+          .c_str(),
+      Error);
+  CHECK_THROWS_AS(reader.read_f32("t", -1, out), Error);
+  CHECK_THROWS_AS(reader.read_f32("t", 5, {}), Error);
+}
+
+TEST_CASE("a tensor longer than one read is read whole, each element in its place") {
+  const Checkpoint checkpoint;
+  std::vector<float> values(300'001);
+  for (std::size_t i = 0; i < values.size(); i++) values[i] = static_cast<float>(i);
+  checkpoint.write(
+      "model.safetensors",
+      stored_file(R"({"t":{"dtype":"F32","shape":[300001],"data_offsets":[0,1200004]}})",
+                  {reinterpret_cast<const char*>(values.data()), 1'200'004}));
+  std::vector<float> out(values.size() - 7);
+  Reader(checkpoint.path()).read_f32("t", 7, out);
+  CHECK(std::equal(out.begin(), out.end(), values.begin() + 7));
+  values[200'000] = std::numeric_limits<float>::infinity();
+  checkpoint.write(
+      "model.safetensors",
+      stored_file(R"({"t":{"dtype":"F32","shape":[300001],"data_offsets":[0,1200004]}})",
+                  {reinterpret_cast<const char*>(values.data()), 1'200'004}));
+  CHECK_THROWS_WITH_AS(Reader(checkpoint.path()).read_f32("t", 7, out),
+                       doctest::Contains("element 200000 is inf"), Error);
+}
+
+TEST_CASE("a shard that is truncated while it is open is an error with file, tensor and offset") {
+  const Checkpoint checkpoint;
+  const Reader reader(checkpoint.path());
+  const fs::path shard = checkpoint.path() / "1.safetensors";
+  fs::resize_file(shard, fs::file_size(shard) - 4);
+  float value = 0;
+  std::array<std::byte, 4> bytes{};
+  const auto message = doctest::Contains("1.safetensors: tensor c, offset ");
+  CHECK_THROWS_WITH_AS(reader.read_f32("c", 0, {&value, 1}), message, Error);
+  CHECK_THROWS_WITH_AS(reader.read_stored("c", 0, bytes), message, Error);
+  CHECK_THROWS_WITH_AS(reader.bytes("c"), message, Error);
+  reader.read_f32("a", 0, {&value, 1});  // others are there still
+}
+
+TEST_CASE("what a download leaves in place of a shard is told") {
+  const Checkpoint checkpoint;
+  checkpoint.write("2.safetensors",
+                   "version https://git-lfs.github.com/spec/v1\noid sha256:1234\n");
+  CHECK(checkpoint.refused() == doctest::Contains("/2.safetensors: is a Git LFS pointer"));
+  checkpoint.write("2.safetensors", "<!DOCTYPE html>\n<html></html>");
+  CHECK(checkpoint.refused() == doctest::Contains("/2.safetensors: is a web page"));
+  checkpoint.write("2.safetensors", "<html>");
+  CHECK(checkpoint.refused() == doctest::Contains("/2.safetensors: is a web page"));
+  checkpoint.write("model.safetensors.index.json", "version https://git-lfs.github.com/spec/v1\n");
+  CHECK(checkpoint.refused() == doctest::Contains("index.json: is a Git LFS pointer"));
+  checkpoint.write("config.json", "version https://git-lfs.github.com/spec/v1\n");
+  CHECK(checkpoint.refused() == doctest::Contains("config.json: is a Git LFS pointer"));
 }
 
 TEST_CASE("a bad value is reported with the shard it is in") {

@@ -3,9 +3,11 @@ cannot be written, a reader that goes away, a closed terminal.
 
 Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
 """
+import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -92,8 +94,166 @@ class Endings(unittest.TestCase):
             time.sleep(0.005)
         process.send_signal(signal.SIGHUP)
         errors = process.communicate(timeout=60)[1]
-        self.assertEqual(process.returncode, 130, errors)
+        self.assertEqual(process.returncode, 128 + signal.SIGHUP, errors)
+        self.assertIn("interrupted, nothing was written", errors)
         self.assertEqual(list(self.work.iterdir()), [])
+
+    def start(self, *arguments, samples=200, model=MODEL, **keywords):
+        """A run that has begun to write, and goes on for a while."""
+        process = subprocess.Popen(
+            command("--model", model, *GPTQ[2:], "--nsamples", samples, "--save", self.out,
+                    *arguments),
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **keywords)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        while not list(self.work.glob("**/*.part-*/model.safetensors")) and process.poll() is None:
+            time.sleep(0.005)
+        return process
+
+    def test_the_status_tells_the_signal_and_the_message_whether_anything_was_to_be_written(self):
+        process = self.start()
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=60)[1]
+        self.assertEqual(process.returncode, 128 + signal.SIGTERM, errors)
+        self.assertIn("interrupted, nothing was written", errors)
+        self.assertEqual(list(self.work.iterdir()), [])
+
+        process = subprocess.Popen(
+            command("eval", "--model", MODEL, "--text", TESTS / "data/kjv_calib.txt"),
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+        self.assertEqual(process.returncode, 128 + signal.SIGINT, errors)
+        self.assertTrue(errors.endswith("aqhost: interrupted\n"), errors)
+
+    def test_a_signal_that_is_ignored_stays_so_as_under_nohup(self):
+        process = self.start(samples=8,
+                             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        process.send_signal(signal.SIGHUP)
+        errors = process.communicate(timeout=120)[1]
+        self.assertEqual(process.returncode, 0, errors)
+        self.assertTrue((self.out / "config.json").exists())
+
+    def test_the_process_goes_by_the_name_of_the_program(self):
+        process = self.start()
+        self.assertEqual(pathlib.Path(f"/proc/{process.pid}/comm").read_text(), "aqhost\n")
+
+    def test_a_start_by_way_of_the_dynamic_linker(self):
+        linker = next(pathlib.Path("/lib64").glob("ld-linux*"), None)
+        if linker is None:
+            self.skipTest("no ld-linux in /lib64")
+        done = subprocess.run([linker, BUILD / "bin/aqhost", "--version"], capture_output=True,
+                              text=True)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("plugin ABI", done.stdout)
+
+    def test_the_peak_of_memory_is_the_programs_own_not_that_of_its_parent(self):
+        block = bytearray(1_500_000_000)
+        block[::4096] = b"x" * len(block[::4096])  # touched
+        self.assertEqual(len(block), 1_500_000_000)
+        done = self.run_aqhost(*RTN, "--save", self.out, "--json", preexec_fn=lambda: None)
+        peak = json.loads(done.stdout)["peak_memory_bytes"]
+        self.assertGreater(peak, 20_000_000)
+        self.assertLess(peak, 1_000_000_000)
+
+    def test_a_current_folder_that_is_gone(self):
+        gone = self.work / "gone"
+        gone.mkdir()
+        shell = f'cd {gone} && rmdir {gone} && exec "$@"'
+        done = subprocess.run(["sh", "-c", shell, "sh", *command(*RTN, "--save", self.out)],
+                              capture_output=True, text=True)
+        self.one_line(done, 1, "the current folder has been deleted")
+
+    def test_names_that_are_no_utf8_are_printed_and_reported(self):
+        name = os.fsencode(self.work) + b"/caf\xe9"
+        text = name + b".txt"
+        with open(text, "wb") as file:
+            file.write((TESTS / "data/kjv_calib.txt").read_bytes()[:20_000])
+        done = subprocess.run(
+            [*command("--model", MODEL, "--nsamples", 2, "--seqlen", 64, "--json"),
+             b"--calib", text, b"--save", name], capture_output=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(name + b"/quantization_report.json", encoding="utf-8") as file:
+            self.assertIn("caf\ufffd", json.dumps(json.load(file)["calibration"],
+                                                  ensure_ascii=False))
+        done = subprocess.run([*command("compare", "--json"), name], capture_output=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("caf\ufffd", json.loads(done.stdout)[0]["folder"])
+
+    def test_a_shard_that_is_truncated_during_the_run(self):
+        model = self.work / "model"
+        shutil.copytree(MODEL, model)
+        self.out = self.work / "out"
+        process = self.start(model=model)
+        time.sleep(0.1)
+        os.truncate(model / "model.safetensors", 3000)
+        errors = process.communicate(timeout=120)[1]
+        self.assertEqual(process.returncode, 1, errors)
+        self.assertRegex(errors,
+                         r"model/model\.safetensors: tensor \S+, offset \d+: the file ends here")
+        self.assertEqual([p.name for p in self.work.iterdir()], ["model"])
+
+    def test_a_second_run_to_the_same_target_and_what_a_killed_one_left(self):
+        process = self.start()
+        done = self.run_aqhost(*RTN, "--save", self.out)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("another run of aqhost is writing to it", done.stderr)
+        process.kill()
+        process.wait()
+        done = self.run_aqhost(*RTN, "--save", self.out)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr, r"out\.part-1 \(\d+ MB\) is left from an earlier run")
+
+    def test_a_target_that_appears_during_the_run_is_left_alone_and_the_export_kept(self):
+        process = self.start("--overwrite", samples=16)
+        self.out.mkdir()
+        (self.out / "thesis.tex").write_text("mine")
+        errors = process.communicate(timeout=120)[1]
+        self.assertEqual(process.returncode, 1, errors)
+        self.assertIn("out: appeared during the run and is not replaced", errors)
+        kept = self.work / "out.part-1"
+        self.assertIn(f"kept in {kept}", errors)
+        self.assertEqual([p.name for p in self.out.iterdir()], ["thesis.tex"])
+        done = self.run_aqhost("verify", "--model", kept)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_targets_that_exist(self):
+        link, folder = self.work / "link", self.work / "folder"
+        folder.mkdir()
+        link.symlink_to("folder")
+        done = self.run_aqhost(*RTN, "--save", link)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue(link.is_symlink())
+        self.assertTrue((folder / "config.json").exists())
+        (folder / "notes.md").write_text("mine")
+        done = self.run_aqhost(*RTN, "--save", ".", "--overwrite", cwd=folder)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual((folder / "notes.md").read_text(), "mine")
+        self.assertEqual(self.run_aqhost("verify", "--model", folder).returncode, 0)
+        link.unlink()
+        link.symlink_to("nowhere")
+        shutil.rmtree(folder)
+        done = self.run_aqhost(*RTN, "--save", link)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("link: is a link to nowhere, which does not exist", done.stderr)
+
+    def test_a_mounted_volume_is_written_into_and_a_small_one_refused_at_the_start(self):
+        self.out.mkdir()
+        for size, status, message in ((64, 0, ""), (2, 1, "No space left on device")):
+            script = (f'mount -t tmpfs -o size={size}M none {self.out} 2>/dev/null || exit 77; '
+                      'for i in 1 2; do "$@" || exit $?; done; ls -A ' + str(self.out))
+            done = subprocess.run(
+                ["unshare", "-rm", "sh", "-c", script, "sh",
+                 *command(*RTN, "--save", self.out, "--overwrite")], capture_output=True, text=True)
+            if done.returncode == 77 or "unshare" in done.stderr:
+                self.skipTest("no mount here")
+            self.assertEqual(done.returncode, status, done.stderr)
+            self.assertIn(message, done.stderr)
+            if status == 0:
+                self.assertIn("config.json\n", done.stdout)
+                self.assertNotIn(".part", done.stdout)
 
     def test_progress_is_one_line_on_a_terminal_and_plain_elsewhere(self):
         ours, theirs = open_terminal(self)

@@ -26,8 +26,8 @@ class Golden {
                         : stored.dtype == DType::kI32 ? at::kInt
                                                       : at::kLong;
       at::Tensor out = at::empty(stored.shape, type);
-      REQUIRE(out.nbytes() == stored.bytes.size());
-      std::memcpy(out.data_ptr(), stored.bytes.data(), stored.bytes.size());
+      REQUIRE(out.nbytes() == static_cast<std::size_t>(stored.size));
+      file_.read(stored, 0, {static_cast<std::byte*>(out.data_ptr()), out.nbytes()});
       return out;
     }
     fail("{} has no {}", file_.path().string(), name);

@@ -11,19 +11,20 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   using namespace aqhost;
   const auto bytes = std::as_bytes(std::span(data, size));
   try {
-    const SafetensorsHeader header = parse_safetensors(bytes, "fuzz");
+    const SafetensorsHeader header = parse_safetensors(bytes, static_cast<int64_t>(size), "fuzz");
     std::size_t sum = 0;
     for (const StoredTensor& t : header.tensors) {
       check(t.numel() >= 0);
-      check(t.bytes.size() == static_cast<std::size_t>(t.numel() * dtype_size(t.dtype)));
-      check(t.bytes.data() >= bytes.data() &&
-            t.bytes.data() + t.bytes.size() <= bytes.data() + bytes.size());
-      sum += t.bytes.size();
+      check(t.size == t.numel() * dtype_size(t.dtype));
+      check(t.offset >= 0 && t.offset + t.size <= static_cast<int64_t>(size));
+      sum += static_cast<std::size_t>(t.size);
     }
     check(sum <= size);
     for (const StoredTensor& t : header.tensors) {
       std::vector<float> values(static_cast<std::size_t>(t.numel()));
-      convert_f32(t, 0, values, "fuzz");
+      convert_f32(
+          t, bytes.subspan(static_cast<std::size_t>(t.offset), static_cast<std::size_t>(t.size)), 0,
+          values, "fuzz");
     }
   } catch (const Error&) {
   }

@@ -15,9 +15,8 @@ namespace {
 namespace fs = std::filesystem;
 
 std::string bytes_of(const Reader& reader, const std::string& tensor) {
-  const StoredTensor* stored = reader.stored(tensor);
-  REQUIRE(stored != nullptr);
-  return {reinterpret_cast<const char*>(stored->bytes.data()), stored->bytes.size()};
+  const std::vector<std::byte> bytes = reader.bytes(tensor);
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
 /// The packed codes of a module in two runs: equal?

@@ -29,7 +29,7 @@ class Export {
     {
       const Reader reader(path());
       for (const TensorInfo& info : reader.tensors()) {
-        const auto bytes = reader.stored(info.name)->bytes;
+        const auto bytes = reader.bytes(info.name);
         tensors[info.name] = {info, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}};
       }
     }
@@ -171,7 +171,7 @@ TEST_CASE("a module that a group covers but that is stored dense is refused") {
   written.change_tensors([&written](Tensors& t) {
     for (const char* part : {".weight_packed", ".weight_scale", ".weight_shape"})
       t.erase(kQ + part);
-    const auto bytes = written.original().reader().stored(kQ + ".weight")->bytes;
+    const auto bytes = written.original().reader().bytes(kQ + ".weight");
     t[kQ + ".weight"] = {*written.original().reader().find(kQ + ".weight"),
                          {reinterpret_cast<const char*>(bytes.data()), bytes.size()}};
   });

@@ -169,7 +169,7 @@ void run(const po::variables_map& options) {
   if (!wants_json(options)) return print(rows);
   Json list = Json::array();
   for (const Row& row : rows) list.push_back(to_json(row));
-  fmt::print("{}\n", list.dump());
+  fmt::print("{}\n", to_text(list));
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ void run(const po::variables_map& options) {
     const Perplexity result = perplexity(*source, *model, windows, tell, run_options);
     progress.finish();
     if (wants_json(options))
-      fmt::print("{}\n", Json{{"perplexity", result.value}, {"tokens", result.tokens}}.dump());
+      fmt::print("{}\n", to_text(Json{{"perplexity", result.value}, {"tokens", result.tokens}}));
     else
       print(result, windows);
     return;
@@ -85,7 +85,7 @@ void run(const po::variables_map& options) {
   progress.finish();
   const Divergence& d = result.models.front();
   if (wants_json(options)) {
-    fmt::print("{}\n", to_json(d, result.reference).dump());
+    fmt::print("{}\n", to_text(to_json(d, result.reference)));
     return;
   }
   print(d.perplexity, windows);

@@ -104,12 +104,12 @@ void print_unknown(const UnknownModel& unknown, bool json) {
                     {"why", unknown.why},
                     {"found", unknown.found},
                     {"advice", unknown.advice}};
-    fmt::print("{}\n", told.dump());
+    fmt::print("{}\n", to_text(told));
     return;
   }
   fmt::print("family      {} ({})\n", unknown.kind, unknown.why);
   for (const auto& [key, value] : unknown.found.items())
-    fmt::print("{:<11} {}\n", key, value.dump());
+    fmt::print("{:<11} {}\n", key, to_text(value));
   fmt::print("to do       {}\n", unknown.advice);
 }
 
@@ -128,7 +128,7 @@ void run(const po::variables_map& options) {
       *source, *model,
       match != matches.end() ? *match : ModelMatch{model->id(), "chosen by --model-type", 0});
   if (wants_json(options))
-    fmt::print("{}\n", description.dump());
+    fmt::print("{}\n", to_text(description));
   else
     print(description);
 }

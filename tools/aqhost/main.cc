@@ -1,12 +1,15 @@
 // aqhost: quantizes Mixture-of-Experts checkpoints. This file: which command, its options, and how
-// it ends (0 done, 1 failed, 2 wrong usage, 130 interrupted).
+// it ends (0 done, 1 failed, 2 wrong usage, 128 + signal: 129 SIGHUP, 130 SIGINT, 141 SIGPIPE,
+// 143 SIGTERM).
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
+#include <elf.h>
 #include <fmt/format.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -106,6 +109,12 @@ po::variables_map parse(const Command& command, const std::vector<std::string>& 
   return values;
 }
 
+/// Whether that is the command, which is the one where none is named.
+bool is_quantize(const std::vector<std::string>& arguments) {
+  return arguments.empty() || arguments.front().starts_with("-") ||
+         arguments.front() == kQuantize.name;
+}
+
 const Command& choose(std::vector<std::string>& arguments) {
   if (arguments.empty() || arguments.front().starts_with("-")) return kQuantize;
   const std::string name = arguments.front();
@@ -133,6 +142,9 @@ void run_command(const Command& command, const po::variables_map& options, bool 
     return;
   }
   set_log_level(options["log-level"].as<std::string>());
+  std::error_code error;
+  std::filesystem::current_path(error);  // LibTorch's libraries end the process where there is none
+  if (error) fail("the current folder has been deleted ({}); change to another", error.message());
   if (options.contains("threads"))
     at::set_num_threads(static_cast<int>(integer(options, "threads", 1, 1024)));
   const at::NoGradGuard no_grad;
@@ -154,11 +166,22 @@ int complain(const std::string& message, int status) {
   return status;
 }
 
+/// The vector that the kernel puts behind the environment: pairs of a type and a value.
+unsigned long auxiliary(char** environment, unsigned long type) {
+  while (*environment != nullptr) environment++;
+  const auto* pair = reinterpret_cast<const unsigned long*>(environment + 1);
+  for (; pair[0] != AT_NULL; pair += 2)
+    if (pair[0] == type) return pair[1];
+  return 0;
+}
+
 /// LibTorch's OpenMP threads wait for work by spinning, up to milliseconds: on a machine that has
 /// other work too they take its time and each other's (measured: 4 times slower under a load of two
 /// processes a core). To spin about as long as sleeping and waking take costs nothing then, and
 /// where nothing else runs it is 7 % faster than hardly to spin. The runtime reads this setting
-/// once, when it is loaded, so the program starts itself again with it, unless the user has chosen.
+/// once, when it is loaded, so the program starts itself again with it, unless the user has chosen,
+/// under the name by which it was started, so that it is listed (ps, top, pkill) by that name too.
+/// A program started by way of the dynamic linker (ld.so PROGRAM) has no such name and goes on.
 /// Called before the libraries' own start, which takes most of a short run's time; so nothing of
 /// theirs, nor getenv(), may be used.
 void limit_spinning(int /*argc*/, char** argv, char** environment) {
@@ -172,11 +195,21 @@ void limit_spinning(int /*argc*/, char** argv, char** environment) {
     longer[n] = environment[n];
   }
   longer[n] = setting;
-  ::execve("/proc/self/exe", argv, longer.data());
+  const auto* name = reinterpret_cast<const char*>(auxiliary(environment, AT_EXECFN));
+  const bool by_linker = auxiliary(environment, AT_BASE) == 0;
+  if (name != nullptr && !by_linker) ::execve(name, argv, longer.data());
 }
 
 [[gnu::section(".preinit_array"),
   gnu::used]] void (*const before_libraries)(int, char**, char**) = limit_spinning;
+
+/// A shard is a file that stays open: as many as the system allows, not only its usual 1,024.
+void allow_many_files() {
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &files);
+}
 
 /// The first arena is made before jemalloc has read oversize_threshold, and would give back every
 /// large piece at once.
@@ -186,23 +219,31 @@ void keep_large_pieces() {
     mallctl("arena.0.oversize_threshold", nullptr, nullptr, &never, sizeof never);
 }
 
-int run_and_report(int argc, char** argv) {
+/// "interrupted", with what became of the export where the command writes one.
+std::string interruption(const std::vector<std::string>& arguments) {
+  return is_quantize(arguments) ? "interrupted, nothing was written" : "interrupted";
+}
+
+int run_and_report(const std::vector<std::string>& arguments) {
   try {
-    run({argv + 1, argv + argc});
+    run(arguments);
     if (std::fflush(stdout) != 0) throw std::system_error(errno, std::generic_category());
     return 0;
   } catch (const UsageError& e) {
     return complain(e.what(), 2);
   } catch (const Interrupted&) {
-    return complain("interrupted, nothing was written", 130);
+    return complain(interruption(arguments), 128 + interrupt_signal());
   } catch (const Error& e) {
     return complain(e.what(), 1);
   } catch (const c10::Error& e) {
     return complain(fmt::format("LibTorch: {}", e.what_without_backtrace()), 1);
   } catch (const std::bad_alloc&) {
-    return complain("out of memory; use fewer --nsamples or a shorter --seqlen", 1);
+    return complain(is_quantize(arguments) ? "out of memory; use fewer --nsamples, a shorter "
+                                             "--seqlen or a --memory-limit"
+                                           : "out of memory",
+                    1);
   } catch (const std::filesystem::filesystem_error& e) {
-    return complain(e.what(), 1);
+    return complain(fmt::format("{}: {}", e.path1().string(), e.code().message()), 1);
   } catch (const std::system_error& e) {                           // of printing
     if (e.code() == std::errc::broken_pipe) return 128 + SIGPIPE;  // as if the signal had come
     return complain(fmt::format("the result cannot be printed: {}", e.code().message()), 1);
@@ -216,10 +257,11 @@ int run_and_report(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   aqhost::keep_large_pieces();
+  aqhost::allow_many_files();
   aqhost::install_interrupt_handler();
   spdlog::set_default_logger(spdlog::stderr_color_mt("aqhost"));
   spdlog::set_pattern("aqhost: %^%l%$: %v");
-  const int status = aqhost::run_and_report(argc, argv);
+  const int status = aqhost::run_and_report({argv + 1, argv + argc});
   std::fflush(nullptr);
   ::_exit(status);  // LibTorch's destructors take 30 ms, and there is nothing that needs them
 }

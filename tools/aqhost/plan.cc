@@ -228,7 +228,7 @@ void run(const po::variables_map& options) {
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options["target"].as<std::string>());
   if (wants_json(options))
-    fmt::print("{}\n", to_json(plan, sizes, loads, model->extra_tensors()).dump());
+    fmt::print("{}\n", to_text(to_json(plan, sizes, loads, model->extra_tensors())));
   else
     print(plan, sizes, loads, model->extra_tensors());
 }

@@ -60,8 +60,7 @@ void check(const po::variables_map& options) {
     if (!v.detail.empty()) list.back()["detail"] = v.detail;
     if (!wants_json(options)) fmt::print("{}\n", to_line(v));
   }
-  if (wants_json(options))
-    fmt::print("{}\n", list.dump(-1, ' ', false, Json::error_handler_t::replace));
+  if (wants_json(options)) fmt::print("{}\n", to_text(list));
   std::fflush(stdout);
   if (!all_hold(verdicts)) fail("{} breaks a rule, see above", options["check"].as<std::string>());
 }
@@ -90,8 +89,7 @@ void run(const po::variables_map& options) {
       entry["format"] = summary_of(*registry, p.id);
     list.push_back(std::move(entry));
   }
-  // what plugins say of themselves may be no UTF-8
-  fmt::print("{}\n", list.dump(-1, ' ', false, Json::error_handler_t::replace));
+  fmt::print("{}\n", to_text(list));
 }
 
 }  // namespace

@@ -5,7 +5,10 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/progress.h"
 #include "command.h"
 #include "pipeline/coverage.h"
@@ -32,12 +35,15 @@ void add_options(po::options_description_easy_init add) {
   add("seed", po::value<int64_t>()->default_value(0), "seed of every random choice");
   add("algorithm", po::value<std::string>(),
       "gptq or rtn for all modules, whatever the recipe says");
-  add("save", po::value<std::string>(), "folder to write, made by the run");
-  add("overwrite", "replace the folder if an earlier run wrote it");
+  add("save", po::value<std::string>(), "folder to write: a new one, or one that is empty");
+  add("overwrite",
+      "replace an earlier run's export in that folder; files that you added to it stay");
   add_dtype_option(add, "auto");
   add_device_option(add);
   add("memory-limit", po::value<int64_t>()->default_value(0),
-      "MB that tensors may take on that device, as near as can be; 0: no limit");
+      "MB that tensors may take on that device, as near as can be; 0: no limit but, on the CPU, "
+      "that "
+      "of the container or job (its control group)");
   add_export_options(add);
   add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
 }
@@ -68,6 +74,15 @@ std::optional<CalibrationOptions> calibration(const po::variables_map& options) 
   result.balance_experts = options.contains("balance-experts");
   result.quiet = quiet(options);
   return result;
+}
+
+/// Where no limit is given: what the control group leaves, if it has one.
+void limit_to_container(QuantizeOptions& options) {
+  if (options.memory_limit != 0 || !options.device.is_cpu()) return;
+  const int64_t limit = cgroup_memory_limit();
+  if (limit == 0) return;
+  options.memory_limit = std::max<int64_t>(1, limit - anonymous_memory_bytes());
+  options.limit_is_standard = true;
 }
 
 /// The device to run on. None is opened where nothing is run: for rounding to nearest, or where
@@ -149,11 +164,12 @@ void run(const po::variables_map& options) {
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options["target"].as<std::string>());
   quantize_options.device = device(options, plan);
+  limit_to_container(quantize_options);
   for (const Loadable& l : loads)
     for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
   const Json report = quantize(reader, *model, plan, quantize_options);
   if (wants_json(options)) {
-    fmt::print("{}\n", report["totals"].dump());
+    fmt::print("{}\n", to_text(report["totals"]));
     return;
   }
   int64_t original_bytes = 0;

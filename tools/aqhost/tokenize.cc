@@ -25,7 +25,7 @@ void tokenize(const Tokenizer& tokenizer, std::istream& lines, const std::string
     const Json text = parse_json(line, where);
     if (!text.is_string()) fail("{}: expected a JSON string, found {}", where, text.type_name());
     try {
-      fmt::print("{}\n", Json(tokenizer.encode(text.get<std::string>(), special)).dump());
+      fmt::print("{}\n", to_text(Json(tokenizer.encode(text.get<std::string>(), special))));
     } catch (const Error& e) {
       fail("{}: {}", where, e.what());
     }

@@ -19,15 +19,14 @@ void run(const po::variables_map& options) {
   const VerifySummary s = verify(directory, *registry, options["model-type"].as<std::string>());
   check_extra_tensors(s.extra_tensors, directory, options);
   if (wants_json(options)) {
-    fmt::print("{}\n", Json{{"ok", true},
-                            {"family", s.model_type},
-                            {"tensors", s.tensors},
-                            {"modules", s.modules},
-                            {"weights", s.weights},
-                            {"bits_per_weight", s.bits_per_weight},
-                            {"formats", s.formats},
-                            {"extra_tensors", s.extra_tensors}}
-                           .dump());
+    fmt::print("{}\n", to_text(Json{{"ok", true},
+                                    {"family", s.model_type},
+                                    {"tensors", s.tensors},
+                                    {"modules", s.modules},
+                                    {"weights", s.weights},
+                                    {"bits_per_weight", s.bits_per_weight},
+                                    {"formats", s.formats},
+                                    {"extra_tensors", s.extra_tensors}}));
     return;
   }
   fmt::print("ok: {}, {} tensors, {} quantized modules with {} weights in {:.3f} bits each\n",

@@ -1,0 +1,79 @@
+#include "base/memory.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+namespace aqhost {
+namespace fs = std::filesystem;
+namespace {
+
+/// The content of a file of /proc or /sys (whose sizes are not told beforehand), "" if there is
+/// none.
+std::string text_of(const fs::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// The number that `text` begins with, or -1 ("max").
+int64_t number_in(std::string_view text) {
+  int64_t number = -1;
+  std::from_chars(text.data(), text.data() + text.size(), number);
+  return number;
+}
+
+/// A line of /proc/self/status, which are in kB; 0 if there is none.
+int64_t of_status(std::string_view key) {
+  const std::string status = text_of("/proc/self/status");
+  const std::size_t at = status.find(key);
+  if (at == std::string::npos) return 0;
+  const std::size_t begin = status.find_first_not_of(" \t", at + key.size());
+  return begin == std::string::npos ? 0 : 1024 * number_in(std::string_view(status).substr(begin));
+}
+
+/// The least number in a file of that name in `folder` and the folders above it, up to `root`.
+int64_t least_limit(fs::path folder, const fs::path& root, const char* name, int64_t limit) {
+  for (;; folder = folder.parent_path()) {
+    if (const int64_t found = number_in(text_of(folder / name)); found > 0)
+      limit = std::min(limit, found);
+    if (folder == root || folder == folder.parent_path()) return limit;
+  }
+}
+
+bool has_memory(std::string_view controllers) {
+  return ("," + std::string(controllers) + ",").find(",memory,") != std::string::npos;
+}
+
+}  // namespace
+
+int64_t peak_memory_bytes() { return of_status("VmHWM:"); }
+
+int64_t anonymous_memory_bytes() { return of_status("RssAnon:"); }
+
+int64_t cgroup_memory_limit() {
+  const int64_t physical = int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
+  return cgroup_memory_limit(text_of("/proc/self/cgroup"), "/sys/fs/cgroup", physical);
+}
+
+int64_t cgroup_memory_limit(std::string_view groups, const fs::path& root, int64_t physical) {
+  int64_t limit = physical;
+  while (!groups.empty()) {  // lines of ID:CONTROLLERS:/PATH; version 2 has ID 0 and none named
+    const std::string_view line = groups.substr(0, groups.find('\n'));
+    groups.remove_prefix(std::min(groups.size(), line.size() + 1));
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == line.npos) continue;
+    const std::string_view controllers = line.substr(first + 1, second - first - 1);
+    const fs::path group = fs::path(line.substr(second + 1)).relative_path();
+    if (controllers.empty())
+      limit = least_limit(root / group, root, "memory.max", limit);
+    else if (has_memory(controllers))
+      limit = least_limit(root / "memory" / group, root / "memory", "memory.limit_in_bytes", limit);
+  }
+  return limit < physical ? limit : 0;
+}
+
+}  // namespace aqhost
