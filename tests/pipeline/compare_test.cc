@@ -54,11 +54,20 @@ TEST_CASE("a report that is none is refused with its file and module") {
   const OpenModel open;
   open.quantize(open.plan("{default: {group_size: 16}}", "rtn"), "out");
   write_file(open / "out" / "quantization_report.json", R"({"modules": []})");
-  CHECK_THROWS_WITH_AS(summary_of(open / "out"), doctest::Contains("has no \"modules\""), Error);
+  CHECK_THROWS_WITH_AS(
+      summary_of(open / "out"),
+      doctest::Contains("modules: expected the modules of a report of aqhost, found array"), Error);
   write_file(open / "out" / "quantization_report.json",
              R"({"modules": {"model.layers.0.self_attn.q_proj": {"loss": "much"}}})");
   CHECK_THROWS_WITH_AS(summary_of(open / "out"),
-                       doctest::Contains("modules.model.layers.0.self_attn.q_proj.loss is"), Error);
+                       doctest::Contains("modules.model.layers.0.self_attn.q_proj.loss: expected a "
+                                         "number, found \"much\""),
+                       Error);
+  write_file(open / "out" / "quantization_report.json",
+             R"({"modules": {"model.layers.0.self_attn.q_proj": 3}})");
+  CHECK_THROWS_WITH_AS(
+      summary_of(open / "out"),
+      doctest::Contains("modules.model.layers.0.self_attn.q_proj: expected an object"), Error);
 }
 
 }  // namespace

@@ -2,11 +2,10 @@
 
 #include <cstring>
 #include <functional>
-#include <map>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "checkpoint/writer.h"
+#include "changed_checkpoint.h"
+#include "export/decoded_checkpoint.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
@@ -16,40 +15,17 @@ namespace fs = std::filesystem;
 
 const std::string kQ = "model.layers.0.self_attn.q_proj";
 
-/// Tensors of a checkpoint, to be changed.
-using Tensors = std::map<std::string, std::pair<TensorInfo, std::string>>;
-
 /// An export, rounded to int4 in groups of 16, that a test damages.
 class Export {
  public:
   Export() { open_.quantize(open_.plan("{default: {group_size: 16, algorithm: rtn}}"), "out"); }
 
   void change_tensors(const std::function<void(Tensors&)>& change) const {
-    Tensors tensors;
-    {
-      const Reader reader(path());
-      for (const TensorInfo& info : reader.tensors()) {
-        const auto bytes = reader.bytes(info.name);
-        tensors[info.name] = {info, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}};
-      }
-    }
-    change(tensors);
-    fs::remove(path() / "model.safetensors");
-    std::vector<TensorInfo> infos;
-    for (const auto& [name, tensor] : tensors) {
-      infos.push_back(tensor.first);
-      infos.back().name = name;
-    }
-    Writer writer(path(), infos, int64_t{1} << 40);
-    for (const auto& [name, tensor] : tensors)
-      writer.write(name, std::as_bytes(std::span(tensor.second)));
-    writer.finish();
+    aqhost::change_tensors(path(), change);
   }
 
   void change_config(const std::function<void(Json&)>& change) const {
-    Json config = read_json(path() / "config.json");
-    change(config["quantization_config"]);
-    write_file(path() / "config.json", config.dump());
+    aqhost::change_config(path(), [&](Json& config) { change(config["quantization_config"]); });
   }
 
   fs::path path() const { return open_ / "out"; }
@@ -161,9 +137,146 @@ TEST_CASE("a quantization_config that does not say what is stored is refused") {
         }) == Contains("quant_method is \"awq\", expected \"compressed-tensors\""));
   CHECK(refused([](Json& c) { c.erase("config_groups"); }) ==
         Contains("config_groups is missing or no object"));
-  CHECK(refused([](Json& c) { c = 3; }) == Contains("quantization_config"));
+  CHECK(refused([](Json& c) { c = 3; }) == Contains("quantization_config: expected an object"));
   CHECK(refused([](Json& c) { c["ignore"] = "lm_head"; }) ==
-        Contains("quantization_config.ignore"));
+        Contains("quantization_config.ignore: expected an array"));
+  for (const Json& none : {Json(), Json::object()})
+    CHECK(refused([&none](Json& c) { c = none; }) == Contains("is not quantized"));
+}
+
+TEST_CASE("a dense module that ignore leaves out is named, lm_head of tied embeddings too") {
+  const std::string gate = "model.layers.1.mlp.gate";
+  const auto without = [](const std::string& name) {
+    return [name](Json& c) {
+      Json kept = Json::array();
+      for (const Json& other : c["ignore"])
+        if (other != name) kept.push_back(other);
+      c["ignore"] = kept;
+    };
+  };
+  for (const std::string& name : {gate, std::string("lm_head")}) {
+    const Export written;
+    written.change_config(without(name));
+    CHECK(written.refused() == Contains((name + " is dense, but a group").c_str()));
+    written.change_config([&name](Json& c) { c["ignore"].push_back("re:.*" + name + "$"); });
+    CHECK(written.refused() == "accepted");
+  }
+  const Export tied;
+  tied.change_tensors([](Tensors& t) { t.erase("lm_head.weight"); });
+  change_config(tied.path(), [](Json& c) { c["tie_word_embeddings"] = true; });
+  CHECK(tied.refused() == "accepted");
+  tied.change_config([](Json& c) { c["ignore"] = Json::array(); });
+  CHECK(tied.refused() == Contains("is dense, but a group"));
+  tied.change_config([&](Json& c) {
+    c["ignore"] = {"model.layers.0.mlp.gate", "model.layers.1.mlp.gate"};
+  });
+  CHECK(tied.refused() == Contains("lm_head is dense, but a group of quantization_config covers"));
+}
+
+TEST_CASE(
+    "weights that decode to what is not finite are named with their file when they are read") {
+  // a scale of the largest bfloat16 times a code beyond 1
+  const Export large;
+  large.change_tensors([](Tensors& t) {
+    t[kQ + ".weight_scale"].second[1] = '\x7f';
+    t[kQ + ".weight_scale"].second[0] = '\x7f';
+  });
+  const auto source = open_source(large.path(), registry());
+  std::vector<float> values(64 * 64);
+  CHECK_THROWS_WITH_AS(source->read_f32(kQ + ".weight", 0, values),
+                       Contains(("out/model.safetensors: " + kQ + ": weight [0, ").c_str()), Error);
+}
+
+/// Every value within `json`, by its place.
+void places_in(const Json& json, const Json::json_pointer& at,
+               std::vector<Json::json_pointer>& all) {
+  all.push_back(at);
+  if (json.is_object())
+    for (const auto& [key, value] : json.items()) places_in(value, at / key, all);
+  if (json.is_array())
+    for (std::size_t i = 0; i < json.size(); i++) places_in(json[i], at / i, all);
+}
+
+TEST_CASE("whatever stands in a field of quantization_config is read or refused by a sentence") {
+  const std::vector<Json> values{Json(),
+                                 true,
+                                 -1,
+                                 0,
+                                 3,
+                                 1e300,
+                                 -0.5,
+                                 INT64_MIN,
+                                 UINT64_MAX,
+                                 (int64_t{1} << 32) + 4,
+                                 "",
+                                 "x",
+                                 "re:(",
+                                 "re:.*",
+                                 Json::array(),
+                                 Json::object(),
+                                 Json::array({nullptr}),
+                                 Json{{"x", nullptr}}};
+  OpenModel open;
+  open.quantize(open.plan("{default: {wq: int8, aq: int8, group_size: -1, algorithm: rtn}}"), "ct");
+  open.quantize(open.plan("{default: {group_size: 32, algorithm: rtn}, overrides: [{pattern: "
+                          "'*experts*', skip: true}, {pattern: '*.1.*o_proj', wq: int8}]}",
+                          "", Layout::kGptq),
+                "gptq");
+  for (const char* folder : {"ct", "gptq"}) {
+    const Json config = read_json(open / folder / "config.json");
+    std::vector<Json::json_pointer> places;
+    const Json::json_pointer top("/quantization_config");
+    places_in(config.at(top), top, places);
+    int refused = 0;
+    for (const auto& place : places)
+      for (const Json& value : values) {
+        CAPTURE(place.to_string());
+        CAPTURE(value.dump());
+        Json changed = config;
+        changed[place] = value;
+        write_file(open / folder / "config.json", changed.dump());
+        try {
+          open_source(open / folder, registry());
+        } catch (const Error& e) {  // anything else ends the test
+          refused++;
+          CHECK(std::string(e.what()).find("exception") == std::string::npos);
+          CHECK(std::string(e.what()).find(folder) != std::string::npos);
+        }
+      }
+    CHECK(refused > static_cast<int>(places.size()));
+  }
+}
+
+TEST_CASE("activations that are not rounded as they come are refused for that reason") {
+  OpenModel open;
+  open.quantize(open.plan("{default: {wq: int8, aq: int8, group_size: -1, algorithm: rtn}}"),
+                "out");
+  const auto said = [&open](const char* key, const Json& value) -> doctest::String {
+    change_config(open / "out", [&](Json& c) {
+      c["quantization_config"]["config_groups"]["group_0"]["input_activations"][key] = value;
+    });
+    try {
+      open_source(open / "out", registry());
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "accepted";
+  };
+  CHECK(said("dynamic", true) == "accepted");
+  CHECK(said("dynamic", false) ==
+        Contains("input_activations.dynamic: expected true or \"local\""));
+  CHECK(said("dynamic", true) == "accepted");
+  CHECK(said("strategy", "tensor") == Contains("strategy \"tensor\" is not supported"));
+}
+
+TEST_CASE("a module that is stored both quantized and dense is refused") {
+  const Export written;
+  written.change_tensors([&written](Tensors& t) {
+    const auto bytes = written.original().reader().stored(kQ + ".weight")->bytes;
+    t[kQ + ".weight"] = {*written.original().reader().find(kQ + ".weight"),
+                         {reinterpret_cast<const char*>(bytes.data()), bytes.size()}};
+  });
+  CHECK(written.refused() == Contains((kQ + " is stored twice").c_str()));
 }
 
 TEST_CASE("a module that a group covers but that is stored dense is refused") {
@@ -176,7 +289,7 @@ TEST_CASE("a module that a group covers but that is stored dense is refused") {
                          {reinterpret_cast<const char*>(bytes.data()), bytes.size()}};
   });
   CHECK(written.refused() ==
-        Contains((kQ + " is stored dense, but a group of quantization_config covers it").c_str()));
+        Contains((kQ + " is dense, but a group of quantization_config covers it").c_str()));
 }
 
 }  // namespace

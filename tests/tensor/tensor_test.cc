@@ -47,13 +47,21 @@ TEST_CASE("read_tensor gives contiguous tensors of their own") {
 }
 
 TEST_CASE("read_tensor refuses what does not fit, with the tensor's name and both shapes") {
-  const MemorySource s = source();
+  const MemorySource s(
+      {{"m", kMatrix}, {"s", kStack}, {"v", kVector}, {"n", at::scalar_tensor(7)}});
+  CHECK(read_tensor(s, {"n"}, {}).item<float>() == 7);
   CHECK_THROWS_WITH_AS(read_tensor(s, {"m"}, {6, 5}),
                        "memory: tensor m is [6, 4], expected to hold [6, 5]", Error);
   CHECK_THROWS_WITH_AS(read_tensor(s, {"none"}, {6}), "memory: there is no tensor none", Error);
   const int64_t huge = int64_t{1} << 62;
   const std::vector<std::pair<TensorRef, std::vector<int64_t>>> misfits{
       {{"m"}, {7, 4}},                          // more rows than there are
+      {{"m"}, {5, 4}},                          // fewer, though all are meant
+      {{"v"}, {4}},                             //
+      {{"m"}, {}},                              // a matrix is no number
+      {{"n"}, {1}},                             // nor the other way round
+      {{"n", 0}, {}},                           //
+      {{"n", -1, 0, 1, 0, true}, {1}},          //
       {{"m"}, {24}},                            // a matrix is no vector
       {{"v"}, {1, 5}},                          // nor the other way round
       {{"s"}, {6, 4}},                          // experts without an index

@@ -46,7 +46,7 @@ TEST_CASE("options of the model that are not supported are named") {
   CHECK(error_with("/model/unk_token", "<none>") ==
         "tokenizer.json: model.unk_token \"<none>\" is not in model.vocab");
   CHECK(error_with("/model/fuse_unk", "yes") ==
-        "tokenizer.json: model.fuse_unk: expected true or false, found string");
+        "tokenizer.json: model.fuse_unk: expected true or false, found \"yes\"");
 }
 
 TEST_CASE("combinations of pre-tokenizers that are not supported are named") {
@@ -139,6 +139,16 @@ TEST_CASE("added tokens and templates that cannot be are refused") {
         "tokenizer.json: added_tokens[1].content \"<|endoftext|>\" appears twice");
   CHECK(error_with("/added_tokens/0/lstrip", nullptr) ==
         "tokenizer.json: added_tokens[0].lstrip: expected true or false, found nothing");
+  Json last = model_file("olmoe-tiny");
+  last["model"]["vocab"]["<last>"] = INT32_MAX;
+  for (const char* content : {"<last>", "<one too many>"}) {
+    last["added_tokens"].push_back(last["added_tokens"][0]);
+    last["added_tokens"].back()["content"] = content;
+  }
+  CHECK(load_error(last.dump()) ==
+        "tokenizer.json: added_tokens[" + std::to_string(last["added_tokens"].size() - 1) +
+            "].content \"<one too many>\" would have the id 2147483648, expected at most "
+            "2147483647");
   Json file = model_file("mixtral-tiny");
   Json missing = file;
   missing["post_processor"]["special_tokens"] = Json::object();

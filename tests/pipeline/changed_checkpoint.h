@@ -1,0 +1,50 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "checkpoint/reader.h"
+#include "checkpoint/writer.h"
+
+namespace aqhost {
+
+/// Tensors of a checkpoint in one file and their bytes, to be changed.
+using Tensors = std::map<std::string, std::pair<TensorInfo, std::string>>;
+
+inline void change_tensors(const std::filesystem::path& folder,
+                           const std::function<void(Tensors&)>& change) {
+  Tensors tensors;
+  {
+    const Reader reader(folder);
+    for (const TensorInfo& info : reader.tensors()) {
+      const auto bytes = reader.bytes(info.name);
+      tensors[info.name] = {info, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}};
+    }
+  }
+  change(tensors);
+  std::filesystem::remove(folder / "model.safetensors");
+  std::vector<TensorInfo> infos;
+  for (const auto& [name, tensor] : tensors) {
+    infos.push_back(tensor.first);
+    infos.back().name = name;
+  }
+  Writer writer(folder, infos, int64_t{1} << 40);
+  for (const auto& [name, tensor] : tensors)
+    writer.write(name, std::as_bytes(std::span(tensor.second)));
+  writer.finish();
+}
+
+/// `change` is given the whole of config.json.
+inline void change_config(const std::filesystem::path& folder,
+                          const std::function<void(Json&)>& change) {
+  Json config = read_json(folder / "config.json");
+  change(config);
+  write_file(folder / "config.json", config.dump());
+}
+
+}  // namespace aqhost
