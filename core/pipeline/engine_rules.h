@@ -60,6 +60,7 @@ struct ModelFacts {
   explicit ModelFacts(const Model& model);
 
   std::string family;     // "olmoe"
+  bool tied = false;      // lm_head is the embedding
   bool qkv_bias = false;  // of q, k or v in some layer
   bool out_bias = false;  // of o
   bool silu = true;       // of every FFN

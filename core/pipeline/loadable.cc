@@ -42,7 +42,10 @@ StoredAs::StoredAs(const PlannedModule& m)
   symmetric = weights.value("symmetric", true);
 }
 
-ModelFacts::ModelFacts(const Model& model) : family(model.id()), norm_eps(model.desc().norm_eps) {
+ModelFacts::ModelFacts(const Model& model)
+    : family(model.id()),
+      tied(model.desc().tied_embeddings),
+      norm_eps(model.desc().norm_eps) {
   for (const Module& m : model.modules()) {
     if (!m.bias) continue;
     const int32_t role = m.key.role;

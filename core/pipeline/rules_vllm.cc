@@ -158,6 +158,11 @@ void check_linear(const PlannedModule& m, Layout layout, Findings& f) {
 void check_model(const Export& e, Findings& f) {
   const ModelFacts facts(e.model);
   check_common_model_options(facts, "vLLM", f);
+  if (facts.tied && (facts.family == "olmoe" || facts.family == "deepseek_moe"))
+    f.wrong("config.json",
+            fmt::format("vLLM does not tie the head of {} to its embedding, and leaves the head "
+                        "without values",
+                        facts.family));
   if (facts.family == "qwen2_moe" && !facts.qkv_bias)
     f.refuse("config.json", "vLLM wants biases of q, k and v (qkv_bias: true)");
   if (facts.family != "mixtral" && !facts.heads_fill_hidden)

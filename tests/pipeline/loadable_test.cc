@@ -174,6 +174,18 @@ TEST_CASE("what an engine has not of a model's options") {
   CHECK(verdict(loads_with({{"hidden_act", "silu"}})[0]) == "yes");
 }
 
+TEST_CASE("a head that an engine does not tie to the embedding") {
+  SmallModel sizes = kServable;
+  sizes.head = false;
+  const auto loads = loads_of("{default: {group_size: 64}}", sizes);
+  CHECK(loads[0].wrong ==
+        Found{"config.json: vLLM does not tie the head of olmoe to its embedding, and leaves the "
+              "head without values"});
+  CHECK(verdict(loads[1]) == "wrong");
+  CHECK(verdict(loads[2]) == "yes");  // tests/interop holds it to that
+  CHECK(verdict(loads_with({{"tie_word_embeddings", true}})[0]) == "yes");  // it has a head
+}
+
 TEST_CASE("biases that an engine drops") {
   SmallModel sizes = kServable;
   sizes.biases = true;

@@ -21,7 +21,7 @@ std::vector<TensorInfo> tensors_of(const SmallModel& m) {
   };
   add("model.embed_tokens", {kVocabulary, m.hidden});
   add("model.norm", {m.hidden});
-  add("lm_head", {kVocabulary, m.hidden});
+  if (m.head) add("lm_head", {kVocabulary, m.hidden});
   for (int64_t l = 0; l < m.layers; l++) {
     const std::string layer = "model.layers." + std::to_string(l) + ".";
     for (const char* norm :
@@ -56,7 +56,8 @@ Json config_of(const SmallModel& m) {
           {"rms_norm_eps", 1e-5},
           {"num_experts", m.experts},
           {"num_experts_per_tok", m.top_k},
-          {"attention_bias", m.biases}};
+          {"attention_bias", m.biases},
+          {"tie_word_embeddings", !m.head}};
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ const Registry& registry();
 struct SmallModel {
   int64_t layers = 2, hidden = 64, inner = 48, experts = 4, top_k = 2, heads = 4;
   bool biases = false;        // of q, k, v and o
+  bool head = true;           // an lm_head of its own
   std::string config = "{}";  // keys of config.json that are to be others
 
   void write(const std::filesystem::path& folder) const;

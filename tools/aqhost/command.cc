@@ -43,13 +43,15 @@ void add_model_options(po::options_description_easy_init& add) {
 
 void add_strict_option(po::options_description_easy_init& add) {
   add("strict",
-      "refuse a checkpoint with tensors that the model does not know; otherwise they are never "
-      "run, and an export has them as they are");
+      "refuse a checkpoint with tensors or keys of config.json that the model does not know; "
+      "otherwise a warning names them, such tensors are never run, and an export has them as they "
+      "are");
 }
 
 std::unique_ptr<const Model> open_model(const Registry& registry, const Source& source,
                                         const po::variables_map& options) {
-  auto model = registry.create_model(source, options["model-type"].as<std::string>());
+  auto model = registry.create_model(source, options["model-type"].as<std::string>(),
+                                     options.contains("strict"));
   check_extra_tensors(model->extra_tensors(), source.directory(), options);
   return model;
 }

@@ -10,7 +10,6 @@ namespace {
 void add_options(po::options_description_easy_init add) {
   add_model_options(add);
   add_plugin_options(add);
-  add_strict_option(add);
 }
 
 void run(const po::variables_map& options) {
