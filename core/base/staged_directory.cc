@@ -76,7 +76,8 @@ bool lies_in(const fs::path& folder, const fs::path& name) {
   if (*name.begin() == "..") return false;
   for (fs::path parent = name.parent_path(); !parent.empty(); parent = parent.parent_path())
     if (!fs::is_directory(fs::symlink_status(folder / parent, ignored))) return false;
-  return fs::exists(fs::symlink_status(folder / name, ignored));
+  const fs::file_status status = fs::symlink_status(folder / name, ignored);
+  return fs::exists(status) && !fs::is_directory(status);
 }
 
 void flush_folder(const fs::path& folder) {

@@ -37,8 +37,7 @@ void add_losses(const fs::path& file, const Model& model, CheckpointSummary& sum
     all += loss;
     if (module.key.layer < 0) continue;
     layers[{module.key.layer, -1}] += loss;
-    if (module.key.expert >= 0)
-      experts[{module.key.layer, module.key.expert}] += loss;
+    if (module.key.expert >= 0) experts[{module.key.layer, module.key.expert}] += loss;
   }
   if (all <= 0) return;
   summary.layers = shares(layers, all);

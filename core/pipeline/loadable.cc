@@ -43,9 +43,7 @@ StoredAs::StoredAs(const PlannedModule& m)
 }
 
 ModelFacts::ModelFacts(const Model& model)
-    : family(model.id()),
-      tied(model.desc().tied_embeddings),
-      norm_eps(model.desc().norm_eps) {
+    : family(model.id()), tied(model.desc().tied_embeddings), norm_eps(model.desc().norm_eps) {
   for (const Module& m : model.modules()) {
     if (!m.bias) continue;
     const int32_t role = m.key.role;

@@ -115,10 +115,11 @@ void check_sglang(const Export& exported, Findings& findings) {
   const ModelFacts facts(exported.model);
   check_common_model_options(facts, "SGLang", findings);
   if (facts.tied)
-    findings.wrong("config.json",
-                   fmt::format("SGLang does not tie the head of {} to its embedding, and leaves the "
-                               "head without values",
-                               facts.family));
+    findings.wrong(
+        "config.json",
+        fmt::format("SGLang does not tie the head of {} to its embedding, and leaves the "
+                    "head without values",
+                    facts.family));
   if (!facts.heads_fill_hidden)
     findings.refuse("config.json", "SGLang takes hidden_size / num_attention_heads for head_dim");
   if (facts.family == "deepseek_moe")

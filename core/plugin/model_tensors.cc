@@ -62,8 +62,9 @@ std::vector<VectorOf> vectors_of(const Model& model) {
 
 /// Names and keys are inverse, and what no one claims is told apart from what is needed.
 void Model::check_tensors(const Source& source) {
-  std::set<std::string> own;  // names that an export gives to the modules' weights
-  for (const Module& m : modules_) own.insert(m.name + ".weight");
+  std::set<std::string> own;  // names that an export gives to weights that lie under another one
+  for (const Module& m : modules_)
+    if (m.weight.name != m.name + ".weight") own.insert(m.name + ".weight");
   for (const TensorInfo& info : source.tensors()) {
     const auto key = find_key(info.name);
     if (!key) {

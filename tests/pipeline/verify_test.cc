@@ -272,7 +272,7 @@ TEST_CASE("activations that are not rounded as they come are refused for that re
 TEST_CASE("a module that is stored both quantized and dense is refused") {
   const Export written;
   written.change_tensors([&written](Tensors& t) {
-    const auto bytes = written.original().reader().stored(kQ + ".weight")->bytes;
+    const auto bytes = written.original().reader().bytes(kQ + ".weight");
     t[kQ + ".weight"] = {*written.original().reader().find(kQ + ".weight"),
                          {reinterpret_cast<const char*>(bytes.data()), bytes.size()}};
   });

@@ -79,7 +79,7 @@ TEST_CASE("each sly model breaks the rule that it breaks") {
        {"model weighs-otherwise", "route does what its description says"},
        {"model takes-nan", "route does what its description says"},
        {"model finds-anything", "keys and names of nothing are not found: \"\" has a key"},
-       {"model names-anything", "keys and names of nothing are not found: layer 2, role 16"},
+       {"model names-anything", "its description, modules and names hold for the checkpoint"},
        {"model describes-any-layer", "are errors: describe_ffn of a layer that is not there"},
        {"model attention-that-nobody-runs", "has custom attention, and there is no aq.model.block"},
        {"model module-behind-the-last-crashes", "are errors: it crashed (Aborted)"},

@@ -142,9 +142,10 @@ void run_command(const Command& command, const po::variables_map& options, bool 
     return;
   }
   set_log_level(options["log-level"].as<std::string>());
-  std::error_code error;
-  std::filesystem::current_path(error);  // LibTorch's libraries end the process where there is none
-  if (error) fail("the current folder has been deleted ({}); change to another", error.message());
+  std::error_code error;  // LibTorch's libraries end the process where there is no current folder
+  const auto folder = std::filesystem::current_path(error);
+  if (folder.empty())
+    fail("the current folder has been deleted ({}); change to another", error.message());
   if (options.contains("threads"))
     at::set_num_threads(static_cast<int>(integer(options, "threads", 1, 1024)));
   const at::NoGradGuard no_grad;
