@@ -28,9 +28,10 @@ fs::path resolve(fs::path target) {
   if (fs::is_symlink(target, ignored) && !fs::exists(target, ignored))
     fail("{}: is a link to {}, which does not exist; make that folder or remove the link",
          target.string(), fs::read_symlink(target, ignored).string());
-  fs::path resolved = fs::weakly_canonical(target, error);
-  if (error) resolved = fs::absolute(target, error).lexically_normal();
+  const fs::path absolute = fs::absolute(target, error);
   if (error) fail("{}: {}", target.string(), error.message());
+  fs::path resolved = fs::weakly_canonical(absolute, error);  // a relative one could stay so
+  if (error) resolved = absolute.lexically_normal();
   if (resolved.filename().empty() && resolved.has_relative_path())
     resolved = resolved.parent_path();
   if (fs::exists(resolved, ignored) && !fs::is_directory(resolved, ignored))

@@ -141,6 +141,20 @@ TEST_CASE("only what an earlier run wrote is replaced; the user's files stay") {
   CHECK(entries(root.path()) == 1);
 }
 
+TEST_CASE("a target may be named by a path relative to the current folder") {
+  const TempFolder root;
+  const fs::path before = fs::current_path();
+  fs::current_path(root.path());
+  for (const char* name : {"out", "./other", "below/it/", "out/../third"}) {
+    CAPTURE(name);
+    StagedDirectory staged(name);
+    write_file(staged.path() / "a", "x");
+    staged.commit();
+    CHECK(read_file(fs::path(name) / "a") == "x");
+  }
+  fs::current_path(before);
+}
+
 TEST_CASE("a list of replaced files cannot lead out of the target") {
   const TempFolder root;
   fs::create_directories(root / "out");

@@ -111,6 +111,15 @@ class Endings(unittest.TestCase):
             time.sleep(0.005)
         return process
 
+    def wait_for_handler(self, process, number):
+        """Until the program takes the signal itself, which it does soon after its start."""
+        status = pathlib.Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            caught = [line for line in status.read_text().splitlines() if line.startswith("SigCgt")]
+            if caught and int(caught[0].split()[1], 16) >> (number - 1) & 1:
+                return
+            time.sleep(0.005)
+
     def test_the_status_tells_the_signal_and_the_message_whether_anything_was_to_be_written(self):
         process = self.start()
         process.send_signal(signal.SIGTERM)
@@ -122,7 +131,7 @@ class Endings(unittest.TestCase):
         process = subprocess.Popen(
             command("eval", "--model", MODEL, "--text", TESTS / "data/kjv_calib.txt"),
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        time.sleep(0.3)
+        self.wait_for_handler(process, signal.SIGINT)
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
         self.assertEqual(process.returncode, 128 + signal.SIGINT, errors)

@@ -10,6 +10,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -142,10 +143,6 @@ void run_command(const Command& command, const po::variables_map& options, bool 
     return;
   }
   set_log_level(options["log-level"].as<std::string>());
-  std::error_code error;  // LibTorch's libraries end the process where there is no current folder
-  const auto folder = std::filesystem::current_path(error);
-  if (folder.empty())
-    fail("the current folder has been deleted ({}); change to another", error.message());
   if (options.contains("threads"))
     at::set_num_threads(static_cast<int>(integer(options, "threads", 1, 1024)));
   const at::NoGradGuard no_grad;
@@ -185,7 +182,7 @@ unsigned long auxiliary(char** environment, unsigned long type) {
 /// A program started by way of the dynamic linker (ld.so PROGRAM) has no such name and goes on.
 /// Called before the libraries' own start, which takes most of a short run's time; so nothing of
 /// theirs, nor getenv(), may be used.
-void limit_spinning(int /*argc*/, char** argv, char** environment) {
+void limit_spinning(char** argv, char** environment) {
   static std::array<char*, 4096> longer;
   static char setting[] = "GOMP_SPINCOUNT=5000";
   std::size_t n = 0;
@@ -201,8 +198,24 @@ void limit_spinning(int /*argc*/, char** argv, char** environment) {
   if (name != nullptr && !by_linker) ::execve(name, argv, longer.data());
 }
 
+/// Intel's MKL ends the process with a sentence of its own where the current folder is gone.
+void require_current_folder() {
+  static char path[4096];
+  if (::syscall(SYS_getcwd, path, sizeof path) >= 0 || errno != ENOENT) return;
+  constexpr std::string_view kMessage =
+      "aqhost: the current folder has been deleted; change to another\n";
+  if (::write(STDERR_FILENO, kMessage.data(), kMessage.size()) < 0) ::_exit(1);
+  ::_exit(1);
+}
+
+/// What must come before the libraries' own start, with nothing of theirs.
+void before_libraries(int /*argc*/, char** argv, char** environment) {
+  require_current_folder();
+  limit_spinning(argv, environment);
+}
+
 [[gnu::section(".preinit_array"),
-  gnu::used]] void (*const before_libraries)(int, char**, char**) = limit_spinning;
+  gnu::used]] void (*const before_libraries_start)(int, char**, char**) = before_libraries;
 
 /// A shard is a file that stays open: as many as the system allows, not only its usual 1,024.
 void allow_many_files() {
