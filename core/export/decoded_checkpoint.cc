@@ -149,6 +149,16 @@ std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const 
   return std::nullopt;
 }
 
+/// What `body` returns; its Error with `place` in front of what it says.
+template <typename Body>
+auto at_place(const std::string& place, Body body) {
+  try {
+    return body();
+  } catch (const Error& e) {
+    fail("{}: {}", place, e.what());
+  }
+}
+
 }  // namespace
 
 DecodedCheckpoint::DecodedCheckpoint(std::unique_ptr<Reader> reader, const Registry& registry)
@@ -213,9 +223,11 @@ void DecodedCheckpoint::add_gptq(const std::set<std::string>& names, const Regis
       fail("{}: quantization_config.dynamic leaves out {}, which is stored quantized", where, name);
     auto& format = formats[{said->bits, said->group_size}];
     if (!format)
-      format =
-          registry.create_format(fmt::format("int{}", said->bits),
-                                 {{"group_size", said->group_size}, {"scale_dtype", "float16"}});
+      format = at_place(where + ": quantization_config: " + name, [&] {
+        return registry.create_format(
+            fmt::format("int{}", said->bits),
+            {{"group_size", said->group_size}, {"scale_dtype", "float16"}});
+      });
     const StoredTensor* qweight = reader_->stored(name + ".qweight");
     if (qweight->shape.size() != 2 || qweight->shape[0] > kMostFeatures)
       fail("{}: {}.qweight is [{}], expected two dimensions, the first of at most {}", directory(),
@@ -233,7 +245,9 @@ void DecodedCheckpoint::add_module(StoredModule module) {
   if (!plausible(module.rows) || !plausible(module.cols))
     fail("{}: {}: cannot tell the shape of the matrix (weight_shape is missing or wrong)",
          directory(), module.name);
-  for (const TensorInfo& expected : tensors_of(module)) {
+  const std::vector<TensorInfo> tensors =
+      at_place(directory() + ": " + module.name, [&] { return tensors_of(module); });
+  for (const TensorInfo& expected : tensors) {
     const StoredTensor* found = reader_->stored(module.name + "." + expected.name);
     if (found == nullptr)
       fail("{}: {}.{} is missing; format {} of a {} x {} matrix needs it", directory(), module.name,

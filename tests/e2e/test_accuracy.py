@@ -108,7 +108,7 @@ class Comparing(WorkFolder):
                    EVAL, "--against", MODEL.parent / "mixtral-tiny")
         broken = self.copy_model()
         (broken / "quantization_report.json").write_text("{}")
-        self.fails(1, "quantization_report.json: has no \"modules\"", "compare", broken)
+        self.fails(1, "quantization_report.json: modules: expected the modules of a report", "compare", broken)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ TEST_CASE("a quantization_config that does not say what is stored is refused") {
           c.erase("config_groups");
         }) == Contains("quant_method is \"awq\", expected \"compressed-tensors\""));
   CHECK(refused([](Json& c) { c.erase("config_groups"); }) ==
-        Contains("config_groups is missing or no object"));
+        Contains("quantization_config.config_groups: expected an object, found nothing"));
   CHECK(refused([](Json& c) { c = 3; }) == Contains("quantization_config: expected an object"));
   CHECK(refused([](Json& c) { c["ignore"] = "lm_head"; }) ==
         Contains("quantization_config.ignore: expected an array"));
@@ -240,6 +240,7 @@ TEST_CASE("whatever stands in a field of quantization_config is read or refused 
         } catch (const Error& e) {  // anything else ends the test
           refused++;
           CHECK(std::string(e.what()).find("exception") == std::string::npos);
+          CAPTURE(std::string(e.what()));
           CHECK(std::string(e.what()).find(folder) != std::string::npos);
         }
       }

@@ -82,7 +82,7 @@ const std::map<std::string, std::string> kSaid{
      "tensor is embed.weight"},
     {"name-null", "has no tensor name"},
     {"key-not-inverse", "tensor layers.1.attn_norm.weight has the key layer 0"},
-    {"key-unknown", "tensor head.weight has another key than its module head"},
+    {"key-unknown", "tensor layers.0.q.weight has another key than its module layers.0.q"},
     {"route-too-high", "route: token 0 goes to expert 4 of 4"},
     {"route-too-low", "route: token 0 goes to expert -2 of 4"},
     {"route-twice", "route: token 1 goes to expert 0 twice"},

@@ -210,6 +210,9 @@ class SearchOrder(WithFolder):
         self.assertEqual(self.paths(*options, environment=environment), {})
 
 
+CALIBRATION = ("--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 4, "--seqlen", 64)
+
+
 class PlainC(WithFolder):
     """tests/third_party/plugins/ternary.c: C11, built by each compiler there is, from the headers alone."""
 
@@ -221,22 +224,20 @@ class PlainC(WithFolder):
                 TESTS / "third_party/plugins/ternary.c", "-o", plugins / "ternary.so")
         recipe = self.work / "ternary.yaml"
         recipe.write_text("default:\n  wq: ternary\n  group_size: -1\n")
-        loss = {}
         for algorithm in ("rtn", "gptq"):
             out = self.work / algorithm
             self.ok(BUILD / "bin/aqhost", "--plugin-dir", plugins, "--model", MODEL, "--config",
-                    recipe, "--algorithm", algorithm, "--calib", TESTS / "data/kjv_calib.txt",
-                    "--nsamples", 4, "--seqlen", 64, "--save", out)
+                    recipe, "--algorithm", algorithm, "--save", out,
+                    *({"gptq": CALIBRATION}.get(algorithm, ())))
             verified = json.loads(self.ok(BUILD / "bin/aqhost", "verify", "--plugin-dir", plugins,
                                           "--model", out, "--json"))
             self.assertEqual(verified["formats"], {"ternary": 3 * (4 + 16 * 3)})
             report = json.loads((out / "quantization_report.json").read_text())
             module = report["modules"]["model.layers.1.self_attn.q_proj"]
             self.assertEqual((module["format"], module["algorithm"]), ("ternary", algorithm))
-            loss[algorithm] = module["loss"]
             config = json.loads((out / "config.json").read_text())["quantization_config"]
             self.assertEqual(config["quant_method"], "ternary")
-        self.assertLess(loss["gptq"], loss["rtn"])
+        self.assertLess(module["loss"], module["rtn_loss"])  # of the last run, GPTQ's
 
     def test_built_by_gcc(self):
         self.through_aqhost("gcc")

@@ -171,8 +171,11 @@ TEST_CASE("added tokens and templates that cannot be are refused") {
 }
 
 TEST_CASE("files that are no tokenizer.json are refused") {
-  CHECK_THROWS_WITH_AS(Tokenizer::load("no/such/folder"),
-                       "no/such/folder/tokenizer.json: No such file or directory", Error);
+  CHECK_THROWS_WITH_AS(
+      Tokenizer::load("no/such/folder"),
+      doctest::Contains("no/such/folder/tokenizer.json: there is no such file, nor a "
+                        "tokenizer in another form"),
+      Error);
   CHECK(load_error("").starts_with("tokenizer.json: not valid JSON: "));
   CHECK(load_error("{\"model\": ").starts_with("tokenizer.json: not valid JSON: "));
   CHECK(load_error("[]") == "tokenizer.json: expected an object, found array");
