@@ -1,7 +1,9 @@
 # Calibrating, solving and exporting by the whole program under ThreadSanitizer (the preset "tsan").
 # at::parallel_for runs on OpenMP. GCC's libgomp is not instrumented, and ThreadSanitizer would take
 # its barriers for nothing. LLVM's libomp offers the same functions, and with its tool Archer it says
-# what waits for what, so it is loaded in place of libgomp.
+# what waits for what, so it is loaded in place of libgomp. Archer's advice to set
+# ignore_noninstrumented_modules is not taken: races with what LibTorch copies and frees would be
+# missed, and suppressions.txt is enough.
 find_file(AQHOST_LIBOMP libomp.so.5 PATHS /usr/lib/llvm-14/lib REQUIRED
   DOC "LLVM's OpenMP library with libarcher.so beside it (Debian: libomp-14-dev)")
 get_filename_component(folder ${AQHOST_LIBOMP} DIRECTORY)
@@ -40,4 +42,4 @@ aq_tsan_run(bfloat16 "default: {wq: int8, aq: int8, group_size: -1}\n${gate}" --
 aq_tsan_run(racy "default: {wq: racy, group_size: 128}\n${gate}" --algorithm rtn
   --plugin-dir ${PROJECT_BINARY_DIR}/tests/plugins-tsan)
 set_tests_properties("tsan: racy" PROPERTIES
-  PASS_REGULAR_EXPRESSION "ThreadSanitizer: data race.*Counting::quantize")
+  PASS_REGULAR_EXPRESSION "ThreadSanitizer: data race [^\n]*racy_format.cc:[0-9]+ in quantize")
