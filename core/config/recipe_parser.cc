@@ -44,6 +44,15 @@ struct DocumentStart : YAML::EventHandler {
   void OnMapEnd() override {}
 };
 
+bool is_utf8(const std::string& text) {
+  try {
+    (void)Json(text).dump();
+  } catch (const Json::exception&) {
+    return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 /// Turns a YAML document (JSON is one) into a Recipe. Every failure names file and line.
@@ -70,7 +79,7 @@ class RecipeParser {
  private:
   /// The one document of the text.
   YAML::Node load(const std::string& text) const {
-    refuse_control_characters(text);
+    refuse_what_is_no_text(text);
     try {
       refuse_second_document(text);
       return YAML::Load(text);
@@ -88,14 +97,19 @@ class RecipeParser {
       fail("{}:{}: the recipe has ended before, and this follows", file_, start.line);
   }
 
-  /// YAML allows none of them (1.2, section 5.1), and yaml-cpp takes 0x04 for the end of the text.
-  void refuse_control_characters(const std::string& text) const {
-    int64_t line = 1;
-    for (const char c : text) {
-      if (c == '\n') line++;
-      const auto byte = static_cast<unsigned char>(c);
-      if ((byte < 0x20 && c != '\t' && c != '\n' && c != '\r') || byte == 0x7f)
-        fail("{}:{}: the byte 0x{:02x} is no character of a text", file_, line, byte);
+  /// YAML allows neither control characters (1.2, section 5.1) nor what is no Unicode; yaml-cpp
+  /// takes 0x04 for the end of the text.
+  void refuse_what_is_no_text(const std::string& text) const {
+    std::istringstream lines(text);
+    std::string line;
+    for (int64_t number = 1; std::getline(lines, line); number++) {
+      for (const char c : line) {
+        const auto byte = static_cast<unsigned char>(c);
+        if ((byte < 0x20 && c != '\t' && c != '\r') || byte == 0x7f)
+          fail("{}:{}: the byte 0x{:02x} is no character of a text", file_, number, byte);
+      }
+      if (!is_utf8(line))
+        fail("{}:{}: this line is not UTF-8; save the recipe in that encoding", file_, number);
     }
   }
 

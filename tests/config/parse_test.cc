@@ -178,6 +178,12 @@ TEST_CASE("control characters are refused, which yaml-cpp would read on and on")
   CHECK(refused("default: {wq: int4}\r\n#\ttab\n") == "accepted");
 }
 
+TEST_CASE("a recipe that is not UTF-8 is refused with its line") {
+  CHECK(refused("default: {wq: int4}\noverrides:\n- {pattern: \"*\", element: \xe9}\n") ==
+        "r.yaml:3: this line is not UTF-8; save the recipe in that encoding");
+  CHECK(refused("comment: caf\u00e9\ndefault: {wq: int4}\n") == "accepted");
+}
+
 TEST_CASE("a regular expression that is none is refused with its line") {
   CHECK(refused("overrides:\n- pattern: 're:(a'\n") ==
         Contains("r.yaml:2: \"(a\" is no valid regular expression: "));
