@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <aq/sdk/grid.hpp>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -100,7 +101,9 @@ Encoded encode(const Format& format, const std::vector<float>& weights, int64_t 
 }
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
+    return std::bit_cast<uint32_t>(x) == std::bit_cast<uint32_t>(y);
+  });
 }
 
 /// Widths of matrices that the format may be asked for.

@@ -4,7 +4,19 @@
 
 #include "base/error.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
+
 namespace aqhost {
+
+/// While it lives, leaks are allowed: an object whose table of functions is broken cannot be
+/// destroyed through it.
+#ifdef __SANITIZE_ADDRESS__
+using LeaksAllowed = __lsan::ScopedDisabler;
+#else
+struct LeaksAllowed {};
+#endif
 
 /// The message of the Error that `body` throws, "" where it throws none.
 template <typename Body>
