@@ -62,6 +62,11 @@ std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wan
                                         const Json& options, const Registry& registry,
                                         const std::string& where) {
   std::string tried;
+  if (registry.format_ids().empty())
+    fail(
+        "{}: format {} needs a format plugin, and none was found; aqhost plugins tells where it "
+        "looks",
+        where, format_name.dump());
   for (const std::string& id : registry.format_ids()) {
     try {
       auto format = make_format(registry, id, options);

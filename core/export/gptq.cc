@@ -189,6 +189,11 @@ Json gptq_config(const std::vector<GptqModule>& modules) {
 GptqConfig::GptqConfig(const Json& config, const std::string& where) {
   const Field quantization(config, where, "quantization_config");
   settings_ = settings_at(quantization, nullptr);
+  // other layouts of the same tensors, which would be read as other numbers
+  for (const auto& [key, known] : {std::pair("checkpoint_format", "gptq"), {"pack_dtype", "int32"}})
+    if (quantization[key].text_or(known) != known) quantization[key].unsupported();
+  if (!quantization["sym"].flag_or(true)) quantization["sym"].unsupported();
+  quantization["desc_act"].flag_or(false);  // its order is checked with the tensors (g_idx)
   const Field dynamic = quantization["dynamic"];
   if (dynamic.is_null()) return;
   for (const auto& [key, value] : dynamic.members()) {

@@ -79,6 +79,7 @@ ConfigGroup parse_group(const std::string& name, const Field& group, const std::
   if (!weights.json().is_object()) weights.mismatch("an object");
   if (!activations.is_null() && !activations.json().is_object())
     activations.mismatch("an object or null");
+  if (!group["output_activations"].is_null()) group["output_activations"].unsupported();
   parsed.format = {{"format", group["format"].text_or(format)}, {"weights", weights.json()}};
   parsed.activations = activations.json();
   return parsed;
@@ -106,6 +107,10 @@ std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std
         "{}: quantization_config.quant_method is \"{}\", expected \"compressed-tensors\" or "
         "\"gptq\"",
         where, method);
+  for (const char* key :
+       {"sparsity_config", "transform_config"})  // weights that are made otherwise
+    if (const Field field = quantization[key]; !field.is_null() && !field.json().empty())
+      field.unsupported();
   const std::string& format = quantization["format"].text();
   std::vector<ConfigGroup> result;
   for (const auto& [name, group] : groups.members())

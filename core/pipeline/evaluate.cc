@@ -78,4 +78,10 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
   return result;
 }
 
+void check_window(const Model& model, int64_t window) {
+  const int64_t longest = model.desc().max_positions;
+  if (longest > 0 && window > longest)
+    fail("--window {} is longer than the {} positions the model was made for", window, longest);
+}
+
 }  // namespace aqhost

@@ -56,4 +56,7 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
                       const std::function<void(int32_t layer)>& progress,
                       const at::TensorOptions& options = at::kFloat);
 
+/// Error if windows are longer than what the model was made for.
+void check_window(const Model& model, int64_t window);
+
 }  // namespace aqhost

@@ -99,6 +99,14 @@ std::set<std::string> earlier_files(const fs::path& target, const std::vector<st
         target.string(), kReport);
   std::set<std::string> files(kOwnFiles.begin(), kOwnFiles.end());
   const Json report = read_json(target / kReport);
+  const bool ours = report.is_object() && report.value("generator", Json()) == "aqhost" &&
+                    fs::exists(target / "config.json", ignored) &&
+                    is_quantized(read_json(target / "config.json"));
+  if (!ours)
+    fail(
+        "{}: is no earlier export of aqhost (its {} or config.json says otherwise), and is not "
+        "replaced; choose another folder",
+        target.string(), kReport);
   if (const auto list = report.find(kFiles); list != report.end() && list->is_array()) {
     for (const Json& name : *list)
       if (name.is_string()) files.insert(name.get<std::string>());

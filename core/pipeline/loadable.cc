@@ -141,10 +141,22 @@ void check_common(const Plan& plan, Findings& findings) {
   }
 }
 
-/// A family of a plugin that is not ours.
-void check_family(const Model& model, const Loadable& engine, Findings& findings) {
-  for (const char* known : {"olmoe", "mixtral", "qwen2_moe", "deepseek_moe"})
-    if (model.id() == known) return;
+/// Whether the engine takes the model for what it is; families of other plugins are not known here.
+void check_family(const Export& e, const Loadable& engine, Findings& findings) {
+  const Model& model = e.model;
+  const std::map<std::string, std::string> types{{"olmoe", "olmoe"},
+                                                 {"mixtral", "mixtral"},
+                                                 {"qwen2_moe", "qwen2_moe"},
+                                                 {"deepseek_moe", "deepseek"}};
+  if (const auto known = types.find(model.id()); known != types.end()) {
+    const Json type = e.original.config().value("model_type", Json());
+    if (type != known->second)
+      findings.refuse(
+          "config.json",
+          fmt::format("model_type is {}, and {} finds this family under \"{}\"",
+                      type.is_null() ? "missing" : type.dump(), engine.engine, known->second));
+    return;
+  }
   findings.note("config.json", fmt::format("it is not known here whether {} has models of family "
                                            "{}; what is said is true of the formats",
                                            engine.name(), model.id()));
@@ -173,7 +185,7 @@ std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Sourc
   for (std::size_t i = 0; i < engines.size(); i++) {
     Findings findings;
     check_common(plan, findings);
-    check_family(model, engines[i], findings);
+    check_family(exported, engines[i], findings);
     kRules[i](exported, findings);
     findings.move_to(engines[i]);
   }

@@ -1,6 +1,7 @@
 #include "tokenizer/file_reader.h"
 
 #include "base/error.h"
+#include "base/file.h"
 
 namespace aqhost {
 namespace {
@@ -155,6 +156,7 @@ class Handler final : public nlohmann::json_sax<Json> {
 }  // namespace
 
 TokenizerFile parse_tokenizer_file(std::string_view text, const std::string& where) {
+  if (const auto other = misplaced_file(text); !other.empty()) fail("{}: is {}", where, other);
   TokenizerFile file;
   Handler handler(file, where);
   Json::sax_parse(text, &handler);

@@ -91,7 +91,7 @@ TEST_CASE("nothing stands at the target before commit(), and nothing is left wit
     Exporter exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false);
     write_all(exporter, open, plan);
     CHECK(exporter.finish() > 0);
-    exporter.commit(Json::object());
+    exporter.commit(Json{{"generator", "aqhost"}});
   }
   CHECK(names_in(open / "") == std::vector<std::string>{"model", "out"});
 }
@@ -111,7 +111,7 @@ void export_to(const OpenModel& open, const std::string& name, bool overwrite) {
   Exporter exporter(open.reader(), open.model(), plan, open / name, kOneFile, overwrite);
   write_all(exporter, open, plan);
   exporter.finish();
-  exporter.commit(Json::object());
+  exporter.commit(Json{{"generator", "aqhost"}});
 }
 
 TEST_CASE("an earlier export is replaced where that is asked for, the user's files in it stay") {
@@ -132,6 +132,20 @@ TEST_CASE("an earlier export is replaced where that is asked for, the user's fil
                                    "tokenizer_config.json"});
     CHECK(read_file(open / "out" / "README.md") == "my model card");
     CHECK(read_file(open / "out" / "plots" / "a.png") == "mine");
+  }
+}
+
+TEST_CASE("a report of that name does not make an original an export") {
+  OpenModel open;
+  const fs::path copy = open / "copy";
+  fs::copy(open.reader().directory(), copy);
+  const std::string before = read_file(copy / "model.safetensors");
+  const Plan plan = open.plan("{default: {group_size: 32, algorithm: rtn}}");
+  for (const char* report : {"{}", "[]", "{\"generator\": \"aqhost\"}"}) {
+    write_file(copy / "quantization_report.json", report);
+    CHECK_THROWS_WITH_AS(Exporter(open.reader(), open.model(), plan, copy, int64_t{1} << 40, true),
+                         doctest::Contains("is no earlier export of aqhost"), Error);
+    CHECK(read_file(copy / "model.safetensors") == before);
   }
 }
 

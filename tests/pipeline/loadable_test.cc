@@ -186,6 +186,18 @@ TEST_CASE("a head that an engine does not tie to the embedding") {
   CHECK(verdict(loads_with({{"tie_word_embeddings", true}})[0]) == "yes");  // it has a head
 }
 
+TEST_CASE("a model_type that engines do not find the family by") {
+  for (const Json& type : {Json("llama"), Json()}) {
+    SmallModel sizes = kServable;
+    sizes.config = Json{{"model_type", type}}.dump();
+    for (const Loadable& l : loads_of("{default: {group_size: 64}}", sizes)) {
+      CAPTURE(l.id);
+      REQUIRE(!l.refused.empty());
+      CHECK(l.refused.front().find("finds this family under \"olmoe\"") != std::string::npos);
+    }
+  }
+}
+
 TEST_CASE("biases that an engine drops") {
   SmallModel sizes = kServable;
   sizes.biases = true;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "changed_checkpoint.h"
 #include "export/decoded_checkpoint.h"
+#include "export/gptq.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
@@ -268,6 +269,27 @@ TEST_CASE("activations that are not rounded as they come are refused for that re
         Contains("input_activations.dynamic: expected true or \"local\""));
   CHECK(said("dynamic", true) == "accepted");
   CHECK(said("strategy", "tensor") == Contains("strategy \"tensor\" is not supported"));
+}
+
+TEST_CASE("settings that make other weights of what is stored are refused") {
+  for (const auto& [key, value] :
+       {std::pair<const char*, Json>{"sparsity_config", {{"format", "x"}}},
+        {"transform_config", {{"a", 1}}}}) {
+    CAPTURE(key);
+    const Export written;
+    written.change_config([&, &key = key, &value = value](Json& c) { c[key] = value; });
+    CHECK(written.refused() == Contains((std::string(key) + " {").c_str()));
+  }
+  for (const auto& [key, value] : {std::pair<const char*, Json>{"checkpoint_format", "gptq_v2"},
+                                   {"pack_dtype", "int8"},
+                                   {"sym", false},
+                                   {"desc_act", 3}}) {
+    CAPTURE(key);
+    Json config{{"bits", 4}, {"group_size", 128}};
+    CHECK_NOTHROW(GptqConfig(config, "f"));
+    config[key] = value;
+    CHECK_THROWS_WITH_AS(GptqConfig(config, "f"), Contains(key), Error);
+  }
 }
 
 TEST_CASE("a module that is stored both quantized and dense is refused") {

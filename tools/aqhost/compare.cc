@@ -10,6 +10,7 @@
 #include "export/decoded_checkpoint.h"
 #include "pipeline/calibration.h"
 #include "pipeline/divergence.h"
+#include "pipeline/evaluate.h"
 #include "tensor/device.h"
 
 namespace aqhost {
@@ -162,8 +163,9 @@ void run(const po::variables_map& options) {
     const int64_t vocabulary = first.model->desc().vocab_size;
     CorpusReader reader(first.folder, vocabulary,
                         document_separator(first.source->config(), vocabulary));
-    const FileWindows file =
-        read_windows(reader, required(options, "text"), integer(options, "window", 2, 1 << 24));
+    const int64_t window = integer(options, "window", 2, 1 << 24);
+    check_window(*first.model, window);
+    const FileWindows file = read_windows(reader, required(options, "text"), window);
     measure(rows, against, file.ids, at::TensorOptions(device).dtype(at::kFloat), quiet(options));
   }
   if (!wants_json(options)) return print(rows);

@@ -61,6 +61,7 @@ void run(const po::variables_map& options) {
   const at::TensorOptions run_options = at::TensorOptions(device).dtype(
       compute_type(options["dtype"].as<std::string>(), *source, device));
   const auto model = open_model(*registry, *source, options);
+  check_window(*model, window);
   CorpusReader reader(directory, model->desc().vocab_size,
                       document_separator(source->config(), model->desc().vocab_size));
   const at::Tensor windows = read_windows(reader, text, window).ids;

@@ -46,7 +46,10 @@ struct Latent {
         rank(config.integer("kv_lora_rank")),
         nope(config.integer("qk_nope_head_dim")),
         rope(config.integer("qk_rope_head_dim")),
-        value(config.integer("v_head_dim")) {}
+        value(config.integer("v_head_dim")) {
+    if (config.integer_or("qk_head_dim", nope + rope) != nope + rope)
+      config.fail("qk_head_dim", config.json().at("qk_head_dim"), std::to_string(nope + rope));
+  }
 
   /// The linear maps: role, label, [out, in], stage, input.
   std::vector<aq::CustomLinear> linears() const {

@@ -25,10 +25,16 @@ class OssLike {
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint);
     std::vector<aq::LayerDesc> layers;
-    for (int32_t l = 0; l < config.count("num_hidden_layers"); l++) {
+    const int32_t n = config.count("num_hidden_layers");
+    const nlohmann::json types = config.has("layer_types") ? config.json()["layer_types"] : nullptr;
+    if (!types.is_null() && (!types.is_array() || types.size() != static_cast<std::size_t>(n)))
+      config.fail("layer_types", types, std::to_string(n) + " strings");
+    for (int32_t l = 0; l < n; l++) {
+      const bool sliding =
+          types.is_null() ? l % 2 == 0 : types[static_cast<std::size_t>(l)] == "sliding_attention";
       aq::LayerDesc layer = aq::hf_attention(config);
       layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", true);
-      layer.attention.sliding_window = l % 2 == 0 ? config.integer_or("sliding_window", 0) : 0;
+      layer.attention.sliding_window = sliding ? config.integer_or("sliding_window", 0) : 0;
       layer.ffn = aq::hf_experts(config, config.count("num_local_experts"),
                                  config.integer("intermediate_size"));
       layer.ffn.norm_topk = 1;  // softmax over the chosen is softmax over all, divided by their sum

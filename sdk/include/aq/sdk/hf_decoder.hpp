@@ -69,9 +69,10 @@ inline int32_t hf_expert_count(const HfConfig& config, std::initializer_list<con
 inline void hf_full_attention(const HfConfig& config) {
   if (!config.has("layer_types")) return;
   const nlohmann::json& types = config.json().at("layer_types");
-  const bool full = types.is_array() && std::all_of(types.begin(), types.end(), [](const auto& t) {
-                      return t == "full_attention";
-                    });
+  const bool full =
+      types.is_array() &&
+      types.size() == static_cast<std::size_t>(config.count("num_hidden_layers")) &&
+      std::all_of(types.begin(), types.end(), [](const auto& t) { return t == "full_attention"; });
   if (!full)
     throw Error("config.json: layer_types is " + types.dump() +
                     ", which is not supported for this model_type, expected \"full_attention\" for "
