@@ -112,11 +112,13 @@ TEST_CASE("a number of experts has other names, which must agree") {
 
 TEST_CASE("layer_types that say what a family does anyway are taken") {
   const auto refused = [](const Json& types) {
-    return error_of([&] { aq::hf_full_attention(aq::HfConfig(Json{{"layer_types", types}})); });
+    return error_of([&] {
+      aq::hf_full_attention(aq::HfConfig(Json{{"num_hidden_layers", 2}, {"layer_types", types}}));
+    });
   };
   CHECK(refused(nullptr) == "");
   CHECK(refused({"full_attention", "full_attention"}) == "");
   for (const Json& types : {Json{"full_attention", "sliding_attention"}, Json("full_attention"),
-                            Json{1}, Json::object()})
+                            Json{"full_attention"}, Json{1}, Json::object()})
     CHECK(refused(types).find("layer_types is " + types.dump()) != std::string::npos);
 }
