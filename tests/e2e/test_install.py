@@ -24,10 +24,17 @@ def run(*command, **keywords):
 
 
 def installed_from_build():
-    """The files of the build folder that `cmake --install` copies, relative to it."""
+    """The files of the build folder that `cmake --install` copies, relative to it.
+
+    Only the scripts that `cmake --install` itself would read count: the folder also holds builds of
+    other tests (fuzz/), which have install scripts of their own.
+    """
     files = set()
-    for script in BUILD.rglob("cmake_install.cmake"):
-        for copied in re.findall(r"file\(INSTALL [^)]*? FILES ([^)]*)\)", script.read_text()):
+    scripts = [BUILD / "cmake_install.cmake"]
+    for script in scripts:
+        text = script.read_text()
+        scripts += [pathlib.Path(p) for p in re.findall(r'include\("([^"]+)"\)', text)]
+        for copied in re.findall(r"file\(INSTALL [^)]*? FILES ([^)]*)\)", text):
             files.update(pathlib.Path(p) for p in re.findall(r'"([^"]+)"', copied))
     return {str(f.relative_to(BUILD)) for f in files if f.is_relative_to(BUILD)}
 
