@@ -52,7 +52,7 @@ struct RecipeWarning {
 /// regular expressions (base/pattern.h, the whole name). Later overrides win key by key; what
 /// describes a format (symmetric, element, scale_rule, scale_dtype) is dropped where a later row
 /// changes wq, and group_size is kept. `refine: {steps: 200}` adds learned rounding to those
-/// modules (pipeline/refine.h). A default-constructed recipe is the one with nothing in it:
+/// modules (run/refine.h). A default-constructed recipe is the one with nothing in it:
 /// int4, group 128.
 class Recipe {
  public:

@@ -31,6 +31,8 @@ struct FormatDesc {
 
   /// Whether the host may do everything itself from this description.
   bool described() const { return element_kind != AQ_ELEM_CUSTOM && fit_rule != AQ_FIT_CUSTOM; }
+  /// Whether the host rounds to this format itself (quant/rounder.h) or asks the plugin.
+  bool host_rounds() const { return described() && element_bits <= 8; }
   /// Columns of a group, of the last maybe fewer: a row of `cols`, or the group size.
   int64_t width(int64_t cols) const { return group_size > 0 ? group_size : cols; }
   int64_t groups(int64_t cols) const { return (cols + width(cols) - 1) / width(cols); }

@@ -22,7 +22,7 @@ ActivationRounder::ActivationRounder(std::shared_ptr<const Format> format)
         "aq: {}: one scale for all tokens and features, found while rounding, is not supported; "
         "tokens are rounded each by itself",
         format_->id());
-  if (!host_rounds(format_->desc()))
+  if (!format_->desc().host_rounds())
     fail("aq: {}: only formats that a description states, of up to 8 bits, round activations",
          format_->id());
 }

@@ -12,7 +12,7 @@ constexpr float kInside = 0.05f;  // from a border, at the start
 
 }  // namespace
 
-bool Cells::possible(const FormatDesc& desc) { return host_rounds(desc); }
+bool Cells::possible(const FormatDesc& desc) { return desc.host_rounds(); }
 
 Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedMatrix& matrix,
              at::Device device) {

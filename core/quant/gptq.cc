@@ -134,7 +134,7 @@ QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
       sweep_described_cuda(desc, w, factors.damped, used.sweeps, batch);
       batch.loss = row_losses(w, batch.values, factors.damped);
     }
-  } else if (host_rounds(desc)) {
+  } else if (desc.host_rounds()) {
     solve_described(format, w, factors, importance, used, batch);
     if (used.sweeps > 0) sweep_described(format, w, factors.damped, used.sweeps, batch);
   } else {

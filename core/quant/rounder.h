@@ -11,11 +11,6 @@
 
 namespace aqhost {
 
-/// Whether the host does a format's arithmetic itself (see Rounder) or asks the plugin.
-inline bool host_rounds(const FormatDesc& desc) {
-  return desc.described() && desc.element_bits <= 8;
-}
-
 /// A described format of at most 8 bits, fitted and rounded as aq/quantizer.h says, bit for bit
 /// what the plugin's callbacks give, but over many rows at once. Any thread.
 class Rounder {

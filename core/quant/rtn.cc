@@ -66,7 +66,7 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
   const auto n_params = static_cast<int64_t>(desc.group_params);
   at::Tensor params = at::empty({weights.size(0), rows, groups, n_params}, at::kFloat);
   float* out = params.data_ptr<float>();
-  if (!host_rounds(desc)) {
+  if (!desc.host_rounds()) {
     each_group(desc, weights, [&](int64_t e, int64_t g, int64_t begin, int64_t n) {
       const at::Tensor part = columns(weights[e], begin, n);
       const at::Tensor fitted = at::empty({rows, n_params}, at::kFloat);
@@ -136,7 +136,7 @@ void round_rows(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatc
 void round_groups(const Format& format, const at::Tensor& weights, QuantizedBatch& batch) {
   const FormatDesc& desc = format.desc();
   if (weights.is_cuda()) return round_groups_cuda(desc, weights, batch);
-  if (host_rounds(desc)) return round_rows(desc, weights, batch);
+  if (desc.host_rounds()) return round_rows(desc, weights, batch);
   const int64_t rows = weights.size(1), dim = desc.vector_dim;
   const auto code_bytes = static_cast<std::size_t>(desc.code_bytes());
   each_group(desc, weights, [&](int64_t e, int64_t g, int64_t begin, int64_t n) {

@@ -7,7 +7,7 @@
 #include "bytes.h"
 #include "check.h"
 #include "checkpoint/reader.h"
-#include "pipeline/plan.h"
+#include "plan/plan.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   using namespace aqhost;

@@ -16,7 +16,7 @@
 #include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
 #include "forward/decoder.h"
-#include "pipeline/evaluate.h"
+#include "run/forward_pass.h"
 
 namespace aqhost {
 namespace {

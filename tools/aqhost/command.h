@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "pipeline/plan.h"
+#include "plan/plan.h"
 #include "plugin/registry.h"
 
 namespace aqhost {

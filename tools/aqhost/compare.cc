@@ -1,5 +1,3 @@
-#include "pipeline/compare.h"
-
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,9 +6,10 @@
 #include "base/progress.h"
 #include "command.h"
 #include "export/decoded_checkpoint.h"
-#include "pipeline/calibration.h"
-#include "pipeline/divergence.h"
-#include "pipeline/evaluate.h"
+#include "measure/checkpoint_summary.h"
+#include "measure/divergence.h"
+#include "measure/evaluate.h"
+#include "run/calibration.h"
 #include "tensor/device.h"
 
 namespace aqhost {

@@ -5,9 +5,9 @@
 #include "command.h"
 #include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
-#include "pipeline/calibration.h"
-#include "pipeline/divergence.h"
-#include "pipeline/evaluate.h"
+#include "measure/divergence.h"
+#include "measure/evaluate.h"
+#include "run/calibration.h"
 #include "tensor/device.h"
 
 namespace aqhost {

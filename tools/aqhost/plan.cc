@@ -1,4 +1,4 @@
-#include "pipeline/plan.h"
+#include "plan/plan.h"
 
 #include <fmt/format.h>
 
@@ -7,8 +7,8 @@
 #include "base/error.h"
 #include "checkpoint/reader.h"
 #include "command.h"
-#include "pipeline/loadable.h"
-#include "pipeline/quantize.h"
+#include "plan/loadable.h"
+#include "run/quantize.h"
 
 namespace aqhost {
 namespace {

@@ -1,4 +1,4 @@
-#include "pipeline/quantize.h"
+#include "run/quantize.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -11,8 +11,8 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "command.h"
-#include "pipeline/coverage.h"
-#include "pipeline/loadable.h"
+#include "measure/coverage.h"
+#include "plan/loadable.h"
 #include "tensor/device.h"
 
 namespace aqhost {
@@ -168,6 +168,8 @@ void run(const po::variables_map& options) {
   for (const Loadable& l : loads)
     for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
   const Json report = quantize(reader, *model, plan, quantize_options);
+  if (const std::string warning = starved_warning(report); !warning.empty())
+    spdlog::warn("{}", warning);
   if (wants_json(options)) {
     fmt::print("{}\n", to_text(report["totals"]));
     return;

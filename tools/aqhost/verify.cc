@@ -1,4 +1,4 @@
-#include "pipeline/verify.h"
+#include "export/verify.h"
 
 #include <fmt/format.h>
 

@@ -1,0 +1,90 @@
+#include "measure/coverage.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <map>
+
+#include "run/balance.h"
+
+namespace aqhost {
+namespace {
+
+constexpr std::array kMarks{"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+
+/// The experts of one layer, in order.
+struct Row {
+  std::vector<int64_t> tokens;
+  std::vector<bool> starved;
+};
+
+/// One mark for experts [begin, end).
+std::string mark(const Row& row, std::size_t begin, std::size_t end, int64_t most) {
+  int64_t least = most;
+  for (std::size_t i = begin; i < end; i++) {
+    if (row.starved[i]) return "!";
+    least = std::min(least, row.tokens[i]);
+  }
+  const auto steps = static_cast<int64_t>(kMarks.size());
+  return kMarks[static_cast<std::size_t>(
+      std::min(least * steps / std::max<int64_t>(1, most), steps - 1))];
+}
+
+std::string marks(const Row& row, std::size_t columns, int64_t most) {
+  const std::size_t each = (row.tokens.size() + columns - 1) / columns;
+  std::string line;
+  for (std::size_t i = 0; i < row.tokens.size(); i += each)
+    line += mark(row, i, std::min(i + each, row.tokens.size()), most);
+  return line;
+}
+
+}  // namespace
+
+std::vector<std::string> coverage_rows(const Json& experts, std::size_t width) {
+  std::map<int32_t, Row> layers;
+  for (const Json& e : experts) {
+    Row& row = layers[e["layer"].get<int32_t>()];
+    row.tokens.push_back(e["tokens"].get<int64_t>());
+    row.starved.push_back(e["starved"].get<bool>());
+  }
+  std::vector<std::string> lines;
+  for (const auto& [index, row] : layers) {
+    const auto [least, most] = std::minmax_element(row.tokens.begin(), row.tokens.end());
+    const std::string begin = fmt::format("layer {:>3}  ", index);
+    const std::string end =
+        fmt::format("  {} to {} tokens, spread {:.2f}", *least, *most, spread(row.tokens));
+    const std::size_t used = begin.size() + end.size() + 1;
+    lines.push_back(begin + marks(row, width > used + 8 ? width - used : 8, *most) + end);
+  }
+  return lines;
+}
+
+std::string starved_warning(const Json& report) {
+  int64_t starved = 0, unseen = 0;
+  double factor = 1;
+  for (const Json& e : report["experts"]) {
+    if (!e["starved"].get<bool>()) continue;
+    starved++;
+    const auto tokens = e["tokens"].get<double>();
+    if (tokens == 0) unseen++;
+    if (tokens > 0) factor = std::max(factor, e["needed"].get<double>() / tokens);
+  }
+  if (starved == 0) return {};
+  std::string told = fmt::format(
+      "{} of {} experts saw fewer tokens than they need and were solved with their layer's inputs "
+      "mixed in",
+      starved, report["experts"].size());
+  if (starved > unseen)
+    told += fmt::format("; about {:.1f} times as much calibration text would be enough for {}",
+                        factor, unseen > 0 ? fmt::format("{} of them", starved - unseen) : "all");
+  if (const Json& calibration = report["calibration"]; starved > unseen) {
+    const auto windows = calibration["windows"].get<double>();
+    told += fmt::format(" (--nsamples {:.0f})", std::ceil(factor * windows));
+  }
+  if (unseen > 0) told += fmt::format("; {} saw none: give text of other kinds too", unseen);
+  return told + " (see quantization_report.json)";
+}
+
+}  // namespace aqhost

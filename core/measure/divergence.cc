@@ -1,0 +1,133 @@
+#include "measure/divergence.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "forward/batches.h"
+#include "forward/decoder.h"
+#include "run/forward_pass.h"
+#include "run/layer_reader.h"
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kLogitRows = 128;               // float64 logits of so many positions at once
+constexpr int64_t kGpuLogits = int64_t{1} << 25;  // on a GPU so many logits, of each model
+
+void check_same_shape(const Runnable& reference, const Runnable& other) {
+  const auto& a = reference.model->desc();
+  const auto& b = other.model->desc();
+  if (reference.model->id() == other.model->id() && a.n_layers == b.n_layers &&
+      a.hidden_size == b.hidden_size && a.vocab_size == b.vocab_size)
+    return;
+  const auto shape = [](const Runnable& m) {
+    const auto& d = m.model->desc();
+    return fmt::format("{} ({}, {} layers of {}, vocabulary {})", m.source->directory(),
+                       m.model->id(), d.n_layers, d.hidden_size, d.vocab_size);
+  };
+  fail("only versions of one model can be compared: {} and {}", shape(reference), shape(other));
+}
+
+/// The sum over tokens of |h - h0| / |h0|; [windows, tokens, hidden].
+double error_sum(const at::Tensor& h, const at::Tensor& h0) {
+  const at::Tensor target = h0.to(at::kFloat), norm = target.norm(2, -1).clamp_min(1e-30);
+  return ((h.to(at::kFloat) - target).norm(2, -1) / norm).sum(at::kDouble).item<double>();
+}
+
+/// Takes x through a layer; x0 and y0 are the reference's states around it.
+LayerError run_layer(const Layer& layer, const at::Tensor& x0, const at::Tensor& y0,
+                     at::Tensor& x) {
+  LayerError error;
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
+    const at::Tensor target = y0.narrow(0, begin, count);
+    error.own += error_sum(layer.forward(x0.narrow(0, begin, count)), target);
+    at::Tensor batch = x.narrow(0, begin, count);
+    batch.copy_(layer.forward(batch));
+    error.total += error_sum(batch, target);
+  });
+  const auto tokens = static_cast<double>(x.size(0) * x.size(1));
+  return {error.own / tokens, error.total / tokens};
+}
+
+/// Sums over positions.
+struct Sums {
+  double loss = 0, reference_loss = 0, kl = 0, same = 0;
+};
+
+/// Logits of both for the same rows, and the tokens [n, 1] that follow.
+void add_positions(const at::Tensor& logits0, const at::Tensor& logits, const at::Tensor& next,
+                   Sums& sums) {
+  const at::Tensor log_p0 = logits0.to(at::kDouble).log_softmax(-1);
+  const at::Tensor log_p = logits.to(at::kDouble).log_softmax(-1);
+  sums.reference_loss -= log_p0.gather(1, next).sum().item<double>();
+  sums.loss -= log_p.gather(1, next).sum().item<double>();
+  sums.kl += (log_p0.exp() * (log_p0 - log_p)).sum().item<double>();
+  sums.same += logits0.argmax(-1).eq(logits.argmax(-1)).sum().to(at::kDouble).item<double>();
+}
+
+Sums compare_logits(const Ends& ends0, const at::Tensor& x0, const Ends& ends, const at::Tensor& x,
+                    const at::Tensor& windows) {
+  Sums sums;
+  const at::Tensor ids = windows.to(x.device());
+  const int64_t most = x.is_cpu() ? kLogitRows : kGpuLogits / ends.vocab_size();
+  for_positions(windows, most, !x.is_cpu(), [&](const Positions& p) {
+    add_positions(ends0.logits(p.of(x0)), ends.logits(p.of(x)), p.next(ids), sums);
+  });
+  return sums;
+}
+
+Perplexity perplexity_of(double loss, int64_t tokens, const Runnable& m) {
+  const double value = std::exp(loss / static_cast<double>(tokens));
+  if (!std::isfinite(value))
+    fail("{}: the perplexity is not finite: the model's outputs overflow", m.source->directory());
+  return {value, tokens};
+}
+
+}  // namespace
+
+Divergences diverge(const Runnable& reference, const std::vector<Runnable>& models,
+                    const at::Tensor& windows, const std::function<void(int32_t layer)>& progress,
+                    const at::TensorOptions& options) {
+  for (const Runnable& m : models) check_same_shape(reference, m);
+  if (windows.size(1) < 2)
+    fail("a window of {} tokens has no next token to predict, use 2 or more", windows.size(1));
+  Divergences result;
+  result.models.resize(models.size());
+  at::Tensor x0 = embed_tokens(*reference.source, *reference.model, windows, options);
+  std::vector<at::Tensor> states;
+  for (const Runnable& m : models)
+    states.push_back(embed_tokens(*m.source, *m.model, windows, options));
+  const auto in_turn = static_cast<int32_t>(models.size() + 1);  // the reference comes first
+  LayerReader reader(options.device(), in_turn * reference.model->desc().n_layers, [&](int32_t t) {
+    const Runnable& m =
+        t % in_turn == 0 ? reference : models[static_cast<std::size_t>(t % in_turn - 1)];
+    return open_layer(*m.source, *m.model, t / in_turn, windows.size(1), options);
+  });
+  for (int32_t l = 0; l < reference.model->desc().n_layers; l++) {
+    at::Tensor y0 = at::empty_like(x0);
+    {
+      const Layer& layer = reader.next();
+      for_window_batches(x0, [&](int64_t begin, int64_t count) {
+        y0.narrow(0, begin, count).copy_(layer.forward(x0.narrow(0, begin, count)));
+      });
+    }
+    for (std::size_t m = 0; m < models.size(); m++)
+      result.models[m].layers.push_back(run_layer(reader.next(), x0, y0, states[m]));
+    x0 = y0;
+    if (progress) progress(l);
+  }
+  const int64_t tokens = windows.size(0) * (windows.size(1) - 1);
+  const Ends ends0(*reference.source, *reference.model, options);
+  for (std::size_t m = 0; m < models.size(); m++) {
+    const Sums sums = compare_logits(ends0, x0, Ends(*models[m].source, *models[m].model, options),
+                                     states[m], windows);
+    result.reference = perplexity_of(sums.reference_loss, tokens, reference);
+    result.models[m].perplexity = perplexity_of(sums.loss, tokens, models[m]);
+    result.models[m].kl = sums.kl / static_cast<double>(tokens);
+    result.models[m].top1 = sums.same / static_cast<double>(tokens);
+  }
+  return result;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,361 @@
+#include "plan/plan.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <tuple>
+
+#include "base/error.h"
+#include "base/nearest.h"
+
+namespace aqhost {
+namespace {
+
+/// Formats by id and options, so that equal ones are one object (and may share a solve).
+class FormatCache {
+ public:
+  explicit FormatCache(const Registry& registry) : registry_(registry) {}
+
+  std::shared_ptr<const Format> get(const std::string& id, const Json& options) {
+    auto& format = formats_[id + options.dump()];
+    if (!format) format = registry_.create_format(id, options);
+    return format;
+  }
+
+ private:
+  const Registry& registry_;
+  std::map<std::string, std::shared_ptr<const Format>> formats_;
+};
+
+bool divides(int64_t group_size, int64_t features) {
+  return group_size <= 0 || features % group_size == 0;
+}
+
+/// The largest group size that the format allows, is at most `wanted`, and divides `features`.
+std::optional<int32_t> fitting_group_size(const FormatDesc& desc, int64_t wanted,
+                                          int64_t features) {
+  std::optional<int32_t> best;
+  for (const int32_t size : desc.group_sizes)
+    if (size > 0 && size <= wanted && features % size == 0 && size > best.value_or(0)) best = size;
+  return best;
+}
+
+/// `wanted` as the format can take it: MX blocks are 32, whatever a recipe asks, and fp8 has whole
+/// rows.
+int64_t allowed_group_size(const FormatDesc& desc, int64_t wanted) {
+  const auto& sizes = desc.group_sizes;
+  if (std::find(sizes.begin(), sizes.end(), wanted) != sizes.end()) return wanted;
+  if (std::all_of(sizes.begin(), sizes.end(), [](int32_t size) { return size <= 0; }))
+    return desc.group_size;
+  return sizes.size() == 1 ? sizes.front() : wanted;
+}
+
+/// "-1 (a scale per row)".
+std::string size_text(int64_t size) {
+  if (size < 0) return fmt::format("{} (a scale per row)", size);
+  return size == 0 ? "0 (one scale for the matrix)" : std::to_string(size);
+}
+
+/// Of a group size that the format does not have and was asked for: which it has.
+std::string other_size_note(const FormatDesc& desc, const std::string& id, int64_t asked) {
+  std::vector<std::string> sizes;
+  for (const int32_t size : desc.group_sizes) sizes.push_back(size_text(size));
+  return fmt::format("{} has group size {} only, {} was asked", id, fmt::join(sizes, " or "),
+                     asked);
+}
+
+/// Why `size` will not do for a module, and what would.
+[[noreturn]] void refuse_group_size(const Module& module, const FormatDesc& desc,
+                                    const std::string& id, int64_t size,
+                                    std::optional<int32_t> smaller) {
+  std::vector<std::string> others;
+  for (const int32_t other : desc.group_sizes)
+    if (divides(other, module.in_features)) others.push_back(size_text(other));
+  const std::string remedy =
+      smaller ? fmt::format("{} does (without \"strict\" it is taken)", *smaller)
+      : others.empty()
+          ? fmt::format("no group size of {} does: give the module another format, or skip it", id)
+          : fmt::format("group_size: {} does", fmt::join(others, " or "));
+  fail("{}: group size {} of {} does not divide its {} input features; {}", module.name, size, id,
+       module.in_features, remedy);
+}
+
+/// The format of one module as GPTQ's checkpoint format has it: with float16 scales.
+void choose_gptq(PlannedModule& planned, FormatCache& cache, Json options) {
+  const Module& module = *planned.module;
+  if (planned.activations)
+    fail("{}: aq: {}: GPTQ's checkpoint format has no rounded activations", module.name,
+         planned.recipe.aq);
+  if (planned.format->desc().element_kind == AQ_ELEM_INT) {
+    options["scale_dtype"] = "float16";
+    planned.format = cache.get(planned.recipe.wq, options);
+  }
+  try {
+    planned.packed = stored_tensors(Layout::kGptq, *planned.format, nullptr, module.out_features,
+                                    module.in_features);
+  } catch (const Error& e) {
+    fail("{}: {}", module.name, e.what());
+  }
+}
+
+/// Makes the format of one module, with a group size that divides its rows.
+void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layout layout) {
+  const Module& module = *planned.module;
+  const std::string& id = planned.recipe.wq;
+  Json options = planned.recipe.options;
+  // the format with its defaults says which group sizes there are
+  const FormatDesc defaults = cache
+                                  .get(id,
+                                       [&] {
+                                         Json other = options;
+                                         other.erase("group_size");
+                                         return other;
+                                       }())
+                                  ->desc();
+  const int64_t asked = options.value("group_size", int64_t{defaults.group_size});
+  int64_t size = allowed_group_size(defaults, asked);
+  if (size != asked && planned.recipe.group_size_asked)
+    planned.note = other_size_note(defaults, id, asked);
+  if (!divides(size, module.in_features)) {
+    const auto smaller = fitting_group_size(defaults, size, module.in_features);
+    if (strict || !smaller) refuse_group_size(module, defaults, id, size, smaller);
+    planned.note = fmt::format("groups of {}: {} does not divide {} input features", *smaller, size,
+                               module.in_features);
+    size = *smaller;
+  }
+  options["group_size"] = size;
+  planned.format = cache.get(id, options);
+  if (layout == Layout::kGptq) {
+    choose_gptq(planned, cache, options);
+    return;
+  }
+  planned.packed = stored_tensors(layout, *planned.format, planned.activations.get(),
+                                  module.out_features, module.in_features);
+}
+
+/// Whether the inputs of modules can be rounded to a format (made with "dynamic").
+bool rounds_inputs(const FormatDesc& desc) { return desc.host_rounds() && desc.group_size != 0; }
+
+/// Makes the format that the input of one module is rounded to.
+void choose_activations(PlannedModule& planned, FormatCache& cache) {
+  const Module& module = *planned.module;
+  const std::string& id = planned.recipe.aq;
+  if (module.key.layer < 0)
+    fail("{}: aq: {}: only inputs inside the layers can be rounded, use aq: bf16 here", module.name,
+         id);
+  if (planned.recipe.refine_steps > 0)
+    fail("{}: refine does not go with aq: {}, use aq: bf16 or refine: {{steps: 0}}", module.name,
+         id);
+  planned.activations = cache.get(id, {{"dynamic", true}});
+  const int32_t size = planned.activations->desc().group_size;
+  if (!divides(size, module.in_features))
+    fail("{}: aq: groups of {} of {} do not divide its {} input features", module.name, size, id,
+         module.in_features);
+  planned.recipe.options["activations"] = id;  // the weights may be stored otherwise for it
+}
+
+/// What modules with one input, which share its rounding and its Hessian, have in common.
+std::tuple<int32_t, int32_t, int32_t> input_of(const Module& module) {
+  const auto& [layer, role, expert, part] = module.key;
+  if (role >= AQ_ROLE_CUSTOM) return {layer, expert, AQ_ROLE_CUSTOM + module.input_group};
+  const bool shared_router = role == AQ_ROLE_SHARED_ROUTER;
+  return {layer, expert, shared_router ? int32_t{AQ_ROLE_ROUTER} : fused_role(role)};
+}
+
+/// Error if modules with one input disagree on what is one thing for all of them.
+void check_shared_inputs(const std::vector<PlannedModule>& modules) {
+  std::map<std::tuple<int32_t, int32_t, int32_t>, const PlannedModule*> first;
+  for (const PlannedModule& m : modules) {
+    if (!m.format) continue;
+    const PlannedModule& other = *first.try_emplace(input_of(*m.module), &m).first->second;
+    const auto refuse = [&](const char* setting, const auto& a, const auto& b, const char* why) {
+      fail("{} has {}: {}, but {} has {}: {}; both have the same input, and {}: give them the same",
+           other.module->name, setting, a, m.module->name, setting, b, why);
+    };
+    if (m.activations != other.activations)
+      refuse("aq", other.recipe.aq, m.recipe.aq, "it is rounded once");
+    if (m.module->key.expert != AQ_EXPERT_NONE &&
+        m.recipe.routing_power != other.recipe.routing_power)
+      refuse("routing_power", other.recipe.routing_power, m.recipe.routing_power,
+             "it gives one Hessian");
+  }
+}
+
+/// Error if learned rounding, whose gradients do not pass rounded activations, meets some.
+void check_refined(const std::vector<PlannedModule>& modules) {
+  const auto find = [&](auto property) {
+    const auto it = std::find_if(modules.begin(), modules.end(), property);
+    return it == modules.end() ? nullptr : &*it;
+  };
+  const PlannedModule* refined = find([](const PlannedModule& m) { return m.refined(); });
+  const PlannedModule* rounded =
+      find([](const PlannedModule& m) { return m.activations != nullptr; });
+  if (refined != nullptr && rounded != nullptr)
+    fail(
+        "{} has refine, which does not go with rounded activations, and {} has aq: {}; use aq: "
+        "bf16 or refine: {{steps: 0}} for all modules",
+        refined->module->name, rounded->module->name, rounded->recipe.aq);
+}
+
+/// The ids that `aq` takes.
+std::vector<std::string> activation_ids(const Registry& registry) {
+  std::vector<std::string> ids{"bf16"};
+  for (const std::string& id : registry.format_ids()) {
+    try {
+      if (rounds_inputs(registry.create_format(id, {{"dynamic", true}})->desc())) ids.push_back(id);
+    } catch (const Error&) {  // has no such option
+    }
+  }
+  return ids;
+}
+
+void check_formats_known(const Recipe& recipe, const Registry& registry) {
+  const std::vector<std::string> known = registry.format_ids();
+  for (const auto& [id, where] : recipe.formats())
+    if (std::find(known.begin(), known.end(), id) == known.end())
+      fail("{}: no plugin offers the format \"{}\"{}", where, id, did_you_mean(id, known));
+  const auto aqs = recipe.activation_formats();
+  if (aqs.empty()) return;
+  const std::vector<std::string> rounding = activation_ids(registry);
+  for (const auto& [id, where] : aqs)
+    if (std::find(rounding.begin(), rounding.end(), id) == rounding.end())
+      fail("{}: aq: {}: inputs are rounded to one of {}, or stay as they are with bf16", where, id,
+           fmt::join(rounding.begin() + 1, rounding.end(), ", "));
+}
+
+void warn(Plan& plan, const std::string& where, const std::string& message) {
+  for (PlanWarning& warning : plan.warnings)
+    if (warning.message == message) {
+      warning.count++;
+      return;
+    }
+  plan.warnings.push_back({where, message});
+}
+
+/// Where a group size does not divide the rows of some modules, the format's modules have several:
+/// the one size that all of them could have.
+void suggest_group_sizes(Plan& plan) {
+  std::map<std::pair<std::string, int64_t>, std::vector<const PlannedModule*>> alike;
+  for (const PlannedModule& m : plan.modules)
+    if (m.format)
+      alike[{m.recipe.wq, m.recipe.options.value("group_size", int64_t{0})}].push_back(&m);
+  for (const auto& [key, modules] : alike) {
+    const FormatDesc& desc = modules.front()->format->desc();
+    if (std::all_of(modules.begin(), modules.end(), [&](const PlannedModule* m) {
+          return m->format->desc().group_size == desc.group_size;
+        }))
+      continue;
+    std::optional<int32_t> best;
+    for (const int32_t size : desc.group_sizes) {
+      const bool fits = size != 0 && std::all_of(modules.begin(), modules.end(), [&](auto* m) {
+                          return divides(size, m->module->in_features);
+                        });
+      if (fits && size <= key.second && size > best.value_or(-2)) best = size;
+    }
+    if (best)
+      plan.warnings.push_back(
+          {key.first, fmt::format("with group_size: {} all {} modules would be of one format",
+                                  size_text(*best), modules.size())});
+  }
+}
+
+PlannedModule plan_module(const Module& module, ModuleRecipe recipe, FormatCache& cache,
+                          const Plan& plan) {
+  PlannedModule planned;
+  planned.module = &module;
+  planned.recipe = std::move(recipe);
+  const bool wanted = module.quantize || planned.recipe.named;
+  if (!wanted || planned.recipe.skip) return planned;
+  if (planned.recipe.aq != "bf16") choose_activations(planned, cache);
+  choose_format(planned, cache, plan.settings.strict, plan.layout);
+  return planned;
+}
+
+}  // namespace
+
+std::string say_once(const std::string& first, int64_t count, const std::string& message) {
+  if (first.empty()) return message;
+  return count == 1 ? fmt::format("{}: {}", first, message)
+                    : fmt::format("{} (and {} more): {}", first, count - 1, message);
+}
+
+std::string PlanWarning::text() const { return say_once(where, count, message); }
+
+std::string describe(const PlannedModule& planned) {
+  if (!planned.format) return "dense";
+  const int32_t group = planned.format->desc().group_size;
+  std::string text = planned.recipe.wq;
+  text += group < 0 ? " row" : group == 0 ? " matrix" : " g" + std::to_string(group);
+  for (const auto& [key, value] : planned.recipe.options.items())
+    if (key != "group_size" && key != "activations")
+      text +=
+          fmt::format(" {}={}", key, value.is_string() ? value.get<std::string>() : value.dump());
+  if (planned.recipe.aq != "bf16") text += " aq=" + planned.recipe.aq;
+  return text;
+}
+
+int64_t Plan::quantized_weights() const {
+  int64_t n = 0;
+  for (const PlannedModule& m : modules)
+    if (m.format) n += m.weights();
+  return n;
+}
+
+double Plan::bits_per_weight() const {
+  int64_t bits = 0;
+  for (const PlannedModule& m : modules)
+    if (m.format) bits += m.stored_bits();
+  return static_cast<double>(bits) / static_cast<double>(std::max<int64_t>(1, quantized_weights()));
+}
+
+bool Plan::needs_calibration() const {
+  return std::any_of(modules.begin(), modules.end(), [](const PlannedModule& m) {
+    return m.format && m.recipe.algorithm == "gptq";
+  });
+}
+
+bool Plan::observes_inputs() const {
+  return std::any_of(modules.begin(), modules.end(),
+                     [](const PlannedModule& m) { return m.observes_input(); });
+}
+
+int32_t fused_role(int32_t role) {
+  if (role == AQ_ROLE_ATTN_K || role == AQ_ROLE_ATTN_V) return AQ_ROLE_ATTN_Q;
+  return role == AQ_ROLE_FFN_UP ? int32_t{AQ_ROLE_FFN_GATE} : role;
+}
+
+Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
+               const std::string& algorithm, Layout layout) {
+  check_formats_known(recipe, registry);
+  Plan plan;
+  plan.settings = recipe.settings();
+  plan.layout = layout;
+  FormatCache cache(registry);
+  std::vector<std::string> names;
+  std::vector<bool> kept;
+  for (const Module& module : model.modules()) {
+    names.push_back(module.name);
+    kept.push_back(!module.quantize);
+    ModuleRecipe mine = recipe.resolve(module.name);
+    if (!algorithm.empty()) mine.algorithm = algorithm;
+    plan.modules.push_back(plan_module(module, std::move(mine), cache, plan));
+    const PlannedModule& planned = plan.modules.back();
+    if (!planned.note.empty()) warn(plan, module.name, planned.note);
+    if (planned.format && module.sensitive && planned.format->desc().element_bits < 4)
+      warn(plan, module.name,
+           fmt::format("the model marks it as sensitive, and {} has less than 4 bits",
+                       planned.recipe.wq));
+  }
+  check_shared_inputs(plan.modules);
+  check_refined(plan.modules);
+  suggest_group_sizes(plan);
+  for (const RecipeWarning& warning : recipe.lint(names, kept))
+    plan.warnings.push_back({warning.where, warning.message});
+  if (plan.quantized_weights() == 0) fail("the recipe leaves nothing to quantize");
+  return plan;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,57 @@
+// transformers 5.17 with compressed-tensors 0.19 and 0.20, read in
+// integrations/compressed_tensors.py (experts of all layers are decoded as those of one format, and
+// stacked) and models/*/modeling_*.py (which options a family has). tests/interop holds most of it.
+
+#include <fmt/format.h>
+
+#include "plan/engine_rules.h"
+
+namespace aqhost {
+namespace {
+
+void check_expert(const PlannedModule& m, Layout layout, Findings& f) {
+  const StoredAs s(m);
+  const std::string& name = m.module->name;
+  if (layout == Layout::kGptq)
+    f.refuse(name, "experts in GPTQ's layout are not read");
+  else if (m.format->desc().zero_point)
+    f.refuse(name, "zero points of experts are not read");
+  else if (s.format == "nvfp4-pack-quantized")
+    f.wrong(name, "the global scales of experts are left out, and their weights are then wrong");
+  else if (s.format == "mxfp8-quantized" || s.format == "int-quantized")
+    f.refuse(name, fmt::format("experts in {} are not read", s.text));
+  else if (s.rounds_inputs())
+    f.note(name, fmt::format("the inputs of experts are not rounded to {}", s.inputs));
+}
+
+void check_model(const Export& e, Findings& f) {
+  const ModelFacts facts(e.model);
+  if (facts.family == "mixtral" && (facts.qkv_bias || facts.out_bias))
+    f.wrong("config.json", "transformers drops the biases of the attention");
+  if (facts.family == "qwen2_moe" && facts.out_bias)
+    f.wrong("config.json", "transformers drops the biases of the attention's o");
+  if (facts.family != "deepseek_moe") return;
+  if (e.has_file("modeling_deepseek.py") && e.original.config().contains("auto_map"))
+    f.note("config.json",
+           "transformers runs the model's own modeling_deepseek.py: trust_remote_code=True");
+  else
+    f.refuse("config.json",
+             "transformers has no model_type deepseek, and the model brings no "
+             "modeling_deepseek.py, named in config.json under auto_map, of its own");
+}
+
+}  // namespace
+
+void check_transformers(const Export& exported, Findings& findings) {
+  check_model(exported, findings);
+  Modules experts;
+  for (const PlannedModule& m : exported.plan.modules)
+    if (is_expert(m)) experts.push_back(&m);
+  if (const PlannedModule* different = experts.empty() ? nullptr : other(experts))
+    findings.wrong(different->module->name,
+                   mixed("all experts of a model", *experts.front(), *different));
+  for (const PlannedModule* m : experts)
+    if (m->format && !unknown_to_all(*m)) check_expert(*m, exported.plan.layout, findings);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,195 @@
+// vLLM 0.32, read in vllm/model_executor: layers/quantization/compressed_tensors (schemes/ and
+// compressed_tensors_moe/), layers/quantization/auto_gptq.py, layers/fused_moe/oracle/int_wna16.py
+// and w4a8_int8.py (which kernel runs experts), layers/quantization/utils/marlin_utils.py and
+// kernels/linear/mixed_precision (which sizes a kernel takes), models/ and models/utils.py (which
+// options a family has; a bias without a parameter is skipped in silence). On a GPU; without one
+// vLLM has few of these kernels. Exports of every format below were loaded in it.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "plan/engine_rules.h"
+
+namespace aqhost {
+namespace {
+
+constexpr std::array kMarlinGroups{-1, 32, 64, 128};
+constexpr std::array kMacheteGroups{-1, 64, 128};
+
+template <std::size_t N>
+bool one_of(int32_t group, const std::array<int, N>& sizes) {
+  return std::find(sizes.begin(), sizes.end(), group) != sizes.end();
+}
+
+std::string no_kernel(const char* what, const StoredAs& s) {
+  return fmt::format("{} in {} have no kernel", what, s.text);
+}
+
+/// 4-bit integers under inputs in FP8: CUTLASS, on Hopper alone. `tile`: what divides both sizes.
+bool runs_on_hopper(const PlannedModule& m, const StoredAs& s, int64_t tile) {
+  return s.bits == 4 && s.symmetric && s.inputs == "fp8" && s.group == 128 &&
+         m.module->in_features % tile == 0 && m.module->out_features % tile == 0;
+}
+
+constexpr const char* kHopper = "run on GPUs of compute capability 9.0 (Hopper) alone";
+
+/// Integers in packed words, or in GPTQ's layout: Marlin, else Triton.
+void check_packed_expert(const PlannedModule& m, const StoredAs& s, int64_t hidden, Findings& f) {
+  const std::string& name = m.module->name;
+  if (s.rounds_inputs()) {
+    if (runs_on_hopper(m, s, 256))
+      f.note(name, fmt::format("experts in {} {}", s.text, kHopper));
+    else
+      f.refuse(name, no_kernel("experts", s));
+  } else if (s.bits != 4 && s.bits != 8) {
+    f.refuse(name, fmt::format("experts of {} bits have no kernel, but for the humming package's",
+                               s.bits));
+  } else if (!s.symmetric && s.bits == 8) {
+    f.refuse(name, "experts of 8 bits with zero points have no kernel");
+  } else if (hidden % 128 != 0 && s.group < 0) {
+    f.refuse(name, fmt::format("experts with a scale per row have kernels where 128 divides the "
+                               "hidden size, which is {}",
+                               hidden));
+  } else if (hidden % 128 != 0) {
+    f.note(name, fmt::format("the hidden size of {}, which 128 does not divide, leaves the Triton "
+                             "kernel for experts, which is slower than Marlin",
+                             hidden));
+  } else if (!one_of(s.group, kMarlinGroups)) {
+    f.note(name, fmt::format("groups of {} leave the Triton kernel for experts, which is slower "
+                             "than Marlin (groups of 32, 64, 128 and -1)",
+                             s.group));
+  }
+}
+
+/// Floats in blocks of 32: the file has no say in whether inputs are rounded.
+void note_mx_inputs(const PlannedModule& m, const StoredAs& s, Findings& f) {
+  const char* own = s.bits == 4 ? "mxfp4" : "mxfp8";
+  if (!s.rounds_inputs())
+    f.note(m.module->name,
+           fmt::format("GPUs with kernels for {0} (Blackwell) round the inputs to {0}, too; a "
+                       "recipe with aq: {0} shows in eval what that costs",
+                       own));
+  else if (s.inputs != own)
+    f.note(m.module->name, fmt::format("the inputs of {} are not rounded to {}", own, s.inputs));
+}
+
+/// NVFP4, whose inputs have a scale for all tokens.
+void check_nvfp4(const PlannedModule& m, const StoredAs& s, Findings& f) {
+  if (s.rounds_inputs() && s.inputs != "nvfp4")
+    f.refuse(m.module->name, "the inputs of nvfp4 can be in nvfp4 or as they come only");
+  else if (s.rounds_inputs() && is_expert(m))
+    f.note(m.module->name,
+           "the inputs of all experts of a layer get one input_global_scale, where they are stored "
+           "with several the one of the largest range: eval measures each expert's own");
+}
+
+void check_expert(const PlannedModule& m, int64_t hidden, Findings& f) {
+  const StoredAs s(m);
+  if (s.format == "pack-quantized")
+    check_packed_expert(m, s, hidden, f);
+  else if (s.format == "mxfp4-pack-quantized" || s.format == "mxfp8-quantized")
+    note_mx_inputs(m, s, f);
+  else if (s.format == "nvfp4-pack-quantized")
+    check_nvfp4(m, s, f);
+  else if (s.format == "naive-quantized")
+    f.refuse(m.module->name, no_kernel("experts", s) + " unless inputs are rounded, too: aq: fp8");
+  else if (!((s.format == "float-quantized" && s.inputs == "fp8") ||
+             (s.format == "int-quantized" && s.inputs == "int8")) ||
+           s.group == 0)
+    f.refuse(m.module->name, no_kernel("experts", s));
+}
+
+void check_packed_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
+  const std::string& name = m.module->name;
+  const bool marlin = one_of(s.group, kMarlinGroups);
+  if (s.bits != 4 && s.bits != 8) {
+    f.refuse(name, no_kernel("linear maps", s));
+  } else if (s.inputs == "int8" || s.inputs == "int4") {
+    f.note(name, fmt::format("the inputs of linear maps in {} are not rounded", s.text));
+    if (!marlin) f.refuse(name, no_kernel("linear maps", s));
+  } else if (s.rounds_inputs()) {
+    if (runs_on_hopper(m, s, 128))
+      f.note(name, fmt::format("linear maps in {} {}", s.text, kHopper));
+    else
+      f.refuse(name, no_kernel("linear maps", s));
+  } else if (!s.symmetric && s.bits == 8) {
+    if (one_of(s.group, kMacheteGroups))
+      f.note(name, fmt::format("linear maps of 8 bits with zero points {}", kHopper));
+    else
+      f.refuse(name, no_kernel("linear maps", s));
+  } else if (!marlin && !(s.bits == 4 && s.group == 256)) {
+    if (s.symmetric)
+      f.note(name, fmt::format("linear maps in groups of {} run with --dtype float16 alone "
+                               "(Exllama)",
+                               s.group));
+    else
+      f.refuse(name, no_kernel("linear maps", s));
+  }
+}
+
+void check_gptq_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
+  if (s.bits != 4 && s.bits != 8)
+    f.refuse(m.module->name,
+             fmt::format("GPTQ's layout is read with 4 and 8 bits, not with {}", s.bits));
+  else if (!one_of(s.group, kMarlinGroups))
+    f.refuse(m.module->name, fmt::format("GPTQ's layout is read in groups of 32, 64, 128 and -1 "
+                                         "outside the experts, not of {}",
+                                         s.group));
+}
+
+void check_linear(const PlannedModule& m, Layout layout, Findings& f) {
+  const StoredAs s(m);
+  if (layout == Layout::kGptq)
+    check_gptq_linear(m, s, f);
+  else if (s.format == "pack-quantized")
+    check_packed_linear(m, s, f);
+  else if (s.format == "mxfp4-pack-quantized" || s.format == "mxfp8-quantized")
+    note_mx_inputs(m, s, f);
+  else if (s.format == "nvfp4-pack-quantized")
+    check_nvfp4(m, s, f);
+  else if (!(s.format == "naive-quantized" ||
+             (s.format == "float-quantized" && s.inputs == "fp8") ||
+             (s.format == "int-quantized" && s.inputs == "int8")))
+    f.refuse(m.module->name, no_kernel("linear maps", s));
+}
+
+void check_model(const Export& e, Findings& f) {
+  const ModelFacts facts(e.model);
+  check_common_model_options(facts, "vLLM", f);
+  if (facts.tied && (facts.family == "olmoe" || facts.family == "deepseek_moe"))
+    f.wrong("config.json",
+            fmt::format("vLLM does not tie the head of {} to its embedding, and leaves the head "
+                        "without values",
+                        facts.family));
+  if (facts.family == "qwen2_moe" && !facts.qkv_bias)
+    f.refuse("config.json", "vLLM wants biases of q, k and v (qkv_bias: true)");
+  if (facts.family != "mixtral" && !facts.heads_fill_hidden)
+    f.refuse("config.json", "vLLM takes hidden_size / num_attention_heads for head_dim");
+  if (facts.family != "deepseek_moe") return;
+  if (e.has_file("configuration_deepseek.py") && e.original.config().contains("auto_map"))
+    f.note("config.json", "vLLM reads configuration_deepseek.py: give --trust-remote-code");
+  else
+    f.refuse("config.json",
+             "vLLM knows model_type deepseek by its configuration_deepseek.py alone, which must "
+             "lie beside config.json and be named there under auto_map, as in the published "
+             "checkpoint");
+}
+
+}  // namespace
+
+void check_vllm(const Export& exported, Findings& findings) {
+  check_model(exported, findings);
+  check_fused(exported.plan, findings);
+  for (const PlannedModule& m : exported.plan.modules) {
+    if (!m.format || unknown_to_all(m) || is_role(m, {AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}))
+      continue;
+    if (!is_expert(m))
+      check_linear(m, exported.plan.layout, findings);
+    else
+      check_expert(m, exported.model.desc().hidden_size, findings);
+  }
+}
+
+}  // namespace aqhost

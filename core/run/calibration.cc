@@ -1,0 +1,169 @@
+#include "run/calibration.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "calibrate/windows.h"
+#include "run/balance.h"
+
+namespace aqhost {
+namespace {
+
+constexpr int64_t kPool = 4;  // windows to choose from, by those that are chosen
+
+/// A window's file and place in it.
+struct Place {
+  std::size_t file;
+  int64_t index;
+  bool operator==(const Place&) const = default;
+};
+
+/// What files hold, and their parts.
+struct Corpus {
+  std::vector<FileWindows> files;
+  std::optional<int64_t> separator;  // of documents that share a window
+  std::vector<int64_t> available;
+  std::vector<double> weights;
+};
+
+Corpus read_files(const Reader& original, const Model& model, const CalibrationOptions& options) {
+  Corpus corpus;
+  corpus.separator = document_separator(original.config(), model.desc().vocab_size);
+  CorpusReader reader(original.directory(), model.desc().vocab_size, corpus.separator);
+  for (const CorpusFile& file : options.files) {
+    corpus.files.push_back(read_windows(reader, file.path, options.seqlen));
+    corpus.available.push_back(corpus.files.back().ids.size(0));
+    corpus.weights.push_back(file.weight);
+  }
+  return corpus;
+}
+
+/// `count` windows, files in turn. Those of a smaller count are among those of a larger.
+std::vector<Place> choose(const Corpus& corpus, int64_t count, uint64_t seed) {
+  const auto turns = share_windows(corpus.available, corpus.weights, count);
+  std::vector<std::vector<int64_t>> samples;
+  for (std::size_t i = 0; i < corpus.available.size(); i++)
+    samples.push_back(sample(corpus.available[i], std::count(turns.begin(), turns.end(), i), seed));
+  std::vector<std::size_t> next(corpus.available.size(), 0);
+  std::vector<Place> places;
+  for (const std::size_t i : turns) places.push_back({i, samples[i][next[i]++]});
+  return places;
+}
+
+at::Tensor windows_at(const Corpus& corpus, const std::vector<Place>& places) {
+  std::vector<at::Tensor> rows;
+  for (const Place& place : places) rows.push_back(corpus.files[place.file].ids[place.index]);
+  return at::stack(rows);
+}
+
+int64_t count_of(const std::vector<Place>& places, std::size_t file) {
+  return std::count_if(places.begin(), places.end(),
+                       [&](const Place& p) { return p.file == file; });
+}
+
+/// How many windows of text are asked for; the others are random.
+int64_t text_windows(const CalibrationOptions& options) {
+  return options.nsamples - options.nsamples * options.random_percent / 100;
+}
+
+/// `text` [n, length] with random windows in their share, in turn.
+at::Tensor with_random(const at::Tensor& text, int64_t vocab_size,
+                       const CalibrationOptions& options) {
+  const int64_t asked = text_windows(options), n = text.size(0);
+  const int64_t count = (options.nsamples - asked) * n / asked;
+  const at::Tensor random = random_windows(count, options.seqlen, vocab_size, options.seed);
+  std::array<int64_t, 2> next{};
+  std::vector<at::Tensor> rows;
+  const std::vector<double> weights{static_cast<double>(n), static_cast<double>(count)};
+  for (const std::size_t from : share_windows({n, count}, weights, n + count))
+    rows.push_back((from == 0 ? text : random)[next[from]++]);
+  return at::stack(rows);
+}
+
+/// Replaces `places` by as many of each file, from a larger pool, that even out expert use. Returns
+/// {pool, spread_before, spread_after}.
+Json balance(const Reader& original, const Model& model, const CalibrationOptions& options,
+             const at::TensorOptions& run, const Corpus& corpus, std::vector<Place>& places) {
+  const std::vector<Place> pool = choose(corpus, kPool * text_windows(options), options.seed);
+  if (pool.size() == places.size())
+    spdlog::warn("--balance-experts: the text has {} windows, there are no others to choose from",
+                 pool.size());
+  Progress progress("balancing experts", model.desc().n_layers, "layers", options.quiet);
+  const WindowUse use = window_use(
+      original, model, windows_at(corpus, pool), run,
+      [&](int32_t layer) { progress.update(layer + 1, fmt::format("layer {}", layer)); });
+  std::vector<int64_t> before, quota;
+  std::vector<std::size_t> file;
+  for (const Place& place : pool) {
+    if (std::find(places.begin(), places.end(), place) != places.end())
+      before.push_back(static_cast<int64_t>(file.size()));
+    file.push_back(place.file);
+  }
+  for (std::size_t i = 0; i < corpus.files.size(); i++) quota.push_back(count_of(places, i));
+  const std::vector<int64_t> after = choose_balanced(use, file, quota);
+  places.clear();
+  for (const int64_t w : after) places.push_back(pool[static_cast<std::size_t>(w)]);
+  return {{"pool", pool.size()},
+          {"spread_before", spread_of(use, before)},
+          {"spread_after", spread_of(use, after)}};
+}
+
+}  // namespace
+
+FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file, int64_t length) {
+  FileWindows read = reader.read(file, length);
+  if (const std::string joined = describe_joined(read, reader.separator()); !joined.empty())
+    spdlog::info("{}: {}", file.string(), joined);
+  if (read.chats > 0)
+    spdlog::warn(
+        "{}: {} documents are chats; the text of their turns is taken without the model's chat "
+        "template; apply the template and give the result as \"text\" to include it",
+        file.string(), read.chats);
+  return read;
+}
+
+Calibration read_calibration(const Reader& original, const Model& model,
+                             const CalibrationOptions& options, const at::TensorOptions& run) {
+  const int64_t longest = model.desc().max_positions;
+  if (longest > 0 && options.seqlen > longest)
+    fail("--seqlen {} is longer than the {} positions the model was made for", options.seqlen,
+         longest);
+  const Corpus corpus = read_files(original, model, options);
+  const int64_t text = text_windows(options);
+  std::vector<Place> places = choose(corpus, text, options.seed);
+  double all = 0;
+  for (const double weight : corpus.weights) all += weight;
+  Json files = Json::array();
+  for (std::size_t i = 0; i < options.files.size(); i++) {
+    const double asked = std::floor(static_cast<double>(text) * corpus.weights[i] / all);
+    if (static_cast<double>(corpus.available[i]) < asked)
+      spdlog::warn("{}: {} windows of {} tokens, {:.0f} were asked for",
+                   options.files[i].path.string(), corpus.available[i], options.seqlen, asked);
+    const FileWindows& read = corpus.files[i];
+    files.push_back(
+        {{"file", options.files[i].path.filename().string()},
+         {"weight", corpus.weights[i]},
+         {"windows", count_of(places, i)},
+         {"available", corpus.available[i]},
+         {"documents", read.documents},
+         {"tokens", read.tokens},
+         {"unused_tokens", read.unused},
+         {"joined_windows", read.joined},
+         {"separator", read.joined > 0 && corpus.separator ? Json(*corpus.separator) : Json()}});
+  }
+  Json report{{"files", files}, {"seqlen", options.seqlen}, {"seed", options.seed}};
+  if (options.balance_experts)
+    report["balance"] = balance(original, model, options, run, corpus, places);
+  const at::Tensor windows =
+      with_random(windows_at(corpus, places), model.desc().vocab_size, options);
+  report["windows"] = windows.size(0);
+  report["random_windows"] = windows.size(0) - static_cast<int64_t>(places.size());
+  return {windows, report};
+}
+
+}  // namespace aqhost

@@ -1,0 +1,280 @@
+#include "run/exporter.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <set>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "export/gptq.h"
+#include "export/quantization_config.h"
+#include "tensor/tensor.h"
+
+namespace aqhost {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kReport = "quantization_report.json";
+/// Written anew, not carried over.
+constexpr std::array kOwnFiles{"config.json", "model.safetensors.index.json", kReport,
+                               "quantize_config.json"};
+/// Kinds of side files that readers of a checkpoint look for: tokenizer, chat template, remote
+/// code.
+constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"};
+/// And what must go with every copy.
+constexpr std::array kLegalFiles{"LICENSE", "LICENCE", "NOTICE", "COPYING"};
+/// The key of the report under which it lists every file of the export.
+constexpr const char* kFiles = "files";
+
+template <typename List>
+bool contains(const List& list, const std::string& value) {
+  return std::find(list.begin(), list.end(), value) != list.end();
+}
+
+bool is_whole_tensor(const TensorRef& ref) {
+  return ref.index < 0 && ref.row_begin == 0 && ref.row_count == 0 && !ref.transposed;
+}
+
+bool is_side_file(const fs::path& file) {
+  const std::string name = file.filename().string();
+  const auto begins = [&](const char* text) { return name.starts_with(text); };
+  return std::any_of(kLegalFiles.begin(), kLegalFiles.end(), begins) ||
+         contains(kSideFiles, file.extension().string());
+}
+
+/// Appends the side files in original / folder, and in the folders below it (such as
+/// additional_chat_templates), by their names relative to `original`.
+void find_side_files(const fs::path& original, const fs::path& folder,
+                     std::vector<std::string>& names) {
+  std::vector<fs::directory_entry> entries;
+  try {
+    entries = list_folder(original / folder);
+  } catch (const Error& e) {
+    if (folder.empty()) throw;
+    spdlog::warn("{}; what is in it is not copied to the export", e.what());
+  }
+  const auto is_weights = [](const fs::directory_entry& entry) {
+    return entry.path().filename() == "config.json" || entry.path().extension() == ".safetensors";
+  };
+  if (!folder.empty() && std::any_of(entries.begin(), entries.end(), is_weights))
+    return;  // a model of its own, perhaps an export of this one
+  for (const auto& entry : entries) {
+    std::error_code ignored;
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(".")) continue;
+    if (fs::is_directory(entry.symlink_status(ignored)))
+      find_side_files(original, folder / name, names);
+    const bool own = folder.empty() && (contains(kOwnFiles, name) || name.ends_with(".index.json"));
+    if (own || !is_side_file(entry.path())) continue;
+    if (fs::is_symlink(entry.symlink_status(ignored)) && !entry.exists(ignored))
+      fail("{}: is a link to {}, which does not exist", entry.path().string(),
+           fs::read_symlink(entry.path(), ignored).string());
+    if (entry.is_regular_file(ignored)) names.push_back((folder / name).string());
+  }
+}
+
+std::vector<std::string> side_files(const fs::path& original) {
+  std::vector<std::string> names;
+  find_side_files(original, "", names);
+  return names;
+}
+
+bool is_shard(const std::string& name) {
+  return name == "model.safetensors" ||
+         (name.starts_with("model-") && name.ends_with(".safetensors"));
+}
+
+/// What an earlier run wrote to `target`: --overwrite is for that alone, never for an original or a
+/// folder of another kind. `side`: the side files of this run.
+std::set<std::string> earlier_files(const fs::path& target, const std::vector<std::string>& side) {
+  if (StagedDirectory::is_free(target)) return {};
+  std::error_code ignored;
+  if (!fs::exists(target / kReport, ignored))
+    fail(
+        "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
+        "folder",
+        target.string(), kReport);
+  std::set<std::string> files(kOwnFiles.begin(), kOwnFiles.end());
+  const Json report = read_json(target / kReport);
+  const bool ours = report.is_object() && report.value("generator", Json()) == "aqhost" &&
+                    fs::exists(target / "config.json", ignored) &&
+                    is_quantized(read_json(target / "config.json"));
+  if (!ours)
+    fail(
+        "{}: is no earlier export of aqhost (its {} or config.json says otherwise), and is not "
+        "replaced; choose another folder",
+        target.string(), kReport);
+  if (const auto list = report.find(kFiles); list != report.end() && list->is_array()) {
+    for (const Json& name : *list)
+      if (name.is_string()) files.insert(name.get<std::string>());
+    return files;
+  }
+  files.insert(side.begin(), side.end());  // reports of version 0.1 have no list
+  for (const auto& entry : list_folder(target))
+    if (const std::string name = entry.path().filename().string(); is_shard(name))
+      files.insert(name);
+  return files;
+}
+
+/// lm_head where it is the embedding, and whatever the checkpoint has besides the model that may be
+/// a linear module in an engine's model class.
+std::vector<std::string> linears_besides(const Reader& original, const Model& model) {
+  std::vector<std::string> linears;
+  if (model.desc().tied_embeddings) linears.emplace_back(kLmHead);
+  constexpr std::string_view kWeight = ".weight";
+  for (const std::string& name : model.extra_tensors())
+    if (name.ends_with(kWeight) && original.find(name)->shape.size() == 2)
+      linears.push_back(name.substr(0, name.size() - kWeight.size()));
+  return linears;
+}
+
+/// float32 values as elements of `dtype`; exact, as they came from there.
+std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
+  const auto type = dtype == DType::kBF16  ? at::kBFloat16
+                    : dtype == DType::kF16 ? at::kHalf
+                                           : at::kFloat;
+  const at::Tensor converted = values.to(type).contiguous();
+  const auto* data = static_cast<const std::byte*>(converted.data_ptr());
+  return {data, data + converted.nbytes()};
+}
+
+}  // namespace
+
+Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan,
+                   const fs::path& target, int64_t max_shard_bytes, bool overwrite)
+    : original_(original),
+      plan_(plan),
+      target_(target),
+      side_files_(side_files(original.directory())),
+      staged_(target, overwrite ? earlier_files(target, side_files_) : std::set<std::string>()),
+      other_linears_(linears_besides(original, model)),
+      own_head_(!model.desc().tied_embeddings) {
+  for (const auto& [path, bytes] : staged_.leftovers())
+    spdlog::warn("{} ({} MB) is left from an earlier run that was killed; it can be deleted",
+                 path.string(), bytes / 1'000'000);
+  plan_tensors(model, plan);
+  writer_ = std::make_unique<Writer>(staged_.path(), tensors_, max_shard_bytes);
+  write_config(plan);
+  copy_side_files();
+  staged_.check();
+}
+
+void Exporter::plan_tensors(const Model& model, const Plan& plan) {
+  std::set<std::string> replaced;
+  for (const PlannedModule& m : plan.modules) {
+    if (!m.format) continue;
+    replaced.insert(m.module->weight.name);
+    for (const TensorInfo& info : m.packed)
+      tensors_.push_back({m.module->name + "." + info.name, info.dtype, info.shape});
+  }
+  for (const Module& module : model.modules()) {
+    const bool planned = plan.modules[module.index].format != nullptr;
+    if (planned || !replaced.contains(module.weight.name)) continue;
+    const DType dtype = original_.find(module.weight.name)->dtype;
+    splits_.push_back({&module, dtype});
+    tensors_.push_back({module.name + ".weight", dtype, {module.out_features, module.in_features}});
+  }
+  // a matrix by itself is written under its module's name, wherever the checkpoint has it
+  std::map<std::string, std::string> names;
+  for (const Module& module : model.modules())
+    if (is_whole_tensor(module.weight)) names[module.weight.name] = module.name + ".weight";
+  for (const TensorInfo& info : original_.tensors()) {
+    if (replaced.contains(info.name)) continue;
+    const auto name = names.find(info.name);
+    copied_.emplace_back(info.name, name == names.end() ? info.name : name->second);
+    tensors_.push_back({copied_.back().second, info.dtype, info.shape});
+  }
+}
+
+void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix,
+                     float input_global) {
+  const bool gptq = plan_.layout == Layout::kGptq;
+  for (const PackedTensor& tensor :
+       gptq ? gptq_pack(*planned.format, matrix) : planned.format->pack(matrix))
+    writer_->write(planned.module->name + "." + tensor.info.name, tensor.bytes);
+  if (planned.observes_input())
+    writer_->write(fmt::format("{}.{}", planned.module->name, kInputGlobalScale),
+                   std::as_bytes(std::span(&input_global, 1)));
+}
+
+int64_t Exporter::finish() {
+  writer_->check_written();
+  staged_.keep();
+  try {
+    return writer_->finish();
+  } catch (const Error& e) {
+    fail("{}. What the run has written so far is kept in {}", e.what(), staged_.path().string());
+  }
+}
+
+void Exporter::commit(Json report) {
+  try {
+    std::vector<std::string> files = staged_.files();
+    files.emplace_back(kReport);
+    report[kFiles] = files;
+    write_file(staged_.path() / kReport, to_text(report, 2) + "\n");
+  } catch (const Error& e) {
+    fail("{}. The export is finished but for this file, and kept in {}; move it to {}", e.what(),
+         staged_.path().string(), target_.string());
+  }
+  staged_.commit();
+}
+
+void Exporter::write_dense() {
+  for (const auto& [stored, name] : copied_)
+    writer_->copy(name, [this, &from = stored](int64_t begin, std::span<std::byte> out) {
+      original_.read_stored(from, begin, out);
+    });
+  for (const auto& [module, dtype] : splits_) {
+    const at::Tensor weight =
+        read_tensor(original_, module->weight, {module->out_features, module->in_features});
+    writer_->write(module->name + ".weight", bytes_of(weight, dtype));
+  }
+}
+
+Json Exporter::gptq_json(const Plan& plan) const {
+  std::vector<GptqModule> modules;
+  for (const PlannedModule& m : plan.modules) {
+    modules.push_back({m.module->name, 0, -1});
+    if (!m.format) continue;
+    modules.back().bits = m.format->desc().element_bits;
+    modules.back().group_size = m.format->desc().group_size;
+  }
+  for (const std::string& name : other_linears_) modules.push_back({name, 0, -1});
+  return gptq_config(modules);
+}
+
+void Exporter::write_config(const Plan& plan) {
+  std::vector<ExportedModule> modules;
+  for (const PlannedModule& m : plan.modules)
+    modules.push_back({m.module->name, m.format ? &m.format->config() : nullptr,
+                       m.activations ? &m.activations->config() : nullptr});
+  for (const std::string& name : other_linears_) modules.push_back({name, nullptr, nullptr});
+  // keys stay in the order of the original, so that a diff shows what was added
+  auto config =
+      nlohmann::ordered_json::parse(read_file(fs::path(original_.directory()) / "config.json"));
+  // vLLM takes the embedding wherever this is set, transformers only where the two are equal
+  constexpr const char* kTied = "tie_word_embeddings";
+  if (own_head_ && config.contains(kTied) && config[kTied] == true) config[kTied] = false;
+  const bool gptq = plan.layout == Layout::kGptq;
+  config["quantization_config"] = gptq ? gptq_json(plan) : quantization_config(modules);
+  if (gptq)
+    write_file(staged_.path() / "quantize_config.json",
+               to_text(config["quantization_config"], 2) + "\n");
+  write_file(staged_.path() / "config.json", to_text(config, 2) + "\n");
+}
+
+void Exporter::copy_side_files() {
+  for (const std::string& name : side_files_) {
+    const fs::path to = staged_.path() / name;
+    std::error_code error;
+    fs::create_directories(to.parent_path(), error);
+    if (error) fail("{}: {}", to.parent_path().string(), error.message());
+    aqhost::copy_file(fs::path(original_.directory()) / name, to);
+  }
+}
+
+}  // namespace aqhost

@@ -1,0 +1,52 @@
+#include "run/layer_reader.h"
+
+#include "export/decoded_checkpoint.h"
+#include "quant/activations.h"
+#include "run/beside.h"
+#include "tensor/device.h"
+
+namespace aqhost {
+
+Layer open_layer(const Source& source, const Model& model, int32_t index, int64_t length,
+                 const at::TensorOptions& options) {
+  Layer layer(source, model, index, length, options);
+  const auto* checkpoint = dynamic_cast<const DecodedCheckpoint*>(&source);
+  if (checkpoint == nullptr) return layer;
+  for (const Module& module : model.modules()) {
+    const StoredModule* stored = checkpoint->find_module(module.name);
+    if (module.key.layer != index || stored == nullptr || !stored->activations) continue;
+    const auto rounder = std::make_shared<ActivationRounder>(stored->activations);
+    rounder->set_global(checkpoint->input_global(*stored));
+    layer.set_input_rounding(module, [rounder](const at::Tensor& x) { return (*rounder)(x); });
+  }
+  return layer;
+}
+
+LayerReader::LayerReader(at::Device device, int32_t count, Open open)
+    : device_(device), count_(count), open_(std::move(open)) {}
+
+LayerReader::~LayerReader() {
+  try {
+    synchronize(device_);
+  } catch (const std::exception&) {
+    // what failed on the device has been told where it was used
+  }
+}
+
+std::unique_ptr<Layer> LayerReader::read(int32_t turn) const {
+  std::unique_ptr<Layer> layer;
+  on_own_queue(device_, [&] { layer = std::make_unique<Layer>(open_(turn)); });
+  return layer;
+}
+
+Layer& LayerReader::next() {
+  synchronize(device_);  // before the layer's memory is used for another
+  layer_.reset();
+  layer_ = ahead_.valid() ? ahead_.get() : read(turn_);
+  turn_++;
+  if (turn_ < count_ && works_beside(device_))
+    ahead_ = std::async(std::launch::async, [this, turn = turn_] { return read(turn); });
+  return *layer_;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,95 @@
+#include "run/memory_need.h"
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include "base/error.h"
+
+namespace aqhost {
+namespace {
+
+/// Elements of the largest layer's modules.
+int64_t largest_layer(const Model& model) {
+  std::map<int32_t, int64_t> elements;
+  for (const Module& m : model.modules())
+    if (m.key.layer >= 0) elements[m.key.layer] += m.out_features * m.in_features;
+  int64_t most = 0;
+  for (const auto& [layer, size] : elements) most = std::max(most, size);
+  return most;
+}
+
+/// Of the embedding as embed_tokens() reads it.
+int64_t embedding_bytes(const Source& source, const Model& model) {
+  const auto ref = model.find_ref({-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT});
+  const TensorInfo* table = ref ? source.find(ref->name) : nullptr;
+  const int64_t element = table != nullptr && table->dtype == DType::kBF16 ? 2 : 4;
+  return element * model.desc().hidden_size * model.desc().vocab_size;
+}
+
+/// Features of a token's widest input of o, which are as many as hidden_size, or more.
+int64_t widest_context(const Model& model) {
+  int64_t widest = model.desc().hidden_size;
+  for (const Module& m : model.modules())
+    if (m.key.role == AQ_ROLE_ATTN_O) widest = std::max(widest, m.in_features);
+  return widest;
+}
+
+/// What solving modules of one input takes: Hessian and shift, damped, factored; weights, what they
+/// aim at, values and gradient.
+int64_t solver_bytes(int64_t features, int64_t rows) {
+  return 28 * features * features + 60 * features * rows;
+}
+
+/// Of the largest group of planned modules that have one input.
+int64_t largest_solve(const Plan& plan, bool head) {
+  std::map<std::tuple<int32_t, int32_t, int32_t>, std::pair<int64_t, int64_t>> groups;
+  for (const PlannedModule& m : plan.modules) {
+    const aq_tensor_key& key = m.module->key;
+    if (!m.format || (key.layer < 0) != head) continue;
+    auto& [features, rows] = groups[{key.layer, key.expert, fused_role(key.role)}];
+    features = std::max(features, m.module->in_features);
+    rows += m.module->out_features;
+  }
+  int64_t most = 0;
+  for (const auto& [key, group] : groups)
+    most = std::max(most, solver_bytes(group.first, group.second));
+  return most;
+}
+
+}  // namespace
+
+MemoryNeed memory_need(const Source& source, const Model& model, const Plan& plan, int64_t tokens,
+                       int64_t original_tokens, at::ScalarType dtype, bool on_cpu) {
+  const int64_t hidden = model.desc().hidden_size;
+  const bool refined =
+      std::any_of(plan.modules.begin(), plan.modules.end(),
+                  [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; });
+  const auto element = static_cast<int64_t>(at::elementSize(refined ? at::kFloat : dtype));
+  const int64_t states = 4 * hidden * (tokens + original_tokens);
+  // attention's contexts and the FFN's inputs are not there at the same time
+  const int64_t inputs = element * widest_context(model) * (tokens + original_tokens);
+  const int64_t kept = refined || !plan.settings.sequential ? 4 * hidden * tokens : 0;
+  MemoryNeed need;
+  need.layers = states + inputs + kept + (on_cpu ? 1 : 2) * element * largest_layer(model);
+  need.solver = largest_solve(plan, false);
+  // lm_head is solved on the CPU
+  const int64_t table = embedding_bytes(source, model);
+  need.ends = states + std::max(table, on_cpu ? largest_solve(plan, true) : 0);
+  return need;
+}
+
+int64_t room_for_experts(const MemoryNeed& need, int64_t limit, const std::string& limit_name) {
+  const auto refuse = [&](const char* what, int64_t bytes) {
+    fail("{} {}: {} take {} MB; fewer --nsamples or a shorter --seqlen need less", limit_name,
+         limit / 1'000'000, what, (bytes + 999'999) / 1'000'000);
+  };
+  if (need.layers >= limit) refuse("hidden states and layer weights alone", need.layers);
+  if (need.layers + need.solver > limit)
+    refuse("hidden states, layer weights and the modules that are solved at once",
+           need.layers + need.solver);
+  if (need.ends > limit) refuse("hidden states and the embedding or lm_head", need.ends);
+  return limit - need.layers;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,111 @@
+#include "run/balance.h"
+
+#include <cmath>
+
+#include "base/file.h"
+#include "calibrate/windows.h"
+#include "measure/evaluate.h"
+#include "run/calibration.h"
+#include "small_model.h"
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+namespace fs = std::filesystem;
+
+using Choice = std::vector<int64_t>;
+
+/// One layer of two experts: windows by how often they use each.
+WindowUse two_experts(std::initializer_list<float> uses, std::initializer_list<double> loss) {
+  return {{at::tensor(at::ArrayRef<float>(uses)).view({-1, 2})},
+          at::tensor(at::ArrayRef<double>(loss))};
+}
+
+}  // namespace
+
+TEST_CASE("windows are chosen that make up for one another's use of experts") {
+  const WindowUse use = two_experts({9, 1, 8, 2, 1, 9, 8, 2}, {1, 1, 1, 1});
+  const std::vector<std::size_t> one_file(4, 0);
+  CHECK(spread_of(use, {0, 1}) == doctest::Approx(0.7));
+  const Choice chosen = choose_balanced(use, one_file, {2});
+  CHECK(chosen == Choice{1, 2});
+  CHECK(spread_of(use, chosen) == doctest::Approx(0.1));
+}
+
+TEST_CASE("of windows that use experts alike the likelier ones are chosen") {
+  const WindowUse use = two_experts({5, 5, 5, 5, 5, 5}, {3, 1, 2});
+  CHECK(choose_balanced(use, {0, 0, 0}, {2}) == Choice{1, 2});
+}
+
+TEST_CASE("every file gives the windows it is to give") {
+  const WindowUse use = two_experts({9, 1, 8, 2, 5, 5, 5, 5}, {1, 1, 1, 1});
+  CHECK(choose_balanced(use, {0, 0, 1, 1}, {1, 1}).front() == 1);
+  CHECK(choose_balanced(use, {0, 0, 1, 1}, {2, 0}) == Choice{0, 1});
+}
+
+TEST_CASE("use and loss of windows are those of a plain run") {
+  const OpenModel open;
+  const at::Tensor windows = (at::arange(200 * 100) * 7919 % 2048).view({200, 100});
+  const WindowUse use = window_use(open.reader(), open.model(), windows, at::kFloat, {});
+  REQUIRE(use.experts.size() == 2);
+  for (const at::Tensor& layer : use.experts) {
+    CHECK(layer.sizes() == at::IntArrayRef{200, 4});
+    CHECK(layer.sum(1).eq(100 * 2).all().item<bool>());  // every token has two experts
+  }
+  const Perplexity all = perplexity(open.reader(), open.model(), windows, {});
+  CHECK(use.loss.mean().item<double>() == doctest::Approx(std::log(all.value)).epsilon(1e-4));
+}
+
+TEST_CASE(
+    "balanced calibration data: as many windows of each file, less spread, the same by seed") {
+  const OpenModel open;
+  const std::string text = read_file(fs::path(AQ_TESTS_DIR) / "data/kjv_eval.txt");
+  write_file(open / "a.txt", text.substr(0, 100'000));
+  write_file(open / "b.txt", text.substr(100'000, 100'000));
+  CalibrationOptions options{{{open / "a.txt", 3}, {open / "b.txt", 1}}, 8, 64, 5, 0};
+  options.quiet = true;
+  const Calibration plain = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  options.balance_experts = true;
+  const Calibration balanced = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  CHECK_FALSE(plain.report.contains("balance"));
+  const Json& told = balanced.report["balance"];
+  CHECK(told["pool"] == 32);
+  CHECK(told["spread_after"] < told["spread_before"]);
+  CHECK(balanced.report["files"] == plain.report["files"]);
+  CHECK(balanced.windows.sizes() == plain.windows.sizes());
+  CHECK_FALSE(balanced.windows.equal(plain.windows));
+  const WindowUse use = window_use(open.reader(), open.model(), balanced.windows, at::kFloat, {});
+  CHECK(spread_of(use, {0, 1, 2, 3, 4, 5, 6, 7}) ==
+        doctest::Approx(told["spread_after"].get<double>()));
+  CHECK(read_calibration(open.reader(), open.model(), options, at::kFloat)
+            .windows.equal(balanced.windows));
+}
+
+TEST_CASE(
+    "random windows take turns with those of the text, and are fewer where the text is short") {
+  const OpenModel open;
+  const std::string text = read_file(fs::path(AQ_TESTS_DIR) / "data/kjv_eval.txt");
+  write_file(open / "a.txt", text.substr(0, 100'000));
+  CalibrationOptions options{{{open / "a.txt"}}, 9, 64, 5, 34};
+  const Calibration mixed = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  CHECK(mixed.report["random_windows"] == 3);
+  CHECK(mixed.report["windows"] == 9);
+  CHECK(mixed.report["files"][0]["windows"] == 6);
+  options.nsamples = 6;
+  options.random_percent = 0;
+  const Calibration plain = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  CHECK(plain.report["random_windows"] == 0);
+  const at::Tensor random = random_windows(3, 64, open.model().desc().vocab_size, 5);
+  const auto text_at = at::tensor({0, 2, 3, 5, 6, 8}), random_at = at::tensor({1, 4, 7});
+  CHECK(mixed.windows.index_select(0, text_at).equal(plain.windows));
+  CHECK(mixed.windows.index_select(0, random_at).equal(random));
+
+  write_file(open / "a.txt", text.substr(0, 1'000));
+  options.nsamples = 1000;
+  options.random_percent = 50;
+  const Calibration few = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  CHECK(few.report["files"][0]["windows"].get<int64_t>() > 0);
+  CHECK(few.report["random_windows"] == few.report["files"][0]["windows"]);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,259 @@
+// What is asked of a checkpoint before anything is done with it: the same for every algorithm.
+
+#include <cstring>
+#include <functional>
+#include <map>
+
+#include "base/error.h"
+#include "changed_checkpoint.h"
+#include "export/decoded_checkpoint.h"
+#include "export/verify.h"
+#include "measure/evaluate.h"
+#include "small_model.h"
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+namespace fs = std::filesystem;
+using doctest::Contains;
+
+constexpr const char* kInt4 = "{default: {group_size: 16, algorithm: rtn}}";
+
+/// A SmallModel on disk that a test changes before it is opened.
+class Checkpoint {
+ public:
+  Checkpoint() { SmallModel().write(path()); }
+
+  fs::path path() const { return folder_ / "model"; }
+  fs::path out() const { return folder_ / "out"; }
+  void change(const std::function<void(Tensors&)>& change) const { change_tensors(path(), change); }
+  void configure(const char* key, const Json& value) const {
+    change_config(path(), [&](Json& config) { config[key] = value; });
+  }
+
+  /// What opening the model says.
+  std::string opened() const {
+    return said([this](const Reader& reader) { registry().create_model(reader, "auto"); });
+  }
+  /// What rounding it says; nothing is written where it is refused.
+  std::string rounded(Layout layout = Layout::kCompressedTensors) const {
+    const std::string text = said([this, layout](const Reader& reader) {
+      const auto model = registry().create_model(reader, "auto");
+      const char* recipe =
+          layout == Layout::kGptq
+              ? "{default: {group_size: 32, algorithm: rtn}, overrides: [{pattern: "
+                "'*experts*', skip: true}]}"
+              : kInt4;
+      const Plan plan = make_plan(*model, Recipe::parse(recipe, "r.yaml"), registry(), "", layout);
+      QuantizeOptions options;
+      options.target = out();
+      options.quiet = true;
+      quantize(reader, *model, plan, options);
+    });
+    CHECK(fs::exists(out()) == text.empty());
+    return text;
+  }
+
+ private:
+  std::string said(const std::function<void(const Reader&)>& work) const {
+    try {
+      const Reader reader = open_original(path());
+      work(reader);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  }
+
+  TempFolder folder_;
+};
+
+double perplexity_of(const fs::path& folder) {
+  const auto source = open_source(folder, registry());
+  const auto model = registry().create_model(*source, "auto");
+  const at::Tensor windows = at::arange(128, at::kLong).view({2, 64}) * 13 % 2048;
+  return perplexity(*source, *model, windows, {}).value;
+}
+
+doctest::String shown(const std::string& text) { return text.c_str(); }
+
+/// Tensors that are no module's to be quantized, of which one of each kind is tried.
+const std::vector<std::string> kDense{"model.embed_tokens.weight",
+                                      "model.norm.weight",
+                                      "lm_head.weight",
+                                      "model.layers.1.input_layernorm.weight",
+                                      "model.layers.0.post_attention_layernorm.weight",
+                                      "model.layers.1.self_attn.q_norm.weight",
+                                      "model.layers.1.self_attn.k_norm.weight",
+                                      "model.layers.0.mlp.gate.weight"};
+
+/// Row 0 of a bfloat16 tensor, or element 0 of a vector, taken out or once more at the end.
+void resize(std::pair<TensorInfo, std::string>& tensor, bool grow) {
+  auto& [info, bytes] = tensor;
+  const std::size_t row = bytes.size() / static_cast<std::size_t>(info.shape[0]);
+  info.shape[0] += grow ? 1 : -1;
+  if (grow)
+    bytes += bytes.substr(0, row);
+  else
+    bytes.resize(bytes.size() - row);
+}
+
+}  // namespace
+
+TEST_CASE("every tensor of the model is there, of its shape and of a float type, before any work") {
+  const std::map<std::string, std::function<void(Tensors&, const std::string&)>> damages{
+      {"missing", [](Tensors& t, const std::string& name) { t.erase(name); }},
+      {"short", [](Tensors& t, const std::string& name) { resize(t.at(name), false); }},
+      {"long", [](Tensors& t, const std::string& name) { resize(t.at(name), true); }},
+      {"of one more dimension",
+       [](Tensors& t, const std::string& name) {
+         auto& shape = t.at(name).first.shape;
+         shape.insert(shape.begin(), 1);
+       }},
+      {"flat",
+       [](Tensors& t, const std::string& name) {
+         auto& info = t.at(name).first;
+         info.shape = info.shape.size() == 1 ? std::vector<int64_t>{info.numel(), 1}
+                                             : std::vector<int64_t>{info.numel()};
+       }},
+      {"of integers",
+       [](Tensors& t, const std::string& name) { t.at(name).first.dtype = DType::kI16; }},
+  };
+  std::vector<std::string> names = kDense;
+  names.emplace_back("model.layers.1.self_attn.v_proj.weight");
+  names.emplace_back("model.layers.0.mlp.experts.3.down_proj.weight");
+  for (const std::string& name : names)
+    for (const auto& [label, damage] : damages) {
+      if (label == "missing" && name == "lm_head.weight") continue;  // see below
+      CAPTURE(name);
+      CAPTURE(label);
+      const Checkpoint checkpoint;
+      checkpoint.change([&name, &damage = damage](Tensors& t) { damage(t, name); });
+      CHECK(shown(checkpoint.opened()) == Contains(("tensor " + name).c_str()));
+      CHECK(checkpoint.rounded() == checkpoint.opened());
+    }
+  const Checkpoint headless;
+  headless.change([](Tensors& t) { t.erase("lm_head.weight"); });
+  CHECK(shown(headless.rounded()) == Contains("lm_head.weight is missing"));
+}
+
+TEST_CASE("a dense tensor that is not finite is found before any work") {
+  for (const std::string& name : kDense)
+    for (const char* value : {"\xc0\x7f", "\x80\xff"}) {  // NaN and -infinity
+      CAPTURE(name);
+      const Checkpoint checkpoint;
+      checkpoint.change([&](Tensors& t) {
+        std::string& bytes = t.at(name).second;
+        std::memcpy(bytes.data() + bytes.size() - 2, value, 2);
+      });
+      CHECK(checkpoint.opened().empty());  // headers tell nothing of it
+      CHECK(shown(checkpoint.rounded()) == Contains(("tensor " + name + ": element").c_str()));
+    }
+}
+
+TEST_CASE("an lm_head that is stored is used, whatever config.json says") {
+  const Checkpoint checkpoint;
+  const double untied = perplexity_of(checkpoint.path());
+  checkpoint.configure("tie_word_embeddings", true);
+  CHECK(perplexity_of(checkpoint.path()) == untied);
+  REQUIRE(checkpoint.rounded().empty());
+  // engines differ in what they make of such a config.json, so the export says what is so
+  const Json config = read_json(checkpoint.out() / "config.json");
+  CHECK(config["tie_word_embeddings"] == false);
+  CHECK(config["quantization_config"]["ignore"].dump().find("\"lm_head\"") != std::string::npos);
+  CHECK(verify(checkpoint.out(), registry()).modules == 32);
+  const double exported = perplexity_of(checkpoint.out());
+  checkpoint.configure("tie_word_embeddings", false);
+  fs::remove_all(checkpoint.out());
+  REQUIRE(checkpoint.rounded().empty());
+  CHECK(perplexity_of(checkpoint.out()) == exported);
+}
+
+TEST_CASE("tied embeddings: the export lists lm_head as dense, which no tensor tells") {
+  const Checkpoint checkpoint;
+  checkpoint.change([](Tensors& t) { t.erase("lm_head.weight"); });
+  checkpoint.configure("tie_word_embeddings", true);
+  REQUIRE(checkpoint.rounded().empty());
+  const Json config = read_json(checkpoint.out() / "config.json");
+  CHECK(config["tie_word_embeddings"] == true);
+  CHECK(config["quantization_config"]["ignore"] ==
+        Json{"model.layers.0.mlp.gate", "model.layers.1.mlp.gate", "lm_head"});
+  CHECK(verify(checkpoint.out(), registry()).modules == 32);
+}
+
+TEST_CASE("tensors that the model does not know are copied, never run, and told of") {
+  Checkpoint checkpoint;
+  const double before = perplexity_of(checkpoint.path());
+  const std::map<std::string, TensorInfo> extra{
+      {"model.rotary_emb.inv_freq", {"", DType::kF32, {8}}},
+      {"model.layers.0.self_attn.rotary_emb.inv_freq", {"", DType::kF32, {8}}},
+      {"model.layers.0.self_attn.attn.k_scale", {"", DType::kF32, {}}},
+      {"mtp.layers.0.fc.weight", {"", DType::kBF16, {4, 4}}},
+      {"model.layers.2.mlp.gate.weight", {"", DType::kBF16, {4, 64}}},
+      {"visual.blocks.0.attn.qkv.weight", {"", DType::kF8E4M3, {4, 4}}},
+      {"visual.patch_embed.weight", {"", DType::kF32, {2, 2, 2}}},
+      {"score.bias", {"", DType::kI64, {3}}},
+      {"empty", {"", DType::kF32, {0, 5}}},
+      {"scalar", {"", DType::kF64, {}}}};
+  checkpoint.change([&extra](Tensors& t) {
+    for (const auto& [name, info] : extra)
+      t[name] = {info, std::string(static_cast<std::size_t>(info.numel() * dtype_size(info.dtype)),
+                                   '\xff')};  // NaN in all of the float types
+  });
+  const Reader reader(checkpoint.path());
+  const auto model = registry().create_model(reader, "auto");
+  CHECK(model->extra_tensors() ==
+        std::vector<std::string>{"empty", "model.layers.2.mlp.gate.weight",
+                                 "mtp.layers.0.fc.weight", "scalar", "score.bias",
+                                 "visual.blocks.0.attn.qkv.weight", "visual.patch_embed.weight"});
+  CHECK(perplexity_of(checkpoint.path()) == before);
+  for (const Layout layout : {Layout::kCompressedTensors, Layout::kGptq}) {
+    fs::remove_all(checkpoint.out());
+    REQUIRE(checkpoint.rounded(layout).empty());
+    const Reader written(checkpoint.out());
+    for (const auto& [name, info] : extra) {
+      CAPTURE(name);
+      const StoredTensor* copy = written.stored(name);
+      REQUIRE(copy != nullptr);
+      CHECK(copy->dtype == info.dtype);
+      CHECK(copy->shape == info.shape);
+      const bool same = written.bytes(name) == reader.bytes(name);
+      CHECK(same);
+    }
+    CHECK(verify(checkpoint.out(), registry()).extra_tensors == model->extra_tensors());
+    const Json config = written.config()["quantization_config"];
+    const std::string told =
+        (layout == Layout::kGptq ? config["dynamic"] : config["ignore"]).dump();
+    // what may be a linear module in an engine's class is told to be dense
+    CHECK(told.find("mtp") != std::string::npos);
+    CHECK(told.find("visual") != std::string::npos);
+    CHECK(told.find("patch_embed") == std::string::npos);
+  }
+}
+
+TEST_CASE("a module whose weight is stored twice is refused") {
+  const Checkpoint checkpoint;
+  checkpoint.change([](Tensors& t) {
+    const std::string mlp = "model.layers.0.mlp.experts.";
+    for (const char* stack : {"gate_up_proj", "down_proj"}) {
+      const bool down = stack == std::string("down_proj");
+      const std::vector<int64_t> shape =
+          down ? std::vector<int64_t>{4, 64, 48} : std::vector<int64_t>{4, 96, 64};
+      t[mlp + stack] = {{"", DType::kBF16, shape}, std::string(2 * 4 * 64 * (down ? 48 : 96), 0)};
+    }
+  });
+  CHECK(shown(checkpoint.opened()) ==
+        Contains("is stored twice: as tensor model.layers.0.mlp.experts."));
+}
+
+TEST_CASE("a quantization_config that is null or empty leaves a checkpoint plain") {
+  for (const Json& none : {Json(), Json::object()}) {
+    const Checkpoint checkpoint;
+    checkpoint.configure("quantization_config", none);
+    CHECK(perplexity_of(checkpoint.path()) > 1);
+    CHECK(checkpoint.rounded().empty());
+    CHECK(verify(checkpoint.out(), registry()).modules == 32);
+  }
+}
+
+}  // namespace aqhost
