@@ -117,6 +117,8 @@ void add_ids(const LoadedTensor& t, const LoadedTensor* mask, int64_t vocab_size
     fail("{}: has {} dimensions, expected [tokens] or [documents, tokens]", where, t.shape.size());
   if (mask != nullptr && mask->shape != t.shape)
     fail("{}: attention_mask has another shape than the ids", where);
+  if (t.dtype == DType::kBool)
+    fail("{}: its elements are BOOL, expected token ids, which are integers", where);
   const Ids ids = integers(t, where);
   const Ids kept = mask == nullptr ? Ids() : integers(*mask, where + ": attention_mask");
   const auto columns = static_cast<std::size_t>(t.shape.back());
@@ -165,6 +167,8 @@ void add_safetensors(std::span<const std::byte> bytes, const std::string& file, 
 CorpusFile parse_corpus_file(const std::string& value) {
   const std::size_t equals = value.rfind('=');
   if (equals == std::string::npos || fs::exists(value)) return {value};
+  if (equals == 0)
+    throw UsageError(fmt::format("--calib {}: no file is named in front of the weight", value));
   CorpusFile file{value.substr(0, equals)};
   const char *begin = value.data() + equals + 1, *end = value.data() + value.size();
   const auto number = std::from_chars(begin, end, file.weight);
@@ -216,7 +220,8 @@ FileWindows CorpusReader::read(const fs::path& file, int64_t length) {
   Cutter cutter(length, separator_);
   const std::string where = file.string(), content = read_calibration_file(file);
   const auto bytes = std::as_bytes(std::span(content));
-  if (content.empty()) fail("{}: the text is empty", where);
+  if (content.empty())
+    fail("{}: the file is empty; expected text, JSON lines or token ids to calibrate on", where);
   switch (recognise(content, file)) {
     case CalibrationFile::kNpy:
       add_ids(part_of(bytes, parse_npy(bytes, static_cast<int64_t>(bytes.size()), where)), nullptr,

@@ -30,6 +30,9 @@ struct Foreign {
 
 constexpr const char* kUnpack =
     "unpack it first, or give a pipe that does, as in --calib <(zcat FILE)";
+constexpr const char* kUntar =
+    "unpack it and give the files in it, or a pipe of their content, as in --calib <(tar -xOf "
+    "FILE)";
 constexpr const char* kSaveIds = "save the ids with numpy.save (.npy) or as .safetensors";
 constexpr const char* kToJson = "write its text column as JSON lines: an object with \"text\" each";
 
@@ -85,6 +88,19 @@ bool begins_as_json(std::string_view text) {
   return skip_space(text) && text.front() == '"';
 }
 
+/// Whether every line that is not blank is a JSON string, and nothing else.
+bool is_lines_of_strings(std::string_view text) {
+  bool found = false;
+  while (!text.empty()) {
+    std::string_view line = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(line.size() + 1, text.size()));
+    if (!skip_space(line)) continue;
+    if (line.front() != '"' || !Json::accept(line)) return false;
+    found = true;
+  }
+  return found;
+}
+
 bool is_safetensors(std::string_view content) {
   if (content.size() < 9 || content[8] != '{') return false;
   uint64_t length = 0;
@@ -96,6 +112,9 @@ void refuse_binary(std::string_view content, const std::string& where) {
   for (const Foreign& f : kForeign)
     if (content.starts_with(f.magic))
       fail("{}: is {}; expected text, JSON lines or token ids: {}", where, f.what, f.advice);
+  constexpr std::size_t kTarMagic = 257;  // where a header of tar has it
+  if (content.size() > kTarMagic && content.substr(kTarMagic).starts_with("ustar"))
+    fail("{}: is a tar archive; expected text, JSON lines or token ids: {}", where, kUntar);
   const std::size_t zero = content.substr(0, 1 << 16).find('\0');
   if (zero != content.npos)
     fail("{}: has a zero byte at offset {}, so it is no text; expected text, JSON lines or ids",
@@ -175,6 +194,8 @@ std::string read_calibration_file(const fs::path& path) {
     ~Closed() { ::close(file); }
   };
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0 && errno == ENOENT && path == "-")
+    fail("-: there is no file of that name; standard input is called /dev/stdin");
   if (file < 0) fail("{}: {}", path.string(), std::strerror(errno));
   const Closed closed{file};
   std::string content;
@@ -200,7 +221,8 @@ CalibrationFile recognise(std::string_view content, const fs::path& path) {
   if (end == ".npy" || content.starts_with("\x93NUMPY")) return CalibrationFile::kNpy;
   if (end == ".safetensors" || is_safetensors(content)) return CalibrationFile::kSafetensors;
   refuse_binary(content, where);
-  if (end == ".json" || end == ".jsonl" || end == ".ndjson" || begins_as_json(content))
+  if (end == ".json" || end == ".jsonl" || end == ".ndjson" || begins_as_json(content) ||
+      is_lines_of_strings(content))
     return CalibrationFile::kJson;
   if (end == ".csv" || end == ".tsv")
     fail("{}: is a table; {}, or rename it to .txt if commas and quotes are to be read as text",

@@ -119,7 +119,10 @@ TEST_CASE("what cannot be read is refused with file and place") {
   CHECK(files.refused("c.jsonl", "{\"text\": ") == doctest::Contains("c.jsonl:1"));
   CHECK(files.refused("d.jsonl", "{\"text\": \"a\"}\n{\"text\": \"\"}") ==
         doctest::Contains("d.jsonl: the text has 1 tokens, a window has 2"));
-  CHECK(files.refused("e.txt", "") == doctest::Contains("e.txt: the text is empty"));
+  for (const char* name : {"e.txt", "e.jsonl", "e.npy", "e.safetensors"})
+    CHECK(files.refused(name, "") ==
+          doctest::Contains((std::string(name) + ": the file is empty").c_str()));
+  CHECK(files.refused("e.txt", "\xef\xbb\xbf") == doctest::Contains("e.txt: the file is empty"));
   CHECK(files.refused("f.npy", npy("(2, 2)", {1, 2, 2048, 4})) ==
         doctest::Contains("f.npy: row 1, column 0: id 2048 is outside the model's vocabulary"));
   CHECK(files.refused("g.npy", npy("(1, 2, 2)", {1, 2, 3, 4})) ==
@@ -128,6 +131,30 @@ TEST_CASE("what cannot be read is refused with file and place") {
         doctest::Contains("h.safetensors: tensor input_ids: row 0, column 1: id -100"));
   CHECK_THROWS_WITH_AS(CorpusReader(kModel, kVocabulary).windows("no/such.jsonl", 2),
                        doctest::Contains("no/such.jsonl"), Error);
+}
+
+TEST_CASE("an array of booleans is a mask and no token ids") {
+  const Files files;
+  std::string array = npy("(8,)", {1, 0});
+  array.replace(array.find("<i4"), 3, "|b1");
+  CHECK(files.refused("a.npy", array) ==
+        doctest::Contains("a.npy: its elements are BOOL, expected token ids, which are integers"));
+  const auto typed = [](const std::string& name, const std::string& type) {
+    const std::string header =
+        fmt::format(R"({{"{}":{{"dtype":"{}","shape":[4],"data_offsets":[0,4]}},"input_ids":)"
+                    R"({{"dtype":"I32","shape":[4],"data_offsets":[4,20]}}}})",
+                    name, type);
+    const std::vector<int32_t> ids{1, 2, 3, 4};
+    return stored_file(header, std::string("\1\1\1\0", 4) +
+                                   std::string(reinterpret_cast<const char*>(ids.data()), 16));
+  };
+  // a mask may be of booleans
+  CHECK(
+      files.windows("b.safetensors", typed("attention_mask", "BOOL"), 3).equal(rows({1, 2, 3}, 3)));
+  std::string unnamed = typed("x", "BOOL");
+  unnamed.replace(unnamed.find("input_ids"), 9, "other_ids");
+  CHECK(files.refused("c.safetensors", unnamed) ==
+        doctest::Contains("tensor x: its elements are BOOL, expected token ids"));
 }
 
 TEST_CASE("documents shorter than a window share windows, with the separator between them") {
@@ -203,7 +230,11 @@ TEST_CASE("JSON is known by its content, whatever the file is called") {
   CHECK(files.windows("d.json", sharegpt, 6).equal(turns));
   CHECK(files.windows("e.json", Json{{"id", 3}, {"text", a}}.dump(2), 6)
             .equal(files.windows("e.txt", a, 6)));
-  CHECK(files.windows("f.jsonl", Json(a).dump() + "\n" + Json(b).dump(), 6).equal(both));
+  const std::string strings = Json(a).dump() + "\n\n" + Json(b).dump() + "\r\n";
+  for (const char* name : {"f.jsonl", "f.json", "f.txt", "f"})
+    CHECK(files.windows(name, strings, 6).equal(both));
+  CHECK(files.windows("g.txt", Json("a\n\"b\"").dump(), 2)
+            .equal(files.windows("h.txt", "a\n\"b\"", 2)));
 }
 
 TEST_CASE("text that only resembles JSON is text") {
@@ -212,6 +243,8 @@ TEST_CASE("text that only resembles JSON is text") {
                            "\"In the beginning,\" he said, \"God created the heaven.\"",
                            "{\\documentclass{article} In the beginning God created}",
                            "\"In the beginning.\"\nGod created the heaven and the earth.",
+                           "\"In the beginning.\"\n\"God\"\ncreated the heaven and the earth.",
+                           "\"In the beginning\" \"God created\"\n\"the heaven.\"",
                            "{} In the beginning God created the heaven."})
     CHECK(files.read("a.txt", text, 4).documents == 1);
   CHECK(files.refused("b.txt", "{\"text\": \"a\",\n oops") == doctest::Contains("not valid JSON"));
@@ -239,6 +272,8 @@ TEST_CASE("what is neither text nor ids is refused by its first bytes, with what
       {"\xff\xfeI\0n\0"s, "text in UTF-16"},
       {"%PDF-1.7\n"s, "a PDF document"},
       {"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"s, "a Git LFS pointer"},
+      {std::string(257, 'a').replace(9, 91, 91, '\0') + "ustar\0"s + "00"s,
+       "a tar archive; expected text, JSON lines or token ids: "},
       {"GGUF\x03\0\0\0"s, "a zero byte at offset 5"}};
   for (const auto& [content, what] : cases)
     for (const char* name : {"a", "a.txt", "a.jsonl"})
@@ -296,6 +331,13 @@ TEST_CASE("--calib's weight stands behind the last =, unless a file bears the wh
   CHECK(parse_corpus_file(whole).path == whole);
   for (const char* wrong : {"a=0", "a=-1", "a=inf", "a=nan"})
     CHECK_THROWS_AS(parse_corpus_file(wrong), UsageError);
+  CHECK_THROWS_WITH_AS(parse_corpus_file("=3"),
+                       "--calib =3: no file is named in front of the weight", UsageError);
+}
+
+TEST_CASE("standard input goes by another name than a hyphen, unless a file has that name") {
+  CHECK_THROWS_WITH_AS(CorpusReader(kModel, kVocabulary).windows("-", 2),
+                       doctest::Contains("/dev/stdin"), Error);
 }
 
 }  // namespace aqhost
