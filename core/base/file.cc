@@ -139,6 +139,10 @@ void InputFile::read(int64_t offset, std::span<std::byte> out, std::string_view 
 }
 
 std::string_view misplaced_file(std::string_view start) {
+  constexpr std::size_t kTold = 8;
+  if (start.size() >= kTold && start.find_first_not_of('\0') == start.npos)
+    return "filled with zero bytes, as an interrupted download or copy leaves it; download it "
+           "again";
   if (start.starts_with("version https://git-lfs"))
     return "a Git LFS pointer, not the file itself, which git lfs pull fetches";
   const std::size_t text = start.find_first_not_of(" \t\r\n");

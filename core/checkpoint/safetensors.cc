@@ -30,13 +30,18 @@ std::size_t header_bytes(std::span<const std::byte> start, int64_t file_size,
   }
   uint64_t length = 0;
   std::memcpy(&length, start.data(), kLengthBytes);
+  if (length == 0) {
+    refuse_other();
+    fail("{}: header length 0, expected at least 2 bytes of JSON: not a safetensors file", where);
+  }
   if (length > kMaxHeader) {
     refuse_other();
     fail("{}: header length {}, expected at most {}: not a safetensors file", where, length,
          kMaxHeader);
   }
   if (length > static_cast<uint64_t>(file_size) - kLengthBytes)
-    fail("{}: header length {}, but the file has {} bytes: truncated", where, length, file_size);
+    fail("{}: header length {}, but the file has {} bytes: truncated, download it again", where,
+         length, file_size);
   return kLengthBytes + static_cast<std::size_t>(length);
 }
 

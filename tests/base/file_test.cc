@@ -69,6 +69,8 @@ TEST_CASE("what a download leaves in place of a file is told") {
   CHECK(told("<!DOCTYPE html><html>") == Contains("web page"));
   CHECK(told("\n <html lang=\"en\">") == Contains("web page"));
   CHECK(told(std::string_view("PK\x03\x04\0\0", 6)) == Contains("ZIP"));
+  CHECK(told(std::string(100, '\0')) == Contains("zero bytes"));
+  CHECK(told(std::string(8, '\0') + "{") == "");
   CHECK(told("{\"version\": 1}") == "");
   CHECK(told("") == "");
 }

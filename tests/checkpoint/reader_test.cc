@@ -145,6 +145,15 @@ TEST_CASE("what a download leaves in place of a shard is told") {
   CHECK(checkpoint.refused() == doctest::Contains("/2.safetensors: is a web page"));
   checkpoint.write("2.safetensors", "<html>");
   CHECK(checkpoint.refused() == doctest::Contains("/2.safetensors: is a web page"));
+  for (const std::size_t bytes : {8, 63, 4096}) {
+    checkpoint.write("2.safetensors", std::string(bytes, '\0'));
+    CHECK(checkpoint.refused() == doctest::Contains("/2.safetensors: is filled with zero bytes"));
+    CHECK(checkpoint.refused() == doctest::Contains("download it again"));
+  }
+  checkpoint.write("2.safetensors", std::string(8, '\0') + "{}");
+  CHECK(checkpoint.refused() == doctest::Contains("/2.safetensors: header length 0, expected at"));
+  checkpoint.write("model.safetensors.index.json", std::string(4096, '\0'));
+  CHECK(checkpoint.refused() == doctest::Contains("index.json: is filled with zero bytes"));
   checkpoint.write("model.safetensors.index.json", "version https://git-lfs.github.com/spec/v1\n");
   CHECK(checkpoint.refused() == doctest::Contains("index.json: is a Git LFS pointer"));
   checkpoint.write("config.json", "version https://git-lfs.github.com/spec/v1\n");

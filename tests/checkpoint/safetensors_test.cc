@@ -90,8 +90,9 @@ TEST_CASE("a length that cannot be is refused") {
   CHECK_THROWS_WITH_AS(parse(std::string(7, '\0')), doctest::Contains("7 bytes, too short"), Error);
   std::string file = stored_file("{}", "");
   file[0] = 3;
-  CHECK_THROWS_WITH_AS(parse(file), "f: header length 3, but the file has 10 bytes: truncated",
-                       Error);
+  CHECK_THROWS_WITH_AS(
+      parse(file), "f: header length 3, but the file has 10 bytes: truncated, download it again",
+      Error);
   file[4] = 1;
   CHECK_THROWS_WITH_AS(parse(file), doctest::Contains("expected at most 100000000"), Error);
   for (int i = 0; i < 8; i++) file[static_cast<std::size_t>(i)] = '\xff';
@@ -100,7 +101,7 @@ TEST_CASE("a length that cannot be is refused") {
 
 TEST_CASE("a header that is no JSON object of objects is refused") {
   using doctest::Contains;
-  CHECK(refused("") == Contains("f: not valid JSON"));
+  CHECK(refused("") == Contains("f: header length 0, expected at least 2 bytes of JSON"));
   CHECK(refused("{\"a\":") == Contains("f: not valid JSON"));
   CHECK(refused("{\"\xff\":{}}") == Contains("f: not valid JSON"));
   CHECK(refused("[]") == "f: the header is no JSON object");
