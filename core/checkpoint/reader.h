@@ -23,11 +23,10 @@ class Reader : public Source {
   const TensorInfo* find(std::string_view name) const override;
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
   bool read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const override;
+  std::string file_of(std::string_view name) const override;
 
   /// Where a tensor lies in its file, or nullptr. Valid as long as this.
   const StoredTensor* stored(std::string_view name) const;
-  /// The file that a tensor is in, or the folder if there is no such tensor; for messages.
-  std::string file_of(std::string_view name) const;
   /// All bytes of a tensor that is there, as they are stored.
   std::vector<std::byte> bytes(std::string_view name) const;
 

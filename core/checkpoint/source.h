@@ -50,6 +50,9 @@ class Source {
                            std::span<std::byte> /*out*/) const {
     return false;
   }
+
+  /// The file that a tensor is in, or the folder if that is not known; for messages.
+  virtual std::string file_of(std::string_view /*name*/) const { return directory(); }
 };
 
 }  // namespace aqhost

@@ -36,6 +36,7 @@ class DecodedCheckpoint : public Source {
   const TensorInfo* find(std::string_view name) const override;
   /// Decodes the whole matrix each time it is asked for a quantized one.
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
+  std::string file_of(std::string_view name) const override { return reader_->file_of(name); }
 
   const std::vector<StoredModule>& modules() const { return modules_; }  // sorted by name
   bool is_gptq() const { return layout_ == Layout::kGptq; }

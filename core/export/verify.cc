@@ -73,6 +73,7 @@ VerifySummary verify(const std::filesystem::path& directory, const Registry& reg
   }
   check_finite(checkpoint, *model, decoded);
   summary.extra_tensors = model->extra_tensors();
+  summary.extra_note = model->extra_note();
   summary.modules = static_cast<int64_t>(checkpoint.modules().size());
   summary.weights = checkpoint.packed_weights();
   summary.bits_per_weight = 8.0 * static_cast<double>(checkpoint.packed_bytes()) /

@@ -18,6 +18,7 @@ struct VerifySummary {
   double bits_per_weight = 0;
   std::map<std::string, int64_t> formats;  // id -> modules
   std::vector<std::string> extra_tensors;  // that the model does not know, not looked into
+  std::string extra_note;                  // of Model
 };
 
 /// Reads an exported checkpoint back: files and headers, quantization_config against what is

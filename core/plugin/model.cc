@@ -56,6 +56,7 @@ Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const
   check_modules();
   check_tensors(source);
   check_needed(source);
+  check_extra_tensors(source);
 }
 
 Model::~Model() = default;

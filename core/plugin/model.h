@@ -115,8 +115,12 @@ class Model {
   /// Every tensor, or part of one, that running the model on `source` reads.
   std::vector<NeededTensor> needed_tensors(const Source& source) const;
   /// Tensors of the checkpoint that the adapter does not know, by name: copied to an export as they
-  /// are, never run. Known buffers (rotary_emb.inv_freq, k_scale, ...) are not among them.
+  /// are, never run. Known buffers (rotary_emb.inv_freq, k_scale, ...) are not among them, nor is
+  /// what would change the model: a tensor of one of its modules, or of an expert beyond the last,
+  /// is an Error when the model is made.
   const std::vector<std::string>& extra_tensors() const { return extra_tensors_; }
+  /// What is to be said of those in layers beyond the last; empty if there are none such.
+  std::string extra_note() const;
 
   /// The adapter's router; the result is checked (ids in range and distinct, weights finite and
   /// not negative).
@@ -135,6 +139,7 @@ class Model {
   bool may_be_wired(const aq_tensor_key& key) const;
   void check_input_groups() const;
   void check_tensors(const Source& source);
+  void check_extra_tensors(const Source& source) const;
   void check_module_tensors(const Source& source) const;
   void check_needed(const Source& source) const;
   std::string extra_text() const;

@@ -6,8 +6,6 @@
 namespace aqhost {
 namespace {
 
-constexpr std::array kExperts{"num_experts", "num_local_experts", "n_routed_experts",
-                              "moe_num_experts", "num_moe_experts"};
 constexpr std::array kOthers{"num_experts_per_tok",
                              "moe_topk",
                              "moe_k",
@@ -34,7 +32,7 @@ UnknownModel describe_unknown(const Json& config) {
   const auto take = [&](const char* key) {
     if (text.contains(key) && text[key].is_number()) model.found[key] = text[key];
   };
-  std::for_each(kExperts.begin(), kExperts.end(), take);
+  std::for_each(kExpertKeys.begin(), kExpertKeys.end(), take);
   const bool moe = std::any_of(model.found.begin(), model.found.end(),
                                [](const Json& experts) { return experts > 1; });
   std::for_each(kOthers.begin(), kOthers.end(), take);

@@ -1,10 +1,15 @@
 #pragma once
 
+#include <array>
 #include <string>
 
 #include "base/json.h"
 
 namespace aqhost {
+
+/// The keys of config.json that give the number of experts.
+inline constexpr std::array kExpertKeys{"num_experts", "num_local_experts", "n_routed_experts",
+                                        "moe_num_experts", "num_moe_experts"};
 
 /// What can be told of a config.json that no adapter knows.
 struct UnknownModel {

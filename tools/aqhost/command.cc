@@ -52,19 +52,20 @@ std::unique_ptr<const Model> open_model(const Registry& registry, const Source& 
                                         const po::variables_map& options) {
   auto model = registry.create_model(source, options["model-type"].as<std::string>(),
                                      options.contains("strict"));
-  check_extra_tensors(model->extra_tensors(), source.directory(), options);
+  check_extra_tensors(model->extra_tensors(), model->extra_note(), source.directory(), options);
   return model;
 }
 
-void check_extra_tensors(const std::vector<std::string>& names, const std::string& directory,
-                         const po::variables_map& options) {
+void check_extra_tensors(const std::vector<std::string>& names, const std::string& note,
+                         const std::string& directory, const po::variables_map& options) {
   constexpr std::size_t kMostNames = 3;
   if (names.empty()) return;
   const auto shown = std::span(names).first(std::min(names.size(), kMostNames));
   const std::string told = fmt::format(
-      "{}: {} tensor{} that the model does not know: {}{}", directory, names.size(),
+      "{}: {} tensor{} that the model does not know: {}{}{}", directory, names.size(),
       names.size() == 1 ? "" : "s", fmt::join(shown, ", "),
-      names.size() > kMostNames ? fmt::format(" and {} more", names.size() - kMostNames) : "");
+      names.size() > kMostNames ? fmt::format(" and {} more", names.size() - kMostNames) : "",
+      note.empty() ? "" : "; " + note);
   if (options.contains("strict"))
     fail(
         "{}; is config.json that of this model? Without --strict they are never run, and an export "

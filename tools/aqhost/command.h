@@ -37,9 +37,10 @@ void add_strict_option(po::options_description_easy_init& add);
 /// --strict makes an Error.
 std::unique_ptr<const Model> open_model(const Registry& registry, const Source& source,
                                         const po::variables_map& options);
-/// The warning, or the Error, of such tensors; none if there are none.
-void check_extra_tensors(const std::vector<std::string>& names, const std::string& directory,
-                         const po::variables_map& options);
+/// The warning, or the Error, of such tensors, with what Model::extra_note() says of them; none if
+/// there are none.
+void check_extra_tensors(const std::vector<std::string>& names, const std::string& note,
+                         const std::string& directory, const po::variables_map& options);
 
 /// Adds --export, the layout of the files, and --target, the engine that must load them.
 void add_export_options(po::options_description_easy_init& add);

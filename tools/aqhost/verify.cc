@@ -16,7 +16,7 @@ void run(const po::variables_map& options) {
   const std::string directory = required(options, "model");
   const auto registry = open_registry(options);
   const VerifySummary s = verify(directory, *registry, options["model-type"].as<std::string>());
-  check_extra_tensors(s.extra_tensors, directory, options);
+  check_extra_tensors(s.extra_tensors, s.extra_note, directory, options);
   if (wants_json(options)) {
     fmt::print("{}\n", to_text(Json{{"ok", true},
                                     {"family", s.model_type},

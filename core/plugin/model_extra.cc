@@ -1,0 +1,147 @@
+// Model: tensors of a checkpoint that the adapter does not know. Names tell which of them would
+// change the model.
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <functional>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "base/error.h"
+#include "plugin/model.h"
+#include "plugin/unknown_model.h"
+
+namespace aqhost {
+namespace {
+
+constexpr std::string_view kWeight = ".weight";
+
+/// A component of a name that is a number: "12" in "model.layers.12.mlp".
+struct Number {
+  std::size_t begin, size;
+  int64_t value;
+};
+
+std::vector<Number> numbers_in(std::string_view name) {
+  std::vector<Number> numbers;
+  for (std::size_t begin = 0; begin < name.size();) {
+    const std::size_t end = std::min(name.find('.', begin), name.size());
+    int64_t value = 0;
+    const auto read = std::from_chars(name.data() + begin, name.data() + end, value);
+    if (end > begin && read.ec == std::errc() && read.ptr == name.data() + end && value >= 0)
+      numbers.push_back({begin, end - begin, value});
+    begin = end + 1;
+  }
+  return numbers;
+}
+
+/// Whether a tensor holds nothing but zeros, as the biases that AutoGPTQ adds to every module.
+bool is_zero(const Source& source, const TensorInfo& info) {
+  if (info.dtype != DType::kF16 && info.dtype != DType::kBF16 && info.dtype != DType::kF32)
+    return false;
+  std::vector<float> values(static_cast<std::size_t>(info.numel()));
+  source.read_f32(info.name, 0, values);
+  return std::all_of(values.begin(), values.end(), [](float v) { return v == 0; });
+}
+
+/// Those fields of config.json, or of the language model in it, that `is` picks, as
+/// " (num_experts: 4)".
+std::string fields_text(const Json& config,
+                        const std::function<bool(const std::string& key, const Json& value)>& is) {
+  std::string text;
+  const auto look = [&](const Json& fields) {
+    for (const auto& [key, value] : fields.items())
+      if (is(key, value))
+        text += fmt::format("{}{}: {}", text.empty() ? " (" : ", ", key, value.dump());
+  };
+  if (config.is_object()) look(config);
+  if (const auto inner = config.find("text_config"); inner != config.end() && inner->is_object())
+    look(*inner);
+  return text.empty() ? text : text + ")";
+}
+
+/// What config.json says of biases in attention, where all families have the field.
+std::string bias_fields(const Json& config) {
+  const std::string text = fields_text(config, [](const std::string& key, const Json&) {
+    return key == "attention_bias" || key == "qkv_bias";
+  });
+  return text.empty() ? " (it has no attention_bias)" : text;
+}
+
+std::string expert_fields(const Json& config, int32_t experts) {
+  return fields_text(config, [experts](const std::string& key, const Json& value) {
+    return value == experts &&
+           std::find(kExpertKeys.begin(), kExpertKeys.end(), key) != kExpertKeys.end();
+  });
+}
+
+bool is_attention(const Module* module) {
+  return module != nullptr && module->key.role >= AQ_ROLE_ATTN_Q &&
+         module->key.role <= AQ_ROLE_ATTN_O;
+}
+
+}  // namespace
+
+/// Error if a tensor that no key names is, by its name, one of a module or other part of the model,
+/// or of an expert beyond the last. Zeros that would be added change nothing, and are let pass.
+void Model::check_extra_tensors(const Source& source) const {
+  if (extra_tensors_.empty()) return;
+  std::map<std::string_view, const Module*> parts;  // by what stands before ".weight"
+  for (const Module& m : modules_) {
+    const std::string_view stored = m.weight.name;
+    parts[m.name] = &m;
+    if (m.weight.index < 0 && stored.ends_with(kWeight))
+      parts[stored.substr(0, stored.size() - kWeight.size())] = &m;
+  }
+  for (const std::string& name : extra_tensors_) {
+    const std::size_t dot = name.rfind('.');
+    if (dot == name.npos) continue;
+    const std::string stem = name.substr(0, dot), where = source.file_of(name);
+    const auto part = parts.find(stem);
+    const Module* module = part == parts.end() ? nullptr : part->second;
+    const bool known = module != nullptr || find_key(stem + std::string(kWeight)).has_value() ||
+                       (desc_.tied_embeddings && name == "lm_head.bias");
+    const bool bias = name.ends_with("bias");
+    if (known && !(bias && is_zero(source, *source.find(name))))
+      fail(
+          "{}: tensor {} belongs to {}, which has no such tensor by config.json{}; give the "
+          "config.json of this model, or delete the tensor",
+          where, name, stem, bias && is_attention(module) ? bias_fields(source.config()) : "");
+    const std::vector<Number> numbers = numbers_in(stem);
+    if (numbers.empty()) continue;
+    const Number& last = numbers.back();
+    const auto first =
+        parts.find(std::string(stem).replace(last.begin, last.size, "0"));  // of expert 0
+    if (first == parts.end() || first->second->key.expert != 0) continue;
+    const int32_t experts = ffn(first->second->key.layer).n_experts;
+    if (last.value >= experts)
+      fail(
+          "{}: tensor {} is of expert {}, and by config.json{} a layer has {} experts, the last of "
+          "which is {}; give the config.json of this model, or delete the tensors beyond",
+          where, name, last.value, expert_fields(source.config(), experts), experts, experts - 1);
+  }
+}
+
+std::string Model::extra_note() const {
+  const auto in_layer = std::find_if(modules_.begin(), modules_.end(),
+                                     [](const Module& m) { return m.key.layer >= 0; });
+  if (in_layer == modules_.end()) return "";
+  const std::vector<Number> numbers = numbers_in(in_layer->name);
+  if (numbers.empty()) return "";
+  const std::string_view layers = std::string_view(in_layer->name).substr(0, numbers.front().begin);
+  const auto beyond =
+      std::count_if(extra_tensors_.begin(), extra_tensors_.end(), [&](const std::string& name) {
+        const std::vector<Number> of_name = numbers_in(name);
+        return name.starts_with(layers) && !of_name.empty() &&
+               of_name.front().begin == layers.size() && of_name.front().value >= desc_.n_layers;
+      });
+  if (beyond == 0) return "";
+  return fmt::format(
+      "{} of them {} in layers from {} on, beyond num_hidden_layers of config.json, as layers of "
+      "multi-token prediction are",
+      beyond, beyond == 1 ? "is" : "are", desc_.n_layers);
+}
+
+}  // namespace aqhost

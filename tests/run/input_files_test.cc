@@ -1,0 +1,165 @@
+// What is found in a checkpoint's files before any work, and what changes in them during a run.
+
+#include <functional>
+#include <map>
+
+#include "base/error.h"
+#include "changed_checkpoint.h"
+#include "small_model.h"
+#include "torch_doctest.h"
+
+namespace aqhost {
+namespace {
+namespace fs = std::filesystem;
+using doctest::Contains;
+
+const std::string kRtn = "{default: {group_size: 16, algorithm: rtn}}";
+const std::string kDown = "model.layers.1.mlp.experts.3.down_proj";
+
+/// A SmallModel that a test changes, and what opening, planning and rounding it say.
+class Changed {
+ public:
+  explicit Changed(const SmallModel& sizes = {}) { sizes.write(model()); }
+
+  fs::path model() const { return folder_ / "model"; }
+  fs::path out() const { return folder_ / "out"; }
+
+  void add(const std::string& name, const TensorInfo& info, char byte = '\x3f') const {
+    change_tensors(model(), [&](Tensors& tensors) {
+      const auto bytes = static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
+      tensors[name] = {info, std::string(bytes, byte)};
+    });
+  }
+
+  std::string opened() const { return said({}); }
+  std::string planned(const std::string& recipe, Layout layout) const {
+    return said([&](const Reader& reader, const Model& model) {
+      plan_of(model, recipe, layout);
+    });
+  }
+  /// Nothing is written where it is refused.
+  std::string rounded(const std::string& recipe, Layout layout) const {
+    const std::string text = said([&](const Reader& reader, const Model& model) {
+      QuantizeOptions options;
+      options.target = out();
+      options.quiet = true;
+      quantize(reader, model, plan_of(model, recipe, layout), options);
+    });
+    CHECK(fs::exists(out()) == text.empty());
+    return text;
+  }
+
+ private:
+  static Plan plan_of(const Model& model, const std::string& recipe, Layout layout) {
+    return make_plan(model, Recipe::parse(recipe, "r.yaml"), registry(), "", layout);
+  }
+  std::string said(const std::function<void(const Reader&, const Model&)>& work) const {
+    try {
+      const Reader reader = open_original(model());
+      const auto model = registry().create_model(reader, "auto");
+      if (work) work(reader, *model);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  }
+
+  TempFolder folder_;
+};
+
+doctest::String shown(const std::string& text) { return text.c_str(); }
+
+}  // namespace
+
+TEST_CASE("a tensor under a name that an export writes for a module is refused before any work") {
+  std::map<std::string, std::pair<std::string, Layout>> suffixes;  // how an export has them
+  const SmallModel sizes{.hidden = 128, .inner = 128};             // whole groups of every format
+  const OpenModel clean(sizes);
+  const auto collect = [&](const std::string& recipe, Layout layout) {
+    for (const PlannedModule& m : clean.plan(recipe, "", layout).modules)
+      if (m.module->name == kDown)
+        for (const TensorInfo& info : m.packed) suffixes.try_emplace(info.name, recipe, layout);
+  };
+  for (const std::string& id : registry().format_ids())
+    collect(fmt::format("{{default: {{wq: {}, algorithm: rtn}}}}", id), Layout::kCompressedTensors);
+  collect("{default: {wq: nvfp4, aq: nvfp4, algorithm: rtn}}", Layout::kCompressedTensors);
+  collect("{default: {wq: int4, group_size: -1, algorithm: rtn}}", Layout::kGptq);
+  suffixes.erase("weight");  // in place of the original's
+  CHECK(suffixes.size() >= 9);
+  CHECK(suffixes.contains("qweight"));
+  for (const auto& [suffix, plan] : suffixes) {
+    const std::string name = kDown + "." + suffix;
+    CAPTURE(name);
+    const Changed changed(sizes);
+    changed.add(name, {"", DType::kF32, {4}});
+    for (const std::string& text :
+         {changed.planned(plan.first, plan.second), changed.rounded(plan.first, plan.second)}) {
+      CHECK(shown(text) == Contains(("model/model.safetensors: tensor " + name + " ").c_str()));
+      CHECK(shown(text) == Contains("or delete the tensor"));
+    }
+  }
+}
+
+TEST_CASE("a tensor that a module of the model does not have by config.json is refused") {
+  const std::map<std::string, std::vector<int64_t>> extra{
+      {"model.layers.0.self_attn.q_proj.bias", {64}},
+      {"model.layers.1.self_attn.o_proj.bias", {64}},
+      {kDown + ".bias", {64}},
+      {"model.layers.0.mlp.gate.bias", {4}},
+      {"model.layers.0.mlp.gate.e_score_correction_bias", {4}},
+      {"model.layers.0.input_layernorm.bias", {64}},
+      {"model.norm.bias", {64}},
+      {"lm_head.bias", {2048}},
+      {kDown + ".weight_g_idx", {48}}};
+  for (const auto& [name, shape] : extra) {
+    CAPTURE(name);
+    const Changed changed;
+    changed.add(name, {"", DType::kBF16, shape});
+    CHECK(shown(changed.opened()) == Contains(("model.safetensors: tensor " + name).c_str()));
+    CHECK(shown(changed.opened()) == Contains("config.json"));
+  }
+  const Changed attention;
+  attention.add("model.layers.0.self_attn.k_proj.bias", {"", DType::kBF16, {64}});
+  CHECK(shown(attention.opened()) == Contains("attention_bias: false"));
+  // with the embedding in the place of lm_head there is no such module
+  const Changed tied({.head = false});
+  tied.add("lm_head.bias", {"", DType::kBF16, {2048}});
+  CHECK(shown(tied.opened()) == Contains("tensor lm_head.bias"));
+}
+
+TEST_CASE("a bias of zeros, as old writers of GPTQ add it, changes nothing and is let pass") {
+  const Changed changed;
+  const std::string name = "model.layers.0.self_attn.q_proj.bias";
+  changed.add(name, {"", DType::kBF16, {64}}, '\0');
+  const Reader reader(changed.model());
+  CHECK(registry().create_model(reader, "auto")->extra_tensors() == std::vector{name});
+}
+
+TEST_CASE("an expert beyond the number that config.json gives is refused with that field") {
+  for (const char* matrix : {"gate_proj", "up_proj", "down_proj"})
+    for (const int expert : {4, 17}) {
+      const std::string name =
+          fmt::format("model.layers.0.mlp.experts.{}.{}.weight", expert, matrix);
+      CAPTURE(name);
+      const Changed changed;
+      changed.add(name, {"", DType::kBF16, {48, 64}});
+      CHECK(shown(changed.opened()) == Contains(("model.safetensors: tensor " + name).c_str()));
+      CHECK(shown(changed.opened()) == Contains("num_experts: 4"));
+    }
+}
+
+TEST_CASE("layers beyond those of config.json are let pass, and told apart in the warning") {
+  const Changed changed;
+  changed.add("model.layers.2.mlp.experts.9.up_proj.weight", {"", DType::kBF16, {48, 64}});
+  changed.add("model.layers.2.eh_proj.weight", {"", DType::kBF16, {64, 128}});
+  changed.add("model.layers.3.self_attn.q_proj.bias", {"", DType::kBF16, {64}});
+  changed.add("visual.layers.7.weight", {"", DType::kBF16, {64}});
+  const Reader reader(changed.model());
+  const auto model = registry().create_model(reader, "auto");
+  CHECK(model->extra_tensors().size() == 4);
+  CHECK(shown(model->extra_note()) == Contains("3 of them are in layers from 2 on"));
+  CHECK(shown(model->extra_note()) == Contains("num_hidden_layers"));
+  CHECK(OpenModel().model().extra_note().empty());
+}
+
+}  // namespace aqhost
