@@ -39,11 +39,20 @@ class FileDescriptor {
   int fd_;
 };
 
-off_t regular_size(const FileDescriptor& file, const fs::path& path) {
+struct stat regular_status(const FileDescriptor& file, const fs::path& path) {
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) fail_by_errno(path);
   if (!S_ISREG(status.st_mode)) fail("{}: not a regular file", path.string());
-  return status.st_size;
+  return status;
+}
+
+off_t regular_size(const FileDescriptor& file, const fs::path& path) {
+  return regular_status(file, path).st_size;
+}
+
+std::array<int64_t, 4> identity_of(const struct stat& status) {
+  return {static_cast<int64_t>(status.st_dev), static_cast<int64_t>(status.st_ino),
+          status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
 }
 
 void write_all(const FileDescriptor& file, std::string_view content, const fs::path& path) {
@@ -111,7 +120,9 @@ void write_file(const fs::path& path, std::string_view content) {
 
 InputFile::InputFile(const fs::path& path) : path_(path) {
   FileDescriptor file(path, kForReading);
-  size_ = regular_size(file, path);
+  const struct stat status = regular_status(file, path);
+  size_ = status.st_size;
+  identity_ = identity_of(status);
   fd_ = file.release();
 }
 
@@ -120,7 +131,10 @@ InputFile::~InputFile() {
 }
 
 InputFile::InputFile(InputFile&& other) noexcept
-    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), size_(other.size_) {}
+    : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      size_(other.size_),
+      identity_(other.identity_) {}
 
 void InputFile::read(int64_t offset, std::span<std::byte> out, std::string_view what) const {
   const auto where = [&] {
@@ -136,6 +150,24 @@ void InputFile::read(int64_t offset, std::span<std::byte> out, std::string_view 
     out = out.subspan(static_cast<std::size_t>(n));
     offset += n;
   }
+}
+
+void InputFile::check_unchanged() const {
+  struct stat open {
+  }, named{};
+  if (::fstat(fd_, &open) != 0) fail_by_errno(path_);
+  const auto refuse = [this](const std::string& what) {
+    fail(
+        "{}: the file was changed while it was in use: {}; start again once no other program "
+        "changes it",
+        path_.string(), what);
+  };
+  if (open.st_size != size_)
+    refuse(fmt::format("it had {} bytes and has {}", size_, static_cast<int64_t>(open.st_size)));
+  if (identity_of(open) != identity_) refuse("another program wrote to it");
+  const bool there = ::stat(path_.c_str(), &named) == 0;
+  if (there && (named.st_dev != open.st_dev || named.st_ino != open.st_ino))
+    refuse("another file took its place");
 }
 
 std::string_view misplaced_file(std::string_view start) {

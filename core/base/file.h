@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -32,15 +33,20 @@ class InputFile {
   /// the file cannot be read or ends before.
   void read(int64_t offset, std::span<std::byte> out, std::string_view what = "") const;
 
+  /// Error, beginning with the path, if the file was written to since it was opened, or if another
+  /// file is at its path now. One that was only deleted was read as it was, and is no Error.
+  void check_unchanged() const;
+
  private:
   std::filesystem::path path_;
   int fd_ = -1;
   int64_t size_ = 0;
+  std::array<int64_t, 4> identity_{};  // device, inode, and time of the last change of its content
 };
 
-/// What a file is that begins with `start`, where it is none of a checkpoint's but something that a
-/// download leaves in place of one ("a Git LFS pointer: fetch the file itself with git lfs pull"),
-/// or "".
+/// What a file is that begins with `start` (all of it, or enough to tell), where it is none of a
+/// checkpoint's but something that a download leaves in place of one ("a Git LFS pointer: fetch the
+/// file itself with git lfs pull"), or "".
 std::string_view misplaced_file(std::string_view start);
 
 /// Copies the content of a regular file to a new one, and flushes it. Error names the file that

@@ -118,6 +118,10 @@ std::string Reader::file_of(std::string_view name) const {
   return location == nullptr ? directory_ : location->file->path().string();
 }
 
+void Reader::check_unchanged() const {
+  for (const auto& file : files_) file->check_unchanged();
+}
+
 std::vector<std::byte> Reader::bytes(std::string_view name) const {
   const auto& [file, tensor] = existing(name);
   return file->load(*tensor).bytes;

@@ -24,6 +24,7 @@ class Reader : public Source {
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
   bool read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const override;
   std::string file_of(std::string_view name) const override;
+  void check_unchanged() const override;
 
   /// Where a tensor lies in its file, or nullptr. Valid as long as this.
   const StoredTensor* stored(std::string_view name) const;

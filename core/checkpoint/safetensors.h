@@ -40,6 +40,8 @@ class SafetensorsFile {
   /// and the offset if they cannot be read.
   void read(const StoredTensor& tensor, int64_t begin, std::span<std::byte> out) const;
   LoadedTensor load(const StoredTensor& tensor) const;
+  /// See InputFile.
+  void check_unchanged() const { file_.check_unchanged(); }
 
  private:
   InputFile file_;

@@ -53,6 +53,10 @@ class Source {
 
   /// The file that a tensor is in, or the folder if that is not known; for messages.
   virtual std::string file_of(std::string_view /*name*/) const { return directory(); }
+
+  /// Error, naming the file, if one of the tensors' files was changed since it was opened: to be
+  /// asked before what was made of them is given out.
+  virtual void check_unchanged() const {}
 };
 
 }  // namespace aqhost

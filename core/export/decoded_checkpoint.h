@@ -37,6 +37,7 @@ class DecodedCheckpoint : public Source {
   /// Decodes the whole matrix each time it is asked for a quantized one.
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
   std::string file_of(std::string_view name) const override { return reader_->file_of(name); }
+  void check_unchanged() const override { reader_->check_unchanged(); }
 
   const std::vector<StoredModule>& modules() const { return modules_; }  // sorted by name
   bool is_gptq() const { return layout_ == Layout::kGptq; }

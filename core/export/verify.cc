@@ -72,6 +72,7 @@ VerifySummary verify(const std::filesystem::path& directory, const Registry& reg
     summary.formats[module.format->id()]++;
   }
   check_finite(checkpoint, *model, decoded);
+  checkpoint.check_unchanged();
   summary.extra_tensors = model->extra_tensors();
   summary.extra_note = model->extra_note();
   summary.modules = static_cast<int64_t>(checkpoint.modules().size());

@@ -126,7 +126,9 @@ Divergences diverge(const Runnable& reference, const std::vector<Runnable>& mode
     result.models[m].perplexity = perplexity_of(sums.loss, tokens, models[m]);
     result.models[m].kl = sums.kl / static_cast<double>(tokens);
     result.models[m].top1 = sums.same / static_cast<double>(tokens);
+    models[m].source->check_unchanged();
   }
+  reference.source->check_unchanged();
   return result;
 }
 

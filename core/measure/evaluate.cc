@@ -20,6 +20,7 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
       std::exp(losses.sum(at::kDouble).item<double>() / static_cast<double>(result.tokens));
   if (!std::isfinite(result.value))
     fail("the perplexity is not finite: the model's outputs overflow");
+  source.check_unchanged();
   return result;
 }
 

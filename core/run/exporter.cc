@@ -204,6 +204,7 @@ int64_t Exporter::finish() {
   writer_->check_written();
   staged_.keep();
   try {
+    original_.check_unchanged();
     return writer_->finish();
   } catch (const Error& e) {
     fail("{}. What the run has written so far is kept in {}", e.what(), staged_.path().string());

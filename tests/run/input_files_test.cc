@@ -1,10 +1,14 @@
 // What is found in a checkpoint's files before any work, and what changes in them during a run.
 
+#include <sys/stat.h>
+
+#include <chrono>
 #include <functional>
 #include <map>
 
 #include "base/error.h"
 #include "changed_checkpoint.h"
+#include "pipeline/evaluate.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
@@ -160,6 +164,52 @@ TEST_CASE("layers beyond those of config.json are let pass, and told apart in th
   CHECK(shown(model->extra_note()) == Contains("3 of them are in layers from 2 on"));
   CHECK(shown(model->extra_note()) == Contains("num_hidden_layers"));
   CHECK(OpenModel().model().extra_note().empty());
+}
+
+TEST_CASE("a shard that another program replaces or rewrites during a run fails the run") {
+  using Change = std::function<void(const fs::path& shard)>;
+  const std::map<std::string, Change> changes{
+      {"replaced",
+       [](const fs::path& shard) {
+         fs::copy_file(shard, shard.string() + ".new");
+         fs::last_write_time(shard.string() + ".new", fs::last_write_time(shard));
+         fs::rename(shard.string() + ".new", shard);
+       }},
+      {"rewritten",
+       [](const fs::path& shard) {
+         const std::string content = read_file(shard);
+         std::FILE* file = std::fopen(shard.c_str(), "r+");
+         std::fwrite(content.data(), 1, content.size(), file);
+         std::fclose(file);
+         fs::last_write_time(shard, fs::last_write_time(shard) + std::chrono::seconds(1));
+       }},
+      {"longer", [](const fs::path& shard) {
+         const auto time = fs::last_write_time(shard);
+         fs::resize_file(shard, fs::file_size(shard) + 8);
+         fs::last_write_time(shard, time);
+       }}};
+  for (const auto& [label, change] : changes) {
+    CAPTURE(label);
+    const OpenModel open;
+    const Plan plan = open.plan(kRtn);
+    change(open / "model" / "model.safetensors");
+    CHECK_THROWS_WITH_AS(
+        open.quantize(plan, "out"),
+        Contains("model/model.safetensors: the file was changed while it was in use"), Error);
+    CHECK_FALSE(fs::exists(open / "out"));
+    const at::Tensor windows = at::arange(64, at::kLong).view({1, 64});
+    CHECK_THROWS_WITH_AS(perplexity(open.reader(), open.model(), windows, {}),
+                         Contains("the file was changed"), Error);
+  }
+  const OpenModel same;  // what changes no content: another name for it, other permissions
+  const fs::path shard = same / "model" / "model.safetensors";
+  fs::create_hard_link(shard, same / "link");
+  REQUIRE(::chmod(shard.c_str(), 0400) == 0);
+  same.quantize(same.plan(kRtn), "out");
+  CHECK(fs::exists(same / "out"));
+  fs::remove(shard);  // what was opened is still what is read
+  same.quantize(same.plan(kRtn), "again");
+  CHECK(fs::exists(same / "again"));
 }
 
 }  // namespace aqhost
