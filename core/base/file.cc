@@ -175,7 +175,7 @@ std::string_view misplaced_file(std::string_view start) {
   if (start.size() >= kTold && start.find_first_not_of('\0') == start.npos)
     return "filled with zero bytes, as an interrupted download or copy leaves it; download it "
            "again";
-  if (start.starts_with("version https://git-lfs"))
+  if (start.starts_with(kLfsPointer))
     return "a Git LFS pointer, not the file itself, which git lfs pull fetches";
   const std::size_t text = start.find_first_not_of(" \t\r\n");
   if (text != start.npos && start[text] == '<')

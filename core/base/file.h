@@ -44,6 +44,9 @@ class InputFile {
   std::array<int64_t, 4> identity_{};  // device, inode, and time of the last change of its content
 };
 
+/// How a pointer of Git LFS begins, which stands in place of a file until it is fetched.
+inline constexpr std::string_view kLfsPointer = "version https://git-lfs";
+
 /// What a file is that begins with `start` (all of it, or enough to tell), where it is none of a
 /// checkpoint's but something that a download leaves in place of one ("a Git LFS pointer: fetch the
 /// file itself with git lfs pull"), or "".

@@ -76,9 +76,22 @@ void find_side_files(const fs::path& original, const fs::path& folder,
   }
 }
 
+/// Error if a download left something else in place of a side file. Of files other than JSON only
+/// a Git LFS pointer is told: a chat template may begin with "<" as a web page does.
+void check_side_file(const fs::path& path) {
+  constexpr std::size_t kTold = 64;
+  const InputFile file(path);
+  std::string start(std::min(kTold, static_cast<std::size_t>(file.size())), '\0');
+  file.read(0, std::as_writable_bytes(std::span(start)));
+  if (path.extension() != ".json" && !start.starts_with(kLfsPointer)) return;
+  if (const auto other = misplaced_file(start); !other.empty())
+    fail("{}: is {}", path.string(), other);
+}
+
 std::vector<std::string> side_files(const fs::path& original) {
   std::vector<std::string> names;
   find_side_files(original, "", names);
+  for (const std::string& name : names) check_side_file(original / name);
   return names;
 }
 
@@ -142,6 +155,8 @@ std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
 }
 
 }  // namespace
+
+void check_side_files(const Reader& original) { side_files(original.directory()); }
 
 Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan,
                    const fs::path& target, int64_t max_shard_bytes, bool overwrite)

@@ -14,6 +14,10 @@
 
 namespace aqhost {
 
+/// Error, naming the file, if one of the side files that an export carries over cannot be: a link
+/// to nothing, or what a download leaves in place of a file. Exporter checks it as well.
+void check_side_files(const Reader& original);
+
 /// Writes the quantized checkpoint: packed modules under their own names, every other tensor as it
 /// was, config.json with quantization_config, and the tokenizer and other side files. Everything
 /// goes to a StagedDirectory, which becomes `target` in commit(). With `overwrite` the files of an

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "changed_checkpoint.h"
 #include "pipeline/evaluate.h"
+#include "pipeline/exporter.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
@@ -39,6 +40,7 @@ class Changed {
   std::string planned(const std::string& recipe, Layout layout) const {
     return said([&](const Reader& reader, const Model& model) {
       plan_of(model, recipe, layout);
+      check_side_files(reader);
     });
   }
   /// Nothing is written where it is refused.
@@ -210,6 +212,28 @@ TEST_CASE("a shard that another program replaces or rewrites during a run fails 
   fs::remove(shard);  // what was opened is still what is read
   same.quantize(same.plan(kRtn), "again");
   CHECK(fs::exists(same / "again"));
+}
+
+TEST_CASE("a side file that a download left as something else is refused before any work") {
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+  for (const char* name :
+       {"tokenizer_config.json", "generation_config.json", "chat_template.jinja", "tokenizer.model",
+        "modeling_x.py", "vocab.txt", "LICENSE", "additional_chat_templates/tool.jinja"}) {
+    CAPTURE(name);
+    const Changed changed;
+    fs::create_directories((changed.model() / name).parent_path());
+    write_file(changed.model() / name, pointer);
+    for (const std::string& text : {changed.planned(kRtn, Layout::kCompressedTensors),
+                                    changed.rounded(kRtn, Layout::kCompressedTensors)})
+      CHECK(shown(text) == Contains((std::string(name) + ": is a Git LFS pointer").c_str()));
+  }
+  const Changed page;
+  write_file(page.model() / "generation_config.json", "<!DOCTYPE html>");
+  CHECK(shown(page.planned(kRtn, Layout::kCompressedTensors)) ==
+        Contains("generation_config.json: is a web page"));
+  const Changed jinja;  // text of other kinds may begin as it likes
+  write_file(jinja.model() / "chat_template.jinja", "<s>{{ messages[0].content }}");
+  CHECK(jinja.rounded(kRtn, Layout::kCompressedTensors).empty());
 }
 
 }  // namespace aqhost

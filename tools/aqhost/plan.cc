@@ -8,6 +8,7 @@
 #include "checkpoint/reader.h"
 #include "command.h"
 #include "plan/loadable.h"
+#include "run/exporter.h"
 #include "run/quantize.h"
 
 namespace aqhost {
@@ -224,6 +225,7 @@ void run(const po::variables_map& options) {
   const Reader reader = open_original(directory);
   const auto model = open_model(*registry, reader, options);
   const Plan plan = make_plan(*model, recipe, *registry, "", layout(options));
+  check_side_files(reader);
   const Sizes sizes = sizes_of(reader, plan);
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options["target"].as<std::string>());
