@@ -27,7 +27,14 @@ bool Recipe::Row::matches(const std::string& module) const {
   return regex ? std::regex_match(module, *regex) : glob_match(pattern, module);
 }
 
+bool Recipe::Row::sets_weights() const {
+  const auto has = [&](const char* key) { return keys.contains(key); };
+  return has("wq") || has("group_size") || has("skip") ||
+         std::any_of(kFormatKeys.begin(), kFormatKeys.end(), has);
+}
+
 bool Recipe::Row::names(const std::string& module) const {
+  if (!sets_weights()) return false;
   std::string_view end = pattern;
   if (regex && end.ends_with('$')) end.remove_suffix(1);
   return end.ends_with(std::string_view(module).substr(module.rfind('.') + 1));
@@ -182,7 +189,6 @@ std::string Recipe::lint_row(std::size_t i, const Matches& matches) const {
   const std::vector<std::size_t>& matched = matches.of_row[i];
   const bool names = std::any_of(matched.begin(), matched.end(),
                                  [&](std::size_t m) { return matches.only_namer[m] == i; });
-  if (row.keys.empty() && !names) return "sets nothing";
   std::unordered_map<std::size_t, bool> crossing;  // by later override
   bool kept = names, used = names;  // a key in some module; and where that is not skipped
   std::size_t replaced = 0;

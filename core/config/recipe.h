@@ -23,7 +23,7 @@ struct ModuleRecipe {
   double routing_power = 1;        // of the routing weight in Hessians: 0, 1 or 2, or between
   int64_t refine_steps = 0;        // of learned rounding after the solve; 0: none
   int64_t refine_batch = 16;       // windows a step
-  bool named = false;              // an override's pattern ends in the module's own name
+  bool named = false;  // an override that says how weights are stored ends in the module's own name
   bool group_size_asked = false;  // a row sets it for this wq: the one that sets wq, or a later one
 };
 
@@ -69,10 +69,10 @@ class Recipe {
   std::vector<std::pair<std::string, std::string>> formats() const;
   /// The same of every `aq` but bf16.
   std::vector<std::pair<std::string, std::string>> activation_formats() const;
-  /// Overrides that set nothing, match none of `modules`, or have no effect there (later ones
-  /// replace every key, or the modules are skipped); and those whose wq a later override, one that
+  /// Overrides that match none of `modules`, or have no effect there (later ones replace every
+  /// key, or the modules are skipped); and those whose wq a later override, one that
   /// is not just narrower, replaces in most of the modules. `kept` says which modules the model
-  /// family keeps as they are unless a pattern ends in their name (empty: none). Of more than 10
+  /// family keeps as they are unless an override names them (empty: none). Of more than 10
   /// overrides with the same fault the rest are counted in one warning. Takes time in proportion
   /// to the number of modules times the number of patterns with wildcards, and to the number of
   /// pairs of overrides that match one module.
@@ -91,7 +91,10 @@ class Recipe {
     /// Whether the pattern is one module's name, without a wildcard.
     bool is_exact() const { return !regex && pattern.find_first_of("*?") == std::string::npos; }
     bool matches(const std::string& module) const;
-    /// Whether the pattern ends in the last part of the module's name, spelled out.
+    /// Whether a key says how weights are stored, or whether they stay as they are.
+    bool sets_weights() const;
+    /// Whether sets_weights(), and the pattern ends in the last part of the module's name, spelled
+    /// out: what a family keeps at full precision is quantized by such an override alone.
     bool names(const std::string& module) const;
     bool skips() const;
   };

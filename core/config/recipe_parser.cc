@@ -154,6 +154,11 @@ class RecipeParser {
       if (key != "comment" && key != "pattern") row.keys[key] = read_key(key, entry.second);
       if (key == "wq") row.where = is_override ? row.where : at(entry.second);
     }
+    if (is_override && row.keys.empty())
+      fail(
+          "{}: the override of the pattern \"{}\" sets nothing; give it a key (such as wq or skip) "
+          "or remove it",
+          row.where, row.pattern);
     return row;
   }
 

@@ -70,11 +70,6 @@ TEST_CASE("an override of modules that are skipped") {
         Found{"r:2: the pattern \"*.q_proj\" has no effect: the modules it matches are skipped"});
 }
 
-TEST_CASE("an override without a key") {
-  CHECK(lint("- {pattern: '*.q_proj', comment: nothing yet}\n") ==
-        Found{"r:2: the pattern \"*.q_proj\" sets nothing"});
-}
-
 TEST_CASE("a format that crossing later overrides replace in most modules") {
   CHECK(lint("- {pattern: 'model.layers.0.*', wq: int6}\n"
              "- {pattern: '*.self_attn.*', wq: int4}\n"
@@ -103,13 +98,13 @@ std::vector<std::string> lint_kept(const std::string& overrides) {
 }
 
 TEST_CASE("naming a module that the family keeps is an effect of its own") {
-  CHECK(lint_kept("- {pattern: lm_head}\n").empty());
+  CHECK(lint_kept("- {pattern: lm_head, skip: false}\n").empty());
   CHECK(lint_kept("- {pattern: '*.mlp.gate', group_size: 32}\n- {pattern: '*', group_size: 64}\n")
             .empty());
-  CHECK(lint_kept("- {pattern: 're:.*\\.gate$'}\n").empty());
+  CHECK(lint_kept("- {pattern: 're:.*\\.gate$', symmetric: false}\n").empty());
   CHECK(lint_kept("- {pattern: '*.mlp.gate', skip: true}\n").empty());
-  CHECK(lint_kept("- {pattern: '*.q_proj'}\n") ==
-        Found{"r:2: the pattern \"*.q_proj\" sets nothing"});
+  CHECK(lint_kept("- {pattern: lm_head, algorithm: rtn}\n") ==
+        Found{"r:2: the pattern \"lm_head\" has no effect: the modules it matches are skipped"});
 }
 
 TEST_CASE("an override of modules that the family keeps, which it does not name") {

@@ -104,7 +104,7 @@ TEST_CASE("an unknown key is named with its line and the nearest known one") {
         "r.yaml:3: unknown key \"groupsize\" in the default, did you mean \"group_size\"?");
   CHECK(refused("overide: []\n") ==
         "r.yaml:1: unknown key \"overide\" in the recipe, did you mean \"overrides\"?");
-  CHECK(refused("overrides:\n- pattern: a\n- patern: b\n") ==
+  CHECK(refused("overrides:\n- {pattern: a, skip: true}\n- patern: b\n") ==
         "r.yaml:3: unknown key \"patern\" in the override, did you mean \"pattern\"?");
   CHECK(refused("{\n\"default\": {\"something\": 1}}") ==
         Contains("r.yaml:2: unknown key \"something\" in the default, known: wq, aq, group_size"));
@@ -163,6 +163,17 @@ TEST_CASE("a recipe of another shape is refused") {
         Contains("r.yaml:2: the recipe has ended before"));
   CHECK(refused("{\"default\": {\"wq\": \"int4\"}\n}\n]}") ==
         Contains("r.yaml:3: illegal flow end"));
+}
+
+TEST_CASE("an override that sets nothing is refused with its line") {
+  for (const char* rest : {"", ", comment: nothing yet"}) {
+    CAPTURE(rest);
+    CHECK(refused(std::string("overrides:\n- {pattern: a, wq: int8}\n- {pattern: '*.mlp.gate'") +
+                  rest + "}\n") ==
+          "r.yaml:3: the override of the pattern \"*.mlp.gate\" sets nothing; give it a key (such "
+          "as wq or skip) or remove it");
+  }
+  CHECK(refused("default: {}\noverrides: []\n") == "accepted");
 }
 
 TEST_CASE("syntax errors name the line") {

@@ -84,6 +84,22 @@ TEST_CASE("a module is named where a pattern ends in its own name") {
   CHECK(!named("lm_head", "model.layers.0.mlp.gate"));
 }
 
+TEST_CASE("an override names a module only if it says how weights are stored") {
+  const auto named = [](const std::string& keys) {
+    return recipe_of("overrides: [{pattern: lm_head, " + keys + "}]").resolve("lm_head").named;
+  };
+  for (const char* keys : {"wq: int8", "group_size: 32", "skip: false", "symmetric: false",
+                           "element: e2m3", "scale_rule: mse", "scale_dtype: float16"}) {
+    CAPTURE(keys);
+    CHECK(named(keys));
+  }
+  for (const char* keys :
+       {"aq: bf16", "algorithm: rtn", "routing_power: 1", "refine: {steps: 0}"}) {
+    CAPTURE(keys);
+    CHECK(!named(keys));
+  }
+}
+
 TEST_CASE("a group size is asked for where it stands with the wq, or after it") {
   const auto asked = [](const std::string& text) {
     return recipe_of(text).resolve("a").group_size_asked;

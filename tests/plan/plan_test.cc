@@ -106,9 +106,17 @@ TEST_CASE("lm_head and routers stay as they are unless a pattern ends in their n
       "{overrides: [{pattern: lm_head, group_size: 32}, {pattern: '*.mlp.gate', group_size: 64}]}");
   CHECK(find(named, "lm_head").format->desc().group_size == 32);
   CHECK(find(named, "model.layers.1.mlp.gate").format);
-  const Plan bare = open.plan("{default: {group_size: 16}, overrides: [{pattern: lm_head}]}");
-  CHECK(find(bare, "lm_head").format);
-  CHECK(bare.warnings.empty());
+  const Plan asked =
+      open.plan("{default: {group_size: 16}, overrides: [{pattern: lm_head, skip: false}]}");
+  CHECK(find(asked, "lm_head").format);
+  CHECK(asked.warnings.empty());
+  // by itself, how a module would be solved does not say that it should be
+  const Plan aside =
+      open.plan("{default: {group_size: 16}, overrides: [{pattern: lm_head, algorithm: rtn}]}");
+  CHECK(!find(aside, "lm_head").format);
+  CHECK(
+      texts(aside.warnings) ==
+      Found{"r.yaml:1: the pattern \"lm_head\" has no effect: the modules it matches are skipped"});
 }
 
 TEST_CASE("bits per weight count scales, and equal options share one format") {
