@@ -239,6 +239,13 @@ void StagedDirectory::merge() const {
       ::rmdir((target_ / p).c_str());
 }
 
+std::string StagedDirectory::fate(const std::string& what, const std::string& advice) const {
+  std::error_code ignored;
+  if (fs::is_directory(staging_, ignored))
+    return fmt::format("{} is kept in {}{}", what, staging_.string(), advice);
+  return fmt::format("{} was in {}, which no longer exists", what, staging_.string());
+}
+
 void StagedDirectory::commit() {
   keep();
   try {
@@ -253,8 +260,7 @@ void StagedDirectory::commit() {
                     : fmt::format("cannot be put in place: {}", std::strerror(error)));
     }
   } catch (const Error& e) {
-    fail("{}. The finished result is kept in {}; move it to where you want it", e.what(),
-         staging_.string());
+    fail("{}. {}", e.what(), fate("The finished result", "; move it to where you want it"));
   }
   flush_folder(inside_ ? target_ : target_.parent_path());
 }

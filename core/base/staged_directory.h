@@ -44,6 +44,9 @@ class StagedDirectory {
   void check() const;
   /// From now on the folder stays where it is if the run fails: its content took long to compute.
   void keep() { keep_ = true; }
+  /// The end of a failed run's message: that `what` is kept in path(), and `advice`; or that path()
+  /// is gone, where somebody has deleted it meanwhile.
+  std::string fate(const std::string& what, const std::string& advice) const;
   /// On failure the target is as it was before, and the folder is kept; Error names both.
   void commit();
 

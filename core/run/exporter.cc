@@ -222,7 +222,7 @@ int64_t Exporter::finish() {
     original_.check_unchanged();
     return writer_->finish();
   } catch (const Error& e) {
-    fail("{}. What the run has written so far is kept in {}", e.what(), staged_.path().string());
+    fail("{}. {}", e.what(), staged_.fate("What the run has written so far", ""));
   }
 }
 
@@ -233,8 +233,9 @@ void Exporter::commit(Json report) {
     report[kFiles] = files;
     write_file(staged_.path() / kReport, to_text(report, 2) + "\n");
   } catch (const Error& e) {
-    fail("{}. The export is finished but for this file, and kept in {}; move it to {}", e.what(),
-         staged_.path().string(), target_.string());
+    fail("{}. {}", e.what(),
+         staged_.fate("The export, which is finished but for this file,",
+                      fmt::format("; move it to {}", target_.string())));
   }
   staged_.commit();
 }

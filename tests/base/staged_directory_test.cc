@@ -230,6 +230,22 @@ TEST_CASE("a commit that fails changes nothing, keeps the result and says where 
   }
 }
 
+TEST_CASE("a commit whose folder somebody has deleted does not say that it is kept") {
+  for (const bool inside : {false, true}) {
+    CAPTURE(inside);
+    const TempFolder root;
+    if (inside) fs::create_directory(root / "out");
+    StagedDirectory staged(root / "out");
+    write_file(staged.path() / "weights", "hours");
+    fs::remove_all(staged.path());
+    const std::string message = failure(staged);
+    CAPTURE(message);
+    CHECK(message.find("kept") == message.npos);
+    CHECK(message.ends_with("The finished result was in " + staged.path().string() +
+                            ", which no longer exists"));
+  }
+}
+
 TEST_CASE("keep() leaves the folder of a run that fails later") {
   const TempFolder root;
   {

@@ -235,11 +235,22 @@ TEST_CASE("an export whose report cannot be written is kept but for that, and th
     fs::create_directory(open / "out.part-1" / "quantization_report.json");
     CHECK_THROWS_WITH_AS(
         exporter.commit(Json::object()),
-        doctest::Contains("quantization_report.json: Is a directory. The export is "
-                          "finished but for this file, and kept in "),
+        doctest::Contains("quantization_report.json: Is a directory. The export, which is "
+                          "finished but for this file, is kept in "),
         Error);
   }
   CHECK(Reader(open / "out.part-1").tensors().size() > 0);
+}
+
+TEST_CASE("an export that somebody deletes before it is in place is not said to be kept") {
+  const OpenModel open;
+  const Plan plan = open.plan(kRtn);
+  Exporter exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false);
+  write_all(exporter, open, plan);
+  exporter.finish();
+  fs::remove_all(open / "out.part-1");
+  CHECK_THROWS_WITH_AS(exporter.commit(Json::object()),
+                       doctest::Contains("out.part-1, which no longer exists"), Error);
 }
 
 }  // namespace
