@@ -10,7 +10,7 @@ std::string shown(const Json& json) {
   constexpr std::size_t kMostCharacters = 60;
   if (json.is_null()) return "nothing";
   if (json.is_structured()) return json.type_name();
-  const std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  const std::string text = to_text(json);
   return text.size() <= kMostCharacters ? text : json.type_name();
 }
 
@@ -22,10 +22,7 @@ void Field::mismatch(std::string_view expected) const {
   fail("{}: expected {}, found {}", where(), expected, shown(*json_));
 }
 
-void Field::unsupported() const {
-  fail("{} {} is not supported", where(),
-       json_->dump(-1, ' ', false, Json::error_handler_t::replace));
-}
+void Field::unsupported() const { fail("{} {} is not supported", where(), to_text(*json_)); }
 
 Field Field::member(const Json& json, std::string_view key) const {
   return Field(json, file_, path_.empty() ? std::string(key) : path_ + "." + std::string(key));

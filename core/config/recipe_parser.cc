@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/nearest.h"
 #include "base/pattern.h"
+#include "base/utf8.h"
 #include "config/recipe.h"
 
 namespace aqhost {
@@ -43,15 +44,6 @@ struct DocumentStart : YAML::EventHandler {
                   YAML::EmitterStyle::value) override {}
   void OnMapEnd() override {}
 };
-
-bool is_utf8(const std::string& text) {
-  try {
-    (void)Json(text).dump();
-  } catch (const Json::exception&) {
-    return false;
-  }
-  return true;
-}
 
 }  // namespace
 

@@ -77,7 +77,7 @@ std::vector<TensorInfo> gptq_tensors(const Format& format, int64_t rows, int64_t
     fail(
         "GPTQ's checkpoint format holds symmetric integers of 2, 3, 4 or 8 bits with float16 "
         "scales, not {} {}; use another format or --export compressed-tensors",
-        format.id(), format.options().dump());
+        format.id(), to_text(format.options()));
   if (rows % 32 != 0 || cols % 32 != 0)
     fail("GPTQ's checkpoint format holds matrices whose sides are multiples of 32, not {} x {}",
          rows, cols);

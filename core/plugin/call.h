@@ -6,7 +6,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "base/json.h"
+#include "base/utf8.h"
 
 namespace aqhost {
 
@@ -61,12 +61,7 @@ inline bool is_name(const char* text) {
   if (text == nullptr || *text == '\0') return false;
   for (const char* c = text; *c != '\0'; c++)
     if (static_cast<unsigned char>(*c) < 0x20 || *c == 0x7f) return false;
-  try {
-    (void)Json(text).dump();
-  } catch (const Json::exception&) {
-    return false;
-  }
-  return true;
+  return is_utf8(text);
 }
 
 /// A plugin's text without control characters.

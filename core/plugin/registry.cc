@@ -330,7 +330,7 @@ std::vector<std::string> Registry::format_ids() const { return keys_of(impl_->fo
 std::string Registry::folders() const { return impl_->folders_text(); }
 
 std::vector<ModelMatch> Registry::probe(const Json& config) const {
-  const std::string text = config.dump();
+  const std::string text = to_text(config);
   std::vector<ModelMatch> matches;
   for (const auto& [id, offer] : impl_->models) {
     char why[256] = "";
@@ -361,7 +361,7 @@ std::unique_ptr<const Model> Registry::create_model(const Source& source, const 
     if (matches.empty()) {
       const UnknownModel unknown = describe_unknown(source.config());
       fail("{}/config.json: {}: it is taken for {} {}; {}{}", source.directory(), unknown.why,
-           unknown.kind, unknown.found.dump(), unknown.advice,
+           unknown.kind, to_text(unknown.found), unknown.advice,
            impl_->found_text(model_ids(), "model"));
     }
     if (matches.size() > 1 && matches[0].score == matches[1].score)
@@ -371,7 +371,7 @@ std::unique_ptr<const Model> Registry::create_model(const Source& source, const 
   }
   id = impl_->model_id(id);
   const auto it = impl_->models.find(id);
-  const std::string config = source.config().dump();
+  const std::string config = to_text(source.config());
   const aq_checkpoint checkpoint{sizeof checkpoint, 0, const_cast<Source*>(&source), config.c_str(),
                                  find_tensor};
   std::vector<std::string> warnings;
@@ -396,7 +396,7 @@ std::shared_ptr<const Format> Registry::create_format(const std::string& id,
   if (it == impl_->formats.end())
     fail("no plugin offers the format \"{}\"{}", id,
          impl_->formats.empty() ? impl_->found_text({}, "format") : did_you_mean(id, format_ids()));
-  const std::string text = options.dump();
+  const std::string text = to_text(options);
   const std::lock_guard lock(impl_->creating);
   const aq_quantizer* raw = create(it->second, fmt::format("format \"{}\"", id), text.c_str());
   return std::make_shared<const Format>(raw, id, it->second.library->path(), options,

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
 #include "tokenizer/file_reader.h"
@@ -114,7 +115,9 @@ Tokenizer Tokenizer::parse(std::string_view content, const std::string& file_nam
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
-  check_utf8(text);
+  if (const std::size_t good = utf8_length(text); good < text.size())
+    fail("the text is not UTF-8: byte {:#04x} at offset {} is out of place",
+         static_cast<unsigned char>(text[good]), good);
   std::vector<int32_t> ids;
   const PostProcessor& post = impl_->post_processor;
   if (add_special_tokens) ids = post.prefix();

@@ -6,8 +6,6 @@
 #include <cstring>
 #include <limits>
 
-#include "base/error.h"
-
 namespace aqhost {
 namespace {
 
@@ -26,20 +24,6 @@ bool is_ascii(std::string_view text) {
     if (text[i] & 0x80) return false;
   }
   return true;
-}
-
-void check_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    if (!(text[at] & 0x80)) {
-      at++;
-      continue;
-    }
-    const size_t start = at;
-    if (next_code_point(text, at) < 0) {
-      fail("the text is not UTF-8: byte {:#04x} at offset {} is out of place",
-           static_cast<unsigned char>(text[start]), start);
-    }
-  }
 }
 
 CodePoint next_code_point(std::string_view text, size_t& at) {

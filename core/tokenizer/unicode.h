@@ -9,9 +9,6 @@ namespace aqhost {
 
 using CodePoint = int32_t;
 
-/// Error with the offset of the first byte that does not belong to well-formed UTF-8.
-void check_utf8(std::string_view text);
-
 /// The code point that starts at `at`, which is moved past it. `text` is well-formed.
 CodePoint next_code_point(std::string_view text, size_t& at);
 /// The code point that ends at `at`, which is moved before it.
