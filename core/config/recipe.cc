@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <map>
 
 #include "base/error.h"
 #include "base/pattern.h"
@@ -105,6 +104,15 @@ ModuleRecipe Recipe::resolve(const std::string& module) const {
   }
   recipe.skip = recipe.skip || is_full_precision(recipe.wq);
   return recipe;
+}
+
+std::string Recipe::where(const std::string& module, const std::string& key) const {
+  const std::vector<std::size_t> rows = matching(module);
+  const Row* row = &default_;
+  for (const std::size_t i : rows)
+    if (overrides_[i].keys.contains(key)) row = &overrides_[i];
+  const auto found = row->key_where.find(key);
+  return found == row->key_where.end() ? "" : found->second;
 }
 
 std::vector<std::pair<std::string, std::string>> Recipe::formats() const {

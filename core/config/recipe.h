@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <regex>
 #include <string>
@@ -63,6 +64,8 @@ class Recipe {
   static Recipe parse(const std::string& text, const std::string& file_name);
 
   ModuleRecipe resolve(const std::string& module) const;
+  /// "file:line" of the `key` that resolve() takes for the module; "" where no row sets it.
+  std::string where(const std::string& module, const std::string& key) const;
   const RunSettings& settings() const { return settings_; }
   /// Every format id that a `wq` names, with where ("file:line"), for checking against what is
   /// loaded.
@@ -87,6 +90,7 @@ class Recipe {
     std::string pattern, where;
     std::optional<std::regex> regex;  // of "re:" patterns
     Json keys = Json::object();
+    std::map<std::string, std::string> key_where;  // "file:line" of each key
 
     /// Whether the pattern is one module's name, without a wildcard.
     bool is_exact() const { return !regex && pattern.find_first_of("*?") == std::string::npos; }

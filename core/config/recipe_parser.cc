@@ -18,6 +18,7 @@ namespace aqhost {
 namespace {
 
 constexpr std::size_t kMostText = std::size_t{16} << 20;
+constexpr int64_t kMostGroupSize = 1 << 20;
 
 const std::vector<std::string> kTopKeys{"default",       "overrides", "sequential",
                                         "actorder",      "percdamp",  "min_tokens",
@@ -53,7 +54,9 @@ class RecipeParser {
   explicit RecipeParser(std::string file) : file_(std::move(file)) {}
 
   Recipe parse(const std::string& text) {
-    if (text.size() > kMostText) fail("{}: {} bytes are too many for a recipe", file_, text.size());
+    if (text.size() > kMostText)
+      fail("{}: {} bytes are too many for a recipe, which has at most {}", file_, text.size(),
+           kMostText);
     const YAML::Node root = load(text);
     if (!root.IsMap())
       fail("{}: expected a map with the keys default and overrides, found {}", file_, kind(root));
@@ -143,7 +146,9 @@ class RecipeParser {
     if (is_override) read_pattern(node, row);
     for (const auto& entry : node) {
       const std::string& key = entry.first.Scalar();
-      if (key != "comment" && key != "pattern") row.keys[key] = read_key(key, entry.second);
+      if (key == "comment" || key == "pattern") continue;
+      row.keys[key] = read_key(key, entry.second);
+      row.key_where[key] = at(entry.first);
       if (key == "wq") row.where = is_override ? row.where : at(entry.second);
     }
     if (is_override && row.keys.empty())
@@ -236,8 +241,10 @@ class RecipeParser {
   int64_t group_size(const YAML::Node& node) const {
     int64_t value = 0;
     const bool whole = node.IsScalar() && YAML::convert<int64_t>::decode(node, value);
-    if (!whole || value < -1 || value > (1 << 20))
-      wrong(node, "group_size", "a positive number, -1 for a row, or 0 for a whole matrix");
+    if (!whole || value < -1 || value > kMostGroupSize)
+      wrong(node, "group_size",
+            fmt::format("a number from 1 to {}, -1 for a row, or 0 for a whole matrix",
+                        kMostGroupSize));
     return value;
   }
 

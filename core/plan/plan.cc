@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <tuple>
@@ -20,7 +21,7 @@ class FormatCache {
   explicit FormatCache(const Registry& registry) : registry_(registry) {}
 
   std::shared_ptr<const Format> get(const std::string& id, const Json& options) {
-    auto& format = formats_[id + options.dump()];
+    auto& format = formats_[id + to_text(options)];
     if (!format) format = registry_.create_format(id, options);
     return format;
   }
@@ -29,6 +30,43 @@ class FormatCache {
   const Registry& registry_;
   std::map<std::string, std::shared_ptr<const Format>> formats_;
 };
+
+/// A fault in what a recipe says of one module; plan_module() adds the module and the recipe's
+/// line.
+class SettingError : public Error {
+ public:
+  SettingError(std::string key, const std::string& problem)
+      : Error(problem), key_(std::move(key)) {}
+
+  const std::string& key() const { return key_; }
+
+ private:
+  std::string key_;  // of the recipe's row
+};
+
+/// The format with these options. Where the plugin refuses them, all that it takes are left out
+/// one after another, and the error is about one of the rest.
+std::shared_ptr<const Format> make_format(FormatCache& cache, const std::string& id,
+                                          const Json& options) {
+  Json refused = options;
+  std::string problem;
+  try {
+    return cache.get(id, options);
+  } catch (const Error& e) {
+    problem = e.what();
+  }
+  for (const auto& [key, value] : options.items()) {
+    Json fewer = refused;
+    fewer.erase(key);
+    try {
+      (void)cache.get(id, fewer);
+    } catch (const Error& e) {
+      refused = std::move(fewer);
+      problem = e.what();
+    }
+  }
+  throw SettingError(refused.empty() ? "wq" : std::prev(refused.end()).key(), problem);
+}
 
 bool divides(int64_t group_size, int64_t features) {
   return group_size <= 0 || features % group_size == 0;
@@ -79,26 +117,24 @@ std::string other_size_note(const FormatDesc& desc, const std::string& id, int64
       : others.empty()
           ? fmt::format("no group size of {} does: give the module another format, or skip it", id)
           : fmt::format("group_size: {} does", fmt::join(others, " or "));
-  fail("{}: group size {} of {} does not divide its {} input features; {}", module.name, size, id,
-       module.in_features, remedy);
+  throw SettingError("group_size",
+                     fmt::format("group size {} of {} does not divide its {} input features; {}",
+                                 size, id, module.in_features, remedy));
 }
 
 /// The format of one module as GPTQ's checkpoint format has it: with float16 scales.
 void choose_gptq(PlannedModule& planned, FormatCache& cache, Json options) {
   const Module& module = *planned.module;
   if (planned.activations)
-    fail("{}: aq: {}: GPTQ's checkpoint format has no rounded activations", module.name,
-         planned.recipe.aq);
+    throw SettingError("aq",
+                       fmt::format("aq: {}: GPTQ's checkpoint format has no rounded activations",
+                                   planned.recipe.aq));
   if (planned.format->desc().element_kind == AQ_ELEM_INT) {
     options["scale_dtype"] = "float16";
-    planned.format = cache.get(planned.recipe.wq, options);
+    planned.format = make_format(cache, planned.recipe.wq, options);
   }
-  try {
-    planned.packed = stored_tensors(Layout::kGptq, *planned.format, nullptr, module.out_features,
-                                    module.in_features);
-  } catch (const Error& e) {
-    fail("{}: {}", module.name, e.what());
-  }
+  planned.packed = stored_tensors(Layout::kGptq, *planned.format, nullptr, module.out_features,
+                                  module.in_features);
 }
 
 /// Makes the format of one module, with a group size that divides its rows.
@@ -106,15 +142,10 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layo
   const Module& module = *planned.module;
   const std::string& id = planned.recipe.wq;
   Json options = planned.recipe.options;
+  Json ungrouped = options;
+  ungrouped.erase("group_size");
   // the format with its defaults says which group sizes there are
-  const FormatDesc defaults = cache
-                                  .get(id,
-                                       [&] {
-                                         Json other = options;
-                                         other.erase("group_size");
-                                         return other;
-                                       }())
-                                  ->desc();
+  const FormatDesc defaults = make_format(cache, id, ungrouped)->desc();
   const int64_t asked = options.value("group_size", int64_t{defaults.group_size});
   int64_t size = allowed_group_size(defaults, asked);
   if (size != asked && planned.recipe.group_size_asked)
@@ -127,7 +158,7 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layo
     size = *smaller;
   }
   options["group_size"] = size;
-  planned.format = cache.get(id, options);
+  planned.format = make_format(cache, id, options);
   if (layout == Layout::kGptq) {
     choose_gptq(planned, cache, options);
     return;
@@ -144,16 +175,15 @@ void choose_activations(PlannedModule& planned, FormatCache& cache) {
   const Module& module = *planned.module;
   const std::string& id = planned.recipe.aq;
   if (module.key.layer < 0)
-    fail("{}: aq: {}: only inputs inside the layers can be rounded, use aq: bf16 here", module.name,
-         id);
-  if (planned.recipe.refine_steps > 0)
-    fail("{}: refine does not go with aq: {}, use aq: bf16 or refine: {{steps: 0}}", module.name,
-         id);
+    throw SettingError(
+        "aq",
+        fmt::format("aq: {}: only inputs inside the layers can be rounded, use aq: bf16 here", id));
   planned.activations = cache.get(id, {{"dynamic", true}});
   const int32_t size = planned.activations->desc().group_size;
   if (!divides(size, module.in_features))
-    fail("{}: aq: groups of {} of {} do not divide its {} input features", module.name, size, id,
-         module.in_features);
+    throw SettingError(
+        "aq", fmt::format("aq: groups of {} of {} do not divide its {} input features", size, id,
+                          module.in_features));
   planned.recipe.options["activations"] = id;  // the weights may be stored otherwise for it
 }
 
@@ -165,15 +195,26 @@ std::tuple<int32_t, int32_t, int32_t> input_of(const Module& module) {
   return {layer, expert, shared_router ? int32_t{AQ_ROLE_ROUTER} : fused_role(role)};
 }
 
+/// "recipe.yaml:7: ", where the module's `key` stands, or else its format; "" where neither is set.
+std::string place(const Recipe& recipe, const Module& module, const std::string& key) {
+  std::string where = recipe.where(module.name, key);
+  if (where.empty()) where = recipe.where(module.name, "wq");
+  return where.empty() ? where : where + ": ";
+}
+
 /// Error if modules with one input disagree on what is one thing for all of them.
-void check_shared_inputs(const std::vector<PlannedModule>& modules) {
+void check_shared_inputs(const std::vector<PlannedModule>& modules, const Recipe& recipe) {
   std::map<std::tuple<int32_t, int32_t, int32_t>, const PlannedModule*> first;
   for (const PlannedModule& m : modules) {
     if (!m.format) continue;
     const PlannedModule& other = *first.try_emplace(input_of(*m.module), &m).first->second;
     const auto refuse = [&](const char* setting, const auto& a, const auto& b, const char* why) {
-      fail("{} has {}: {}, but {} has {}: {}; both have the same input, and {}: give them the same",
-           other.module->name, setting, a, m.module->name, setting, b, why);
+      const bool here = !recipe.where(m.module->name, setting).empty();
+      fail(
+          "{}{} has {}: {}, but {} has {}: {}; both have the same input, and {}: give them the "
+          "same",
+          place(recipe, here ? *m.module : *other.module, setting), other.module->name, setting, a,
+          m.module->name, setting, b, why);
     };
     if (m.activations != other.activations)
       refuse("aq", other.recipe.aq, m.recipe.aq, "it is rounded once");
@@ -185,7 +226,7 @@ void check_shared_inputs(const std::vector<PlannedModule>& modules) {
 }
 
 /// Error if learned rounding, whose gradients do not pass rounded activations, meets some.
-void check_refined(const std::vector<PlannedModule>& modules) {
+void check_refined(const std::vector<PlannedModule>& modules, const Recipe& recipe) {
   const auto find = [&](auto property) {
     const auto it = std::find_if(modules.begin(), modules.end(), property);
     return it == modules.end() ? nullptr : &*it;
@@ -195,9 +236,10 @@ void check_refined(const std::vector<PlannedModule>& modules) {
       find([](const PlannedModule& m) { return m.activations != nullptr; });
   if (refined != nullptr && rounded != nullptr)
     fail(
-        "{} has refine, which does not go with rounded activations, and {} has aq: {}; use aq: "
-        "bf16 or refine: {{steps: 0}} for all modules",
-        refined->module->name, rounded->module->name, rounded->recipe.aq);
+        "{}{} has aq: {}, and {} has refine, which does not go with rounded activations in any "
+        "module; use aq: bf16 or refine: {{steps: 0}} for all modules",
+        place(recipe, *rounded->module, "aq"), rounded->module->name, rounded->recipe.aq,
+        refined == rounded ? "it" : refined->module->name);
 }
 
 /// The ids that `aq` takes.
@@ -262,15 +304,22 @@ void suggest_group_sizes(Plan& plan) {
   }
 }
 
-PlannedModule plan_module(const Module& module, ModuleRecipe recipe, FormatCache& cache,
-                          const Plan& plan) {
+PlannedModule plan_module(const Module& module, const Recipe& recipe, const std::string& algorithm,
+                          FormatCache& cache, const Plan& plan) {
   PlannedModule planned;
   planned.module = &module;
-  planned.recipe = std::move(recipe);
+  planned.recipe = recipe.resolve(module.name);
+  if (!algorithm.empty()) planned.recipe.algorithm = algorithm;
   const bool wanted = module.quantize || planned.recipe.named;
   if (!wanted || planned.recipe.skip) return planned;
-  if (planned.recipe.aq != "bf16") choose_activations(planned, cache);
-  choose_format(planned, cache, plan.settings.strict, plan.layout);
+  try {
+    if (planned.recipe.aq != "bf16") choose_activations(planned, cache);
+    choose_format(planned, cache, plan.settings.strict, plan.layout);
+  } catch (const SettingError& e) {
+    fail("{}{}: {}", place(recipe, module, e.key()), module.name, e.what());
+  } catch (const Error& e) {  // the format cannot store a matrix of this shape
+    fail("{}{}: {}", place(recipe, module, "wq"), module.name, e.what());
+  }
   return planned;
 }
 
@@ -292,7 +341,7 @@ std::string describe(const PlannedModule& planned) {
   for (const auto& [key, value] : planned.recipe.options.items())
     if (key != "group_size" && key != "activations")
       text +=
-          fmt::format(" {}={}", key, value.is_string() ? value.get<std::string>() : value.dump());
+          fmt::format(" {}={}", key, value.is_string() ? value.get<std::string>() : to_text(value));
   if (planned.recipe.aq != "bf16") text += " aq=" + planned.recipe.aq;
   return text;
 }
@@ -339,9 +388,7 @@ Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registr
   for (const Module& module : model.modules()) {
     names.push_back(module.name);
     kept.push_back(!module.quantize);
-    ModuleRecipe mine = recipe.resolve(module.name);
-    if (!algorithm.empty()) mine.algorithm = algorithm;
-    plan.modules.push_back(plan_module(module, std::move(mine), cache, plan));
+    plan.modules.push_back(plan_module(module, recipe, algorithm, cache, plan));
     const PlannedModule& planned = plan.modules.back();
     if (!planned.note.empty()) warn(plan, module.name, planned.note);
     if (planned.format && module.sensitive && planned.format->desc().element_bits < 4)
@@ -349,8 +396,8 @@ Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registr
            fmt::format("the model marks it as sensitive, and {} has less than 4 bits",
                        planned.recipe.wq));
   }
-  check_shared_inputs(plan.modules);
-  check_refined(plan.modules);
+  check_shared_inputs(plan.modules, recipe);
+  check_refined(plan.modules, recipe);
   suggest_group_sizes(plan);
   for (const RecipeWarning& warning : recipe.lint(names, kept))
     plan.warnings.push_back({warning.where, warning.message});

@@ -116,11 +116,11 @@ TEST_CASE("an unknown key is named with its line and the nearest known one") {
 TEST_CASE("a value of the wrong type or out of range says what came and what was expected") {
   const auto row = [](const std::string& keys) { return refused("\ndefault: {" + keys + "}"); };
   CHECK(row("group_size: big") ==
-        "r.yaml:2: group_size is \"big\", expected a positive number, -1 for a row, or 0 for a "
-        "whole matrix");
+        "r.yaml:2: group_size is \"big\", expected a number from 1 to 1048576, -1 for a row, or 0 "
+        "for a whole matrix");
   CHECK(row("group_size: -2") == Contains("group_size is \"-2\""));
   CHECK(row("group_size: 64.5") == Contains("group_size is \"64.5\""));
-  CHECK(row("group_size: 99999999999999999999") == Contains("expected a positive number"));
+  CHECK(row("group_size: 99999999999999999999") == Contains("expected a number from 1 to 1048576"));
   CHECK(row("group_size: [1]") == Contains("group_size is a list"));
   CHECK(row("wq: [int4]") == "r.yaml:2: wq is a list, expected a word");
   CHECK(row("wq:") == "r.yaml:2: wq is nothing, expected a word");

@@ -113,6 +113,27 @@ TEST_CASE("a group size is asked for where it stands with the wq, or after it") 
   CHECK(asked("{default: {wq: int4, group_size: 64}, overrides: [{pattern: a, wq: int4}]}"));
 }
 
+TEST_CASE("where() tells the line of the key that a module takes") {
+  const Recipe recipe = Recipe::parse(R"(default:
+  wq: int4
+  group_size: 64
+overrides:
+  - pattern: "a.*"
+    group_size: 32
+    aq: int8
+  - {pattern: a.b, aq: fp8}
+  - {pattern: "*", skip: false}
+)",
+                                      "r.yaml");
+  CHECK(recipe.where("b", "group_size") == "r.yaml:3");
+  CHECK(recipe.where("a.c", "group_size") == "r.yaml:6");
+  CHECK(recipe.where("a.c", "aq") == "r.yaml:7");
+  CHECK(recipe.where("a.b", "aq") == "r.yaml:8");
+  CHECK(recipe.where("a.b", "wq") == "r.yaml:2");
+  CHECK(recipe.where("b", "aq").empty());
+  CHECK(Recipe().where("b", "wq").empty());
+}
+
 TEST_CASE("overrides of an exact name and patterns keep their order") {
   const Recipe recipe = recipe_of(R"(overrides:
   - {pattern: "a.b", wq: int8, group_size: 16}

@@ -27,7 +27,7 @@ TEST_CASE("settings that modules with one input must share are refused where the
   }
   CHECK_THROWS_WITH_AS(
       open.plan(with("group_size: 16", "*.layers.1.*.2.up_proj", "routing_power: 0.5")),
-      "model.layers.1.mlp.experts.2.gate_proj has routing_power: 1, but "
+      "r.yaml:1: model.layers.1.mlp.experts.2.gate_proj has routing_power: 1, but "
       "model.layers.1.mlp.experts.2.up_proj has routing_power: 0.5; both have the same input, and "
       "it gives one Hessian: give them the same",
       Error);
@@ -50,10 +50,16 @@ TEST_CASE("refine and rounded activations are refused together, in whichever mod
     CHECK_THROWS_WITH_AS(open.plan(with(refined, pattern, rounded)),
                          doctest::Contains("refine, which does not go with rounded activations"),
                          Error);
-  CHECK_THROWS_AS(open.plan("{default: {wq: int8, aq: int8, group_size: -1, refine: {steps: 2}}}"),
-                  Error);
+  const std::string both = "{default: {wq: int8, group_size: -1, refine: {steps: 2},\n aq: int8}}";
+  CHECK_THROWS_WITH_AS(
+      open.plan(both),
+      "r.yaml:2: model.layers.0.self_attn.q_proj has aq: int8, and it has refine, which does not "
+      "go with rounded activations in any module; use aq: bf16 or refine: {steps: 0} for all "
+      "modules",
+      Error);
   // rounding to nearest is not refined
   CHECK_NOTHROW(open.plan(with(refined, "*.self_attn.*", rounded), "rtn"));
+  CHECK_NOTHROW(open.plan(both, "rtn"));
 }
 
 }  // namespace

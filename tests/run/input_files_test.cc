@@ -8,8 +8,8 @@
 
 #include "base/error.h"
 #include "changed_checkpoint.h"
-#include "pipeline/evaluate.h"
-#include "pipeline/exporter.h"
+#include "measure/evaluate.h"
+#include "run/exporter.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
