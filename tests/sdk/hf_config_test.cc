@@ -96,6 +96,23 @@ TEST_CASE("numbers that do not fit are refused before they are cast") {
   }
 }
 
+TEST_CASE("of a whole number the message has what came and both bounds") {
+  const auto refused = [](const Json& size, int32_t least) {
+    return error_of([&] {
+      (void)aq::HfConfig(Json{{"hidden_size", size}}).integer("hidden_size", least);
+    });
+  };
+  for (const Json& size : {Json(0), Json(-3), Json(2147483648), Json(UINT64_MAX), Json(1e20),
+                           Json("64"), Json(64.5), Json(true)}) {
+    CAPTURE(size.dump());
+    CHECK(refused(size, 1) == "config.json: hidden_size is " + size.dump() +
+                                  ", expected a whole number from 1 to 2147483647");
+  }
+  CHECK(refused(UINT64_MAX, -1) != "");  // which is no -1
+  CHECK(refused(-1, -1) == "");
+  CHECK(refused(INT32_MAX, 1) == "");
+}
+
 TEST_CASE("a number of experts has other names, which must agree") {
   const auto count = [](const Json& config) {
     return aq::hf_expert_count(aq::HfConfig(config), {"num_experts", "num_local_experts"});

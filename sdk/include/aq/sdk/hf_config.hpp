@@ -95,8 +95,12 @@ class HfConfig {
     return json_.at(key);
   }
   int32_t to_integer(const char* key, const nlohmann::json& v, int32_t least) const {
-    if (!v.is_number_integer() || v.get<int64_t>() < least || v.get<int64_t>() > INT32_MAX)
-      fail(key, v, "a whole number of at least " + std::to_string(least));
+    // of an unsigned number above INT64_MAX get() would make a negative one
+    const bool fits =
+        v.is_number_unsigned() ? v.get<uint64_t>() <= uint64_t{INT32_MAX} : v.is_number_integer();
+    if (!fits || v.get<int64_t>() < least || v.get<int64_t>() > INT32_MAX)
+      fail(key, v,
+           "a whole number from " + std::to_string(least) + " to " + std::to_string(INT32_MAX));
     return v.get<int32_t>();
   }
 
