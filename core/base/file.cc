@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -199,6 +200,18 @@ void copy_file(const fs::path& from, const fs::path& to) {
   }
   if (::fsync(target.get()) != 0) fail_by_errno(to);
   unfinished.finish();
+}
+
+void flush_folder(const fs::path& folder) {
+  const FileDescriptor file(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (::fsync(file.get()) == 0 || errno == EINVAL || errno == EROFS || errno == ENOTSUP) return;
+  fail("{}: cannot be flushed: {}", folder.string(), std::strerror(errno));
+}
+
+int64_t free_bytes(const fs::path& folder) {
+  struct statvfs disk {};
+  if (::statvfs(folder.c_str(), &disk) != 0 || disk.f_blocks == 0) return -1;
+  return static_cast<int64_t>(disk.f_bavail) * static_cast<int64_t>(disk.f_frsize);
 }
 
 std::vector<fs::directory_entry> list_folder(const fs::path& folder) {

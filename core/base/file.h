@@ -56,6 +56,14 @@ std::string_view misplaced_file(std::string_view start);
 /// cannot be read or written.
 void copy_file(const std::filesystem::path& from, const std::filesystem::path& to);
 
+/// Flushes what was created, renamed and removed in a folder, where its file system can. Error if
+/// that fails.
+void flush_folder(const std::filesystem::path& folder);
+
+/// The bytes that are free to this user where a folder lies; negative if the file system does not
+/// tell.
+int64_t free_bytes(const std::filesystem::path& folder);
+
 /// What is in a folder, sorted by name; Error names the folder if it cannot be read.
 std::vector<std::filesystem::directory_entry> list_folder(const std::filesystem::path& folder);
 

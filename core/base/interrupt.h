@@ -4,7 +4,7 @@
 
 namespace aqhost {
 
-/// Thrown by check_interrupt(); unwinding removes what was half-written.
+/// Thrown by check_interrupt(); unwinding leaves nothing half-written.
 class Interrupted : public std::exception {
  public:
   const char* what() const noexcept override { return "interrupted"; }

@@ -122,6 +122,12 @@ void Reader::check_unchanged() const {
   for (const auto& file : files_) file->check_unchanged();
 }
 
+std::vector<const SafetensorsFile*> Reader::files() const {
+  std::vector<const SafetensorsFile*> files;
+  for (const auto& file : files_) files.push_back(file.get());
+  return files;
+}
+
 std::vector<std::byte> Reader::bytes(std::string_view name) const {
   const auto& [file, tensor] = existing(name);
   return file->load(*tensor).bytes;

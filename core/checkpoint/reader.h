@@ -28,6 +28,8 @@ class Reader : public Source {
 
   /// Where a tensor lies in its file, or nullptr. Valid as long as this.
   const StoredTensor* stored(std::string_view name) const;
+  /// The safetensors files.
+  std::vector<const SafetensorsFile*> files() const;
   /// All bytes of a tensor that is there, as they are stored.
   std::vector<std::byte> bytes(std::string_view name) const;
 

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/sha256.h"
 
 namespace aqhost {
 namespace {
@@ -156,6 +157,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
   file_.read(0, start);
   start.resize(header_bytes(start, file_.size(), path.string()));
   file_.read(0, start);
+  header_sha256_ = sha256_of(start);
   SafetensorsHeader header = parse_safetensors(start, file_.size(), path.string());
   tensors_ = std::move(header.tensors);
   metadata_ = std::move(header.metadata);

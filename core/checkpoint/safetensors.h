@@ -33,6 +33,9 @@ class SafetensorsFile {
   explicit SafetensorsFile(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return file_.path(); }
+  int64_t size() const { return file_.size(); }
+  /// SHA-256 of the header, which tells how the tensors lie in the file.
+  const std::string& header_sha256() const { return header_sha256_; }
   const std::vector<StoredTensor>& tensors() const { return tensors_; }  // sorted by name
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
@@ -45,6 +48,7 @@ class SafetensorsFile {
 
  private:
   InputFile file_;
+  std::string header_sha256_;
   std::vector<StoredTensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };

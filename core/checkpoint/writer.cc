@@ -1,7 +1,6 @@
 #include "checkpoint/writer.h"
 
 #include <fcntl.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -32,28 +31,28 @@ struct Place {
 };
 
 struct Shard {
+  std::size_t group = 0;
   std::vector<const TensorInfo*> tensors;
   std::string name;
+  int64_t bytes = 0;
   int fd = -1;
 };
 
-/// Tensors in the order given, a new shard where the next would pass `most` bytes.
-std::vector<Shard> split(const std::vector<TensorInfo>& tensors, int64_t most) {
-  std::vector<Shard> shards(1);
-  int64_t size = 0;
+/// Appends shards of a group's tensors in the order given, a new one where the next tensor would
+/// pass `maximum` bytes.
+void split(std::size_t group, const std::vector<TensorInfo>& tensors, int64_t maximum,
+           std::vector<Shard>& shards) {
+  bool full = true;
   for (const TensorInfo& info : tensors) {
-    if (size > 0 && size + bytes_of(info) > most) {
+    const int64_t bytes = bytes_of(info);
+    if (full || (shards.back().bytes > 0 && shards.back().bytes + bytes > maximum)) {
       shards.emplace_back();
-      size = 0;
+      shards.back().group = group;
+      full = false;
     }
-    size += bytes_of(info);
+    shards.back().bytes += bytes;
     shards.back().tensors.push_back(&info);
   }
-  for (std::size_t i = 0; i < shards.size(); i++)
-    shards[i].name = shards.size() == 1
-                         ? "model.safetensors"
-                         : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-  return shards;
 }
 
 /// Length and JSON, padded so that the data begins aligned.
@@ -92,96 +91,116 @@ void write_at(int fd, const std::byte* data, std::size_t size, int64_t offset,
 
 struct Writer::Impl {
   fs::path directory;
-  std::vector<TensorInfo> tensors;
+  std::vector<std::vector<TensorInfo>> groups;
   std::vector<Shard> shards;
   std::map<std::string, Place, std::less<>> places;
-  int64_t total = 0;
 
   std::string path_of(const Shard& shard) const { return (directory / shard.name).string(); }
+  /// Where it is written until it is finished.
+  std::string part_of(const Shard& shard) const { return path_of(shard) + ".part"; }
 
   ~Impl() {
     for (const Shard& shard : shards)
       if (shard.fd >= 0) ::close(shard.fd);
   }
 
-  /// Announced, of that size, and not written before.
+  template <typename Body>
+  void each_shard(std::size_t group, Body body) {
+    for (Shard& shard : shards)
+      if (shard.group == group) body(shard);
+  }
+
+  /// Announced, of that size, of a group that was begun, and not written before.
   const Place& take(std::string_view name, std::size_t size) {
     const auto it = places.find(name);
     if (it == places.end()) fail("tensor {} was not announced to be written", name);
     Place& place = it->second;
     if (static_cast<int64_t>(size) != place.size)
       fail("tensor {}: {} bytes to write, {} were announced", name, size, place.size);
+    if (shards[place.shard].fd < 0) fail("tensor {} is written before its group was begun", name);
     if (place.written.exchange(true)) fail("tensor {} is written twice", name);
     return place;
   }
 
-  /// Error if the disk has not room for the tensors, which are nearly all there is to write.
-  void check_room() const {
-    int64_t needed = 0;
-    for (const TensorInfo& info : tensors) needed += bytes_of(info);
-    struct statvfs disk {};
-    if (::statvfs(directory.c_str(), &disk) != 0 || disk.f_blocks == 0) return;  // not told
-    const auto free = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
-    if (static_cast<double>(needed) > free)
-      fail("{}: No space left on device: the export takes {:.3f} GB, {:.3f} GB are free",
-           directory.string(), static_cast<double>(needed) / 1e9, free / 1e9);
+  void lay_out() {
+    for (std::size_t i = 0; i < shards.size(); i++) {
+      Shard& shard = shards[i];
+      shard.name = shards.size() == 1
+                       ? "model.safetensors"
+                       : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+      auto offset = static_cast<int64_t>(header_of(shard).size());
+      for (const TensorInfo* info : shard.tensors) {
+        const auto [it, added] = places.try_emplace(info->name);
+        if (!added) fail("{}: tensor {} is to be written twice", directory.string(), info->name);
+        it->second.shard = i;
+        it->second.offset = offset;
+        it->second.size = bytes_of(*info);
+        offset += it->second.size;
+      }
+    }
   }
 
   /// Creates a shard's file at its full size, with its header.
-  void create(std::size_t index) {
-    Shard& shard = shards[index];
-    const std::string path = path_of(shard);
-    shard.fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  void create(Shard& shard) const {
+    const std::string path = part_of(shard);
+    shard.fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (shard.fd < 0) fail("{}: {}", path, std::strerror(errno));
     const std::string header = header_of(shard);
-    auto offset = static_cast<int64_t>(header.size());
-    for (const TensorInfo* info : shard.tensors) {
-      const auto [it, added] = places.try_emplace(info->name);
-      if (!added) fail("{}: tensor {} is to be written twice", directory.string(), info->name);
-      it->second.shard = index;
-      it->second.offset = offset;
-      it->second.size = bytes_of(*info);
-      offset += it->second.size;
-      total += it->second.size;
-    }
+    const int64_t size = static_cast<int64_t>(header.size()) + shard.bytes;
     int error = EINTR;
     while (error == EINTR) {
       check_interrupt();
-      error = ::posix_fallocate(shard.fd, 0, offset);
+      error = ::posix_fallocate(shard.fd, 0, size);
     }
-    if (error != 0) fail("{}: cannot reserve {} bytes: {}", path, offset, std::strerror(error));
+    if (error != 0) fail("{}: cannot reserve {} bytes: {}", path, size, std::strerror(error));
     write_at(shard.fd, reinterpret_cast<const std::byte*>(header.data()), header.size(), 0, path);
-  }
-
-  void write_index() const {
-    if (shards.size() == 1) return;
-    Json index{{"metadata", {{"total_size", total}}}, {"weight_map", Json::object()}};
-    for (const Shard& shard : shards)
-      for (const TensorInfo* info : shard.tensors) index["weight_map"][info->name] = shard.name;
-    write_file(directory / "model.safetensors.index.json", to_text(index, 2) + "\n");
   }
 };
 
-Writer::Writer(const fs::path& directory, std::vector<TensorInfo> tensors, int64_t max_shard_bytes)
+Writer::Writer(const fs::path& directory, std::vector<std::vector<TensorInfo>> groups,
+               int64_t max_shard_bytes)
     : impl_(std::make_unique<Impl>()) {
   impl_->directory = directory;
-  impl_->tensors = std::move(tensors);
-  // wide elements first: every tensor then begins at a multiple of its element's size
-  std::stable_sort(impl_->tensors.begin(), impl_->tensors.end(),
-                   [](const TensorInfo& a, const TensorInfo& b) {
-                     return dtype_size(a.dtype) > dtype_size(b.dtype);
-                   });
-  impl_->shards = split(impl_->tensors, max_shard_bytes);
-  impl_->check_room();
-  for (std::size_t i = 0; i < impl_->shards.size(); i++) impl_->create(i);
+  impl_->groups = std::move(groups);
+  for (std::size_t g = 0; g < impl_->groups.size(); g++) {
+    auto& tensors = impl_->groups[g];
+    // wide elements first: every tensor then begins at a multiple of its element's size
+    std::stable_sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
+      return dtype_size(a.dtype) > dtype_size(b.dtype);
+    });
+    split(g, tensors, max_shard_bytes, impl_->shards);
+  }
+  impl_->lay_out();
 }
 
 Writer::~Writer() = default;
 
+std::vector<std::string> Writer::files(std::size_t group) const {
+  std::vector<std::string> names;
+  impl_->each_shard(group, [&](const Shard& shard) { names.push_back(shard.name); });
+  return names;
+}
+
+int64_t Writer::bytes(std::size_t group) const {
+  int64_t bytes = 0;
+  impl_->each_shard(group, [&](const Shard& shard) { bytes += shard.bytes; });
+  return bytes;
+}
+
+int64_t Writer::bytes() const {
+  int64_t bytes = 0;
+  for (const Shard& shard : impl_->shards) bytes += shard.bytes;
+  return bytes;
+}
+
+void Writer::begin(std::size_t group) {
+  impl_->each_shard(group, [&](Shard& shard) { impl_->create(shard); });
+}
+
 void Writer::write(std::string_view name, std::span<const std::byte> bytes) {
   const Place& place = impl_->take(name, bytes.size());
   const Shard& shard = impl_->shards[place.shard];
-  write_at(shard.fd, bytes.data(), bytes.size(), place.offset, impl_->path_of(shard));
+  write_at(shard.fd, bytes.data(), bytes.size(), place.offset, impl_->part_of(shard));
 }
 
 void Writer::copy(std::string_view name, const Read& read) {
@@ -195,24 +214,35 @@ void Writer::copy(std::string_view name, const Read& read) {
     const auto part =
         std::span(buffer).first(static_cast<std::size_t>(std::min(kPart, size - begin)));
     read(begin, part);
-    write_at(shard.fd, part.data(), part.size(), place.offset + begin, impl_->path_of(shard));
+    write_at(shard.fd, part.data(), part.size(), place.offset + begin, impl_->part_of(shard));
   }
 }
 
-void Writer::check_written() const {
+void Writer::check_written(std::size_t group) const {
   for (const auto& [name, place] : impl_->places)
-    if (!place.written) fail("tensor {} was never written", name);
+    if (impl_->shards[place.shard].group == group && !place.written)
+      fail("tensor {} was never written", name);
 }
 
-int64_t Writer::finish() {
-  check_written();
-  for (Shard& shard : impl_->shards) {
+void Writer::finish(std::size_t group) {
+  check_written(group);
+  impl_->each_shard(group, [&](Shard& shard) {
+    const std::string part = impl_->part_of(shard);
     const int fd = std::exchange(shard.fd, -1);
     const bool flushed = ::fsync(fd) == 0;
-    if (::close(fd) != 0 || !flushed) fail("{}: {}", impl_->path_of(shard), std::strerror(errno));
-  }
-  impl_->write_index();
-  return impl_->total;
+    const int error = errno;
+    if (::close(fd) != 0 || !flushed) fail("{}: {}", part, std::strerror(flushed ? errno : error));
+    if (::rename(part.c_str(), impl_->path_of(shard).c_str()) != 0)
+      fail("{}: {}", part, std::strerror(errno));
+  });
+}
+
+void Writer::write_index() const {
+  if (impl_->shards.size() == 1) return;
+  Json index{{"metadata", {{"total_size", bytes()}}}, {"weight_map", Json::object()}};
+  for (const Shard& shard : impl_->shards)
+    for (const TensorInfo* info : shard.tensors) index["weight_map"][info->name] = shard.name;
+  write_file(impl_->directory / "model.safetensors.index.json", to_text(index, 2) + "\n");
 }
 
 }  // namespace aqhost

@@ -42,12 +42,13 @@ std::string marks(const Row& row, std::size_t columns, int64_t most) {
 
 }  // namespace
 
-std::vector<std::string> coverage_rows(const Json& experts, std::size_t width) {
+std::vector<std::string> coverage_rows(const std::vector<ExpertReport>& experts,
+                                       std::size_t width) {
   std::map<int32_t, Row> layers;
-  for (const Json& e : experts) {
-    Row& row = layers[e["layer"].get<int32_t>()];
-    row.tokens.push_back(e["tokens"].get<int64_t>());
-    row.starved.push_back(e["starved"].get<bool>());
+  for (const ExpertReport& e : experts) {
+    Row& row = layers[e.layer];
+    row.tokens.push_back(e.tokens);
+    row.starved.push_back(e.starved);
   }
   std::vector<std::string> lines;
   for (const auto& [index, row] : layers) {
@@ -61,26 +62,27 @@ std::vector<std::string> coverage_rows(const Json& experts, std::size_t width) {
   return lines;
 }
 
-std::string starved_warning(const Json& report) {
+std::string starved_warning(const RunReport& report) {
   int64_t starved = 0, unseen = 0;
   double factor = 1;
-  for (const Json& e : report["experts"]) {
-    if (!e["starved"].get<bool>()) continue;
+  for (const ExpertReport& e : report.rows.experts) {
+    if (!e.starved) continue;
     starved++;
-    const auto tokens = e["tokens"].get<double>();
-    if (tokens == 0) unseen++;
-    if (tokens > 0) factor = std::max(factor, e["needed"].get<double>() / tokens);
+    if (e.tokens == 0)
+      unseen++;
+    else
+      factor = std::max(factor, static_cast<double>(e.needed) / static_cast<double>(e.tokens));
   }
   if (starved == 0) return {};
   std::string told = fmt::format(
       "{} of {} experts saw fewer tokens than they need and were solved with their layer's inputs "
       "mixed in",
-      starved, report["experts"].size());
+      starved, report.rows.experts.size());
   if (starved > unseen)
     told += fmt::format("; about {:.1f} times as much calibration text would be enough for {}",
                         factor, unseen > 0 ? fmt::format("{} of them", starved - unseen) : "all");
-  if (const Json& calibration = report["calibration"]; starved > unseen) {
-    const auto windows = calibration["windows"].get<double>();
+  if (report.calibration && starved > unseen) {
+    const auto windows = static_cast<double>(report.calibration->windows);
     told += fmt::format(" (--nsamples {:.0f})", std::ceil(factor * windows));
   }
   if (unseen > 0) told += fmt::format("; {} saw none: give text of other kinds too", unseen);

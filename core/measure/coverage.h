@@ -5,18 +5,18 @@
 #include <string>
 #include <vector>
 
-#include "base/json.h"
+#include "run/report.h"
 
 namespace aqhost {
 
-/// From the "experts" of a report, for people: a row a layer with a mark for each expert, as high
-/// as its tokens are many beside the layer's most, then the least, the most and the spread. '!'
-/// stands for an expert that is starved. Where experts are too many for `width` columns, a mark
-/// shows the least of several neighbours.
-std::vector<std::string> coverage_rows(const Json& experts, std::size_t width);
+/// What calibration saw of the experts, for people: one line per layer, with one bar per expert
+/// whose height is relative to the busiest expert of the layer, then the minimum, the maximum and
+/// the spread of the token counts. '!' stands for an expert that is starved. Where there are more
+/// experts than fit in `width` columns, one bar shows the minimum of several neighbours.
+std::vector<std::string> coverage_rows(const std::vector<ExpertReport>& experts, std::size_t width);
 
-/// What to tell of the starved experts of a whole report, with how much more text would help;
-/// empty if there are none.
-std::string starved_warning(const Json& report);
+/// A warning of the experts that saw too few tokens, with how much more text would help; empty if
+/// there are none.
+std::string starved_warning(const RunReport& report);
 
 }  // namespace aqhost

@@ -29,7 +29,6 @@ namespace {
 
 constexpr uint32_t kMostOffered = 256;
 constexpr int kProbeSeconds = 30;
-constexpr const char* kHostVersion = "0.1.0";
 
 /// Where the warnings of plugins that this thread runs go; nullptr: to the log.
 thread_local std::vector<std::string>* collected_warnings = nullptr;
@@ -58,7 +57,7 @@ void AQ_CALL log_message(const aq_host*, int32_t severity, const char* message) 
 const void* AQ_CALL no_extension(const aq_host*, const char*) { return nullptr; }
 
 const aq_host kHost{sizeof(aq_host), AQ_ABI_MINOR, nullptr,     "aqhost",
-                    kHostVersion,    log_message,  no_extension};
+                    AQHOST_VERSION,   log_message,  no_extension};
 
 /// One model or format of a factory.
 template <typename Factory>

@@ -1,13 +1,10 @@
 #include "run/calibration.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 
 #include "base/error.h"
-#include "base/progress.h"
 #include "calibrate/windows.h"
 #include "run/balance.h"
 
@@ -31,12 +28,13 @@ struct Corpus {
   std::vector<double> weights;
 };
 
-Corpus read_files(const Reader& original, const Model& model, const CalibrationOptions& options) {
+Corpus read_files(const Reader& original, const Model& model, const CalibrationOptions& options,
+                  RunObserver& observer) {
   Corpus corpus;
   corpus.separator = document_separator(original.config(), model.desc().vocab_size);
   CorpusReader reader(original.directory(), model.desc().vocab_size, corpus.separator);
   for (const CorpusFile& file : options.files) {
-    corpus.files.push_back(read_windows(reader, file.path, options.seqlen));
+    corpus.files.push_back(read_windows(reader, file.path, options.seqlen, observer));
     corpus.available.push_back(corpus.files.back().ids.size(0));
     corpus.weights.push_back(file.weight);
   }
@@ -85,18 +83,21 @@ at::Tensor with_random(const at::Tensor& text, int64_t vocab_size,
   return at::stack(rows);
 }
 
-/// Replaces `places` by as many of each file, from a larger pool, that even out expert use. Returns
-/// {pool, spread_before, spread_after}.
-Json balance(const Reader& original, const Model& model, const CalibrationOptions& options,
-             const at::TensorOptions& run, const Corpus& corpus, std::vector<Place>& places) {
+/// Replaces `places` by as many of each file, from a larger pool, that even out expert use.
+CalibrationReport::Balance balance(const Reader& original, const Model& model,
+                                   const CalibrationOptions& options, const at::TensorOptions& run,
+                                   const Corpus& corpus, std::vector<Place>& places,
+                                   RunObserver& observer) {
   const std::vector<Place> pool = choose(corpus, kPool * text_windows(options), options.seed);
   if (pool.size() == places.size())
-    spdlog::warn("--balance-experts: the text has {} windows, there are no others to choose from",
-                 pool.size());
-  Progress progress("balancing experts", model.desc().n_layers, "layers", options.quiet);
+    observer.warn(fmt::format(
+        "--balance-experts: the text has {} windows, there are no others to choose from",
+        pool.size()));
+  observer.begin("balancing experts", model.desc().n_layers, "layers");
   const WindowUse use = window_use(
       original, model, windows_at(corpus, pool), run,
-      [&](int32_t layer) { progress.update(layer + 1, fmt::format("layer {}", layer)); });
+      [&](int32_t layer) { observer.update(layer + 1, fmt::format("layer {}", layer)); });
+  observer.end();
   std::vector<int64_t> before, quota;
   std::vector<std::size_t> file;
   for (const Place& place : pool) {
@@ -108,61 +109,64 @@ Json balance(const Reader& original, const Model& model, const CalibrationOption
   const std::vector<int64_t> after = choose_balanced(use, file, quota);
   places.clear();
   for (const int64_t w : after) places.push_back(pool[static_cast<std::size_t>(w)]);
-  return {{"pool", pool.size()},
-          {"spread_before", spread_of(use, before)},
-          {"spread_after", spread_of(use, after)}};
+  return {static_cast<int64_t>(pool.size()), spread_of(use, before), spread_of(use, after)};
 }
 
 }  // namespace
 
-FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file, int64_t length) {
+FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file, int64_t length,
+                         RunObserver& observer) {
   FileWindows read = reader.read(file, length);
   if (const std::string joined = describe_joined(read, reader.separator()); !joined.empty())
-    spdlog::info("{}: {}", file.string(), joined);
+    observer.inform(fmt::format("{}: {}", file.string(), joined));
   if (read.chats > 0)
-    spdlog::warn(
+    observer.warn(fmt::format(
         "{}: {} documents are chats; the text of their turns is taken without the model's chat "
         "template; apply the template and give the result as \"text\" to include it",
-        file.string(), read.chats);
+        file.string(), read.chats));
   return read;
 }
 
 Calibration read_calibration(const Reader& original, const Model& model,
-                             const CalibrationOptions& options, const at::TensorOptions& run) {
+                             const CalibrationOptions& options, const at::TensorOptions& run,
+                             RunObserver& observer) {
   const int64_t longest = model.desc().max_positions;
   if (longest > 0 && options.seqlen > longest)
     fail("--seqlen {} is longer than the {} positions the model was made for", options.seqlen,
          longest);
-  const Corpus corpus = read_files(original, model, options);
+  const Corpus corpus = read_files(original, model, options, observer);
   const int64_t text = text_windows(options);
   std::vector<Place> places = choose(corpus, text, options.seed);
   double all = 0;
   for (const double weight : corpus.weights) all += weight;
-  Json files = Json::array();
+  CalibrationReport report;
   for (std::size_t i = 0; i < options.files.size(); i++) {
     const double asked = std::floor(static_cast<double>(text) * corpus.weights[i] / all);
     if (static_cast<double>(corpus.available[i]) < asked)
-      spdlog::warn("{}: {} windows of {} tokens, {:.0f} were asked for",
-                   options.files[i].path.string(), corpus.available[i], options.seqlen, asked);
+      observer.warn(fmt::format("{}: {} windows of {} tokens, {:.0f} were asked for",
+                                options.files[i].path.string(), corpus.available[i], options.seqlen,
+                                asked));
     const FileWindows& read = corpus.files[i];
-    files.push_back(
-        {{"file", options.files[i].path.filename().string()},
-         {"weight", corpus.weights[i]},
-         {"windows", count_of(places, i)},
-         {"available", corpus.available[i]},
-         {"documents", read.documents},
-         {"tokens", read.tokens},
-         {"unused_tokens", read.unused},
-         {"joined_windows", read.joined},
-         {"separator", read.joined > 0 && corpus.separator ? Json(*corpus.separator) : Json()}});
+    CalibrationReport::File file;
+    file.file = options.files[i].path.filename().string();
+    file.weight = corpus.weights[i];
+    file.windows = count_of(places, i);
+    file.available = corpus.available[i];
+    file.documents = read.documents;
+    file.tokens = read.tokens;
+    file.unused_tokens = read.unused;
+    file.joined_windows = read.joined;
+    if (read.joined > 0) file.separator = corpus.separator;
+    report.files.push_back(std::move(file));
   }
-  Json report{{"files", files}, {"seqlen", options.seqlen}, {"seed", options.seed}};
+  report.seqlen = options.seqlen;
+  report.seed = options.seed;
   if (options.balance_experts)
-    report["balance"] = balance(original, model, options, run, corpus, places);
+    report.balance = balance(original, model, options, run, corpus, places, observer);
   const at::Tensor windows =
       with_random(windows_at(corpus, places), model.desc().vocab_size, options);
-  report["windows"] = windows.size(0);
-  report["random_windows"] = windows.size(0) - static_cast<int64_t>(places.size());
+  report.windows = windows.size(0);
+  report.random_windows = windows.size(0) - static_cast<int64_t>(places.size());
   return {windows, report};
 }
 

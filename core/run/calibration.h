@@ -5,10 +5,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "base/json.h"
+#include "base/observer.h"
 #include "calibrate/corpus.h"
 #include "checkpoint/reader.h"
 #include "plugin/model.h"
+#include "run/report.h"
 
 namespace aqhost {
 
@@ -19,20 +20,17 @@ struct CalibrationOptions {
   uint64_t seed = 0;
   int64_t random_percent = 50;   // of the windows, below 100: random_windows() in place of text
   bool balance_experts = false;  // choose_balanced() from a pool of four times as many
-  bool quiet = false;            // no progress
 };
 
 /// What a run is calibrated on.
 struct Calibration {
   at::Tensor windows;  // [n, seqlen] i64
-  /// {files: [{file, weight, windows, available, documents, tokens, unused_tokens, joined_windows,
-  /// separator}], random_windows, windows, seqlen, seed, and, if it was asked for, balance: {pool,
-  /// spread_before, spread_after}}
-  Json report;
+  CalibrationReport report;
 };
 
-/// reader.read(), telling the user of windows that hold several documents, and of chats.
-FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file, int64_t length);
+/// reader.read(), telling the observer of windows that hold several documents, and of chats.
+FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file, int64_t length,
+                         RunObserver& observer);
 
 /// Reads the files and chooses windows from each by `seed`, as many as its weight says; windows of
 /// different files, and random ones, take turns. Warns where there are fewer than were asked for,
@@ -40,6 +38,7 @@ FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file
 /// which the original runs to balance experts. Error as CorpusReader, and where seqlen is more than
 /// the model was made for.
 Calibration read_calibration(const Reader& original, const Model& model,
-                             const CalibrationOptions& options, const at::TensorOptions& run);
+                             const CalibrationOptions& options, const at::TensorOptions& run,
+                             RunObserver& observer);
 
 }  // namespace aqhost

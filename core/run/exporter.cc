@@ -1,7 +1,5 @@
 #include "run/exporter.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <array>
 #include <map>
@@ -48,13 +46,13 @@ bool is_side_file(const fs::path& file) {
 /// Appends the side files in original / folder, and in the folders below it (such as
 /// additional_chat_templates), by their names relative to `original`.
 void find_side_files(const fs::path& original, const fs::path& folder,
-                     std::vector<std::string>& names) {
+                     std::vector<std::string>& names, RunObserver& observer) {
   std::vector<fs::directory_entry> entries;
   try {
     entries = list_folder(original / folder);
   } catch (const Error& e) {
     if (folder.empty()) throw;
-    spdlog::warn("{}; what is in it is not copied to the export", e.what());
+    observer.warn(fmt::format("{}; what is in it is not copied to the export", e.what()));
   }
   const auto is_weights = [](const fs::directory_entry& entry) {
     return entry.path().filename() == "config.json" || entry.path().extension() == ".safetensors";
@@ -66,7 +64,7 @@ void find_side_files(const fs::path& original, const fs::path& folder,
     const std::string name = entry.path().filename().string();
     if (name.starts_with(".")) continue;
     if (fs::is_directory(entry.symlink_status(ignored)))
-      find_side_files(original, folder / name, names);
+      find_side_files(original, folder / name, names, observer);
     const bool own = folder.empty() && (contains(kOwnFiles, name) || name.ends_with(".index.json"));
     if (own || !is_side_file(entry.path())) continue;
     if (fs::is_symlink(entry.symlink_status(ignored)) && !entry.exists(ignored))
@@ -88,9 +86,9 @@ void check_side_file(const fs::path& path) {
     fail("{}: is {}", path.string(), other);
 }
 
-std::vector<std::string> side_files(const fs::path& original) {
+std::vector<std::string> side_files(const fs::path& original, RunObserver& observer) {
   std::vector<std::string> names;
-  find_side_files(original, "", names);
+  find_side_files(original, "", names, observer);
   for (const std::string& name : names) check_side_file(original / name);
   return names;
 }
@@ -98,38 +96,6 @@ std::vector<std::string> side_files(const fs::path& original) {
 bool is_shard(const std::string& name) {
   return name == "model.safetensors" ||
          (name.starts_with("model-") && name.ends_with(".safetensors"));
-}
-
-/// What an earlier run wrote to `target`: --overwrite is for that alone, never for an original or a
-/// folder of another kind. `side`: the side files of this run.
-std::set<std::string> earlier_files(const fs::path& target, const std::vector<std::string>& side) {
-  if (StagedDirectory::is_free(target)) return {};
-  std::error_code ignored;
-  if (!fs::exists(target / kReport, ignored))
-    fail(
-        "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
-        "folder",
-        target.string(), kReport);
-  std::set<std::string> files(kOwnFiles.begin(), kOwnFiles.end());
-  const Json report = read_json(target / kReport);
-  const bool ours = report.is_object() && report.value("generator", Json()) == "aqhost" &&
-                    fs::exists(target / "config.json", ignored) &&
-                    is_quantized(read_json(target / "config.json"));
-  if (!ours)
-    fail(
-        "{}: is no earlier export of aqhost (its {} or config.json says otherwise), and is not "
-        "replaced; choose another folder",
-        target.string(), kReport);
-  if (const auto list = report.find(kFiles); list != report.end() && list->is_array()) {
-    for (const Json& name : *list)
-      if (name.is_string()) files.insert(name.get<std::string>());
-    return files;
-  }
-  files.insert(side.begin(), side.end());  // reports of version 0.1 have no list
-  for (const auto& entry : list_folder(target))
-    if (const std::string name = entry.path().filename().string(); is_shard(name))
-      files.insert(name);
-  return files;
 }
 
 /// lm_head where it is the embedding, and whatever the checkpoint has besides the model that may be
@@ -156,51 +122,104 @@ std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
 
 }  // namespace
 
-void check_side_files(const Reader& original) { side_files(original.directory()); }
-
-Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan,
-                   const fs::path& target, int64_t max_shard_bytes, bool overwrite)
-    : original_(original),
-      plan_(plan),
-      target_(target),
-      side_files_(side_files(original.directory())),
-      staged_(target, overwrite ? earlier_files(target, side_files_) : std::set<std::string>()),
-      other_linears_(linears_besides(original, model)),
-      own_head_(!model.desc().tied_embeddings) {
-  for (const auto& [path, bytes] : staged_.leftovers())
-    spdlog::warn("{} ({} MB) is left from an earlier run that was killed; it can be deleted",
-                 path.string(), bytes / 1'000'000);
-  plan_tensors(model, plan);
-  writer_ = std::make_unique<Writer>(staged_.path(), tensors_, max_shard_bytes);
-  write_config(plan);
-  copy_side_files();
-  staged_.check();
+void check_side_files(const Reader& original) {
+  RunObserver silent;
+  side_files(original.directory(), silent);
 }
 
-void Exporter::plan_tensors(const Model& model, const Plan& plan) {
+std::set<std::string> replaced_files(const Reader& original, const fs::path& target,
+                                     bool overwrite) {
+  if (!overwrite || WorkFolder::is_free(target)) return {};
+  std::error_code ignored;
+  if (!fs::exists(target / kReport, ignored))
+    fail(
+        "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
+        "folder",
+        target.string(), kReport);
+  std::set<std::string> files(kOwnFiles.begin(), kOwnFiles.end());
+  const Json report = read_json(target / kReport);
+  const bool ours = report.is_object() && report.value("generator", Json()) == "aqhost" &&
+                    fs::exists(target / "config.json", ignored) &&
+                    is_quantized(read_json(target / "config.json"));
+  if (!ours)
+    fail(
+        "{}: is no earlier export of aqhost (its {} or config.json says otherwise), and is not "
+        "replaced; choose another folder",
+        target.string(), kReport);
+  if (const auto list = report.find(kFiles); list != report.end() && list->is_array()) {
+    for (const Json& name : *list)
+      if (name.is_string()) files.insert(name.get<std::string>());
+    return files;
+  }
+  RunObserver silent;  // reports of version 0.1 have no list
+  for (const std::string& name : side_files(original.directory(), silent)) files.insert(name);
+  for (const auto& entry : list_folder(target))
+    if (const std::string name = entry.path().filename().string(); is_shard(name))
+      files.insert(name);
+  return files;
+}
+
+Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan, WorkFolder& work,
+                   int64_t max_shard_bytes)
+    : original_(original),
+      plan_(plan),
+      work_(work),
+      units_(model.desc().n_layers + 1),
+      unit_tensors_(static_cast<std::size_t>(units_)),
+      other_linears_(linears_besides(original, model)),
+      own_head_(!model.desc().tied_embeddings) {
+  std::vector<std::vector<TensorInfo>> tensors(unit_tensors_.size());
+  plan_tensors(model, tensors);
+  writer_ = std::make_unique<Writer>(work.result(), std::move(tensors), max_shard_bytes);
+}
+
+std::vector<std::string> Exporter::shards(int32_t unit) const {
+  return writer_->files(static_cast<std::size_t>(unit));
+}
+
+void Exporter::write_files(RunObserver& observer) {
+  write_config();
+  copy_side_files(observer);
+  work_.check();
+}
+
+/// `tensors`: those of each unit, in the order in which they are written.
+void Exporter::plan_tensors(const Model& model, std::vector<std::vector<TensorInfo>>& tensors) {
+  const auto unit_at = [this](int32_t layer) { return static_cast<std::size_t>(unit_of(layer)); };
   std::set<std::string> replaced;
-  for (const PlannedModule& m : plan.modules) {
+  for (const PlannedModule& m : plan_.modules) {
     if (!m.format) continue;
     replaced.insert(m.module->weight.name);
     for (const TensorInfo& info : m.packed)
-      tensors_.push_back({m.module->name + "." + info.name, info.dtype, info.shape});
+      tensors[unit_at(m.module->key.layer)].push_back(
+          {m.module->name + "." + info.name, info.dtype, info.shape});
   }
   for (const Module& module : model.modules()) {
-    const bool planned = plan.modules[module.index].format != nullptr;
+    const bool planned = plan_.modules[module.index].format != nullptr;
     if (planned || !replaced.contains(module.weight.name)) continue;
+    const std::size_t unit = unit_at(module.key.layer);
     const DType dtype = original_.find(module.weight.name)->dtype;
-    splits_.push_back({&module, dtype});
-    tensors_.push_back({module.name + ".weight", dtype, {module.out_features, module.in_features}});
+    unit_tensors_[unit].splits.push_back({&module, dtype});
+    tensors[unit].push_back(
+        {module.name + ".weight", dtype, {module.out_features, module.in_features}});
   }
   // a matrix by itself is written under its module's name, wherever the checkpoint has it
-  std::map<std::string, std::string> names;
-  for (const Module& module : model.modules())
-    if (is_whole_tensor(module.weight)) names[module.weight.name] = module.name + ".weight";
+  std::map<std::string, const Module*> whole;
+  std::map<std::string, int32_t> layers;  // of stored tensors
+  for (const Module& module : model.modules()) {
+    if (is_whole_tensor(module.weight)) whole[module.weight.name] = &module;
+    layers[module.weight.name] = module.key.layer;
+  }
+  for (const NeededTensor& needed : model.needed_tensors(original_))
+    if (const auto key = model.find_key(needed.ref.name)) layers[needed.ref.name] = key->layer;
   for (const TensorInfo& info : original_.tensors()) {
     if (replaced.contains(info.name)) continue;
-    const auto name = names.find(info.name);
-    copied_.emplace_back(info.name, name == names.end() ? info.name : name->second);
-    tensors_.push_back({copied_.back().second, info.dtype, info.shape});
+    const auto layer = layers.find(info.name);
+    const std::size_t unit = unit_at(layer == layers.end() ? -1 : layer->second);
+    const auto module = whole.find(info.name);
+    const std::string name = module == whole.end() ? info.name : module->second->name + ".weight";
+    unit_tensors_[unit].copied.push_back({info.name, name});
+    tensors[unit].push_back({name, info.dtype, info.shape});
   }
 }
 
@@ -215,46 +234,40 @@ void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix
                    std::as_bytes(std::span(&input_global, 1)));
 }
 
-int64_t Exporter::finish() {
-  writer_->check_written();
-  staged_.keep();
-  try {
-    original_.check_unchanged();
-    return writer_->finish();
-  } catch (const Error& e) {
-    fail("{}. {}", e.what(), staged_.fate("What the run has written so far", ""));
-  }
-}
-
-void Exporter::commit(Json report) {
-  try {
-    std::vector<std::string> files = staged_.files();
-    files.emplace_back(kReport);
-    report[kFiles] = files;
-    write_file(staged_.path() / kReport, to_text(report, 2) + "\n");
-  } catch (const Error& e) {
-    fail("{}. {}", e.what(),
-         staged_.fate("The export, which is finished but for this file,",
-                      fmt::format("; move it to {}", target_.string())));
-  }
-  staged_.commit();
-}
-
-void Exporter::write_dense() {
-  for (const auto& [stored, name] : copied_)
-    writer_->copy(name, [this, &from = stored](int64_t begin, std::span<std::byte> out) {
-      original_.read_stored(from, begin, out);
+void Exporter::finish(int32_t unit) {
+  original_.check_unchanged();
+  const Unit& tensors = unit_tensors_[static_cast<std::size_t>(unit)];
+  for (const Copied& tensor : tensors.copied)
+    writer_->copy(tensor.written, [&](int64_t begin, std::span<std::byte> out) {
+      original_.read_stored(tensor.stored, begin, out);
     });
-  for (const auto& [module, dtype] : splits_) {
+  for (const auto& [module, dtype] : tensors.splits) {
     const at::Tensor weight =
         read_tensor(original_, module->weight, {module->out_features, module->in_features});
     writer_->write(module->name + ".weight", bytes_of(weight, dtype));
   }
+  writer_->finish(static_cast<std::size_t>(unit));
 }
 
-Json Exporter::gptq_json(const Plan& plan) const {
+void Exporter::commit(Json report) {
+  work_.keep();
+  try {
+    writer_->write_index();
+    std::vector<std::string> files = work_.files();
+    files.emplace_back(kReport);
+    report[kFiles] = files;
+    write_file(work_.result() / kReport, to_text(report, 2) + "\n");
+  } catch (const Error& e) {
+    fail("{}. {}", e.what(),
+         work_.fate("The export, which is finished but for this file,",
+                    "; run the same command again to finish it"));
+  }
+  work_.commit();
+}
+
+Json Exporter::gptq_json() const {
   std::vector<GptqModule> modules;
-  for (const PlannedModule& m : plan.modules) {
+  for (const PlannedModule& m : plan_.modules) {
     modules.push_back({m.module->name, 0, -1});
     if (!m.format) continue;
     modules.back().bits = m.format->desc().element_bits;
@@ -264,9 +277,9 @@ Json Exporter::gptq_json(const Plan& plan) const {
   return gptq_config(modules);
 }
 
-void Exporter::write_config(const Plan& plan) {
+void Exporter::write_config() const {
   std::vector<ExportedModule> modules;
-  for (const PlannedModule& m : plan.modules)
+  for (const PlannedModule& m : plan_.modules)
     modules.push_back({m.module->name, m.format ? &m.format->config() : nullptr,
                        m.activations ? &m.activations->config() : nullptr});
   for (const std::string& name : other_linears_) modules.push_back({name, nullptr, nullptr});
@@ -276,20 +289,21 @@ void Exporter::write_config(const Plan& plan) {
   // vLLM takes the embedding wherever this is set, transformers only where the two are equal
   constexpr const char* kTied = "tie_word_embeddings";
   if (own_head_ && config.contains(kTied) && config[kTied] == true) config[kTied] = false;
-  const bool gptq = plan.layout == Layout::kGptq;
-  config["quantization_config"] = gptq ? gptq_json(plan) : quantization_config(modules);
+  const bool gptq = plan_.layout == Layout::kGptq;
+  config["quantization_config"] = gptq ? gptq_json() : quantization_config(modules);
   if (gptq)
-    write_file(staged_.path() / "quantize_config.json",
+    write_file(work_.result() / "quantize_config.json",
                to_text(config["quantization_config"], 2) + "\n");
-  write_file(staged_.path() / "config.json", to_text(config, 2) + "\n");
+  write_file(work_.result() / "config.json", to_text(config, 2) + "\n");
 }
 
-void Exporter::copy_side_files() {
-  for (const std::string& name : side_files_) {
-    const fs::path to = staged_.path() / name;
+void Exporter::copy_side_files(RunObserver& observer) const {
+  for (const std::string& name : side_files(original_.directory(), observer)) {
+    const fs::path to = work_.result() / name;
     std::error_code error;
     fs::create_directories(to.parent_path(), error);
-    if (error) fail("{}: {}", to.parent_path().string(), error.message());
+    if (!error) fs::remove(to, error);  // of an earlier try
+    if (error) fail("{}: {}", to.string(), error.message());
     aqhost::copy_file(fs::path(original_.directory()) / name, to);
   }
 }

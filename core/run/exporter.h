@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "base/json.h"
-#include "base/staged_directory.h"
+#include "base/observer.h"
+#include "base/work_folder.h"
 #include "checkpoint/reader.h"
 #include "checkpoint/writer.h"
 #include "plan/plan.h"
@@ -18,50 +20,73 @@ namespace aqhost {
 /// to nothing, or what a download leaves in place of a file. Exporter checks it as well.
 void check_side_files(const Reader& original);
 
-/// Writes the quantized checkpoint: packed modules under their own names, every other tensor as it
-/// was, config.json with quantization_config, and the tokenizer and other side files. Everything
-/// goes to a StagedDirectory, which becomes `target` in commit(). With `overwrite` the files of an
-/// earlier export are replaced; what the user has added to it stays.
+/// The files, relative to `target`, that an earlier export wrote there and that this one replaces;
+/// none where the folder is free. Error if `overwrite` is set and there is something else:
+/// --overwrite is for earlier exports alone, never for an original or a folder of another kind.
+std::set<std::string> replaced_files(const Reader& original, const std::filesystem::path& target,
+                                     bool overwrite);
+
+/// Writes the quantized checkpoint to `work`'s result: packed modules under their own names, every
+/// other tensor as it was, config.json with quantization_config, and the tokenizer and other side
+/// files. Its tensors are written unit by unit: unit l is layer l, the last unit holds all that
+/// lies outside the layers. Each unit has shards of its own, which stand there whole once it is
+/// finished.
 class Exporter {
  public:
-  /// Takes the disk space, and writes all that is known before the run: what cannot be read or
-  /// written later is an Error now. Warns of what killed runs left.
-  Exporter(const Reader& original, const Model& model, const Plan& plan,
-           const std::filesystem::path& target, int64_t max_shard_bytes, bool overwrite);
+  /// Lays out the files. Writes nothing.
+  Exporter(const Reader& original, const Model& model, const Plan& plan, WorkFolder& work,
+           int64_t max_shard_bytes);
 
-  /// The tensors that stay as they are; to be called once, before the run as well.
-  void write_dense();
+  /// The number of units: the layers, and one for the rest.
+  int32_t units() const { return units_; }
+  /// The names of a unit's shards in the result.
+  std::vector<std::string> shards(int32_t unit) const;
+  /// The bytes of the tensors of one unit, and of all.
+  int64_t bytes(int32_t unit) const { return writer_->bytes(static_cast<std::size_t>(unit)); }
+  int64_t bytes() const { return writer_->bytes(); }
 
+  /// Writes all that is known before the run, config.json and side files: what cannot be read or
+  /// written later is an Error now. The observer hears of folders that cannot be read.
+  void write_files(RunObserver& observer);
+
+  /// Creates the shards of a unit; before it the unit's modules are not written.
+  void begin(int32_t unit) { writer_->begin(static_cast<std::size_t>(unit)); }
   /// One planned module, each once; any thread.
   void write(const PlannedModule& planned, const QuantizedMatrix& matrix, float input_global);
+  /// Copies the unit's other tensors and flushes it; once all of its modules are written. Any
+  /// thread.
+  void finish(int32_t unit);
 
-  /// Once every tensor is written: flushes them. From here on a failure keeps the staging folder
-  /// and names it. Returns the bytes of all tensors.
-  int64_t finish();
-  /// After finish(): puts the export in place, with `report` and the list of all files in it as
-  /// quantization_report.json.
+  /// Once every unit is finished: puts the export in place, with `report` and the list of all files
+  /// in it as quantization_report.json. A failure keeps the work folder and names it.
   void commit(Json report);
 
  private:
-  void plan_tensors(const Model& model, const Plan& plan);
-  Json gptq_json(const Plan& plan) const;
-  void write_config(const Plan& plan);
-  void copy_side_files();
-
+  /// A tensor that stays as it is.
+  struct Copied {
+    std::string stored, written;  // its names
+  };
   /// A module that stays dense but whose tensor is split, as other parts of it are quantized.
   struct Split {
     const Module* module;
     DType dtype;
   };
+  struct Unit {
+    std::vector<Copied> copied;
+    std::vector<Split> splits;
+  };
+
+  int32_t unit_of(int32_t layer) const { return layer >= 0 ? layer : units_ - 1; }
+  void plan_tensors(const Model& model, std::vector<std::vector<TensorInfo>>& tensors);
+  Json gptq_json() const;
+  void write_config() const;
+  void copy_side_files(RunObserver& observer) const;
 
   const Reader& original_;
   const Plan& plan_;
-  const std::filesystem::path target_;
-  const std::vector<std::string> side_files_;  // relative to the original's folder
-  StagedDirectory staged_;
-  std::vector<TensorInfo> tensors_;
-  std::vector<std::pair<std::string, std::string>> copied_;  // as stored, as written
-  std::vector<Split> splits_;
+  WorkFolder& work_;
+  const int32_t units_;
+  std::vector<Unit> unit_tensors_;
   /// Linear modules of the model class that stay dense, besides those of the plan.
   std::vector<std::string> other_linears_;
   bool own_head_;  // lm_head is not the embedding

@@ -2,8 +2,8 @@
 
 #include <chrono>
 #include <string>
-#include <utility>
-#include <vector>
+
+#include "run/report.h"
 
 namespace aqhost {
 
@@ -12,11 +12,14 @@ class PhaseTimer {
  public:
   void begin(const std::string& phase);
   void end();
-  const std::vector<std::pair<std::string, double>>& seconds() const { return seconds_; }
+  /// Of the phases that have ended.
+  const PhaseSeconds& seconds() const { return seconds_; }
+  /// The seconds of an earlier try of the run, to go on from.
+  void resume(PhaseSeconds seconds) { seconds_ = std::move(seconds); }
 
  private:
   using Clock = std::chrono::steady_clock;
-  std::vector<std::pair<std::string, double>> seconds_;  // in order of first begin()
+  PhaseSeconds seconds_;
   std::string current_;
   Clock::time_point start_;
 };

@@ -9,6 +9,7 @@
 #include "checkpoint/source.h"
 #include "forward/layer.h"
 #include "run/layer_quantizer.h"
+#include "run/report.h"
 
 namespace aqhost {
 
@@ -16,12 +17,6 @@ struct RefineOptions {
   int64_t steps = 0;
   int64_t batch = 16;  // windows a step
   uint64_t seed = 0;   // of the choice of windows
-};
-
-/// What learned rounding gained in one layer: mean squared errors of its output.
-struct Refinement {
-  int32_t layer = 0;
-  double error_before = 0, error_after = 0;
 };
 
 /// The refine setting of a layer: the most steps that one of its modules asks for.

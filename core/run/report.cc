@@ -1,81 +1,155 @@
 #include "run/report.h"
 
-#include <algorithm>
-#include <set>
-
-#include "base/memory.h"
+#include <limits>
 
 namespace aqhost {
-void Report::add(const PlannedModule& planned, const ModuleResult& result) {
-  const Module& module = *planned.module;
-  Json entry{{"format", planned.recipe.wq},
-             {"group_size", planned.format->desc().group_size},
-             {"bits_per_weight",
-              static_cast<double>(planned.stored_bits()) / static_cast<double>(planned.weights())},
-             {"activations", planned.recipe.aq},
-             {"algorithm", result.rtn ? "rtn" : "gptq"},
-             {"out_features", module.out_features},
-             {"in_features", module.in_features}};
-  if (result.rtn && planned.recipe.algorithm == "gptq")
-    entry["note"] = "the Hessian could not be factored, rounded to nearest instead";
-  if (result.calibrated) {
-    entry["loss"] = result.loss;
-    entry["rtn_loss"] = result.rtn_loss;
-    entry["tokens"] = result.tokens;
-    entry["weight"] = result.weight;
-    if (result.starved) {
-      entry["starved"] = true;
-      starved_.emplace_back(module.key.layer, module.key.expert);
-    }
-    loss_ += result.loss;
-    rtn_loss_ += result.rtn_loss;
-  }
-  modules_[module.name] = std::move(entry);
+namespace {
+
+Json to_json(const ModuleReport& m) {
+  Json json{{"format", m.format},
+            {"group_size", m.group_size},
+            {"bits_per_weight", m.bits_per_weight},
+            {"activations", m.activations},
+            {"algorithm", m.algorithm},
+            {"out_features", m.out_features},
+            {"in_features", m.in_features}};
+  if (!m.note.empty()) json["note"] = m.note;
+  if (!m.solve) return json;
+  json["loss"] = m.solve->loss;
+  json["rtn_loss"] = m.solve->rtn_loss;
+  json["tokens"] = m.solve->tokens;
+  json["weight"] = m.solve->weight;
+  if (m.solve->starved) json["starved"] = true;
+  return json;
 }
 
-void Report::add(const std::vector<ExpertCoverage>& coverage) {
-  for (const ExpertCoverage& c : coverage)
-    experts_.push_back(
-        {{"layer", c.layer}, {"expert", c.expert}, {"tokens", c.tokens}, {"weight", c.weight}});
+ModuleReport parse_module(const Field& json) {
+  ModuleReport m;
+  m.format = json["format"].text();
+  m.activations = json["activations"].text();
+  m.algorithm = json["algorithm"].text();
+  m.note = json["note"].text_or("");
+  m.group_size = json["group_size"].integer();
+  m.out_features = json["out_features"].integer();
+  m.in_features = json["in_features"].integer();
+  m.bits_per_weight = json["bits_per_weight"].number();
+  if (json["loss"].is_null()) return m;
+  m.solve = ModuleReport::Solve{json["loss"].number(), json["rtn_loss"].number(),
+                                json["tokens"].integer(), json["weight"].number(),
+                                json["starved"].flag_or(false)};
+  return m;
 }
 
-void Report::add(const Refinement& refinement) {
-  refined_.push_back({{"layer", refinement.layer},
-                      {"error_before", refinement.error_before},
-                      {"error_after", refinement.error_after}});
+Json to_json(const ExpertReport& e) {
+  return {{"layer", e.layer},   {"expert", e.expert},   {"tokens", e.tokens},
+          {"weight", e.weight}, {"starved", e.starved}, {"needed", e.needed}};
 }
 
-Json Report::finish(const Plan& plan, const Model& model, const PhaseTimer& timer) const {
-  Json experts = experts_;
-  const std::set<std::pair<int32_t, int32_t>> starved(starved_.begin(), starved_.end());
-  for (Json& e : experts) {
-    const int32_t layer = e["layer"];
-    e["starved"] = starved.contains({layer, e["expert"].get<int32_t>()});
-    e["needed"] = plan.settings.min_tokens.value_or(
-        std::max(model.desc().hidden_size, model.ffn(layer).inner_size) / 2);
-  }
-  Json seconds = Json::object();
+int32_t int32_of(const Field& json) {
+  return static_cast<int32_t>(json.integer(0, std::numeric_limits<int32_t>::max()));
+}
+
+ExpertReport parse_expert(const Field& json) {
+  return {int32_of(json["layer"]), int32_of(json["expert"]), json["tokens"].integer(),
+          json["weight"].number(), json["starved"].flag(),   json["needed"].integer()};
+}
+
+Json to_json(const CalibrationReport& calibration) {
+  Json files = Json::array();
+  for (const CalibrationReport::File& f : calibration.files)
+    files.push_back({{"file", f.file},
+                     {"weight", f.weight},
+                     {"windows", f.windows},
+                     {"available", f.available},
+                     {"documents", f.documents},
+                     {"tokens", f.tokens},
+                     {"unused_tokens", f.unused_tokens},
+                     {"joined_windows", f.joined_windows},
+                     {"separator", f.separator ? Json(*f.separator) : Json()}});
+  Json json{{"files", files},
+            {"seqlen", calibration.seqlen},
+            {"seed", calibration.seed},
+            {"windows", calibration.windows},
+            {"random_windows", calibration.random_windows}};
+  if (const auto& b = calibration.balance)
+    json["balance"] = {
+        {"pool", b->pool}, {"spread_before", b->spread_before}, {"spread_after", b->spread_after}};
+  return json;
+}
+
+}  // namespace
+
+void ReportRows::append(ReportRows rows) {
+  modules.merge(rows.modules);
+  experts.insert(experts.end(), rows.experts.begin(), rows.experts.end());
+  refined.insert(refined.end(), rows.refined.begin(), rows.refined.end());
+}
+
+double ReportRows::loss() const {
+  double sum = 0;
+  for (const auto& [name, m] : modules) sum += m.solve ? m.solve->loss : 0;
+  return sum;
+}
+
+double ReportRows::rtn_loss() const {
+  double sum = 0;
+  for (const auto& [name, m] : modules) sum += m.solve ? m.solve->rtn_loss : 0;
+  return sum;
+}
+
+int64_t ReportRows::starved_experts() const {
+  int64_t count = 0;
+  for (const ExpertReport& e : experts) count += e.starved ? 1 : 0;
+  return count;
+}
+
+Json to_json(const ReportRows& rows) {
+  Json json{{"modules", Json::object()}, {"experts", Json::array()}};
+  for (const auto& [name, m] : rows.modules) json["modules"][name] = to_json(m);
+  for (const ExpertReport& e : rows.experts) json["experts"].push_back(to_json(e));
+  for (const Refinement& r : rows.refined)
+    json["refined"].push_back(
+        {{"layer", r.layer}, {"error_before", r.error_before}, {"error_after", r.error_after}});
+  return json;
+}
+
+ReportRows parse_rows(const Field& json) {
+  ReportRows rows;
+  for (const auto& [name, m] : json["modules"].members()) rows.modules[name] = parse_module(m);
+  for (const Field& e : json["experts"].items()) rows.experts.push_back(parse_expert(e));
+  if (json["refined"].is_null()) return rows;
+  for (const Field& r : json["refined"].items())
+    rows.refined.push_back(
+        {int32_of(r["layer"]), r["error_before"].number(), r["error_after"].number()});
+  return rows;
+}
+
+double RunReport::total_seconds() const {
   double total = 0;
-  for (const auto& [phase, value] : timer.seconds()) {
-    seconds[phase] = value;
-    total += value;
-  }
-  seconds["total"] = total;
-  Json report{{"generator", "aqhost"},
-              {"model_type", model.id()},
-              {"modules", modules_},
-              {"experts", experts},
-              {"totals",
-               {{"modules", modules_.size()},
-                {"weights", plan.quantized_weights()},
-                {"bits_per_weight", plan.bits_per_weight()},
-                {"loss", loss_},
-                {"rtn_loss", rtn_loss_},
-                {"starved_experts", starved.size()},
-                {"seconds", seconds},
-                {"peak_memory_bytes", peak_memory_bytes()}}}};
-  if (!refined_.empty()) report["refined"] = refined_;
-  return report;
+  for (const auto& [phase, value] : seconds) total += value;
+  return total;
+}
+
+Json to_json(const RunReport& report) {
+  Json json = to_json(report.rows);
+  json["generator"] = "aqhost";
+  json["model_type"] = report.model_type;
+  json["device"] = report.device;
+  if (report.calibration) json["calibration"] = to_json(*report.calibration);
+  Json seconds{{"total", report.total_seconds()}};
+  for (const auto& [phase, value] : report.seconds) seconds[phase] = value;
+  json["totals"] = {{"modules", report.rows.modules.size()},
+                    {"weights", report.weights},
+                    {"bits_per_weight", report.bits_per_weight},
+                    {"loss", report.rows.loss()},
+                    {"rtn_loss", report.rows.rtn_loss()},
+                    {"starved_experts", report.rows.starved_experts()},
+                    {"seconds", seconds},
+                    {"bytes", report.bytes},
+                    {"resumed_layers", report.resumed_layers},
+                    {"peak_memory_bytes", report.peak_memory_bytes}};
+  if (report.peak_device_bytes) json["totals"]["peak_device_bytes"] = *report.peak_device_bytes;
+  return json;
 }
 
 }  // namespace aqhost

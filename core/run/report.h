@@ -1,38 +1,108 @@
 #pragma once
 
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "base/field.h"
 #include "base/json.h"
-#include "plan/plan.h"
-#include "run/layer_quantizer.h"
-#include "run/phase_timer.h"
-#include "run/refine.h"
 
 namespace aqhost {
 
-/// Collects what quantization_report.json says:
+/// How one module came out.
+struct ModuleReport {
+  std::string format, activations, algorithm;  // "int4"; "bf16" as they come; "gptq" or "rtn"
+  std::string note;                            // why another algorithm than asked for; or empty
+  int64_t group_size = 0, out_features = 0, in_features = 0;
+  double bits_per_weight = 0;  // with scales
+  /// Of a module that was solved under a Hessian.
+  struct Solve {
+    double loss = 0, rtn_loss = 0;  // see QuantizedBatch
+    int64_t tokens = 0;             // that the Hessian was made of
+    double weight = 0;              // the sum of their routing weights to the routing power
+    bool starved = false;           // too few tokens: mixed with the Hessian of all tokens
+  };
+  std::optional<Solve> solve;
+};
+
+/// What calibration saw of one expert.
+struct ExpertReport {
+  int32_t layer = 0, expert = 0;
+  int64_t tokens = 0;
+  double weight = 0;  // the sum of their routing weights
+  bool starved = false;
+  int64_t needed = 0;  // tokens; with fewer it is starved
+};
+
+/// What learned rounding gained in one layer: mean squared errors of its output.
+struct Refinement {
+  int32_t layer = 0;
+  double error_before = 0, error_after = 0;
+};
+
+/// What is told of one layer, or of several.
+struct ReportRows {
+  std::map<std::string, ModuleReport> modules;  // by name
+  std::vector<ExpertReport> experts;
+  std::vector<Refinement> refined;
+
+  void append(ReportRows rows);
+  double loss() const;
+  double rtn_loss() const;
+  int64_t starved_experts() const;
+};
+Json to_json(const ReportRows& rows);
+/// The inverse of to_json(); Error names file and field.
+ReportRows parse_rows(const Field& json);
+
+struct CalibrationReport {
+  struct File {
+    std::string file;
+    double weight = 1;  // its part
+    int64_t windows = 0, available = 0, documents = 0, tokens = 0, unused_tokens = 0;
+    int64_t joined_windows = 0;        // that hold several documents
+    std::optional<int64_t> separator;  // the token between them
+  };
+  struct Balance {
+    int64_t pool = 0;
+    double spread_before = 0, spread_after = 0;
+  };
+  std::vector<File> files;
+  std::optional<Balance> balance;  // of --balance-experts
+  int64_t windows = 0, random_windows = 0, seqlen = 0;
+  uint64_t seed = 0;
+};
+
+/// The seconds that each phase of a run took, in order of their first beginning.
+using PhaseSeconds = std::vector<std::pair<std::string, double>>;
+
+/// What lies beside an export as quantization_report.json.
+struct RunReport {
+  std::string model_type, device;
+  ReportRows rows;
+  int64_t weights = 0;  // of the quantized modules
+  double bits_per_weight = 0;
+  PhaseSeconds seconds;                      // of all tries, where a run was resumed
+  int64_t bytes = 0;                         // of all tensors
+  int64_t peak_memory_bytes = 0;             // of the process
+  std::optional<int64_t> peak_device_bytes;  // of tensors on a GPU
+  int64_t resumed_layers = 0;                // that an earlier try had finished
+  std::optional<CalibrationReport> calibration;
+
+  double total_seconds() const;
+};
+
+/// The text of quantization_report.json:
 ///   modules  name -> {format, group_size, bits_per_weight, algorithm, loss, rtn_loss, tokens, ...}
 ///   experts  [{layer, expert, tokens, weight, needed, starved}]
 ///   refined  [{layer, error_before, error_after}], where a recipe asks for it
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
-///             peak_memory_bytes, bytes}
-///   files    every file of the export, which a later run with --overwrite may replace
-/// `bytes` (of all tensors), seconds.write and `files` are added when the export is finished.
-class Report {
- public:
-  void add(const PlannedModule& planned, const ModuleResult& result);
-  void add(const std::vector<ExpertCoverage>& coverage);
-  void add(const Refinement& refinement);
-  double loss() const { return loss_; }
-
-  Json finish(const Plan& plan, const Model& model, const PhaseTimer& timer) const;
-
- private:
-  Json modules_ = Json::object();
-  Json experts_ = Json::array(), refined_ = Json::array();
-  std::vector<std::pair<int32_t, int32_t>> starved_;  // (layer, expert)
-  double loss_ = 0, rtn_loss_ = 0;
-};
+///             peak_memory_bytes, bytes, resumed_layers}
+///   files    every file of the export, which a later run with --overwrite may replace; added when
+///            the export is put in place (Exporter::commit)
+Json to_json(const RunReport& report);
 
 }  // namespace aqhost

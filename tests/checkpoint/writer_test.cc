@@ -8,6 +8,7 @@
 #include "checkpoint/reader.h"
 #include "stored_file.h"
 #include "temp_folder.h"
+#include "whole_writer.h"
 
 namespace aqhost {
 namespace {
@@ -39,14 +40,14 @@ std::size_t size_of(const TensorInfo& info) {
   return static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
 }
 
-void write(Writer& writer, const TensorInfo& info) {
+void write(WholeWriter& writer, const TensorInfo& info) {
   writer.write(info.name, bytes_of(content(info.name, size_of(info))));
 }
 
 TEST_CASE("what was written is what is read, and every tensor is aligned to its elements") {
   const TempFolder folder;
   write_file(folder / "config.json", "{}");
-  Writer writer(folder.path(), some_tensors(), kOneFile);
+  WholeWriter writer(folder.path(), some_tensors(), kOneFile);
   for (const TensorInfo& info : some_tensors()) write(writer, info);
   CHECK(writer.finish() == 30 + 7 + 16 + 8 + 0 + 4);
   CHECK(files(folder) == std::vector<std::string>{"config.json", "model.safetensors"});
@@ -73,14 +74,14 @@ TEST_CASE("a tensor that is copied part after part is whole, and counts as writt
   write_file(folder / "config.json", "{}");
   constexpr std::size_t kSize = 9'000'001;  // three parts
   const std::string expected = content("a", kSize);
-  Writer writer(folder.path(), {{"a", DType::kU8, {kSize}}, {"b", DType::kU8, {0}}}, kOneFile);
+  WholeWriter writer(folder.path(), {{"a", DType::kU8, {kSize}}, {"b", DType::kU8, {0}}}, kOneFile);
   const auto read = [&](int64_t begin, std::span<std::byte> out) {
     std::memcpy(out.data(), expected.data() + begin, out.size());
   };
   writer.copy("a", read);
   CHECK_THROWS_WITH_AS(writer.copy("a", read), "tensor a is written twice", Error);
   CHECK_THROWS_WITH_AS(writer.copy("z", read), "tensor z was not announced to be written", Error);
-  CHECK_THROWS_WITH_AS(writer.check_written(), "tensor b was never written", Error);
+  CHECK_THROWS_WITH_AS(writer.check_written(0), "tensor b was never written", Error);
   writer.copy("b", read);
   writer.finish();
   const std::vector<std::byte> bytes = Reader(folder.path()).bytes("a");
@@ -90,7 +91,7 @@ TEST_CASE("a tensor that is copied part after part is whole, and counts as writt
 
 TEST_CASE("the files do not depend on the order or thread of writing") {
   const TempFolder first, second;
-  Writer one(first.path(), some_tensors(), 20), two(second.path(), some_tensors(), 20);
+  WholeWriter one(first.path(), some_tensors(), 20), two(second.path(), some_tensors(), 20);
   const auto tensors = some_tensors();
   for (const TensorInfo& info : tensors) write(one, info);
   std::vector<std::thread> threads;
@@ -112,7 +113,7 @@ TEST_CASE("shards are cut by size, a larger tensor has one to itself, and the in
                                         {"c", DType::kU8, {25}},
                                         {"d", DType::kU8, {1}},
                                         {"e", DType::kU8, {9}}};
-  Writer writer(folder.path(), tensors, 10);
+  WholeWriter writer(folder.path(), tensors, 10);
   for (const TensorInfo& info : tensors) write(writer, info);
   CHECK(writer.finish() == 45);
   const Json index = read_json(folder / "model.safetensors.index.json");
@@ -127,15 +128,48 @@ TEST_CASE("shards are cut by size, a larger tensor has one to itself, and the in
   CHECK(Reader(folder.path()).tensors().size() == 5);
 }
 
-TEST_CASE("the files stand at their full size from the beginning") {
+TEST_CASE("the files stand at their full size from the beginning, under another name") {
   const TempFolder folder;
-  const Writer writer(folder.path(), {{"a", DType::kF32, {1000}}}, kOneFile);
-  CHECK(fs::file_size(folder / "model.safetensors") > 4000);
+  const WholeWriter writer(folder.path(), {{"a", DType::kF32, {1000}}}, kOneFile);
+  CHECK(files(folder) == std::vector<std::string>{"model.safetensors.part"});
+  CHECK(fs::file_size(folder / "model.safetensors.part") > 4000);
+}
+
+TEST_CASE("groups have shards of their own, which stand under their names when they are finished") {
+  const TempFolder folder;
+  write_file(folder / "config.json", "{}");
+  const auto tensor = [](const char* name, int64_t size) {
+    return TensorInfo{name, DType::kU8, {size}};
+  };
+  Writer writer(folder.path(), {{tensor("a", 6), tensor("b", 6)}, {}, {tensor("c", 3)}}, 10);
+  CHECK(writer.bytes() == 15);
+  CHECK(writer.bytes(0) == 12);
+  CHECK(writer.files(0) == std::vector<std::string>{"model-00001-of-00003.safetensors",
+                                                    "model-00002-of-00003.safetensors"});
+  CHECK(writer.files(1).empty());
+  CHECK(writer.files(2) == std::vector<std::string>{"model-00003-of-00003.safetensors"});
+  CHECK(files(folder).size() == 1);
+  CHECK_THROWS_WITH_AS(writer.write("c", bytes_of("123")),
+                       "tensor c is written before its group was begun", Error);
+  writer.begin(2);
+  writer.write("c", bytes_of("123"));
+  writer.finish(2);
+  CHECK(SafetensorsFile(folder / "model-00003-of-00003.safetensors").tensors().size() == 1);
+  CHECK_THROWS_WITH_AS(writer.finish(0), doctest::Contains("was never written"), Error);
+
+  Writer again(folder.path(), {{tensor("a", 6), tensor("b", 6)}, {}, {tensor("c", 3)}}, 10);
+  write_file(folder / "model-00001-of-00003.safetensors.part", "what a killed run left");
+  again.begin(0);
+  for (const char* name : {"a", "b"}) again.write(name, bytes_of("123456"));
+  again.finish(0);
+  again.finish(1);
+  again.write_index();  // group 2 was finished by the other
+  CHECK(Reader(folder.path()).tensors().size() == 3);
 }
 
 TEST_CASE("a tensor that was announced must be written, once, and whole") {
   const TempFolder folder;
-  Writer writer(folder.path(), some_tensors(), kOneFile);
+  WholeWriter writer(folder.path(), some_tensors(), kOneFile);
   CHECK_THROWS_WITH_AS(writer.write("z", {}), "tensor z was not announced to be written", Error);
   CHECK_THROWS_WITH_AS(writer.write("b", bytes_of("123456")),
                        "tensor b: 6 bytes to write, 7 were announced", Error);
@@ -146,26 +180,14 @@ TEST_CASE("a tensor that was announced must be written, once, and whole") {
   CHECK_THROWS_WITH_AS(writer.finish(), "tensor e was never written", Error);
 }
 
-TEST_CASE("a name twice, and a file that is there already, are refused") {
+TEST_CASE("a name twice, and a folder that is not there, are refused") {
   const TempFolder folder;
   const std::vector<TensorInfo> twice{{"a", DType::kU8, {1}}, {"a", DType::kF32, {1}}};
-  CHECK_THROWS_WITH_AS(Writer(folder.path(), twice, kOneFile),
+  CHECK_THROWS_WITH_AS(WholeWriter(folder.path(), twice, kOneFile),
                        doctest::Contains("tensor a is to be written twice"), Error);
-  CHECK_THROWS_WITH_AS(Writer(folder.path(), {}, kOneFile),
-                       doctest::Contains("model.safetensors: File exists"), Error);
-  CHECK_THROWS_WITH_AS(Writer(folder / "none", {}, kOneFile),
-                       doctest::Contains("none/model.safetensors: No such file or directory"),
+  CHECK_THROWS_WITH_AS(WholeWriter(folder / "none", {{"a", DType::kU8, {1}}}, kOneFile),
+                       doctest::Contains("none/model.safetensors.part: No such file or directory"),
                        Error);
-}
-
-TEST_CASE("a checkpoint larger than the disk is refused before any work") {
-  const TempFolder folder;
-  const std::vector<TensorInfo> huge{{"a", DType::kU8, {int64_t{1} << 60}}};
-  CHECK_THROWS_WITH_AS(Writer(folder.path(), huge, kOneFile),
-                       doctest::Contains("No space left on device: the export takes 1152921504.607 "
-                                         "GB, "),
-                       Error);
-  CHECK(files(folder).empty());
 }
 
 }  // namespace

@@ -12,11 +12,11 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "checkpoint/writer.h"
 #include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
 #include "forward/decoder.h"
 #include "run/forward_pass.h"
+#include "whole_writer.h"
 
 namespace aqhost {
 namespace {
@@ -39,7 +39,7 @@ void dump(char** arguments) {
     infos.push_back({info.name, DType::kF32, info.shape});
   infos.push_back({"logits", DType::kF32, {logits.size(0), logits.size(1)}});
   std::filesystem::create_directories(arguments[4]);
-  Writer writer(arguments[4], infos, int64_t{1} << 40);
+  WholeWriter writer(arguments[4], infos, int64_t{1} << 40);
   std::vector<float> values;
   for (const TensorInfo& info : source->tensors()) {
     values.resize(static_cast<std::size_t>(info.numel()));

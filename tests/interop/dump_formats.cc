@@ -13,10 +13,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "checkpoint/writer.h"
 #include "plugin/registry.h"
 #include "quant/gptq.h"
 #include "quant/solver.h"
+#include "whole_writer.h"
 
 namespace aqhost {
 namespace {
@@ -73,7 +73,7 @@ void run(char** arguments) {
   for (const Json& job : parse_json(read_file(arguments[2]), arguments[2]))
     dump(job, registry, out);
   std::filesystem::create_directories(arguments[3]);
-  Writer writer(arguments[3], out.infos, int64_t{1} << 40);
+  WholeWriter writer(arguments[3], out.infos, int64_t{1} << 40);
   for (std::size_t i = 0; i < out.infos.size(); i++) writer.write(out.infos[i].name, out.data[i]);
   writer.finish();
 }

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import test_families as families
+from stored import load_folder
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 2}
@@ -55,7 +56,7 @@ class Exports(families.Folder):
     def check_export(self, family, tied, recipe):
         self.make(family, {**SIZES, **FAMILY[family], "tie_word_embeddings": tied})
         self.export(RECIPES[recipe])
-        self.assertEqual("lm_head.weight" in load_file(self.model / "model.safetensors"), not tied)
+        self.assertEqual("lm_head.weight" in load_folder(self.model), not tied)
         self.check_agrees()
 
     def check_own_head(self, family):
@@ -78,7 +79,7 @@ class Exports(families.Folder):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         save_file(tensors, path, {"format": "pt"})
         self.export("{default: {wq: int4, group_size: 32}, overrides: [{pattern: lm_head, wq: int8}]}")
-        self.assertIn("lm_head.weight_packed", load_file(self.model / "model.safetensors"))
+        self.assertIn("lm_head.weight_packed", load_folder(self.model))
         self.check_agrees()
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from stored import load_folder
+
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 TOKENS = 40
@@ -55,7 +57,7 @@ def dump(model):
                               capture_output=True, text=True)
         if done.returncode != 0:
             return None, done.stderr
-        return load_file(out / "model.safetensors"), None
+        return load_folder(out), None
 
 
 def randomize(tensors):
@@ -166,7 +168,7 @@ class Transformers(Folder):
         done = subprocess.run([BUILD / "bin/aqhost", "--model", self.model, "--config", recipe,
                                "--algorithm", "rtn", "--save", out], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
-        names = set(load_file(out / "model.safetensors"))
+        names = set(load_folder(out))
         self.assertTrue(any(n.startswith("model.layers.0.") and n.endswith("experts.gate_up_proj")
                             for n in names))
         folder = "block_sparse_moe" if family == "mixtral" else "mlp"
@@ -384,7 +386,7 @@ class DeepSeekMoe(Folder):
         path = TESTS / "models/deepseek-moe-tiny"
         golden = load_file(TESTS / "golden/deepseek-moe-tiny.safetensors")
         config = json.loads((path / "config.json").read_text())
-        tensors = {n: t.float() for n, t in load_file(path / "model.safetensors").items()}
+        tensors = {n: t.float() for n, t in load_folder(path).items()}
         logits = DeepSeek(config, tensors).logits(golden["input_ids"][0])
         self.assertLess(self.distance(logits, golden["logits"]), 1e-5)
 

@@ -16,6 +16,8 @@ import unittest
 import torch
 from safetensors.torch import load_file
 
+from stored import load_folder
+
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
@@ -110,7 +112,7 @@ class Export(unittest.TestCase):
             ids = self.work / "ids.txt"
             ids.write_text(" ".join(map(str, self.golden_ids())))
             run(BUILD / "bin/interop_dump", PLUGINS, export, ids, out, "float32")
-        return load_file(out / "model.safetensors")
+        return load_folder(out)
 
     def alike(self, label):
         """The model rounded to one format of ALIKE."""
@@ -177,7 +179,7 @@ class Decoded(Export):
                          sorted(row[2:] for row in rows.values()))
         self.assertTrue(all(g["input_activations"]["dynamic"] for g in groups))
         self.check_weights(work / "export")
-        tensors = load_file(work / "export/model.safetensors")
+        tensors = load_folder(work / "export")
         experts = "model.layers.1.mlp.experts"
         for e in range(16):  # engines fuse gate and up: one scale for their weights, one for inputs
             for part in ("weight_global_scale", "input_global_scale"):
@@ -190,7 +192,7 @@ class Decoded(Export):
         from compressed_tensors.compressors import BaseCompressor
         from compressed_tensors.quantization import QuantizationScheme
         from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
-        weights = load_file(self.model / "model.safetensors")
+        weights = load_folder(self.model)
         for bits, layout in ((4, "mxfp4-pack-quantized"), (6, "mxfp6-pack-quantized"),
                              (8, "mxfp8-quantized")):
             if f"mxfp{bits}" not in ALIKE:
@@ -201,7 +203,7 @@ class Decoded(Export):
             group = config["config_groups"]["group_0"]
             scheme = QuantizationScheme(targets=["Linear"], weights=group["weights"])
             compressor = BaseCompressor.get_value_from_registry(layout)
-            ours = load_file(export / "model.safetensors")
+            ours = load_folder(export)
             modules = [n[:-len(".weight_scale")] for n in ours if n.endswith(".weight_scale")]
             self.assertEqual(len(modules), 3 * (4 + 16 * 3))
             for name in modules:
@@ -233,7 +235,7 @@ class Loaded(Export):
         self.assertEqual(json.loads((export / "quantize_config.json").read_text()), config)
         self.assertEqual((config["bits"], config["group_size"], config["sym"]), (4, 128, True))
         run(BUILD / "bin/aqhost", "verify", "--plugin-dir", PLUGINS, "--model", export)
-        ours, stored = self.dump(export), load_file(export / "model.safetensors")
+        ours, stored = self.dump(export), load_folder(export)
         names = [n[:-len(".qweight")] for n in stored if n.endswith(".qweight")]
         self.assertEqual(len(names), 3 * (4 + 16 * 3))
         seen = set()
@@ -263,8 +265,8 @@ class Loaded(Export):
 
     def test_one_global_scale_for_what_engines_fuse_when_rounding(self):
         export = rounded(self.model, self.work, "default: {wq: nvfp4}\n")
-        tensors = load_file(export / "model.safetensors")
-        weights = load_file(self.model / "model.safetensors")
+        tensors = load_folder(export)
+        weights = load_folder(self.model)
         for fused in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
                       ("mlp.experts.3.gate_proj", "mlp.experts.3.up_proj"), ("self_attn.o_proj",)):
             names = [f"model.layers.1.{n}" for n in fused]
@@ -334,7 +336,7 @@ class Loaded(Export):
                                  "fp8-W8A8", "mxfp4", "mxfp6"})
 
     def test_every_tensor_of_the_original_is_there_under_its_name(self):
-        names = set(load_file(self.model / "model.safetensors"))
+        names = set(load_folder(self.model))
         self.assertEqual(set(self.dump(self.gptq)) - {"logits"}, names)
 
 
@@ -348,7 +350,7 @@ class Bfloat16(unittest.TestCase):
                 (pathlib.Path(folder) / "ids.txt").write_text(" ".join(map(str, ids[0].tolist())))
                 run(BUILD / "bin/interop_dump", PLUGINS, TESTS / "models" / name, folder + "/ids.txt",
                     folder + "/out", "bfloat16")
-                ours = load_file(folder + "/out/model.safetensors")["logits"]
+                ours = load_folder(folder + "/out")["logits"]
                 model = AutoModelForCausalLM.from_pretrained(TESTS / "models" / name,
                                                              dtype=torch.bfloat16)
                 with torch.no_grad():

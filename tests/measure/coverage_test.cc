@@ -6,9 +6,8 @@
 namespace aqhost {
 namespace {
 
-Json expert(int layer, int index, int64_t tokens, bool starved = false) {
-  return {{"layer", layer},       {"expert", index},    {"tokens", tokens},
-          {"weight", tokens / 2}, {"starved", starved}, {"needed", 64}};
+ExpertReport expert(int layer, int index, int64_t tokens, bool starved = false) {
+  return {layer, index, tokens, static_cast<double>(tokens) / 2, starved, 64};
 }
 
 TEST_CASE("spread is the standard deviation by the mean") {
@@ -20,8 +19,9 @@ TEST_CASE("spread is the standard deviation by the mean") {
 }
 
 TEST_CASE("coverage is a row a layer, a mark an expert") {
-  const Json experts{expert(0, 0, 800), expert(0, 1, 100),     expert(0, 2, 400),
-                     expert(3, 0, 90),  expert(3, 1, 3, true), expert(3, 2, 45)};
+  const std::vector<ExpertReport> experts{expert(0, 0, 800),     expert(0, 1, 100),
+                                          expert(0, 2, 400),     expert(3, 0, 90),
+                                          expert(3, 1, 3, true), expert(3, 2, 45)};
   const auto rows = coverage_rows(experts, 80);
   REQUIRE(rows.size() == 2);
   CHECK(rows[0] == "layer   0  █▂▅  100 to 800 tokens, spread 0.66");
@@ -29,7 +29,7 @@ TEST_CASE("coverage is a row a layer, a mark an expert") {
 }
 
 TEST_CASE("where experts are too many for the terminal, a mark stands for the least of several") {
-  Json experts = Json::array();
+  std::vector<ExpertReport> experts;
   for (int e = 0; e < 64; e++) experts.push_back(expert(0, e, e == 9 ? 1 : 64));
   const auto rows = coverage_rows(experts, 80);
   REQUIRE(rows.size() == 1);
@@ -37,18 +37,19 @@ TEST_CASE("where experts are too many for the terminal, a mark stands for the le
 }
 
 TEST_CASE("the warning says how much more text starved experts want, and which get none") {
-  Json report{{"calibration", {{"windows", 10}}},
-              {"experts", {expert(0, 0, 500), expert(0, 1, 16, true), expert(0, 2, 32, true)}}};
+  RunReport report;
+  report.calibration.emplace().windows = 10;
+  report.rows.experts = {expert(0, 0, 500), expert(0, 1, 16, true), expert(0, 2, 32, true)};
   CHECK(starved_warning(report) ==
         "2 of 3 experts saw fewer tokens than they need and were solved with their layer's inputs "
         "mixed in; about 4.0 times as much calibration text would be enough for all "
         "(--nsamples 40) (see quantization_report.json)");
-  report["experts"][1] = expert(0, 1, 0, true);
+  report.rows.experts[1] = expert(0, 1, 0, true);
   CHECK(starved_warning(report) ==
         "2 of 3 experts saw fewer tokens than they need and were solved with their layer's inputs "
         "mixed in; about 2.0 times as much calibration text would be enough for 1 of them "
         "(--nsamples 20); 1 saw none: give text of other kinds too (see quantization_report.json)");
-  report["experts"] = {expert(0, 0, 500)};
+  report.rows.experts = {expert(0, 0, 500)};
   CHECK(starved_warning(report).empty());
 }
 

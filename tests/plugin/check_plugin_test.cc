@@ -4,12 +4,12 @@
 #include <set>
 
 #include "base/file.h"
-#include "checkpoint/writer.h"
 #include "conformance/rules.h"
 #include "plugin/elf.h"
 #include "plugin/said.h"
 #include "plugin/small_source.h"
 #include "temp_folder.h"
+#include "whole_writer.h"
 
 namespace aqhost {
 namespace {
@@ -20,7 +20,7 @@ const std::filesystem::path kFixtures = std::filesystem::path(AQ_BUILD_DIR) / "t
 void write_checkpoint(const std::filesystem::path& folder) {
   const SmallSource source;
   write_file(folder / "config.json", R"({"small": true})");
-  Writer writer(folder, source.tensors(), int64_t{1} << 30);
+  WholeWriter writer(folder, source.tensors(), int64_t{1} << 30);
   for (const TensorInfo& info : source.tensors())
     writer.write(info.name, std::vector<std::byte>(static_cast<std::size_t>(info.numel() * 4)));
   writer.finish();

@@ -63,38 +63,43 @@ TEST_CASE(
   write_file(open / "a.txt", text.substr(0, 100'000));
   write_file(open / "b.txt", text.substr(100'000, 100'000));
   CalibrationOptions options{{{open / "a.txt", 3}, {open / "b.txt", 1}}, 8, 64, 5, 0};
-  options.quiet = true;
-  const Calibration plain = read_calibration(open.reader(), open.model(), options, at::kFloat);
+  RunObserver silent;
+  const Calibration plain =
+      read_calibration(open.reader(), open.model(), options, at::kFloat, silent);
   options.balance_experts = true;
-  const Calibration balanced = read_calibration(open.reader(), open.model(), options, at::kFloat);
-  CHECK_FALSE(plain.report.contains("balance"));
-  const Json& told = balanced.report["balance"];
-  CHECK(told["pool"] == 32);
-  CHECK(told["spread_after"] < told["spread_before"]);
-  CHECK(balanced.report["files"] == plain.report["files"]);
+  const Calibration balanced =
+      read_calibration(open.reader(), open.model(), options, at::kFloat, silent);
+  CHECK_FALSE(plain.report.balance);
+  const CalibrationReport::Balance& told = balanced.report.balance.value();
+  CHECK(told.pool == 32);
+  CHECK(told.spread_after < told.spread_before);
+  for (const std::size_t i : {0, 1})
+    CHECK(balanced.report.files.at(i).windows == plain.report.files.at(i).windows);
   CHECK(balanced.windows.sizes() == plain.windows.sizes());
   CHECK_FALSE(balanced.windows.equal(plain.windows));
   const WindowUse use = window_use(open.reader(), open.model(), balanced.windows, at::kFloat, {});
-  CHECK(spread_of(use, {0, 1, 2, 3, 4, 5, 6, 7}) ==
-        doctest::Approx(told["spread_after"].get<double>()));
-  CHECK(read_calibration(open.reader(), open.model(), options, at::kFloat)
+  CHECK(spread_of(use, {0, 1, 2, 3, 4, 5, 6, 7}) == doctest::Approx(told.spread_after));
+  CHECK(read_calibration(open.reader(), open.model(), options, at::kFloat, silent)
             .windows.equal(balanced.windows));
 }
 
 TEST_CASE(
     "random windows take turns with those of the text, and are fewer where the text is short") {
   const OpenModel open;
+  RunObserver silent;
   const std::string text = read_file(fs::path(AQ_TESTS_DIR) / "data/kjv_eval.txt");
   write_file(open / "a.txt", text.substr(0, 100'000));
   CalibrationOptions options{{{open / "a.txt"}}, 9, 64, 5, 34};
-  const Calibration mixed = read_calibration(open.reader(), open.model(), options, at::kFloat);
-  CHECK(mixed.report["random_windows"] == 3);
-  CHECK(mixed.report["windows"] == 9);
-  CHECK(mixed.report["files"][0]["windows"] == 6);
+  const Calibration mixed =
+      read_calibration(open.reader(), open.model(), options, at::kFloat, silent);
+  CHECK(mixed.report.random_windows == 3);
+  CHECK(mixed.report.windows == 9);
+  CHECK(mixed.report.files[0].windows == 6);
   options.nsamples = 6;
   options.random_percent = 0;
-  const Calibration plain = read_calibration(open.reader(), open.model(), options, at::kFloat);
-  CHECK(plain.report["random_windows"] == 0);
+  const Calibration plain =
+      read_calibration(open.reader(), open.model(), options, at::kFloat, silent);
+  CHECK(plain.report.random_windows == 0);
   const at::Tensor random = random_windows(3, 64, open.model().desc().vocab_size, 5);
   const auto text_at = at::tensor({0, 2, 3, 5, 6, 8}), random_at = at::tensor({1, 4, 7});
   CHECK(mixed.windows.index_select(0, text_at).equal(plain.windows));
@@ -103,9 +108,10 @@ TEST_CASE(
   write_file(open / "a.txt", text.substr(0, 1'000));
   options.nsamples = 1000;
   options.random_percent = 50;
-  const Calibration few = read_calibration(open.reader(), open.model(), options, at::kFloat);
-  CHECK(few.report["files"][0]["windows"].get<int64_t>() > 0);
-  CHECK(few.report["random_windows"] == few.report["files"][0]["windows"]);
+  const Calibration few =
+      read_calibration(open.reader(), open.model(), options, at::kFloat, silent);
+  CHECK(few.report.files[0].windows > 0);
+  CHECK(few.report.random_windows == few.report.files[0].windows);
 }
 
 }  // namespace aqhost

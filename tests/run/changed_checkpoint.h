@@ -9,11 +9,11 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "checkpoint/reader.h"
-#include "checkpoint/writer.h"
+#include "whole_writer.h"
 
 namespace aqhost {
 
-/// Tensors of a checkpoint in one file and their bytes, to be changed.
+/// Tensors of a checkpoint and their bytes, to be changed; they are then in one file.
 using Tensors = std::map<std::string, std::pair<TensorInfo, std::string>>;
 
 inline void change_tensors(const std::filesystem::path& folder,
@@ -27,13 +27,15 @@ inline void change_tensors(const std::filesystem::path& folder,
     }
   }
   change(tensors);
-  std::filesystem::remove(folder / "model.safetensors");
+  for (const auto& entry : list_folder(folder))
+    if (entry.path().string().find(".safetensors") != std::string::npos)
+      std::filesystem::remove(entry.path());
   std::vector<TensorInfo> infos;
   for (const auto& [name, tensor] : tensors) {
     infos.push_back(tensor.first);
     infos.back().name = name;
   }
-  Writer writer(folder, infos, int64_t{1} << 40);
+  WholeWriter writer(folder, infos, int64_t{1} << 40);
   for (const auto& [name, tensor] : tensors)
     writer.write(name, std::as_bytes(std::span(tensor.second)));
   writer.finish();

@@ -47,7 +47,6 @@ class Checkpoint {
       const Plan plan = make_plan(*model, Recipe::parse(recipe, "r.yaml"), registry(), "", layout);
       QuantizeOptions options;
       options.target = out();
-      options.quiet = true;
       quantize(reader, *model, plan, options);
     });
     CHECK(fs::exists(out()) == text.empty());

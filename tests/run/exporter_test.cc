@@ -22,17 +22,53 @@ std::vector<std::string> names_in(const fs::path& folder) {
   return names;
 }
 
-void write_all(Exporter& exporter, const OpenModel& open, const Plan& plan) {
-  exporter.write_dense();
-  for (const PlannedModule& m : plan.modules) {
-    if (!m.format) continue;
-    const at::Tensor weight = read_tensor(open.reader(), m.module->weight,
+/// An export of a model that is under way, without the run that makes it resumable.
+class Export {
+ public:
+  Export(const OpenModel& open, const Plan& plan, const fs::path& target, bool overwrite = false)
+      : open_(open),
+        plan_(plan),
+        work_(target, replaced_files(open.reader(), target, overwrite)),
+        exporter_(open.reader(), open.model(), plan, work_, kOneFile) {
+    RunObserver silent;
+    exporter_.write_files(silent);
+  }
+
+  void write_all() {
+    for (int32_t unit = 0; unit < exporter_.units(); unit++) {
+      exporter_.begin(unit);
+      for (const PlannedModule& m : plan_.modules)
+        if (m.format && m.module->key.layer == (unit == exporter_.units() - 1 ? -1 : unit))
+          write(m);
+      exporter_.finish(unit);
+    }
+  }
+  Exporter& operator*() { return exporter_; }
+  Exporter* operator->() { return &exporter_; }
+
+ private:
+  void write(const PlannedModule& m) {
+    const at::Tensor weight = read_tensor(open_.reader(), m.module->weight,
                                           {m.module->out_features, m.module->in_features});
-    exporter.write(
+    exporter_.write(
         m,
         quantize_rtn(*m.format, weight.unsqueeze(0), {}, {}).matrix(0, 0, m.module->out_features),
         1);
   }
+
+  const OpenModel& open_;
+  const Plan& plan_;
+  WorkFolder work_;
+  Exporter exporter_;
+};
+
+/// `names` and the files of the tensors: one shard for each of two layers, one for the rest.
+std::vector<std::string> with_shards(std::vector<std::string> names) {
+  for (const char* name : {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
+                           "model-00003-of-00003.safetensors", "model.safetensors.index.json"})
+    names.emplace_back(name);
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 TEST_CASE("side files that readers look for are carried, others and stale ones are not") {
@@ -49,20 +85,21 @@ TEST_CASE("side files that readers look for are carried, others and stale ones a
     write_file(open / "model" / name, "");
   open.quantize(open.plan(kRtn), "out");
   CHECK(names_in(open / "out") ==
-        std::vector<std::string>{"LICENSE", "LICENSE-MODEL.md", "additional_chat_templates",
-                                 "chat_template.jinja", "config.json", "merges.txt",
-                                 "model.safetensors", "modeling_x.py", "quantization_report.json",
-                                 "spiece.model", "tokenizer.json", "tokenizer_config.json"});
+        with_shards({"LICENSE", "LICENSE-MODEL.md", "additional_chat_templates",
+                     "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py",
+                     "quantization_report.json", "spiece.model", "tokenizer.json",
+                     "tokenizer_config.json"}));
   CHECK(read_file(open / "out" / "merges.txt") == "content of merges.txt");
   CHECK(names_in(open / "out" / "additional_chat_templates") ==
         std::vector<std::string>{"tool.jinja"});
   const Json report = read_json(open / "out" / "quantization_report.json");
   CHECK(report["generator"] == "aqhost");
-  CHECK(report["files"] ==
-        Json({"LICENSE", "LICENSE-MODEL.md", "additional_chat_templates/tool.jinja",
-              "chat_template.jinja", "config.json", "merges.txt", "model.safetensors",
-              "modeling_x.py", "spiece.model", "tokenizer.json", "tokenizer_config.json",
-              "quantization_report.json"}));
+  std::vector<std::string> files =
+      with_shards({"LICENSE", "LICENSE-MODEL.md", "additional_chat_templates/tool.jinja",
+                   "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py",
+                   "spiece.model", "tokenizer.json", "tokenizer_config.json"});
+  files.emplace_back("quantization_report.json");
+  CHECK(report["files"] == Json(files));
   CHECK(report["totals"]["bytes"].get<int64_t>() > 0);
   CHECK(report["totals"]["seconds"]["write"].get<double>() >= 0);
 }
@@ -81,37 +118,54 @@ TEST_CASE("nothing stands at the target before commit(), and nothing is left wit
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   {
-    Exporter exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false);
-    write_all(exporter, open, plan);
+    Export exported(open, plan, open / "out");
+    exported.write_all();
     CHECK(!fs::exists(open / "out"));
-    CHECK(names_in(open / "").size() == 2);  // model, and the folder beside it
+    CHECK(names_in(open / "") == std::vector<std::string>{"model", "out.work"});
   }
   CHECK(names_in(open / "") == std::vector<std::string>{"model"});
   {
-    Exporter exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false);
-    write_all(exporter, open, plan);
-    CHECK(exporter.finish() > 0);
-    exporter.commit(Json{{"generator", "aqhost"}});
+    Export exported(open, plan, open / "out");
+    exported.write_all();
+    CHECK(exported->bytes() > 0);
+    exported->commit(Json{{"generator", "aqhost"}});
   }
   CHECK(names_in(open / "") == std::vector<std::string>{"model", "out"});
 }
 
-TEST_CASE("a module that was never written fails the export, which leaves nothing") {
+TEST_CASE("a module that was never written fails its unit") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   {
-    Exporter exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false);
-    CHECK_THROWS_WITH_AS(exporter.finish(), doctest::Contains("was never written"), Error);
+    Export exported(open, plan, open / "out");
+    exported->begin(0);
+    CHECK_THROWS_WITH_AS(exported->finish(0), doctest::Contains("was never written"), Error);
   }
   CHECK(names_in(open / "") == std::vector<std::string>{"model"});
 }
 
+TEST_CASE("a unit's shard holds the tensors of its layer, dense ones too, and the last the rest") {
+  const OpenModel open;
+  open.quantize(open.plan(kRtn), "out");
+  for (const int layer : {0, 1}) {
+    const SafetensorsFile shard(open / "out" /
+                                fmt::format("model-{:05}-of-00003.safetensors", layer + 1));
+    CHECK(shard.tensors().size() > 10);
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    for (const StoredTensor& t : shard.tensors()) CHECK(t.name.substr(0, prefix.size()) == prefix);
+  }
+  std::vector<std::string> rest;
+  const SafetensorsFile last(open / "out" / "model-00003-of-00003.safetensors");
+  for (const StoredTensor& t : last.tensors()) rest.push_back(t.name);
+  CHECK(rest == std::vector<std::string>{"lm_head.weight", "model.embed_tokens.weight",
+                                         "model.norm.weight"});
+}
+
 void export_to(const OpenModel& open, const std::string& name, bool overwrite) {
   const Plan plan = open.plan(kRtn);
-  Exporter exporter(open.reader(), open.model(), plan, open / name, kOneFile, overwrite);
-  write_all(exporter, open, plan);
-  exporter.finish();
-  exporter.commit(Json{{"generator", "aqhost"}});
+  Export exported(open, plan, open / name, overwrite);
+  exported.write_all();
+  exported->commit(Json{{"generator", "aqhost"}});
 }
 
 TEST_CASE("an earlier export is replaced where that is asked for, the user's files in it stay") {
@@ -127,9 +181,8 @@ TEST_CASE("an earlier export is replaced where that is asked for, the user's fil
   for (int i = 0; i < 2; i++) {
     export_to(open, "out", true);
     CHECK(names_in(open / "out") ==
-          std::vector<std::string>{"README.md", "config.json", "model.safetensors", "notes.txt",
-                                   "plots", "quantization_report.json", "tokenizer.json",
-                                   "tokenizer_config.json"});
+          with_shards({"README.md", "config.json", "notes.txt", "plots", "quantization_report.json",
+                       "tokenizer.json", "tokenizer_config.json"}));
     CHECK(read_file(open / "out" / "README.md") == "my model card");
     CHECK(read_file(open / "out" / "plots" / "a.png") == "mine");
   }
@@ -143,7 +196,7 @@ TEST_CASE("a report of that name does not make an original an export") {
   const Plan plan = open.plan("{default: {group_size: 32, algorithm: rtn}}");
   for (const char* report : {"{}", "[]", "{\"generator\": \"aqhost\"}"}) {
     write_file(copy / "quantization_report.json", report);
-    CHECK_THROWS_WITH_AS(Exporter(open.reader(), open.model(), plan, copy, int64_t{1} << 40, true),
+    CHECK_THROWS_WITH_AS(Export(open, plan, copy, true),
                          doctest::Contains("is no earlier export of aqhost"), Error);
     CHECK(read_file(copy / "model.safetensors") == before);
   }
@@ -185,7 +238,7 @@ TEST_CASE("a file of the user's under a name that the run writes is told before 
   write_file(open / "model" / "added.json", "the model's");
   write_file(open / "out" / "added.json", "mine");
   const Plan plan = open.plan(kRtn);
-  CHECK_THROWS_WITH_AS(Exporter(open.reader(), open.model(), plan, open / "out", kOneFile, true),
+  CHECK_THROWS_WITH_AS(Export(open, plan, open / "out", true),
                        doctest::Contains("out/added.json: was not written by an earlier run"),
                        Error);
   CHECK(read_file(open / "out" / "added.json") == "mine");
@@ -197,14 +250,14 @@ TEST_CASE("a side file that cannot be read is told before the run") {
   const fs::path link = open / "model" / "special_tokens_map.json";
   fs::create_symlink("blob-that-is-gone", link);
   CHECK_THROWS_WITH_AS(
-      Exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false),
+      Export(open, plan, open / "out"),
       doctest::Contains("special_tokens_map.json: is a link to blob-that-is-gone, which does not "
                         "exist"),
       Error);
   fs::remove(link);
   fs::create_directory(open / "model" / "sub");
   fs::create_symlink("/proc/self/mem", link);  // opens, and cannot be read
-  CHECK_THROWS_WITH_AS(Exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false),
+  CHECK_THROWS_WITH_AS(Export(open, plan, open / "out"),
                        doctest::Contains("special_tokens_map.json: Input/output error"), Error);
   CHECK(names_in(open / "") == std::vector<std::string>{"model"});
 }
@@ -213,44 +266,42 @@ TEST_CASE("an export that cannot be put in place is kept, whole and readable") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   {
-    Exporter exporter(open.reader(), open.model(), plan, open / "out", kOneFile, true);
-    write_all(exporter, open, plan);
-    exporter.finish();
+    Export exported(open, plan, open / "out", true);
+    exported.write_all();
     fs::create_directory(open / "out");
     write_file(open / "out" / "thesis.tex", "");
-    CHECK_THROWS_WITH_AS(exporter.commit(Json::object()), doctest::Contains("out.part-1"), Error);
+    CHECK_THROWS_WITH_AS(exported->commit(Json::object()), doctest::Contains("out.work/export"),
+                         Error);
   }
   CHECK(names_in(open / "out") == std::vector<std::string>{"thesis.tex"});
-  CHECK(Reader(open / "out.part-1").tensors().size() > 0);
-  CHECK(fs::exists(open / "out.part-1" / "quantization_report.json"));
+  CHECK(Reader(open / "out.work/export").tensors().size() > 0);
+  CHECK(fs::exists(open / "out.work/export/quantization_report.json"));
 }
 
 TEST_CASE("an export whose report cannot be written is kept but for that, and the error says so") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   {
-    Exporter exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false);
-    write_all(exporter, open, plan);
-    exporter.finish();
-    fs::create_directory(open / "out.part-1" / "quantization_report.json");
+    Export exported(open, plan, open / "out");
+    exported.write_all();
+    fs::create_directory(open / "out.work/export/quantization_report.json");
     CHECK_THROWS_WITH_AS(
-        exporter.commit(Json::object()),
+        exported->commit(Json::object()),
         doctest::Contains("quantization_report.json: Is a directory. The export, which is "
                           "finished but for this file, is kept in "),
         Error);
   }
-  CHECK(Reader(open / "out.part-1").tensors().size() > 0);
+  CHECK(Reader(open / "out.work/export").tensors().size() > 0);
 }
 
 TEST_CASE("an export that somebody deletes before it is in place is not said to be kept") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
-  Exporter exporter(open.reader(), open.model(), plan, open / "out", kOneFile, false);
-  write_all(exporter, open, plan);
-  exporter.finish();
-  fs::remove_all(open / "out.part-1");
-  CHECK_THROWS_WITH_AS(exporter.commit(Json::object()),
-                       doctest::Contains("out.part-1, which no longer exists"), Error);
+  Export exported(open, plan, open / "out");
+  exported.write_all();
+  fs::remove_all(open / "out.work");
+  CHECK_THROWS_WITH_AS(exported->commit(Json::object()),
+                       doctest::Contains("out.work/export, which no longer exists"), Error);
 }
 
 }  // namespace

@@ -48,7 +48,6 @@ class Changed {
     const std::string text = said([&](const Reader& reader, const Model& model) {
       QuantizeOptions options;
       options.target = out();
-      options.quiet = true;
       quantize(reader, model, plan_of(model, recipe, layout), options);
     });
     CHECK(fs::exists(out()) == text.empty());

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "base/file.h"
-#include "checkpoint/writer.h"
+#include "whole_writer.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -76,7 +76,7 @@ void SmallModel::write(const fs::path& folder) const {
   for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
     fs::copy_file(tokenizer / name, folder / name);
   const std::vector<TensorInfo> tensors = tensors_of(*this);
-  Writer writer(folder, tensors, int64_t{1} << 40);
+  WholeWriter writer(folder, tensors, int64_t{1} << 40);
   at::manual_seed(1);
   for (const TensorInfo& info : tensors) {
     const at::Tensor values =
@@ -102,11 +102,10 @@ Plan OpenModel::plan(const std::string& recipe, const std::string& algorithm, La
 Json OpenModel::quantize(const Plan& plan, const std::string& name, uint64_t seed) const {
   QuantizeOptions options;
   options.target = folder_ / name;
-  options.quiet = true;
   if (plan.needs_calibration())
     options.calibration =
         CalibrationOptions{{{fs::path(AQ_TESTS_DIR) / "data/kjv_calib.txt"}}, 8, 64, seed};
-  return aqhost::quantize(*reader_, *model_, plan, options);
+  return to_json(aqhost::quantize(*reader_, *model_, plan, options));
 }
 
 }  // namespace aqhost

@@ -22,7 +22,8 @@ struct Command {
   const char* positional = nullptr;  // the option that bare arguments are values of, if any
 };
 
-extern const Command kQuantize, kInspect, kPlan, kEval, kCompare, kTokenize, kVerify, kPlugins;
+extern const Command kQuantize, kInspect, kPlan, kEval, kCompare, kStatus, kTokenize, kVerify,
+    kPlugins;
 
 /// Adds --plugin-dir and --trust-plugins, and opens what is found there and in the usual places.
 void add_plugin_options(po::options_description_easy_init& add);

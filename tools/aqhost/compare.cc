@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "command.h"
+#include "console_observer.h"
 #include "export/decoded_checkpoint.h"
 #include "measure/checkpoint_summary.h"
 #include "measure/divergence.h"
@@ -52,12 +53,11 @@ Row open_row(const std::string& folder, const Registry& registry,
 
 /// Fills in what has to be measured; the first row is the original where there is one.
 void measure(std::vector<Row>& rows, bool against, const at::Tensor& windows,
-             const at::TensorOptions& run_options, bool quiet) {
+             const at::TensorOptions& run_options, RunObserver& observer) {
   const auto layers = rows.front().model->desc().n_layers;
-  Progress progress("evaluating", against ? layers : layers * static_cast<int>(rows.size()),
-                    "layers", quiet);
+  observer.begin("evaluating", against ? layers : layers * static_cast<int>(rows.size()), "layers");
   int32_t done = 0;
-  const auto tell = [&](int32_t layer) { progress.update(++done, fmt::format("layer {}", layer)); };
+  const auto tell = [&](int32_t layer) { observer.update(++done, fmt::format("layer {}", layer)); };
   if (!against) {
     for (Row& row : rows)
       row.perplexity = perplexity(*row.source, *row.model, windows, tell, run_options).value;
@@ -160,12 +160,14 @@ void run(const po::variables_map& options) {
   if (evaluate) {
     const Row& first = rows.front();
     const int64_t vocabulary = first.model->desc().vocab_size;
+    ConsoleObserver observer(quiet(options));
     CorpusReader reader(first.folder, vocabulary,
                         document_separator(first.source->config(), vocabulary));
     const int64_t window = integer(options, "window", 2, 1 << 24);
     check_window(*first.model, window);
-    const FileWindows file = read_windows(reader, required(options, "text"), window);
-    measure(rows, against, file.ids, at::TensorOptions(device).dtype(at::kFloat), quiet(options));
+    const FileWindows file = read_windows(reader, required(options, "text"), window, observer);
+    measure(rows, against, file.ids, at::TensorOptions(device).dtype(at::kFloat), observer);
+    observer.end();
   }
   if (!wants_json(options)) return print(rows);
   Json list = Json::array();

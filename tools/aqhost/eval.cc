@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "command.h"
+#include "console_observer.h"
 #include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
 #include "measure/divergence.h"
@@ -62,16 +63,17 @@ void run(const po::variables_map& options) {
       compute_type(options["dtype"].as<std::string>(), *source, device));
   const auto model = open_model(*registry, *source, options);
   check_window(*model, window);
+  ConsoleObserver observer(quiet(options));
   CorpusReader reader(directory, model->desc().vocab_size,
                       document_separator(source->config(), model->desc().vocab_size));
-  const at::Tensor windows = read_windows(reader, text, window).ids;
-  Progress progress("evaluating", model->desc().n_layers, "layers", quiet(options));
+  const at::Tensor windows = read_windows(reader, text, window, observer).ids;
+  observer.begin("evaluating", model->desc().n_layers, "layers");
   const auto tell = [&](int32_t layer) {
-    progress.update(layer + 1, fmt::format("layer {}", layer));
+    observer.update(layer + 1, fmt::format("layer {}", layer));
   };
   if (!options.contains("against")) {
     const Perplexity result = perplexity(*source, *model, windows, tell, run_options);
-    progress.finish();
+    observer.end();
     if (wants_json(options))
       fmt::print("{}\n", to_text(Json{{"perplexity", result.value}, {"tokens", result.tokens}}));
     else
@@ -83,7 +85,7 @@ void run(const po::variables_map& options) {
   const auto original_model = open_model(*registry, *original, options);
   const Divergences result = diverge({original.get(), original_model.get()},
                                      {{source.get(), model.get()}}, windows, tell, run_options);
-  progress.finish();
+  observer.end();
   const Divergence& d = result.models.front();
   if (wants_json(options)) {
     fmt::print("{}\n", to_text(to_json(d, result.reference)));

@@ -1,6 +1,6 @@
 // aqhost: quantizes Mixture-of-Experts checkpoints. This file: which command, its options, and how
-// it ends (0 done, 1 failed, 2 wrong usage, 128 + signal: 129 SIGHUP, 130 SIGINT, 141 SIGPIPE,
-// 143 SIGTERM).
+// it ends (0 done, 1 failed, 2 wrong usage, 75 a quantization that a signal stopped: run it again;
+// 128 + signal of other commands: 129 SIGHUP, 130 SIGINT, 141 SIGPIPE, 143 SIGTERM).
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
@@ -11,6 +11,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sysexits.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -31,6 +32,7 @@
 #include "base/interrupt.h"
 #include "base/nearest.h"
 #include "command.h"
+#include "run/quantize.h"
 #include "version.h"
 
 /// jemalloc's settings. It keeps freed memory for ten seconds, large pieces too: giving it back and
@@ -42,8 +44,8 @@ extern "C" int mallctl(const char*, void*, std::size_t*, void*, std::size_t) __a
 namespace aqhost {
 namespace {
 
-constexpr std::array kCommands{&kQuantize, &kInspect,  &kPlan,   &kEval,
-                               &kCompare,  &kTokenize, &kVerify, &kPlugins};
+constexpr std::array kCommands{&kQuantize, &kInspect,  &kPlan,   &kEval,   &kCompare,
+                               &kStatus,   &kTokenize, &kVerify, &kPlugins};
 constexpr std::array kLogLevels{"debug", "info", "warn", "error", "off"};
 
 po::options_description options_of(const Command& command) {
@@ -233,11 +235,6 @@ void keep_large_pieces() {
     mallctl("arena.0.oversize_threshold", nullptr, nullptr, &never, sizeof never);
 }
 
-/// "interrupted", with what became of the export where the command writes one.
-std::string interruption(const std::vector<std::string>& arguments) {
-  return is_quantize(arguments) ? "interrupted, nothing was written" : "interrupted";
-}
-
 int run_and_report(const std::vector<std::string>& arguments) {
   try {
     run(arguments);
@@ -245,8 +242,11 @@ int run_and_report(const std::vector<std::string>& arguments) {
     return 0;
   } catch (const UsageError& e) {
     return complain(e.what(), 2);
+  } catch (const RunInterrupted& e) {
+    return complain(e.what(), EX_TEMPFAIL);
   } catch (const Interrupted&) {
-    return complain(interruption(arguments), 128 + interrupt_signal());
+    if (is_quantize(arguments)) return complain("interrupted, nothing was written", EX_TEMPFAIL);
+    return complain("interrupted", 128 + interrupt_signal());
   } catch (const Error& e) {
     return complain(e.what(), 1);
   } catch (const c10::Error& e) {

@@ -11,6 +11,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "command.h"
+#include "console_observer.h"
 #include "measure/coverage.h"
 #include "plan/loadable.h"
 #include "tensor/device.h"
@@ -44,6 +45,10 @@ void add_options(po::options_description_easy_init add) {
       "MB that tensors may take on that device, as near as can be; 0: no limit but, on the CPU, "
       "that "
       "of the container or job (its control group)");
+  add("resume", po::value<std::string>()->default_value("auto"),
+      "what to do with the finished layers of an earlier run to the same folder: auto goes on "
+      "after "
+      "them, never begins anew, required fails if there are none");
   add_export_options(add);
   add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
 }
@@ -72,8 +77,15 @@ std::optional<CalibrationOptions> calibration(const po::variables_map& options) 
   result.seed = static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62));
   result.random_percent = integer(options, "random-percent", 0, 99);
   result.balance_experts = options.contains("balance-experts");
-  result.quiet = quiet(options);
   return result;
+}
+
+Resume resume(const po::variables_map& options) {
+  const auto name = options["resume"].as<std::string>();
+  if (name == "auto") return Resume::kAuto;
+  if (name == "never") return Resume::kNever;
+  if (name == "required") return Resume::kRequired;
+  throw UsageError(fmt::format("--resume \"{}\": expected auto, never or required", name));
 }
 
 /// Where no limit is given: what the control group leaves, if it has one.
@@ -108,36 +120,32 @@ std::string readers(const std::vector<Loadable>& loads) {
 }
 
 /// What a run was calibrated on, if it was, and what --balance-experts did, if it was asked for.
-void print_calibration(const Json& report) {
-  const Json calibration = report.value("calibration", Json());
-  if (!calibration.is_object()) return;
-  const int64_t windows = calibration["windows"], random = calibration["random_windows"];
+void print_calibration(const std::optional<CalibrationReport>& calibration) {
+  if (!calibration) return;
   fmt::print("calibrated on windows of {} tokens: {} of text, {} of random tokens\n",
-             calibration["seqlen"].get<int64_t>(), windows - random, random);
-  const Json balance = calibration.value("balance", Json());
-  if (balance.is_object())
+             calibration->seqlen, calibration->windows - calibration->random_windows,
+             calibration->random_windows);
+  if (const auto& balance = calibration->balance)
     fmt::print("experts balanced: spread of their tokens {:.3f} -> {:.3f}, of {} windows\n",
-               balance["spread_before"].get<double>(), balance["spread_after"].get<double>(),
-               balance["pool"].get<int64_t>());
+               balance->spread_before, balance->spread_after, balance->pool);
 }
 
-void print_summary(const Json& report, const std::string& target, int64_t original_bytes,
+void print_summary(const RunReport& report, const std::string& target, int64_t original_bytes,
                    const std::vector<Loadable>& loads) {
-  const Json& totals = report["totals"];
-  const double loss = totals["loss"], rtn_loss = totals["rtn_loss"];
-  fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n",
-             totals["modules"].get<int64_t>(), with_commas(totals["weights"].get<int64_t>()),
-             totals["bits_per_weight"].get<double>());
-  print_calibration(report);
+  const double loss = report.rows.loss(), rtn_loss = report.rows.rtn_loss();
+  fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n", report.rows.modules.size(),
+             with_commas(report.weights), report.bits_per_weight);
+  if (report.resumed_layers > 0)
+    fmt::print("{} of the layers were finished by an earlier run\n", report.resumed_layers);
+  print_calibration(report.calibration);
   if (const std::size_t width = terminal_width(STDOUT_FILENO); width > 0)
-    for (const std::string& row : coverage_rows(report["experts"], width)) fmt::print("{}\n", row);
+    for (const std::string& row : coverage_rows(report.rows.experts, width))
+      fmt::print("{}\n", row);
   if (rtn_loss > 0)
     fmt::print("loss {:.4g}, {:.1f} % of rounding to nearest\n", loss, 100 * loss / rtn_loss);
   fmt::print("{} -> {}, {}, peak memory {}\n", format_bytes(original_bytes),
-             format_bytes(totals["bytes"].get<int64_t>()),
-             format_duration(totals["seconds"]["total"].get<double>() +
-                             totals["seconds"]["write"].get<double>()),
-             format_bytes(totals["peak_memory_bytes"].get<int64_t>()));
+             format_bytes(report.bytes), format_duration(report.total_seconds()),
+             format_bytes(report.peak_memory_bytes));
   fmt::print("written to {}; loads in {}\n", target, readers(loads));
 }
 
@@ -149,7 +157,7 @@ void run(const po::variables_map& options) {
       integer(options, "max-shard-size", 1, int64_t{1} << 40) * 1'000'000;
   quantize_options.dtype = options["dtype"].as<std::string>();
   quantize_options.overwrite = options.contains("overwrite");
-  quantize_options.quiet = quiet(options);
+  quantize_options.resume = resume(options);
   quantize_options.calibration = calibration(options);
   quantize_options.memory_limit = integer(options, "memory-limit", 0, int64_t{1} << 40) * 1'000'000;
   const std::string chosen = algorithm(options);
@@ -167,11 +175,14 @@ void run(const po::variables_map& options) {
   limit_to_container(quantize_options);
   for (const Loadable& l : loads)
     for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
-  const Json report = quantize(reader, *model, plan, quantize_options);
+  ConsoleObserver observer(quiet(options));
+  quantize_options.observer = &observer;
+  quantize_options.plugins = registry->plugins();
+  const RunReport report = quantize(reader, *model, plan, quantize_options);
   if (const std::string warning = starved_warning(report); !warning.empty())
     spdlog::warn("{}", warning);
   if (wants_json(options)) {
-    fmt::print("{}\n", to_text(report["totals"]));
+    fmt::print("{}\n", to_text(to_json(report)["totals"]));
     return;
   }
   int64_t original_bytes = 0;
@@ -196,7 +207,11 @@ const Command kQuantize{
     "A document is cut into windows of --seqlen tokens; what is left of it, or all of a shorter\n"
     "one, shares windows with that of others, with the model's end-of-text token in between.\n"
     "Several files give equal parts of the --nsamples windows, or as their weights say:\n"
-    "--calib prose.txt=3 --calib code.jsonl=1.",
+    "--calib prose.txt=3 --calib code.jsonl=1.\n\n"
+    "Every finished layer is kept in a work folder (OUT.work, or OUT/.work where OUT was there\n"
+    "before) until all are done. A run that was stopped, even by a crash, goes on after them when\n"
+    "the same command is given again; aqhost status OUT.work says how far it is. A run that a\n"
+    "signal stopped ends with status 75.",
     add_options, run};
 
 }  // namespace aqhost

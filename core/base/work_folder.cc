@@ -1,10 +1,12 @@
-#include "base/staged_directory.h"
+#include "base/work_folder.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -19,7 +21,9 @@ namespace {
 
 /// Without it no reader takes a folder for a checkpoint: it goes first and comes last.
 constexpr const char* kLast = "config.json";
-constexpr const char* kPart = ".part-";
+constexpr const char* kWork = ".work";
+/// What the work folder has of ours.
+constexpr std::array kOwn{"export", "progress", "replaced", WorkFolder::kManifest};
 
 /// The target without links, "." and ".."; what does not exist yet is appended as it is.
 fs::path resolve(fs::path target) {
@@ -39,14 +43,18 @@ fs::path resolve(fs::path target) {
   return resolved;
 }
 
-/// What every staging folder of this target begins with.
-fs::path prefix_of(const fs::path& target, bool inside) {
-  return inside ? target / kPart : fs::path(target.string() + kPart);
+fs::path work_of(const fs::path& target, bool inside) {
+  return inside ? target / kWork : fs::path(target.string() + kWork);
 }
 
 bool is_content(const fs::path& entry) {
-  const std::string name = entry.filename().string();
-  return !name.starts_with(kPart) && name != "lost+found";  // of a volume's root
+  return entry.filename() != kWork && entry.filename() != "lost+found";  // of a volume's root
+}
+
+/// Removes what is ours in a work folder.
+void remove_own(const fs::path& work) {
+  std::error_code ignored;
+  for (const char* name : kOwn) fs::remove_all(work / name, ignored);
 }
 
 std::vector<std::string> files_in(const fs::path& folder) {
@@ -60,14 +68,14 @@ std::vector<std::string> files_in(const fs::path& folder) {
   return files;
 }
 
-/// Of a folder's files, as far as they can be seen.
-int64_t bytes_in(const fs::path& folder) {
-  int64_t bytes = 0;
-  std::error_code error, ignored;
-  for (fs::recursive_directory_iterator it(folder, error), end; !error && it != end;
-       it.increment(error))
-    if (it->is_regular_file(ignored)) bytes += static_cast<int64_t>(it->file_size(ignored));
-  return bytes;
+/// Removes the work folder of a run that was killed after it had put its result in place.
+void remove_finished(const fs::path& work) {
+  std::error_code ignored;
+  const fs::path result = work / "export";
+  const bool ours = fs::exists(work / WorkFolder::kManifest, ignored);
+  if (fs::exists(result, ignored) && !files_in(result).empty()) return;
+  if (ours) remove_own(work);
+  ::rmdir(work.c_str());  // the manifest goes last
 }
 
 /// Whether a file of that name lies in `folder` itself and not, by ".." or a link, elsewhere.
@@ -79,13 +87,6 @@ bool lies_in(const fs::path& folder, const fs::path& name) {
     if (!fs::is_directory(fs::symlink_status(folder / parent, ignored))) return false;
   const fs::file_status status = fs::symlink_status(folder / name, ignored);
   return fs::exists(status) && !fs::is_directory(status);
-}
-
-void flush_folder(const fs::path& folder) {
-  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return;
-  ::fsync(fd);
-  ::close(fd);
 }
 
 /// Files moved one after another, and back again unless finish() is reached.
@@ -129,83 +130,121 @@ class Moves {
 
 }  // namespace
 
-StagedDirectory::StagedDirectory(const fs::path& target, std::set<std::string> replaced)
+WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
     : name_(target.string()), replaced_(std::move(replaced)), target_(resolve(target)) {
   std::error_code ignored;
   inside_ = fs::is_directory(target_, ignored);
-  if (replaced_.empty() && !is_free(target_))
+  if (replaced_.empty() && !is_free(target_)) {
+    for (const bool inside : {false, true}) remove_finished(work_of(target_, inside));
     fail(
         "{}: already exists and is not empty; choose another folder, or pass --overwrite if an "
         "earlier run wrote it",
         name_);
+  }
+  work_ = work_of(target_, inside_);
   try {
     make();
-    look_for_others();
+    lock();
+    check_ours();
+    make_folders();
+    keep_ = fs::exists(work_ / kManifest, ignored);
   } catch (const Error&) {
-    discard();
+    if (lock_ >= 0) ::close(lock_);
+    ::rmdir(work_.c_str());  // as far as this made it
+    for (auto it = parents_.rbegin(); it != parents_.rend(); ++it) ::rmdir(it->c_str());
     throw;
   }
 }
 
-StagedDirectory::~StagedDirectory() {
-  if (!keep_) discard();
+WorkFolder::~WorkFolder() {
+  if (!keep_) {
+    remove_own(work_);
+    ::rmdir(work_.c_str());
+    for (auto it = parents_.rbegin(); it != parents_.rend(); ++it) ::rmdir(it->c_str());
+  }
   if (lock_ >= 0) ::close(lock_);
 }
 
-bool StagedDirectory::is_free(const fs::path& target) {
+bool WorkFolder::is_free(const fs::path& target) {
   if (!fs::is_directory(target)) return !fs::exists(target);
   const auto entries = list_folder(target);
   return std::none_of(entries.begin(), entries.end(),
                       [](const auto& entry) { return is_content(entry.path()); });
 }
 
-void StagedDirectory::make() {
+fs::path WorkFolder::of(const fs::path& target) {
+  const fs::path resolved = resolve(target);
+  std::error_code ignored;
+  return work_of(resolved, fs::is_directory(resolved, ignored));
+}
+
+bool WorkFolder::is_locked(const fs::path& work) {
+  const int fd = ::open(work.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return false;
+  const bool locked = ::flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  ::close(fd);
+  return locked;
+}
+
+void WorkFolder::make() {
   std::error_code error, ignored;
   fs::path parent = target_.parent_path();
   for (; !inside_ && !fs::exists(parent, ignored) && parent != parent.parent_path();
        parent = parent.parent_path())
     parents_.insert(parents_.begin(), parent);
   if (!inside_) fs::create_directories(target_.parent_path(), error);
-  bool made = false;
-  for (int i = 1; !made && !error; i++) {  // past what killed runs left
-    staging_ = prefix_of(target_, inside_).string() + std::to_string(i);
-    made = fs::create_directory(staging_, error);
-  }
-  if (error) {
-    staging_.clear();
+  if (const auto there = fs::symlink_status(work_, ignored);
+      fs::exists(there) && !fs::is_directory(there))
+    fail("{}: is no folder, and the run needs this name for its work; move it away",
+         work_.string());
+  if (!error) fs::create_directory(work_, error);
+  if (error)
     fail("{}: {}: {}", name_, inside_ ? "cannot be written" : "cannot be made", error.message());
-  }
-  lock_ = ::open(staging_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (lock_ >= 0) ::flock(lock_, LOCK_EX | LOCK_NB);  // some file systems have no locks
 }
 
-/// After our own folder is made and locked: of two runs that start at once one sees the other.
-void StagedDirectory::look_for_others() {
-  const std::string prefix = prefix_of(target_, inside_).string();
-  for (const auto& entry : list_folder(inside_ ? target_ : target_.parent_path())) {
-    const fs::path& other = entry.path();
-    std::error_code ignored;
-    if (!other.string().starts_with(prefix) || other == staging_) continue;
-    if (!entry.is_directory(ignored)) continue;
-    const int fd = ::open(other.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    const bool in_use = fd >= 0 && ::flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    if (fd >= 0) ::close(fd);
-    if (in_use)
-      fail("{}: another run of aqhost is writing to it (in {}); choose another folder", name_,
-           other.string());
-    leftovers_.push_back({other, bytes_in(other)});
-  }
+void WorkFolder::lock() {
+  lock_ = ::open(work_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+  if (lock_ < 0) fail("{}: {}", work_.string(), std::strerror(errno));
+  const bool in_use = ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  struct stat ours {};  // some file systems have no locks
+  struct stat there {};
+  if (in_use || ::fstat(lock_, &ours) != 0 || ::stat(work_.c_str(), &there) != 0 ||
+      ours.st_ino != there.st_ino)  // the other run has just ended and removed it
+    fail("{}: another run of aqhost is writing to it (in {}); choose another folder", name_,
+         work_.string());
 }
 
-void StagedDirectory::discard() {
+/// Error if the folder has content but no manifest. A run that was killed at its very start leaves
+/// empty folders.
+void WorkFolder::check_ours() const {
   std::error_code ignored;
-  if (!staging_.empty()) fs::remove_all(staging_, ignored);
-  for (auto it = parents_.rbegin(); it != parents_.rend(); ++it) ::rmdir(it->c_str());
+  if (fs::exists(work_ / kManifest, ignored)) return;
+  for (const auto& entry : list_folder(work_)) {
+    const bool empty_own = (entry.path() == result() || entry.path() == progress()) &&
+                           fs::is_empty(entry.path(), ignored);
+    if (!empty_own)
+      fail("{}: is no work folder of aqhost (it has no {}); move it away or choose another target",
+           work_.string(), kManifest);
+  }
 }
 
-std::vector<std::string> StagedDirectory::files() const { return files_in(staging_); }
+void WorkFolder::make_folders() const {
+  std::error_code error;
+  for (const fs::path& folder : {result(), progress()}) {
+    fs::create_directory(folder, error);
+    if (error) fail("{}: cannot be made: {}", folder.string(), error.message());
+  }
+}
 
-void StagedDirectory::check() const {
+void WorkFolder::clear() {
+  remove_own(work_);
+  make_folders();
+  keep_ = false;
+}
+
+std::vector<std::string> WorkFolder::files() const { return files_in(result()); }
+
+void WorkFolder::check() const {
   if (!inside_) return;
   std::error_code ignored;
   for (const std::string& file : files())
@@ -216,8 +255,8 @@ void StagedDirectory::check() const {
           name_, file);
 }
 
-void StagedDirectory::merge() const {
-  const fs::path old = staging_.string() + ".old";
+void WorkFolder::merge() const {
+  const fs::path old = work_ / "replaced";
   std::vector<std::string> before, after = files();
   for (const std::string& file : replaced_)
     if (lies_in(target_, file)) before.push_back(file);
@@ -228,31 +267,28 @@ void StagedDirectory::merge() const {
     Moves moves;
     moves.make_folder(old);
     for (const std::string& file : before) moves.move(target_ / file, old / file);
-    for (const std::string& file : after) moves.move(staging_ / file, target_ / file);
+    for (const std::string& file : after) moves.move(result() / file, target_ / file);
     moves.finish();
   }
-  std::error_code ignored;
-  fs::remove_all(old, ignored);
-  fs::remove_all(staging_, ignored);
   for (const std::string& file : before)  // folders that held nothing else
     for (fs::path p = fs::path(file).parent_path(); !p.empty(); p = p.parent_path())
       ::rmdir((target_ / p).c_str());
 }
 
-std::string StagedDirectory::fate(const std::string& what, const std::string& advice) const {
+std::string WorkFolder::fate(const std::string& what, const std::string& advice) const {
   std::error_code ignored;
-  if (fs::is_directory(staging_, ignored))
-    return fmt::format("{} is kept in {}{}", what, staging_.string(), advice);
-  return fmt::format("{} was in {}, which no longer exists", what, staging_.string());
+  if (fs::is_directory(result(), ignored))
+    return fmt::format("{} is kept in {}{}", what, result().string(), advice);
+  return fmt::format("{} was in {}, which no longer exists", what, result().string());
 }
 
-void StagedDirectory::commit() {
+void WorkFolder::commit() {
   keep();
   try {
     check();
     if (inside_) {
       merge();
-    } else if (::rename(staging_.c_str(), target_.c_str()) != 0) {  // replaces nothing but an
+    } else if (::rename(result().c_str(), target_.c_str()) != 0) {  // replaces nothing but an
       const int error = errno;                                      // empty folder
       const bool appeared = error == ENOTEMPTY || error == EEXIST || error == ENOTDIR;
       fail("{}: {}", name_,
@@ -263,6 +299,8 @@ void StagedDirectory::commit() {
     fail("{}. {}", e.what(), fate("The finished result", "; move it to where you want it"));
   }
   flush_folder(inside_ ? target_ : target_.parent_path());
+  remove_own(work_);
+  ::rmdir(work_.c_str());
 }
 
 }  // namespace aqhost

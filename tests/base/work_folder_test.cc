@@ -1,4 +1,4 @@
-#include "base/staged_directory.h"
+#include "base/work_folder.h"
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -38,7 +38,7 @@ std::ptrdiff_t entries(const fs::path& folder) {
 }
 
 /// The message with which commit() fails.
-std::string failure(StagedDirectory& staged) {
+std::string failure(WorkFolder& staged) {
   try {
     staged.commit();
   } catch (const Error& e) {
@@ -47,15 +47,16 @@ std::string failure(StagedDirectory& staged) {
   return "no failure";
 }
 
-TEST_CASE("a staged folder becomes its target on commit and is gone otherwise, parents too") {
+TEST_CASE(
+    "a work folder's result becomes the target on commit and is gone otherwise, parents too") {
   const TempFolder root;
   {
-    const StagedDirectory staged(root / "new/sub/out");
-    write_file(staged.path() / "a", "1");
+    const WorkFolder staged(root / "new/sub/out");
+    write_file(staged.result() / "a", "1");
   }
   CHECK(fs::is_empty(root.path()));
-  StagedDirectory staged(root / "new/sub/out/");  // parents are made
-  write_file(staged.path() / "a", "1");
+  WorkFolder staged(root / "new/sub/out/");  // parents are made
+  write_file(staged.result() / "a", "1");
   CHECK(!fs::exists(root / "new/sub/out"));
   staged.commit();
   CHECK(read_file(root / "new/sub/out/a") == "1");
@@ -81,11 +82,10 @@ TEST_CASE("what cannot be written to is refused before any work, and nothing of 
   };
   for (const auto& [target, message] : cases) {
     CAPTURE(target);
-    CHECK_THROWS_WITH_AS(StagedDirectory(root / target), Contains(message), Error);
+    CHECK_THROWS_WITH_AS(WorkFolder(root / target), Contains(message), Error);
   }
-  CHECK_THROWS_WITH_AS(StagedDirectory("/proc/out"), Contains("/proc/out: cannot be made: "),
-                       Error);
-  CHECK_THROWS_WITH_AS(StagedDirectory("/"), Contains("already exists and is not empty"), Error);
+  CHECK_THROWS_WITH_AS(WorkFolder("/proc/out"), Contains("/proc/out: cannot be made: "), Error);
+  CHECK_THROWS_WITH_AS(WorkFolder("/"), Contains("already exists and is not empty"), Error);
   CHECK(entries(root.path()) == 4);
   CHECK(read_file(root / "file") == "mine");
   CHECK(read_file(root / "full/a") == "mine");
@@ -108,14 +108,14 @@ TEST_CASE("an empty folder is written into and stays the folder it was, by whate
     }
     const int held = ::open((root / "out").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     {
-      const StagedDirectory staged(target);
-      write_file(staged.path() / "a", "1");
+      const WorkFolder staged(target);
+      write_file(staged.result() / "a", "1");
     }
-    CHECK(StagedDirectory::is_free(root / "out"));
-    StagedDirectory staged(target);
-    write_file(staged.path() / "config.json", "1");
-    fs::create_directory(staged.path() / "sub");
-    write_file(staged.path() / "sub/b", "2");
+    CHECK(WorkFolder::is_free(root / "out"));
+    WorkFolder staged(target);
+    write_file(staged.result() / "config.json", "1");
+    fs::create_directory(staged.result() / "sub");
+    write_file(staged.result() / "sub/b", "2");
     staged.commit();
     fs::current_path(before);
     CHECK(content_of(root / "out") == "config.json=1 sub/b=2");
@@ -131,9 +131,9 @@ TEST_CASE("only what an earlier run wrote is replaced; the user's files stay") {
   fs::create_directories(root / "out/mine");
   for (const char* file : {"a", "stale", "old-sub/x", "mine/y", "README.md"})
     write_file(root / "out" / file, "before");
-  StagedDirectory staged(root / "out", {"a", "stale", "old-sub/x", "gone"});
-  write_file(staged.path() / "a", "after");
-  write_file(staged.path() / "b", "after");
+  WorkFolder staged(root / "out", {"a", "stale", "old-sub/x", "gone"});
+  write_file(staged.result() / "a", "after");
+  write_file(staged.result() / "b", "after");
   staged.check();
   staged.commit();
   CHECK(content_of(root / "out") == "README.md=before a=after b=after mine/y=before");
@@ -147,8 +147,8 @@ TEST_CASE("a target may be named by a path relative to the current folder") {
   fs::current_path(root.path());
   for (const char* name : {"out", "./other", "below/it/", "out/../third"}) {
     CAPTURE(name);
-    StagedDirectory staged(name);
-    write_file(staged.path() / "a", "x");
+    WorkFolder staged(name);
+    write_file(staged.result() / "a", "x");
     staged.commit();
     CHECK(read_file(fs::path(name) / "a") == "x");
   }
@@ -161,9 +161,9 @@ TEST_CASE("a list of replaced files cannot lead out of the target") {
   fs::create_directories(root / "elsewhere");
   for (const char* file : {"outside", "elsewhere/b", "out/a"}) write_file(root / file, "before");
   fs::create_directory_symlink("../elsewhere", root / "out/link");
-  StagedDirectory staged(root / "out", {"a", "../outside", (root / "outside").string(), "link/b",
-                                        "", ".", "..", "x/../../outside"});
-  write_file(staged.path() / "a", "after");
+  WorkFolder staged(root / "out", {"a", "../outside", (root / "outside").string(), "link/b", "",
+                                   ".", "..", "x/../../outside"});
+  write_file(staged.result() / "a", "after");
   staged.commit();
   CHECK(read_file(root / "outside") == "before");
   CHECK(read_file(root / "elsewhere/b") == "before");
@@ -175,8 +175,8 @@ TEST_CASE("a file of the user's under a name that is written is refused, not rep
   fs::create_directory(root / "out");
   write_file(root / "out/a", "before");
   write_file(root / "out/notes.json", "mine");
-  StagedDirectory staged(root / "out", {"a"});
-  write_file(staged.path() / "notes.json", "ours");
+  WorkFolder staged(root / "out", {"a"});
+  write_file(staged.result() / "notes.json", "ours");
   CHECK_THROWS_WITH_AS(staged.check(), Contains("out/notes.json: was not written by an earlier"),
                        Error);
   CHECK(read_file(root / "out/notes.json") == "mine");
@@ -187,13 +187,13 @@ TEST_CASE("a commit that fails changes nothing, keeps the result and says where 
     const TempFolder root;
     fs::path kept;
     {
-      StagedDirectory staged(root / "out");
-      write_file(kept = staged.path() / "weights", "hours");
+      WorkFolder staged(root / "out");
+      write_file(kept = staged.result() / "weights", "hours");
       fs::create_directory(root / "out");
       write_file(root / "out/thesis.tex", "theirs");
       const std::string message = failure(staged);
       CHECK(message.find("out: appeared during the run") != std::string::npos);
-      CHECK(message.find(staged.path().string()) != std::string::npos);
+      CHECK(message.find(staged.result().string()) != std::string::npos);
     }
     CHECK(content_of(root / "out") == "thesis.tex=theirs");
     CHECK(read_file(kept) == "hours");
@@ -203,8 +203,8 @@ TEST_CASE("a commit that fails changes nothing, keeps the result and says where 
     fs::create_directory(root / "out");
     fs::path kept;
     {
-      StagedDirectory staged(root / "out");
-      write_file(kept = staged.path() / "weights", "hours");
+      WorkFolder staged(root / "out");
+      write_file(kept = staged.result() / "weights", "hours");
       write_file(root / "out/weights", "theirs");
       CHECK(failure(staged).find("is kept in") != std::string::npos);
     }
@@ -218,10 +218,10 @@ TEST_CASE("a commit that fails changes nothing, keeps the result and says where 
     write_file(root / "out/z", "theirs");  // where a folder is to be
     fs::path kept;
     {
-      StagedDirectory staged(root / "out", {"a"});
-      write_file(staged.path() / "a", "after");
-      fs::create_directory(staged.path() / "z");
-      write_file(kept = staged.path() / "z/b", "hours");
+      WorkFolder staged(root / "out", {"a"});
+      write_file(staged.result() / "a", "after");
+      fs::create_directory(staged.result() / "z");
+      write_file(kept = staged.result() / "z/b", "hours");
       CHECK(failure(staged).find("is kept in") != std::string::npos);
     }
     CHECK(read_file(root / "out/a") == "before");
@@ -235,13 +235,13 @@ TEST_CASE("a commit whose folder somebody has deleted does not say that it is ke
     CAPTURE(inside);
     const TempFolder root;
     if (inside) fs::create_directory(root / "out");
-    StagedDirectory staged(root / "out");
-    write_file(staged.path() / "weights", "hours");
+    WorkFolder staged(root / "out");
+    write_file(staged.result() / "weights", "hours");
     fs::remove_all(staged.path());
     const std::string message = failure(staged);
     CAPTURE(message);
     CHECK(message.find("kept") == message.npos);
-    CHECK(message.ends_with("The finished result was in " + staged.path().string() +
+    CHECK(message.ends_with("The finished result was in " + staged.result().string() +
                             ", which no longer exists"));
   }
 }
@@ -249,43 +249,89 @@ TEST_CASE("a commit whose folder somebody has deleted does not say that it is ke
 TEST_CASE("keep() leaves the folder of a run that fails later") {
   const TempFolder root;
   {
-    StagedDirectory staged(root / "out");
-    write_file(staged.path() / "a", "1");
+    WorkFolder staged(root / "out");
+    write_file(staged.result() / "a", "1");
     staged.keep();
   }
-  CHECK(content_of(root.path()) == "out.part-1/a=1");
+  CHECK(content_of(root.path()) == "out.work/export/a=1");
 }
 
-TEST_CASE("what a killed run left is told with its size, is not in the way and not touched") {
+TEST_CASE("what an earlier run left is there for the next one, which clears it when told to") {
   for (const bool inside : {false, true}) {
+    CAPTURE(inside);
     const TempFolder root;
-    const fs::path left = inside ? root / "out/.part-1" : root / "out.part-1";
-    fs::create_directories(left);
-    write_file(left / "a", "1234");
-    StagedDirectory staged(root / "out");
-    CHECK(fs::is_empty(staged.path()));
-    REQUIRE(staged.leftovers().size() == 1);
-    CHECK(staged.leftovers()[0].path == fs::canonical(left));
-    CHECK(staged.leftovers()[0].bytes == 4);
-    write_file(staged.path() / "b", "1");
-    staged.commit();
-    CHECK(read_file(root / "out/b") == "1");
-    CHECK(read_file(left / "a") == "1234");
+    if (inside) fs::create_directory(root / "out");
+    const fs::path work = inside ? root / "out/.work" : root / "out.work";
+    {
+      WorkFolder first(root / "out");
+      write_file(first.path() / WorkFolder::kManifest, "{}");
+      write_file(first.result() / "a", "1234");
+      write_file(first.progress() / "b", "1");
+      first.keep();
+    }
+    CHECK(content_of(work) == "export/a=1234 manifest.json={} progress/b=1");
+    CHECK(WorkFolder::of(root / "out") == work);
+    { const WorkFolder unused(root / "out"); }  // a run that is refused at once
+    CHECK(content_of(work) == "export/a=1234 manifest.json={} progress/b=1");
+    write_file(work / "notes.txt", "mine");
+    {
+      WorkFolder cleared(root / "out");
+      cleared.clear();
+      CHECK(content_of(work) == "notes.txt=mine");
+      write_file(cleared.result() / "c", "1");
+    }
+    CHECK(content_of(work) == "notes.txt=mine");
+    fs::remove(work / "notes.txt");
+    WorkFolder last(root / "out");
+    write_file(last.result() / "config.json", "x");
+    last.commit();
+    CHECK(content_of(root / "out") == "config.json=x");
+    CHECK(!fs::exists(work));
   }
+}
+
+TEST_CASE("what is left of a run that was killed when its result was in place is removed") {
+  for (const bool inside : {false, true}) {
+    CAPTURE(inside);
+    const TempFolder root;
+    const fs::path work = inside ? root / "out/.work" : root / "out.work";
+    fs::create_directories(work / "progress");
+    fs::create_directories(root / "out");
+    for (const fs::path& file : {root / "out/config.json", work / WorkFolder::kManifest,
+                                 work / "progress/states-00000.safetensors"})
+      write_file(file, "1");
+    CHECK_THROWS_WITH_AS(WorkFolder(root / "out"), Contains("already exists"), Error);
+    CHECK(content_of(root.path()) == "out/config.json=1");
+    CHECK(!fs::exists(work));
+  }
+}
+
+TEST_CASE("a folder under that name that is not ours is refused and not touched") {
+  const TempFolder root;
+  fs::create_directories(root / "out.work/sub");
+  write_file(root / "out.work/thesis.tex", "mine");
+  write_file(root / "file.work", "mine");
+  fs::create_directory_symlink("out.work", root / "link.work");
+  CHECK_THROWS_WITH_AS(WorkFolder(root / "out"), Contains("is no work folder of aqhost"), Error);
+  CHECK_THROWS_WITH_AS(WorkFolder(root / "file"), Contains("file.work"), Error);
+  CHECK_THROWS_WITH_AS(WorkFolder(root / "link"), Contains("link.work: is no folder"), Error);
+  CHECK(read_file(root / "out.work/thesis.tex") == "mine");
+  CHECK(fs::is_directory(root / "out.work/sub"));
+  CHECK(read_file(root / "file.work") == "mine");
 }
 
 TEST_CASE("two runs do not write to one target, by whatever path") {
   const TempFolder root;
   fs::create_directory(root / "there");
   fs::create_directory_symlink("there", root / "link");
-  const StagedDirectory first(root / "out"), second(root / "there");
+  const WorkFolder first(root / "out"), second(root / "there");
   for (const char* target : {"out", "out/", "./out", "there", "link", "there/."}) {
     CAPTURE(target);
-    CHECK_THROWS_WITH_AS(StagedDirectory(root / target),
+    CHECK_THROWS_WITH_AS(WorkFolder(root / target),
                          Contains("another run of aqhost is writing to it"), Error);
   }
-  const StagedDirectory other(root / "out2");
-  CHECK(other.leftovers().empty());
+  CHECK(WorkFolder::is_locked(first.path()));
+  const WorkFolder other(root / "out2");
 }
 
 }  // namespace

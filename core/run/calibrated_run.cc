@@ -1,0 +1,201 @@
+#include "run/calibrated_run.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/error.h"
+#include "forward/decoder.h"
+#include "forward/layer.h"
+#include "run/layer_quantizer.h"
+#include "run/layer_reader.h"
+#include "run/memory_need.h"
+#include "run/refine.h"
+#include "tensor/tensor.h"
+
+namespace aqhost {
+namespace {
+
+/// lm_head, where a recipe names it: its input is the normed output of the last layer.
+void quantize_head(const Reader& original, const Model& model, const Plan& plan,
+                   const at::Tensor& x, const at::Tensor& original_x, UnitSink& sink) {
+  for (const PlannedModule& planned : plan.modules) {
+    if (!planned.format || planned.module->key.layer >= 0) continue;
+    const Module& module = *planned.module;
+    if (module.key.role != AQ_ROLE_LM_HEAD)
+      fail("{}: only lm_head can be quantized outside the layers", module.name);
+    const Norm final_norm(original, model, {-1, AQ_ROLE_FINAL_NORM, AQ_EXPERT_NONE, AQ_PART_WEIGHT},
+                          module.in_features);
+    Hessian hessian(module.in_features);
+    const int64_t originals = original_x.defined() ? original_x.size(0) : 0;
+    for (int64_t w = 0; w < x.size(0); w++) {
+      const at::Tensor input = final_norm(x[w]);
+      hessian.add(input, {});
+      if (w < originals)
+        hessian.add_shift(input, {}, final_norm(original_x[w]),
+                          static_cast<double>(x.size(0)) / static_cast<double>(originals));
+    }
+    hessian.check_finite(module.name);
+    const at::Tensor weight =
+        read_tensor(original, module.weight, {module.out_features, module.in_features});
+    const QuantizedBatch batch =
+        solve_weights(planned, plan.settings, weight.unsqueeze(0), {hessian});
+    sink.take({{&planned,
+                {batch.matrix(0, 0, module.out_features), batch.loss.sum().item<double>(),
+                 batch.rtn_loss.sum().item<double>(), batch.rtn[0], true, hessian.tokens(),
+                 hessian.weight(), false}}});
+  }
+}
+
+bool has_head(const Plan& plan) {
+  return std::any_of(plan.modules.begin(), plan.modules.end(),
+                     [](const PlannedModule& m) { return m.format && m.module->key.layer < 0; });
+}
+
+/// The last layer that has something to quantize; what lies behind need not be run.
+int32_t last_layer(const Model& model, const Plan& plan) {
+  if (has_head(plan)) return model.desc().n_layers - 1;
+  int32_t last = -1;
+  for (const PlannedModule& m : plan.modules)
+    if (m.format) last = std::max(last, m.module->key.layer);
+  return last;
+}
+
+/// Of how many windows of seqlen tokens the original's hidden states go along.
+int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
+  constexpr int64_t kLeastTokens = 1 << 15;
+  if (!plan.needs_calibration()) return 0;
+  // the layers round the inputs of whatever runs through them, also of the original
+  const bool rounds = std::any_of(plan.modules.begin(), plan.modules.end(),
+                                  [](const PlannedModule& m) { return m.activations != nullptr; });
+  if (rounds) return 0;
+  if (std::any_of(plan.modules.begin(), plan.modules.end(),
+                  [](const PlannedModule& m) { return m.refined(); }))
+    return windows;  // all are targets
+  if (plan.settings.error_feedback == 0) return 0;
+  // half tell well enough what quantization does to the inputs, unless they are few
+  return std::max((windows + 1) / 2, std::min(windows, (kLeastTokens + seqlen - 1) / seqlen));
+}
+
+/// A run's calibration data on its way through the layers.
+class Calibrator {
+ public:
+  Calibrator(const Reader& original, const Model& model, const Plan& plan,
+             const at::Tensor& windows, const CalibratedRunOptions& options)
+      : original_(original),
+        model_(model),
+        plan_(plan),
+        windows_(windows),
+        options_(at::TensorOptions(options.device).dtype(options.dtype)),
+        seed_(options.seed),
+        originals_(original_windows(plan, windows.size(0), windows.size(1))) {
+    if (options.memory_limit == 0) return;
+    const int64_t room = room_for_experts(
+        memory_need(original, model, plan, windows.numel(), originals_ * windows.size(1),
+                    options.dtype, options.device.is_cpu()),
+        options.memory_limit,
+        options.limit_is_standard ? "what this container's memory limit leaves, in MB,"
+                                  : "--memory-limit");
+    chunk_bytes_ = options.limit_is_standard ? std::min(room, chunk_bytes_) : room;
+  }
+
+  /// `states`: behind the last finished layer; undefined if there is none.
+  void run(BoundaryStates states, UnitSink& sink, PhaseTimer& timer) {
+    begin(std::move(states), sink.next());
+    const int32_t layers = model_.desc().n_layers, last = last_layer(model_, plan_);
+    if (sink.next() <= last) run_layers_to(last, sink, timer);
+    for (; sink.next() < layers; sink.finish_unit()) sink.begin_unit();  // nothing to solve
+    if (sink.next() > layers) return;
+    sink.begin_unit();
+    timer.begin("calibrate");
+    if (has_head(plan_))
+      quantize_head(original_, model_, plan_, x_.cpu(),
+                    original_x_.defined() ? original_x_.cpu() : original_x_, sink);
+    timer.end();
+    sink.finish_unit();
+  }
+
+ private:
+  RefineOptions refine_of(int32_t layer) const { return refine_options(plan_, layer, seed_); }
+
+  void begin(BoundaryStates states, int32_t next) {
+    const auto f32 = at::TensorOptions(options_.device()).dtype(at::kFloat);
+    if (states.x.defined()) {
+      x_ = states.x.to(f32.device());
+      if (states.original.defined()) original_x_ = states.original.to(f32.device());
+    } else if (next == 0) {
+      x_ = embed_tokens(original_, model_, windows_, f32);
+      if (originals_ > 0) original_x_ = x_.narrow(0, 0, originals_).clone();
+    }
+  }
+
+  void run_layers_to(int32_t last, UnitSink& sink, PhaseTimer& timer) {
+    const int32_t first = sink.next();
+    LayerReader reader(options_.device(), last + 1 - first, [this, first](int32_t turn) {
+      // gradients need more digits than bfloat16 has
+      const bool wide = refine_of(first + turn).steps > 0;
+      return Layer(original_, model_, first + turn, windows_.size(1),
+                   wide ? options_.dtype(at::kFloat) : options_);
+    });
+    for (int32_t l = first; l <= last; l++) {
+      timer.begin("read");
+      sink.say(fmt::format("layer {}", l));
+      sink.begin_unit();
+      quantize_layer(reader.next(), l, sink, timer);
+      sink.finish_unit({x_, original_x_});
+    }
+  }
+
+  void quantize_layer(Layer& layer, int32_t index, UnitSink& sink, PhaseTimer& timer) {
+    const RefineOptions refine = refine_of(index);
+    SolvedModules solved;
+    std::set<std::pair<int32_t, int32_t>> starved;
+    const auto take = [&](SolvedModules modules) {
+      for (const auto& [planned, result] : modules)
+        if (result.starved)
+          starved.emplace(planned->module->key.layer, planned->module->key.expert);
+      if (refine.steps > 0)
+        std::move(modules.begin(), modules.end(), std::back_inserter(solved));
+      else
+        sink.take(modules);
+    };
+    at::Tensor before = refine.steps > 0 ? x_.clone() : at::Tensor();
+    LayerQuantizer quantizer(plan_, index, layer, chunk_bytes_, take, timer);
+    quantizer.run(x_, original_x_);
+    const int64_t needed = plan_.settings.min_tokens.value_or(
+        std::max(model_.desc().hidden_size, model_.ffn(index).inner_size) / 2);
+    sink.add(quantizer.coverage(), needed, starved);
+    if (refine.steps > 0) {
+      timer.begin("refine");
+      sink.add(refine_layer(original_, index, layer, solved, before, original_x_, refine));
+      x_ = before;
+      sink.take(solved);
+    }
+    timer.end();
+  }
+
+  const Reader& original_;
+  const Model& model_;
+  const Plan& plan_;
+  const at::Tensor windows_;  // [windows, tokens] i64
+  const at::TensorOptions options_;
+  const uint64_t seed_;
+  const int64_t originals_;                 // windows that run through the original, too
+  at::Tensor x_, original_x_;               // [windows, tokens, hidden] f32 before the next layer
+  int64_t chunk_bytes_ = int64_t{3} << 29;  // for experts that are solved together
+};
+
+}  // namespace
+
+/// How many layers have states behind them that something later needs.
+int32_t layers_with_states(const Model& model, const Plan& plan) {
+  if (!plan.runs_model()) return 0;
+  return has_head(plan) ? model.desc().n_layers : std::max(last_layer(model, plan), 0);
+}
+
+void run_calibrated(const Reader& original, const Model& model, const Plan& plan,
+                    const at::Tensor& windows, const CalibratedRunOptions& options,
+                    BoundaryStates states, UnitSink& sink, PhaseTimer& timer) {
+  Calibrator(original, model, plan, windows, options).run(std::move(states), sink, timer);
+}
+
+}  // namespace aqhost

@@ -1,0 +1,97 @@
+#include "run/round_to_nearest.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <iterator>
+#include <map>
+#include <tuple>
+
+#include "base/interrupt.h"
+#include "quant/gptq.h"
+#include "tensor/tensor.h"
+
+namespace aqhost {
+namespace {
+
+/// The planned modules of a layer (or those outside of all, -1) in turn; those that engines fuse in
+/// one part where their format has parameters of a whole matrix, which they are then to share.
+std::vector<std::vector<const PlannedModule*>> parts_of(const Plan& plan, int32_t layer) {
+  std::vector<std::vector<const PlannedModule*>> parts;
+  std::map<std::tuple<int32_t, int32_t, int32_t, const Format*>, std::size_t> shared;
+  for (const PlannedModule& m : plan.modules) {
+    const auto& key = m.module->key;
+    if (!m.format || std::max(key.layer, -1) != layer) continue;
+    const bool alone = m.format->desc().tensor_params == 0 && m.format->desc().group_size != 0;
+    if (!alone) {
+      const auto [it, added] = shared.try_emplace(
+          {key.layer, fused_role(key.role), key.expert, m.format.get()}, parts.size());
+      if (!added) {
+        parts[it->second].push_back(&m);
+        continue;
+      }
+    }
+    parts.push_back({&m});
+  }
+  return parts;
+}
+
+SolvedModules round_part(const Reader& original, const std::vector<const PlannedModule*>& part) {
+  std::vector<at::Tensor> weights;
+  for (const PlannedModule* m : part)
+    weights.push_back(read_tensor(original, m->module->weight,
+                                  {m->module->out_features, m->module->in_features}));
+  const QuantizedBatch batch =
+      quantize_rtn(*part.front()->format, at::cat(weights).unsqueeze(0), {}, {});
+  SolvedModules modules;
+  int64_t row = 0;
+  for (const PlannedModule* m : part) {
+    ModuleResult result;
+    result.matrix = batch.matrix(0, row, m->module->out_features);
+    result.rtn = true;
+    row += m->module->out_features;
+    modules.emplace_back(m, std::move(result));
+  }
+  return modules;
+}
+
+/// One layer without a forward pass; as many parts at once as there are threads and memory for.
+void round_layer(const Reader& original, const Plan& plan, int32_t layer, UnitSink& sink) {
+  constexpr int64_t kMaximumWeights = int64_t{1} << 28;  // 9 bytes each while they are rounded
+  const auto parts = parts_of(plan, layer);
+  const auto threads = static_cast<std::size_t>(at::get_num_threads());
+  for (std::size_t begin = 0, end = 0; begin < parts.size(); begin = end) {
+    check_interrupt();
+    int64_t weights = 0;
+    for (;
+         end < parts.size() && end - begin < threads && (end == begin || weights < kMaximumWeights);
+         end++)
+      for (const PlannedModule* m : parts[end]) weights += m->weights();
+    std::vector<SolvedModules> rounded(end - begin);
+    at::parallel_for(0, static_cast<int64_t>(rounded.size()), 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) {
+        const auto at = static_cast<std::size_t>(i);
+        rounded[at] = round_part(original, parts[begin + at]);
+      }
+    });
+    SolvedModules all;
+    for (SolvedModules& part : rounded)
+      std::move(part.begin(), part.end(), std::back_inserter(all));
+    sink.take(all);
+  }
+}
+
+}  // namespace
+
+void round_to_nearest(const Reader& original, const Plan& plan, int32_t units, UnitSink& sink,
+                      PhaseTimer& timer) {
+  while (sink.next() < units) {
+    const int32_t layer = sink.next() == units - 1 ? -1 : sink.next();
+    timer.begin("solve");
+    sink.begin_unit();
+    round_layer(original, plan, layer, sink);
+    sink.finish_unit();
+  }
+}
+
+}  // namespace aqhost

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cstdint>
+
+#include "checkpoint/reader.h"
+#include "plan/plan.h"
+#include "run/unit_sink.h"
+
+namespace aqhost {
+
+/// Rounds the planned modules of all units from sink.next() on, of `units` in all, to nearest,
+/// without running the model. Memory: 9 bytes for each of the weights that are rounded at once,
+/// 2^28 of them or one module.
+void round_to_nearest(const Reader& original, const Plan& plan, int32_t units, UnitSink& sink,
+                      PhaseTimer& timer);
+
+}  // namespace aqhost

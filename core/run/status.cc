@@ -1,0 +1,46 @@
+#include "run/status.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/field.h"
+#include "base/file.h"
+#include "base/work_folder.h"
+#include "run/report.h"
+
+namespace aqhost {
+namespace fs = std::filesystem;
+
+RunStatus read_status(const fs::path& work) {
+  const fs::path path = work / WorkFolder::kManifest;
+  if (!fs::exists(path))
+    fail("{}: is no work folder of an unfinished run: there is no {}", work.string(),
+         WorkFolder::kManifest);
+  const Json manifest = read_json(path);
+  const Field field(manifest, path.string());
+  RunStatus status;
+  status.layers = field["layers"].integer(0);
+  status.modules = static_cast<int64_t>(field["plan"].members().size());
+  status.running = WorkFolder::is_locked(work);
+  for (const auto& entry : list_folder(work / "progress")) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("unit-") || !name.ends_with(".json")) continue;
+    const Json json = read_json(entry.path());
+    const Field record = Field(json, entry.path().string())["record"];
+    const ReportRows rows = parse_rows(record["report"]);
+    status.finished_layers++;
+    status.finished_modules += static_cast<int64_t>(rows.modules.size());
+    status.loss += rows.loss();
+    status.rtn_loss += rows.rtn_loss();
+    double seconds = 0;
+    for (const Field& phase : record["seconds"].items()) {
+      const auto pair = phase.items();
+      if (pair.size() == 2) seconds += pair[1].number();
+    }
+    status.seconds = std::max(status.seconds, seconds);
+  }
+  status.finished_layers = std::min(status.finished_layers, status.layers);
+  return status;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,337 @@
+#include "run/store.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <set>
+
+#include "base/error.h"
+#include "base/field.h"
+#include "base/file.h"
+#include "base/sha256.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/writer.h"
+
+namespace aqhost {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kX = "hidden_states";
+constexpr const char* kOriginal = "original_hidden_states";
+
+std::string record_name(int32_t unit) { return fmt::format("unit-{:05}.json", unit); }
+std::string states_name(int32_t unit) { return fmt::format("states-{:05}.safetensors", unit); }
+
+/// A file by its name in its folder, with what tells whether it is whole.
+struct FileMark {
+  std::string name, sha256;
+  int64_t bytes = 0;
+};
+
+Json to_json(const FileMark& mark) {
+  return {{"file", mark.name}, {"bytes", mark.bytes}, {"sha256", mark.sha256}};
+}
+
+FileMark parse_mark(const Field& json) {
+  return {json["file"].text(), json["sha256"].text(), json["bytes"].integer(0)};
+}
+
+FileMark mark_of(const fs::path& folder, const std::string& name) {
+  const fs::path path = folder / name;
+  return {name, sha256_of(path), InputFile(path).size()};
+}
+
+/// Nothing, or why a file is not the one that was written.
+std::string damage(const fs::path& folder, const FileMark& mark) {
+  const fs::path path = folder / mark.name;
+  try {
+    const int64_t size = InputFile(path).size();
+    if (size != mark.bytes)
+      return fmt::format("{}: has {} bytes, {} were written", path.string(), size, mark.bytes);
+    if (sha256_of(path) == mark.sha256) return {};
+    return fmt::format("{}: its content is not what was written (SHA-256)", path.string());
+  } catch (const Error& e) {
+    return e.what();
+  }
+}
+
+TensorInfo info_of(const char* name, const at::Tensor& t) {
+  return {name, DType::kF32, {t.sizes().begin(), t.sizes().end()}};
+}
+
+std::span<const std::byte> bytes_of(const at::Tensor& t) {
+  return {static_cast<const std::byte*>(t.const_data_ptr()), t.nbytes()};
+}
+
+/// The file of a boundary's states while it is written: a folder of its own, since Writer names the
+/// file. `write` takes time for the copying of bytes alone, `finish` flushes.
+class StatesFile {
+ public:
+  StatesFile(fs::path folder, int32_t unit, const BoundaryStates& states)
+      : folder_(std::move(folder)),
+        unit_(unit),
+        part_(folder_ / (states_name(unit) + ".part")),
+        writer_(make(part_, states)) {
+    writer_.begin(0);
+    if (states.x.defined()) writer_.write(kX, bytes_of(states.x));
+    if (states.original.defined()) writer_.write(kOriginal, bytes_of(states.original));
+  }
+
+  FileMark finish() {
+    writer_.finish(0);
+    const fs::path path = folder_ / states_name(unit_);
+    fs::rename(part_ / "model.safetensors", path);
+    fs::remove(part_);
+    return mark_of(folder_, states_name(unit_));
+  }
+
+ private:
+  static Writer make(const fs::path& part, const BoundaryStates& states) {
+    fs::create_directory(part);
+    std::vector<TensorInfo> tensors;
+    if (states.x.defined()) tensors.push_back(info_of(kX, states.x));
+    if (states.original.defined()) tensors.push_back(info_of(kOriginal, states.original));
+    return {part, {tensors}, std::numeric_limits<int64_t>::max()};
+  }
+
+  fs::path folder_;
+  int32_t unit_;
+  fs::path part_;
+  Writer writer_;
+};
+
+at::Tensor load(const SafetensorsFile& file, const std::string& name) {
+  for (const StoredTensor& info : file.tensors()) {
+    if (info.name != name) continue;
+    at::Tensor t = at::empty(info.shape, at::kFloat);
+    file.read(info, 0, {static_cast<std::byte*>(t.data_ptr()), t.nbytes()});
+    return t;
+  }
+  return {};
+}
+
+BoundaryStates load_states(const fs::path& path) {
+  const SafetensorsFile file(path);
+  return {load(file, kX), load(file, kOriginal)};
+}
+
+void compare(const Json& before, const Json& now, const std::string& path,
+             std::vector<std::string>& found) {
+  if (before == now) return;
+  if (!before.is_object() || !now.is_object()) {
+    found.push_back(fmt::format("{}: {} before, {} now", path,
+                                before.is_null() ? "nothing" : to_text(before),
+                                now.is_null() ? "nothing" : to_text(now)));
+    return;
+  }
+  std::set<std::string> keys;
+  for (const auto& [key, value] : before.items()) keys.insert(key);
+  for (const auto& [key, value] : now.items()) keys.insert(key);
+  for (const std::string& key : keys)
+    compare(before.value(key, Json()), now.value(key, Json()),
+            path.empty() ? key : path + "." + key, found);
+}
+
+}  // namespace
+
+struct RunStore::Record {
+  std::vector<FileMark> shards;
+  std::optional<FileMark> states;
+  ReportRows rows;
+  PhaseSeconds seconds;
+};
+
+std::vector<std::string> differences(const Json& before, const Json& now) {
+  std::vector<std::string> found;
+  compare(before, now, "", found);
+  return found;
+}
+
+RunStore::RunStore(WorkFolder& work, Exporter& exporter, RunObserver& observer)
+    : work_(work), exporter_(exporter), observer_(observer) {}
+
+RunStore::~RunStore() {
+  if (writing_.valid()) writing_.wait();
+}
+
+std::optional<RunStore::Record> RunStore::read_record(int32_t unit) const {
+  const fs::path path = work_.progress() / record_name(unit);
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return {};
+  try {
+    const Json file = read_json(path);
+    const Field field = Field(file, path.string())["record"];
+    const std::string text = to_text(field.json());
+    if (Field(file, path.string())["sha256"].text() != sha256_of(std::as_bytes(std::span(text))))
+      fail("{}: its content is not what was written (SHA-256)", path.string());
+    Record record;
+    for (const Field& mark : field["shards"].items()) record.shards.push_back(parse_mark(mark));
+    if (!field["states"].is_null()) record.states = parse_mark(field["states"]);
+    record.rows = parse_rows(field["report"]);
+    for (const Field& phase : field["seconds"].items()) {
+      const auto pair = phase.items();
+      if (pair.size() != 2) phase.mismatch("a phase and its seconds");
+      record.seconds.emplace_back(pair[0].text(), pair[1].number());
+    }
+    return record;
+  } catch (const Error& e) {
+    observer_.warn(fmt::format("{}; what it is of is done again", e.what()));
+    return {};
+  }
+}
+
+bool RunStore::shards_are_whole(int32_t unit, const Record& record) const {
+  std::vector<std::string> names;
+  for (const FileMark& mark : record.shards) {
+    names.push_back(mark.name);
+    if (const std::string what = damage(work_.result(), mark); !what.empty()) {
+      observer_.warn(fmt::format("{}; what it holds is done again", what));
+      return false;
+    }
+  }
+  return names == exporter_.shards(unit);
+}
+
+bool RunStore::states_are_whole(const Record& record) const {
+  std::error_code ignored;
+  if (!record.states || !fs::exists(work_.progress() / record.states->name, ignored)) return false;
+  const std::string what = damage(work_.progress(), *record.states);
+  if (!what.empty()) observer_.warn(fmt::format("{}; the layer before it is done again", what));
+  return what.empty();
+}
+
+void RunStore::refuse_other_run(const Json& identity) const {
+  const fs::path path = work_.path() / WorkFolder::kManifest;
+  Json before;
+  try {
+    before = read_json(path);
+  } catch (const Error& e) {
+    fail("{}; so that it cannot be told whose work this is: pass --resume never to begin anew",
+         e.what());
+  }
+  if (!before.is_object()) before = Json::object();
+  std::vector<std::string> found = differences(before, identity);
+  if (found.empty()) return;
+  constexpr std::size_t kMaximum = 8;
+  const std::size_t more = found.size() > kMaximum ? found.size() - kMaximum : 0;
+  found.resize(std::min(found.size(), kMaximum));
+  fail(
+      "{}: holds the unfinished work of another run: {}{}. Run it as before to go on, save to "
+      "another folder, or pass --resume never to begin anew",
+      work_.path().string(), fmt::join(found, "; "),
+      more > 0 ? fmt::format("; and {} more", more) : "");
+}
+
+Finished RunStore::open(const Json& identity, Resume resume, int32_t needs_states) {
+  needs_states_ = needs_states;
+  const auto begin_anew = [&] {
+    work_.clear();
+    write_file(work_.path() / WorkFolder::kManifest, to_text(identity, 2) + "\n");
+    return Finished();
+  };
+  std::vector<std::optional<Record>> records;
+  bool any = false;
+  if (resume != Resume::kNever)
+    for (int32_t u = 0; u < exporter_.units(); u++) {
+      records.push_back(read_record(u));
+      any = any || records.back();
+    }
+  if (!any) {
+    if (resume == Resume::kRequired)
+      fail("{}: there is nothing to go on with (--resume required): no finished layer",
+           work_.path().string());
+    return begin_anew();
+  }
+  refuse_other_run(identity);
+
+  const auto at = [&](int32_t unit) -> std::optional<Record>& {
+    return records[static_cast<std::size_t>(unit)];
+  };
+  int32_t done = 0;
+  while (done < exporter_.units() && at(done) && shards_are_whole(done, *at(done))) done++;
+  const int32_t whole = done;  // and now those that can be gone on from
+  while (done > 0 && done <= needs_states_ && !states_are_whole(*at(done - 1))) done--;
+  if (done == 0 && whole > 0)
+    fail(
+        "{}: {} of {} parts are finished, but no hidden states to go on with are whole; pass "
+        "--resume never to begin anew",
+        work_.path().string(), whole, exporter_.units());
+  Finished finished;
+  finished.units = done;
+  for (int32_t u = 0; u < done; u++) finished.rows.append(std::move(at(u)->rows));
+  if (done > 0) finished.seconds = at(done - 1)->seconds;
+  if (done > 0 && done <= needs_states_) {
+    finished.states = load_states(work_.progress() / at(done - 1)->states->name);
+    stored_states_.push_back(done - 1);
+  }
+  finished_ = done;
+  return finished;
+}
+
+void RunStore::remove_states_before(int32_t unit) const {
+  std::error_code ignored;
+  for (const auto& entry : list_folder(work_.progress())) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("states-") && name < states_name(unit))
+      fs::remove_all(entry.path(), ignored);
+  }
+}
+
+void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& seconds,
+                      const BoundaryStates& states) {
+  const bool on_cpu = !states.x.defined() || states.x.is_cpu();
+  bool with_states = unit < needs_states_ && states.x.defined();
+  if (on_cpu) {
+    wait();
+  } else if (writing_.valid() &&
+             writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+    with_states = false;  // the disk is slower than the GPU: the next layer's are written
+  }
+  // On a CPU the states are written to the page cache here, which is as fast as a copy of them; on
+  // a GPU they are copied there, and brought to the disk beside its work.
+  std::shared_ptr<StatesFile> file;
+  BoundaryStates copy;
+  if (with_states && on_cpu)
+    file = std::make_shared<StatesFile>(work_.progress(), unit, states);
+  else if (with_states)
+    copy = {states.x.clone(), states.original.defined() ? states.original.clone() : at::Tensor()};
+  if (with_states) stored_states_.push_back(unit);
+  const int32_t keep_from =
+      stored_states_.size() < 2 ? 0 : stored_states_[stored_states_.size() - 2];
+  Json record{{"report", aqhost::to_json(rows)}, {"seconds", Json::array()}};
+  for (const auto& [phase, value] : seconds) record["seconds"].push_back({phase, value});
+  auto before = std::make_shared<std::future<void>>(std::move(writing_));
+  writing_ = std::async(std::launch::async, [this, unit, file, copy, keep_from, before,
+                                             record = std::move(record)]() mutable {
+    if (before->valid()) before->get();
+    exporter_.finish(unit);
+    record["shards"] = Json::array();
+    for (const std::string& name : exporter_.shards(unit))
+      record["shards"].push_back(to_json(mark_of(work_.result(), name)));
+    if (copy.x.defined()) {
+      const BoundaryStates here{copy.x.cpu(),
+                                copy.original.defined() ? copy.original.cpu() : copy.original};
+      copy = {};
+      file = std::make_shared<StatesFile>(work_.progress(), unit, here);
+    }
+    if (file) record["states"] = to_json(file->finish());
+    flush_folder(work_.result());
+    flush_folder(work_.progress());
+    const std::string text = to_text(record);
+    write_file(work_.progress() / record_name(unit),
+               to_text(Json{{"sha256", sha256_of(std::as_bytes(std::span(text)))},
+                            {"record", std::move(record)}}) +
+                   "\n");
+    flush_folder(work_.progress());
+    finished_ = unit + 1;
+    remove_states_before(keep_from);
+  });
+}
+
+void RunStore::wait() {
+  if (writing_.valid()) writing_.get();
+}
+
+}  // namespace aqhost

@@ -1,0 +1,84 @@
+#include "run/unit_sink.h"
+
+#include <ATen/Parallel.h>
+
+namespace aqhost {
+namespace {
+
+ModuleReport report_of(const PlannedModule& planned, const ModuleResult& result) {
+  const Module& module = *planned.module;
+  ModuleReport report;
+  report.format = planned.recipe.wq;
+  report.activations = planned.recipe.aq;
+  report.algorithm = result.rtn ? "rtn" : "gptq";
+  if (result.rtn && planned.recipe.algorithm == "gptq")
+    report.note = "the Hessian could not be factored, rounded to nearest instead";
+  report.group_size = planned.format->desc().group_size;
+  report.out_features = module.out_features;
+  report.in_features = module.in_features;
+  report.bits_per_weight =
+      static_cast<double>(planned.stored_bits()) / static_cast<double>(planned.weights());
+  if (result.calibrated)
+    report.solve = ModuleReport::Solve{result.loss, result.rtn_loss, result.tokens, result.weight,
+                                       result.starved};
+  return report;
+}
+
+}  // namespace
+
+UnitSink::UnitSink(Exporter& exporter, RunStore& store, PhaseTimer& timer, const Plan& plan,
+                   RunObserver& observer, Finished finished)
+    : exporter_(exporter),
+      store_(store),
+      timer_(timer),
+      observer_(observer),
+      all_rows_(std::move(finished.rows)),
+      next_(finished.units) {
+  for (const auto& [name, module] : all_rows_.modules)
+    done_ += static_cast<double>(module.out_features * module.in_features);
+  observer_.begin("quantizing", static_cast<double>(plan.quantized_weights()), "weights");
+}
+
+UnitSink::~UnitSink() { observer_.end(); }
+
+void UnitSink::say(const std::string& what) { observer_.update(done_, what); }
+
+void UnitSink::begin_unit() {
+  rows_ = {};
+  exporter_.begin(next_);
+}
+
+void UnitSink::take(const SolvedModules& modules) {
+  at::parallel_for(0, static_cast<int64_t>(modules.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const auto& [planned, result] = modules[static_cast<std::size_t>(i)];
+      exporter_.write(*planned, result.matrix, result.input_global);
+    }
+  });
+  for (const auto& [planned, result] : modules) {
+    rows_.modules[planned->module->name] = report_of(*planned, result);
+    done_ += static_cast<double>(planned->weights());
+    std::string detail = planned->module->name;
+    if (result.calibrated) detail += fmt::format("  loss {:.4g}", result.loss);
+    observer_.update(done_, detail);
+  }
+}
+
+void UnitSink::add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
+                   const std::set<std::pair<int32_t, int32_t>>& starved) {
+  for (const ExpertCoverage& c : coverage)
+    rows_.experts.push_back(
+        {c.layer, c.expert, c.tokens, c.weight, starved.contains({c.layer, c.expert}), needed});
+}
+
+void UnitSink::add(const Refinement& refinement) { rows_.refined.push_back(refinement); }
+
+void UnitSink::finish_unit(const BoundaryStates& states) {
+  timer_.begin("write");
+  store_.finish(next_, rows_, timer_.seconds(), states);
+  timer_.end();
+  all_rows_.append(std::exchange(rows_, {}));
+  next_++;
+}
+
+}  // namespace aqhost

@@ -1,0 +1,73 @@
+#include "run/status.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "base/work_folder.h"
+#include "command.h"
+
+namespace aqhost {
+namespace {
+
+namespace fs = std::filesystem;
+
+void add_options(po::options_description_easy_init add) {
+  add("work", po::value<std::string>(),
+      "the work folder of a run (OUT.work), or the folder that the run saves to");
+}
+
+/// The folder itself where it is a work folder, else that of the run that saves to it.
+fs::path work_folder(const fs::path& given) {
+  return fs::exists(given / WorkFolder::kManifest) ? given : WorkFolder::of(given);
+}
+
+void print(const fs::path& folder, const RunStatus& s) {
+  fmt::print("{}: {} of {} layers are finished, {} of {} modules{}\n", folder.string(),
+             s.finished_layers, s.layers, s.finished_modules, s.modules,
+             s.running ? "; a run is at work" : "");
+  if (s.rtn_loss > 0)
+    fmt::print("loss so far {:.4g}, {:.1f} % of rounding to nearest\n", s.loss,
+               100 * s.loss / s.rtn_loss);
+  if (s.finished_layers > 0 && s.layers > s.finished_layers) {
+    const double per_layer = s.seconds / static_cast<double>(s.finished_layers);
+    fmt::print("{} so far, about {} left\n", format_duration(s.seconds),
+               format_duration(per_layer * static_cast<double>(s.layers - s.finished_layers)));
+  }
+  if (!s.running)
+    fmt::print(
+        "run the command that began it again to go on, or pass --resume never to begin anew\n");
+}
+
+void run(const po::variables_map& options) {
+  const fs::path folder = work_folder(required(options, "work"));
+  const RunStatus s = read_status(folder);
+  if (!wants_json(options)) return print(folder, s);
+  fmt::print("{}\n", to_text(Json{{"folder", folder.string()},
+                                  {"layers", s.layers},
+                                  {"finished_layers", s.finished_layers},
+                                  {"modules", s.modules},
+                                  {"finished_modules", s.finished_modules},
+                                  {"loss", s.loss},
+                                  {"rtn_loss", s.rtn_loss},
+                                  {"seconds", s.seconds},
+                                  {"running", s.running}}));
+}
+
+}  // namespace
+
+const Command kStatus{
+    "status",
+    "says what an unfinished run has done and has left",
+    "  aqhost status OUT.work [--json]\n\n"
+    "A run keeps its finished layers in a work folder until all are done: beside the\n"
+    "folder that it saves to, under that name with .work behind it, or, if that folder\n"
+    "was there before, as .work inside it. Nothing is read but what the run has noted;\n"
+    "whether the files are whole is checked when a run goes on.",
+    add_options,
+    run,
+    "work"};
+
+}  // namespace aqhost
