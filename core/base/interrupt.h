@@ -10,9 +10,14 @@ class Interrupted : public std::exception {
   const char* what() const noexcept override { return "interrupted"; }
 };
 
-/// SIGINT, SIGTERM and SIGHUP set a flag; a second one ends the process at once. One that is
-/// ignored already (SIGHUP under nohup) stays so. SIGXFSZ and SIGPIPE are ignored: the write that
-/// caused them fails instead.
+/// Holds SIGINT, SIGTERM and SIGHUP back until install_interrupt_handler(), over exec() too, so
+/// that one which comes while the program's libraries start is told as a later one is. Needs no
+/// library that has started, so it may be called before any has.
+void hold_signals();
+
+/// SIGINT, SIGTERM and SIGHUP set a flag, one that hold_signals() has held back at once; a second
+/// one ends the process at once. One that is ignored already (SIGHUP under nohup) stays so. SIGXFSZ
+/// and SIGPIPE are ignored: the write that caused them fails instead.
 void install_interrupt_handler();
 
 /// The signal that came, or 0.

@@ -137,6 +137,26 @@ class Endings(unittest.TestCase):
         self.assertEqual(process.returncode, 128 + signal.SIGINT, errors)
         self.assertTrue(errors.endswith("aqhost: interrupted\n"), errors)
 
+    def test_a_signal_while_the_libraries_start_is_told_as_a_later_one_is(self):
+        clean = {k: v for k, v in os.environ.items()
+                 if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+        cases = (((*GPTQ, "--save", self.out), signal.SIGINT, "interrupted, nothing was written"),
+                 (("eval", "--model", MODEL, "--text", TESTS / "data/kjv_calib.txt"),
+                  signal.SIGTERM, "interrupted"), (("--help",), signal.SIGHUP, "interrupted"))
+        for arguments, number, message in cases:
+            process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, text=True, env=clean)
+            environment = pathlib.Path(f"/proc/{process.pid}/environ")
+            # the program has started itself again, and its libraries have not started yet
+            while process.poll() is None and b"GOMP_SPINCOUNT=" not in environment.read_bytes():
+                pass
+            process.send_signal(number)
+            output, errors = process.communicate(timeout=60)
+            self.assertEqual((process.returncode, output), (128 + number, ""), errors)
+            self.assertTrue(errors.startswith(f"aqhost: {message}"), errors)
+            self.assertEqual(errors.count("\n"), 1, errors)
+        self.assertEqual(list(self.work.iterdir()), [])
+
     def test_a_signal_that_is_ignored_stays_so_as_under_nohup(self):
         process = self.start(samples=8,
                              preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))

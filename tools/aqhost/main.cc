@@ -212,6 +212,7 @@ void require_current_folder() {
 
 /// What must come before the libraries' own start, with nothing of theirs.
 void before_libraries(int /*argc*/, char** argv, char** environment) {
+  hold_signals();
   require_current_folder();
   limit_spinning(argv, environment);
 }
@@ -237,6 +238,7 @@ void keep_large_pieces() {
 
 int run_and_report(const std::vector<std::string>& arguments) {
   try {
+    check_interrupt();  // of one that came while the libraries started
     run(arguments);
     if (std::fflush(stdout) != 0) throw std::system_error(errno, std::generic_category());
     return 0;
