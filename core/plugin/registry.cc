@@ -57,7 +57,7 @@ void AQ_CALL log_message(const aq_host*, int32_t severity, const char* message) 
 const void* AQ_CALL no_extension(const aq_host*, const char*) { return nullptr; }
 
 const aq_host kHost{sizeof(aq_host), AQ_ABI_MINOR, nullptr,     "aqhost",
-                    AQHOST_VERSION,   log_message,  no_extension};
+                    AQHOST_VERSION,  log_message,  no_extension};
 
 /// One model or format of a factory.
 template <typename Factory>
