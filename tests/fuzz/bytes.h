@@ -36,7 +36,9 @@ class Bytes {
   std::string_view rest_;
 };
 
-/// Writes without flushing to the disk: a fuzzer does so a thousand times a second.
+/// Writes a new file without flushing it to the disk: a fuzzer does so a thousand times a second,
+/// and ext4 flushes a file that is truncated and written anew.
 inline void put_file(const std::filesystem::path& path, std::string_view content) {
+  std::filesystem::remove(path);
   std::ofstream(path, std::ios::binary | std::ios::trunc) << content;
 }

@@ -20,7 +20,8 @@ function(aq_compile_options target)
     target_link_options(${target} PRIVATE -fsanitize=${AQHOST_SANITIZE})
   endif()
   if(AQHOST_FUZZ)
-    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+    target_compile_options(${target} PRIVATE -O2 -fsanitize=fuzzer-no-link
+      -fsanitize-coverage-ignorelist=${PROJECT_SOURCE_DIR}/tests/fuzz/libraries.txt)
   endif()
 endfunction()
 
