@@ -19,14 +19,14 @@ namespace aqhost {
 namespace {
 
 [[noreturn]] void be_child(int out, const std::function<std::string()>& body) {
-  // what the parent would do about a crash is not for the child to do
+  // the parent's handling of crashes is not meant for the child
   for (const int fatal : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV}) signal(fatal, SIG_DFL);
   const std::string said = body() + '\n';
   const bool whole = write(out, said.data(), said.size()) == static_cast<ssize_t>(said.size());
   _exit(whole ? 0 : 1);
 }
 
-/// Everything from `in` until it is closed; false if that takes too long.
+/// Reads from `in` until it is closed; returns false if that takes longer than `seconds`.
 bool read_all(int in, int seconds, std::string& text) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::seconds(seconds);
@@ -76,7 +76,7 @@ ChildEnd run_in_child(int seconds, const std::function<std::string()>& body) {
 }
 
 bool has_one_thread() {
-  std::error_code error;  // where there is no /proc
+  std::error_code error;  // ignored: there may be no /proc
   const std::filesystem::directory_iterator threads("/proc/self/task", error);
   return !error && std::distance(begin(threads), end(threads)) == 1;
 }

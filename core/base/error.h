@@ -8,14 +8,15 @@
 
 namespace aqhost {
 
-/// A failure the user can act on: one sentence that names the file and field, what came and what
-/// was expected. main() prints it and exits with 1; everything else that is thrown is a bug.
+/// A failure that the user can act on. The message is one sentence that names the file and the
+/// field, what was found and what was expected. main() prints it and exits with 1. Any other
+/// exception is a bug.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-/// The command line is wrong; exit status 2.
+/// The command line is wrong; the exit status is 2.
 class UsageError : public Error {
  public:
   using Error::Error;

@@ -5,7 +5,7 @@
 namespace aqhost {
 namespace {
 
-/// A value for a message: a short one as it is, of a long one the type alone.
+/// A value as messages show it: a short one in full, a long one only by its type.
 std::string shown(const Json& json) {
   constexpr std::size_t kMostCharacters = 60;
   if (json.is_null()) return "nothing";

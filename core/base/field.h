@@ -11,12 +11,11 @@
 
 namespace aqhost {
 
-/// A value of a JSON file together with the way to it ("pre_tokenizer.pretokenizers[1]"), so that
-/// every message names file and field, and no value is taken for a type that it has not. Borrows
-/// the JSON.
+/// A value in a JSON file together with its path ("pre_tokenizer.pretokenizers[1]"), so that every
+/// message names the file and the field, and every access checks the type. Borrows the JSON.
 class Field {
  public:
-  /// `path` is where `json` lies in the file, if it is not the whole.
+  /// `path` says where `json` lies in the file, if it is not the whole content.
   Field(const Json& json, std::string file, std::string path = "")
       : json_(&json), file_(std::move(file)), path_(std::move(path)) {}
 
@@ -24,13 +23,14 @@ class Field {
   /// "FILE: a.b[2]"
   std::string where() const;
 
-  /// A member of this object; a missing one is null. Error where this is no object.
+  /// A member of this object; a missing member is null. Throws an Error if this is not an object.
   Field operator[](std::string_view key) const;
   bool is_null() const { return json_->is_null(); }
 
-  // The value; Error where it has another type (or, for text_or and so on, is not null either).
+  // These return the value, and throw an Error if it has another type. text_or() and flag_or() also
+  // accept null.
   const std::string& text() const;
-  /// A whole number from `least` to `most`.
+  /// An integer from `least` to `most`.
   int64_t integer(int64_t least = std::numeric_limits<int64_t>::min(),
                   int64_t most = std::numeric_limits<int64_t>::max()) const;
   double number() const;
@@ -42,9 +42,9 @@ class Field {
   /// The members of an object, by name.
   std::vector<std::pair<std::string, Field>> members() const;
 
-  /// Error: `FILE: pre_tokenizer.type "X" is not supported`.
+  /// Throws the Error `FILE: pre_tokenizer.type "X" is not supported`.
   [[noreturn]] void unsupported() const;
-  /// Error: `FILE: pre_tokenizer: expected an object, found nothing`.
+  /// Throws the Error `FILE: pre_tokenizer: expected an object, found nothing`.
   [[noreturn]] void mismatch(std::string_view expected) const;
 
  private:

@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr off_t kMaxTextFile = off_t{1} << 30;
-constexpr int kForReading = O_RDONLY | O_CLOEXEC | O_NONBLOCK;  // a pipe is refused, not waited for
+// Opening a pipe does not wait for its writer, so that pipes can be refused.
+constexpr int kForReading = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
 
 [[noreturn]] void fail_by_errno(const fs::path& path) {
   fail("{}: {}", path.string(), std::strerror(errno));
@@ -65,7 +66,7 @@ void write_all(const FileDescriptor& file, std::string_view content, const fs::p
   }
 }
 
-/// Up to `most` bytes; fewer at the end of the file.
+/// Reads up to `most` bytes; returns fewer at the end of the file.
 std::string_view read_some(const FileDescriptor& file, std::span<char> buffer,
                            const fs::path& path) {
   for (;;) {
@@ -75,7 +76,7 @@ std::string_view read_some(const FileDescriptor& file, std::span<char> buffer,
   }
 }
 
-/// Removes a file that was not finished.
+/// Removes a file in the destructor, unless it was finished.
 class Unfinished {
  public:
   explicit Unfinished(fs::path path) : path_(std::move(path)) {}

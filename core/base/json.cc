@@ -11,9 +11,10 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 
-/// Refuses what nlohmann lets pass: repeated keys, of which only the last would survive, and depth
-/// without end. It reads events and not the parser's callback, for which nlohmann goes through a
-/// whole object at the end of each of its members: quadratic in the tensors of a file.
+/// Refuses what nlohmann accepts: repeated keys, of which only the last would survive, and
+/// unlimited depth. It uses the SAX interface and not the parser's callback, because with a
+/// callback nlohmann walks through a whole object at the end of each member, which is quadratic in
+/// the number of tensors of a file.
 class Guard : public nlohmann::json_sax<Json> {
  public:
   explicit Guard(const std::string& where) : where_(where) {}
@@ -39,7 +40,7 @@ class Guard : public nlohmann::json_sax<Json> {
   }
   bool start_array(std::size_t) override { return enter(); }
   bool end_array() override { return leave(); }
-  /// Json::parse() says what is wrong.
+  /// Returns false; Json::parse() then reports what is wrong.
   bool parse_error(std::size_t, const std::string&, const Json::exception&) override {
     return false;
   }
@@ -68,7 +69,7 @@ Json parse_json(std::string_view text, const std::string& where) {
     Json::sax_parse(text, &guard);
     return Json::parse(text);
   } catch (const Json::exception& e) {
-    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    // `what` is like "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
     std::string_view what = e.what();
     if (const auto end = what.find("] "); end != what.npos) what.remove_prefix(end + 2);
     fail("{}: not valid JSON: {}", where, what);

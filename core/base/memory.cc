@@ -12,21 +12,22 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-/// The content of a file of /proc or /sys (whose sizes are not told beforehand), "" if there is
+/// The content of a file in /proc or /sys (whose size is not known beforehand), or "" if there is
 /// none.
 std::string text_of(const fs::path& path) {
   std::ifstream file(path);
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-/// The number that `text` begins with, or -1 ("max").
+/// The number at the beginning of `text`, or -1 if there is none ("max").
 int64_t number_in(std::string_view text) {
   int64_t number = -1;
   std::from_chars(text.data(), text.data() + text.size(), number);
   return number;
 }
 
-/// A line of /proc/self/status, which are in kB; 0 if there is none.
+/// The value of a line of /proc/self/status, converted from kB to bytes; 0 if there is no such
+/// line.
 int64_t of_status(std::string_view key) {
   const std::string status = text_of("/proc/self/status");
   const std::size_t at = status.find(key);
@@ -35,7 +36,8 @@ int64_t of_status(std::string_view key) {
   return begin == std::string::npos ? 0 : 1024 * number_in(std::string_view(status).substr(begin));
 }
 
-/// The least number in a file of that name in `folder` and the folders above it, up to `root`.
+/// The minimum of `limit` and the numbers in the files called `name` in `folder` and in the folders
+/// above it, up to `root`.
 int64_t least_limit(fs::path folder, const fs::path& root, const char* name, int64_t limit) {
   for (;; folder = folder.parent_path()) {
     if (const int64_t found = number_in(text_of(folder / name)); found > 0)
@@ -61,7 +63,8 @@ int64_t cgroup_memory_limit() {
 
 int64_t cgroup_memory_limit(std::string_view groups, const fs::path& root, int64_t physical) {
   int64_t limit = physical;
-  while (!groups.empty()) {  // lines of ID:CONTROLLERS:/PATH; version 2 has ID 0 and none named
+  // lines are ID:CONTROLLERS:/PATH; version 2 has ID 0 and no controllers
+  while (!groups.empty()) {
     const std::string_view line = groups.substr(0, groups.find('\n'));
     groups.remove_prefix(std::min(groups.size(), line.size() + 1));
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);

@@ -6,18 +6,19 @@
 
 namespace aqhost {
 
-/// The most physical memory that this program has held at once, in bytes. (Not ru_maxrss, which a
-/// program inherits from what started it.)
+/// The maximum of physical memory that this program has held so far, in bytes. (This is not
+/// ru_maxrss, which a program inherits from the program that started it.)
 int64_t peak_memory_bytes();
 
-/// The memory that this program holds now, without files that it maps (libraries), in bytes.
+/// The memory that this program holds now, in bytes, without mapped files such as libraries.
 int64_t anonymous_memory_bytes();
 
-/// The least memory limit, in bytes, of the control groups that this process is in (a container's,
-/// a batch system's; versions 1 and 2), or 0 if there is none below the machine's own memory.
+/// The minimum of the memory limits, in bytes, of the control groups that this process is in (those
+/// of a container or a batch system; versions 1 and 2). 0 if no limit is below the machine's own
+/// memory.
 int64_t cgroup_memory_limit();
 
-/// The same of a process whose /proc/self/cgroup has the text `groups`, where the hierarchies are
+/// The same for a process whose /proc/self/cgroup has the text `groups`, with the hierarchies
 /// mounted at `root` (/sys/fs/cgroup).
 int64_t cgroup_memory_limit(std::string_view groups, const std::filesystem::path& root,
                             int64_t physical);

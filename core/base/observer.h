@@ -5,20 +5,20 @@
 
 namespace aqhost {
 
-/// What a run tells whoever started it; it neither logs nor draws itself. The functions
-/// are called by the thread that runs; those that do nothing here need not be overridden.
+/// Receives the messages and the progress of a run; the run itself neither logs nor draws. The
+/// thread that runs calls these functions. Functions that do nothing here need not be overridden.
 class RunObserver {
  public:
   virtual ~RunObserver() = default;
 
-  /// Something that the user should know of: the result may not be what they expect.
+  /// Reports something because of which the result may not be what the user expects.
   virtual void warn(const std::string& /*message*/) {}
-  /// Something that is good to know.
+  /// Reports something that is useful to know.
   virtual void inform(const std::string& /*message*/) {}
 
-  /// A piece of work begins, of `total` units ("layers", "weights").
+  /// A piece of work begins. It has `total` units of the kind `unit` ("layers", "weights").
   virtual void begin(const std::string& /*title*/, double /*total*/, const std::string& /*unit*/) {}
-  /// `done` units are finished in all; `detail` says what is being worked on.
+  /// `done` units are finished so far; `detail` says what is being worked on.
   virtual void update(double /*done*/, const std::string& /*detail*/) {}
   /// The piece of work has ended.
   virtual void end() {}

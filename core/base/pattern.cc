@@ -8,8 +8,8 @@
 namespace aqhost {
 namespace {
 
-constexpr std::size_t kMostCharacters = 1000;  // std::regex compiles by recursion
-constexpr int kMostDigits = 9;                 // and lets longer numbers overflow
+constexpr std::size_t kMostCharacters = 1000;  // std::regex compiles recursively
+constexpr int kMostDigits = 9;                 // std::regex lets longer numbers overflow
 
 bool has_long_number(const std::string& expression) {
   int digits = 0;
@@ -30,7 +30,7 @@ bool glob_match(std::string_view pattern, std::string_view text) {
     } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == text[t])) {
       p++;
       t++;
-    } else if (star != std::string_view::npos) {  // let the last star take one more
+    } else if (star != std::string_view::npos) {  // the last star matches one more character
       p = star + 1;
       t = ++resume;
     } else {

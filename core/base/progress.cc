@@ -69,7 +69,7 @@ void Progress::update(double done, const std::string& detail) {
   draw(progress_line(title_, done, total_, unit_, seconds, detail));
 }
 
-/// With stdio, which a reader of stderr that has gone away does not stop.
+/// Uses stdio, which does not stop the program if the reader of stderr has gone away.
 void Progress::draw(const std::string& line) {
   if (terminal_)
     std::fputs(("\r\x1b[K" + line.substr(0, terminal_width(STDERR_FILENO) - 1)).c_str(), stderr);

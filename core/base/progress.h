@@ -7,22 +7,22 @@
 
 namespace aqhost {
 
-/// Columns of the terminal that a file descriptor is; 0 if it is none.
+/// The width in columns of the terminal behind a file descriptor; 0 if it is not a terminal.
 std::size_t terminal_width(int descriptor);
 
-/// Progress of a run on stderr: on a terminal one line, redrawn at most ten times a second;
-/// elsewhere a plain line every ten seconds. Owned by one thread.
+/// Shows the progress of a run on stderr. On a terminal this is one line that is redrawn at most
+/// ten times per second; elsewhere it is a new line every ten seconds. Used by one thread only.
 class Progress {
  public:
-  /// `total` units of work, of the kind `unit` ("layers").
+  /// There are `total` units of work of the kind `unit` ("layers").
   Progress(std::string title, double total, std::string unit, bool quiet = false);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  /// `done` units are finished in all; `detail` says what is being worked on.
+  /// `done` units are finished so far; `detail` says what is being worked on.
   void update(double done, const std::string& detail);
-  /// Removes the line; called by the destructor.
+  /// Removes the line. The destructor calls this.
   void finish();
 
  private:
@@ -35,8 +35,8 @@ class Progress {
   Clock::time_point start_, last_;
 };
 
-/// "quantizing  42 %, 3.1 M weights/s, 12 s left  model.layers.1": rate and time left once there is
-/// something to tell them from.
+/// "quantizing  42 %, 3.1 M weights/s, 12 s left  model.layers.1". Rate and remaining time appear
+/// once there is enough progress to estimate them.
 std::string progress_line(const std::string& title, double done, double total,
                           const std::string& unit, double seconds, const std::string& detail);
 

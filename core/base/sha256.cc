@@ -38,7 +38,7 @@ class Sha256 {
     if (!ok) fail("{}: OpenSSL cannot compute its SHA-256", what_);
   }
 
-  std::string what_;  // for the message
+  std::string what_;  // for messages
   std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_{EVP_MD_CTX_new(),
                                                                    EVP_MD_CTX_free};
 };

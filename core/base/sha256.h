@@ -10,11 +10,12 @@
 
 namespace aqhost {
 
-/// SHA-256 of a file in 64 hexadecimal digits; Error names the path.
+/// The SHA-256 of a file as 64 hexadecimal digits. An Error names the path.
 std::string sha256_of(const std::filesystem::path& path);
-/// The same of the first `size` bytes of an open file; Error if it has fewer.
+/// The same for the first `size` bytes of an open file; throws an Error if the file has fewer
+/// bytes.
 std::string sha256_of(const InputFile& file, int64_t size);
-/// The same of bytes in memory.
+/// The same for bytes in memory.
 std::string sha256_of(std::span<const std::byte> bytes);
 
 }  // namespace aqhost

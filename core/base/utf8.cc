@@ -3,8 +3,8 @@
 namespace aqhost {
 namespace {
 
-/// Of the byte that a character begins with: how many follow it, and the range of the next one. Of
-/// a byte that begins none the range is empty.
+/// What follows from the first byte of a character: how many bytes follow it, and the range of the
+/// second byte. The range is empty if no character begins with this byte.
 struct Lead {
   std::size_t following = 1;
   unsigned char least = 0x80, most = 0xbf;

@@ -19,13 +19,14 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-/// Without it no reader takes a folder for a checkpoint: it goes first and comes last.
+/// No reader takes a folder without this file for a checkpoint. Therefore it is removed first and
+/// added last.
 constexpr const char* kLast = "config.json";
 constexpr const char* kWork = ".work";
-/// What the work folder has of ours.
+/// The names in the work folder that belong to the run.
 constexpr std::array kOwn{"export", "progress", "replaced", WorkFolder::kManifest};
 
-/// The target without links, "." and ".."; what does not exist yet is appended as it is.
+/// The target without links, "." and "..". A part that does not exist yet is appended unchanged.
 fs::path resolve(fs::path target) {
   if (target.filename().empty() && target.has_relative_path()) target = target.parent_path();
   std::error_code error, ignored;
@@ -34,7 +35,7 @@ fs::path resolve(fs::path target) {
          target.string(), fs::read_symlink(target, ignored).string());
   const fs::path absolute = fs::absolute(target, error);
   if (error) fail("{}: {}", target.string(), error.message());
-  fs::path resolved = fs::weakly_canonical(absolute, error);  // a relative one could stay so
+  fs::path resolved = fs::weakly_canonical(absolute, error);  // a relative path could stay relative
   if (error) resolved = absolute.lexically_normal();
   if (resolved.filename().empty() && resolved.has_relative_path())
     resolved = resolved.parent_path();
@@ -48,7 +49,7 @@ fs::path work_of(const fs::path& target, bool inside) {
 }
 
 bool is_content(const fs::path& entry) {
-  return entry.filename() != kWork && entry.filename() != "lost+found";  // of a volume's root
+  return entry.filename() != kWork && entry.filename() != "lost+found";  // in the root of a volume
 }
 
 /// Removes what is ours in a work folder.
@@ -78,7 +79,8 @@ void remove_finished(const fs::path& work) {
   ::rmdir(work.c_str());  // the manifest goes last
 }
 
-/// Whether a file of that name lies in `folder` itself and not, by ".." or a link, elsewhere.
+/// Whether a file with that name lies in `folder` itself, and not elsewhere by way of ".." or a
+/// link.
 bool lies_in(const fs::path& folder, const fs::path& name) {
   std::error_code ignored;
   if (name.empty() || name.is_absolute() || name != name.lexically_normal()) return false;
@@ -89,7 +91,7 @@ bool lies_in(const fs::path& folder, const fs::path& name) {
   return fs::exists(status) && !fs::is_directory(status);
 }
 
-/// Files moved one after another, and back again unless finish() is reached.
+/// Moves files one after another, and moves them back unless finish() is called.
 class Moves {
  public:
   Moves() = default;
@@ -150,7 +152,7 @@ WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
     keep_ = fs::exists(work_ / kManifest, ignored);
   } catch (const Error&) {
     if (lock_ >= 0) ::close(lock_);
-    ::rmdir(work_.c_str());  // as far as this made it
+    ::rmdir(work_.c_str());  // only if this run created it
     for (auto it = parents_.rbegin(); it != parents_.rend(); ++it) ::rmdir(it->c_str());
     throw;
   }
@@ -288,8 +290,9 @@ void WorkFolder::commit() {
     check();
     if (inside_) {
       merge();
-    } else if (::rename(result().c_str(), target_.c_str()) != 0) {  // replaces nothing but an
-      const int error = errno;                                      // empty folder
+    } else if (::rename(result().c_str(), target_.c_str()) != 0) {
+      // rename() replaces at most an empty folder
+      const int error = errno;
       const bool appeared = error == ENOTEMPTY || error == EEXIST || error == ENOTDIR;
       fail("{}: {}", name_,
            appeared ? "appeared during the run and is not replaced"

@@ -17,7 +17,7 @@ namespace {
 
 using Ids = std::vector<int64_t>;
 
-/// Collects the windows of documents.
+/// Collects the windows cut from documents.
 class Cutter {
  public:
   Cutter(int64_t length, std::optional<int64_t> separator)
@@ -98,7 +98,8 @@ Ids integers(const LoadedTensor& t, const std::string& where) {
   return ids;
 }
 
-/// Where a row of a mask is 1: [begin, end). Error unless that is one stretch.
+/// The range [begin, end) in which a row of a mask is 1. Throws an Error if there is more than one
+/// such range.
 std::pair<std::size_t, std::size_t> stretch(std::span<const int64_t> mask,
                                             const std::string& where) {
   const auto one = [](int64_t m) { return m != 0; };
@@ -110,7 +111,7 @@ std::pair<std::size_t, std::size_t> stretch(std::span<const int64_t> mask,
           static_cast<std::size_t>(end - mask.begin())};
 }
 
-/// The rows of an array of ids; `mask`, if not null, tells which of them are no padding.
+/// Adds the rows of an array of ids. If `mask` is not null, it says which elements are not padding.
 void add_ids(const LoadedTensor& t, const LoadedTensor* mask, int64_t vocab_size,
              const std::string& where, Cutter& cutter) {
   if (t.shape.empty() || t.shape.size() > 2)

@@ -21,7 +21,7 @@ using namespace std::string_view_literals;
 constexpr std::size_t kMostBytes = std::size_t{1} << 32;
 constexpr std::string_view kSpace = " \t\r\n";
 
-/// A kind of file that cannot be read, told by how it begins.
+/// A kind of file that cannot be read, recognised by its first bytes.
 struct Foreign {
   std::string_view magic;
   const char* what;
@@ -68,13 +68,13 @@ std::string lower_extension(const fs::path& path) {
   return end;
 }
 
-/// Skips white space in front; false if nothing is left.
+/// Removes white space at the beginning; returns false if nothing is left.
 bool skip_space(std::string_view& text) {
   text.remove_prefix(std::min(text.find_first_not_of(kSpace), text.size()));
   return !text.empty();
 }
 
-/// Whether a text begins as an object, or as an array of objects or strings.
+/// Whether a text begins like a JSON object, or like an array of objects or strings.
 bool begins_as_json(std::string_view text) {
   if (!skip_space(text)) return false;
   const bool array = text.front() == '[';
@@ -88,7 +88,7 @@ bool begins_as_json(std::string_view text) {
   return skip_space(text) && text.front() == '"';
 }
 
-/// Whether every line that is not blank is a JSON string, and nothing else.
+/// Whether every line that is not blank is a JSON string and nothing else.
 bool is_lines_of_strings(std::string_view text) {
   bool found = false;
   while (!text.empty()) {
@@ -112,7 +112,7 @@ void refuse_binary(std::string_view content, const std::string& where) {
   for (const Foreign& f : kForeign)
     if (content.starts_with(f.magic))
       fail("{}: is {}; expected text, JSON lines or token ids: {}", where, f.what, f.advice);
-  constexpr std::size_t kTarMagic = 257;  // where a header of tar has it
+  constexpr std::size_t kTarMagic = 257;  // position of the magic in a tar header
   if (content.size() > kTarMagic && content.substr(kTarMagic).starts_with("ustar"))
     fail("{}: is a tar archive; expected text, JSON lines or token ids: {}", where, kUntar);
   const std::size_t zero = content.substr(0, 1 << 16).find('\0');
@@ -121,7 +121,7 @@ void refuse_binary(std::string_view content, const std::string& where) {
          where, zero);
 }
 
-/// What a turn of a chat says: a string, or the texts of a list of parts.
+/// The text of a turn in a chat: a string, or the texts in a list of parts.
 std::string turn_text(const Json& content, const std::string& where) {
   if (content.is_string()) return content.get<std::string>();
   if (content.is_null()) return {};  // a turn that only calls a tool

@@ -13,11 +13,11 @@ namespace aqhost {
 namespace {
 
 constexpr int64_t kTileSize = kTile * kTile;
-constexpr int64_t kSlice = 4096;  // tokens that one task adds up
-constexpr int64_t kTasks = 1024;  // whose tiles are in memory at once, 16 kB each
+constexpr int64_t kSlice = 4096;  // tokens that one task sums up
+constexpr int64_t kTasks = 1024;  // tasks whose tiles are in memory at once, 16 kB each
 
-/// [n, d] as the instruction wants it: panels of 64 columns, in each for every two tokens 64 pairs.
-/// Zeros fill up the last panel and an odd last pair.
+/// A matrix [n, d] as the instruction needs it: panels of 64 columns, each with 64 pairs for every
+/// two tokens. The last panel, and the last pair if n is odd, are filled with zeros.
 class Panels {
  public:
   Panels(int64_t n, int64_t d)
@@ -25,7 +25,8 @@ class Panels {
         count_((d + kTile - 1) / kTile),
         values_(at::empty({count_, pairs_, kTile}, at::kInt)) {}
 
-  /// Fills the panels; row(token, buffer) is the token's bfloat16s, there or in the buffer [d].
+  /// Fills the panels. row(token, buffer) returns the bfloat16 features of a token, which lie in
+  /// `buffer` [d] or elsewhere.
   template <typename Row>
   void fill(int64_t n, int64_t d, const Row& row) {
     at::parallel_for(0, pairs_, 256, [&](int64_t begin, int64_t end) {
@@ -67,7 +68,7 @@ void scale_difference(const uint16_t* a, const uint16_t* b, float factor, int64_
     to[i] = static_cast<uint16_t>(narrow((widen(a[i]) - widen(b[i])) * factor));
 }
 
-/// Rows x of [n, d], each times `factors` (undefined: 1).
+/// The rows of x [n, d], each multiplied by its element of `factors` (undefined: 1).
 Panels panels_of(const at::Tensor& x, const at::Tensor& factors) {
   const int64_t n = x.size(0), d = x.size(1);
   Panels panels(n, d);
@@ -81,7 +82,7 @@ Panels panels_of(const at::Tensor& x, const at::Tensor& factors) {
   return panels;
 }
 
-/// Rows `original` - x, each times `factors` (undefined: 1).
+/// The rows of `original` - x, each multiplied by its element of `factors` (undefined: 1).
 Panels differences(const at::Tensor& x, const at::Tensor& original, const at::Tensor& factors) {
   const int64_t n = x.size(0), d = x.size(1);
   Panels panels(n, d);
@@ -98,7 +99,8 @@ struct Tile {
   int64_t row, column;  // counted in tiles
 };
 
-/// sum += scale * the tile's slices [slices, 64, 64]; also mirrored, where it is off the diagonal.
+/// sum += scale * the slices [slices, 64, 64] of a tile. If `mirrored`, a tile off the diagonal is
+/// also added at its mirrored place.
 void add_slices(at::Tensor& sum, const Tile& tile, const float* slices, int64_t count, float scale,
                 bool mirrored) {
   float* out = sum.data_ptr<float>();
@@ -113,9 +115,9 @@ void add_slices(at::Tensor& sum, const Tile& tile, const float* slices, int64_t 
     }
 }
 
-/// sum += scale * x^T y, or only its upper triangle and that mirrored. Slices of the tokens are
-/// added up on their own, so that there is enough to do for all threads where d is small; their
-/// number does not depend on that of the threads.
+/// sum += scale * x^T y. If `mirrored`, only the upper triangle is computed and then mirrored. The
+/// tokens are split into slices that are summed separately, so that all threads have work if d is
+/// small. The number of slices does not depend on the number of threads.
 void add_products(at::Tensor& sum, const Panels& x, const Panels& y, double scale, bool mirrored) {
   std::vector<Tile> tiles;
   for (int64_t r = 0; r < x.count(); r++)

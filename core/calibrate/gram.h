@@ -4,13 +4,14 @@
 
 namespace aqhost {
 
-// Sums over tokens of products of their bfloat16 features, added in float32, on all threads and
-// with the same result for any number of them; an error without has_bfloat16_products().
+// Sums over tokens of products of their bfloat16 features, added in float32. They use all threads,
+// and the result does not depend on their number. Without has_bfloat16_products() a call is an
+// error.
 //   x, original  [n, d] bfloat16
 //   weights      [n] float32, s of each token, >= 0; undefined for 1
 //   sum          [d, d] float32
 
-/// sum += s x x^T, with sqrt(s) x rounded to bfloat16. Half of it is computed, and mirrored.
+/// sum += s x x^T, with sqrt(s) x rounded to bfloat16. Computes one half and mirrors it.
 void add_gram(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights);
 
 /// sum += scale s (original - x) x^T, with s (original - x) rounded to bfloat16.

@@ -9,18 +9,19 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kGpuRows = 1 << 13;  // of float32 copies at once
+constexpr int64_t kGpuRows = 1 << 13;  // rows of float32 copies at once
 
 bool in_bfloat16(const at::Tensor& x) {
   return x.is_cpu() && x.scalar_type() == at::kBFloat16 && has_bfloat16_products();
 }
 
-/// sum += scale a^T b of bfloat16 factors, added in float32 by a GPU's tensor cores.
+/// sum += scale a^T b for bfloat16 factors, added in float32 by the tensor cores of a GPU.
 void add_products(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, double scale) {
   sum.add_(at::mm(a.to(at::kBFloat16).t(), b, at::kFloat), scale);
 }
 
-/// Calls body(x, weights and original of the same tokens) for parts of a GPU's inputs.
+/// Calls body(x, weights, original) for parts of a GPU's inputs; all three belong to the same
+/// tokens.
 template <typename Body>
 void each_part(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& original,
                Body body) {
@@ -46,7 +47,7 @@ void Hessian::add(const at::Tensor& x, const at::Tensor& weights) {
   tokens_ += x.size(0);
   weight_ +=
       weights.defined() ? weights.sum(at::kDouble).item<double>() : static_cast<double>(x.size(0));
-  if (on_tensor_cores(x))  // both factors rounded alike: the sum stays positive semidefinite
+  if (on_tensor_cores(x))  // both factors are rounded alike, so the sum stays positive semidefinite
     return each_part(x, weights, {}, [&](const at::Tensor& part, const at::Tensor& s, auto&&) {
       const at::Tensor y = s.defined() ? weighted(part, s.sqrt()).to(at::kBFloat16) : part;
       add_products(sum_, y, y, 1);

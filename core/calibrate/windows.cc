@@ -9,7 +9,7 @@ std::vector<int64_t> sample(int64_t available, int64_t count, std::mt19937_64& r
   std::vector<int64_t> order(static_cast<std::size_t>(available));
   std::iota(order.begin(), order.end(), int64_t{0});
   if (count >= available) return order;
-  // Fisher-Yates by hand: std::shuffle differs between standard libraries
+  // Fisher-Yates written out, because std::shuffle differs between standard libraries
   for (std::size_t i = 0; i < static_cast<std::size_t>(count); i++)
     std::swap(order[i], order[i + random() % (order.size() - i)]);
   order.resize(static_cast<std::size_t>(count));

@@ -10,17 +10,17 @@ namespace {
 
 float from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
-/// IEEE 754 binary16. The exponent is moved by a multiplication, which handles subnormals too.
+/// Converts from IEEE 754 binary16. A multiplication moves the exponent; it handles subnormals too.
 float from_f16(uint16_t bits) {
   const uint32_t magnitude = uint32_t{bits & 0x7fffu} << 13;
   const uint32_t sign = uint32_t{bits & 0x8000u} << 16;
-  if (magnitude >= 0x7c00u << 13)  // infinity, NaN
+  if (magnitude >= 0x7c00u << 13)  // infinity or NaN
     return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x7fffffu));
   const float value = std::bit_cast<float>(magnitude) * 0x1p112f;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
 }
 
-/// Safetensors data has no alignment to rely on: elements are copied out.
+/// Elements are copied out, because the data in a safetensors file need not be aligned.
 template <typename Element, typename Convert>
 void convert(const std::byte* from, std::span<float> out, Convert to_float) {
   for (std::size_t i = 0; i < out.size(); i++) {
@@ -30,7 +30,7 @@ void convert(const std::byte* from, std::span<float> out, Convert to_float) {
   }
 }
 
-/// Whether all exponents are below that of infinity; no branch in the loop, so that it vectorizes.
+/// Whether all exponents are below that of infinity. The loop has no branch, so that it vectorizes.
 bool all_finite(std::span<const float> values) {
   uint32_t worst = 0;
   for (const float v : values) {

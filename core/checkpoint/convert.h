@@ -9,8 +9,8 @@
 
 namespace aqhost {
 
-/// out.size() elements of a tensor (F16, BF16 or F32) from `begin` on as float32, from their bytes.
-/// Error, naming `where` and the tensor, for another type, NaN or infinity.
+/// Converts bytes of a tensor (F16, BF16 or F32) to float32: out.size() elements from element
+/// `begin` on. Throws an Error that names `where` and the tensor for another type, NaN or infinity.
 void convert_f32(const TensorInfo& tensor, std::span<const std::byte> bytes, int64_t begin,
                  std::span<float> out, const std::string& where);
 

@@ -14,10 +14,10 @@ enum class DType : uint8_t {
 };
 // clang-format on
 
-/// Bytes of one element.
+/// The number of bytes per element.
 int64_t dtype_size(DType type);
 
-/// As safetensors spells it ("BF16"), and back; nullopt for a type we do not know.
+/// The name that safetensors uses ("BF16"), and the inverse; nullopt for an unknown type.
 std::string_view dtype_name(DType type);
 std::optional<DType> parse_dtype(std::string_view name);
 

@@ -17,9 +17,9 @@ namespace {
 
 constexpr std::string_view kMagic = "\x93NUMPY";
 constexpr std::size_t kMaxHeader =
-    kNpyHeader - 12;  // NumPy's own, of a plain array, have 118 bytes
+    kNpyHeader - 12;  // NumPy's own headers for plain arrays have 118 bytes
 
-/// By NumPy's kind and size; the order of bytes stands before it.
+/// NumPy's kind and size of an element. A character for the byte order precedes them.
 constexpr std::array<std::pair<std::string_view, DType>, 12> kTypes{{{"b1", DType::kBool},
                                                                      {"u1", DType::kU8},
                                                                      {"i1", DType::kI8},
@@ -39,7 +39,8 @@ std::size_t little_endian(std::string_view bytes) {
   return n;
 }
 
-/// The dictionary after magic, version and length (2 bytes in version 1, then 4).
+/// The dictionary, which follows the magic, the version and the length (2 bytes in version 1, 4 in
+/// later versions).
 std::string_view header_of(std::string_view file, const std::string& where) {
   const std::size_t version_at = kMagic.size();
   if (!file.starts_with(kMagic) || file.size() < version_at + 2)
@@ -87,7 +88,7 @@ StoredTensor parse_npy(std::span<const std::byte> start, int64_t file_size,
     const auto number = std::from_chars(at, end, d);
     if (number.ec != std::errc() || __builtin_mul_overflow(size, d, &size))
       fail("{}: shape ({}) is too large", where, shape);
-    at = number.ptr == end ? end : number.ptr + 2;  // ", "
+    at = number.ptr == end ? end : number.ptr + 2;  // skips ", "
   }
   array.offset = header.data() - file.data() + static_cast<int64_t>(header.size());
   array.size = size;

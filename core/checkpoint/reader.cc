@@ -42,7 +42,7 @@ Reader::Reader(const fs::path& directory) : directory_(directory.string()) {
     fail("{}: no such folder; a checkpoint folder with config.json was expected", directory_);
   config_ = read_json(directory / "config.json");
   if (!config_.is_object()) fail("{}/config.json: expected a JSON object", directory_);
-  // as transformers: the single file first
+  // like transformers, prefers the single file
   if (fs::exists(directory / kSingle)) {
     files_.push_back(std::make_unique<SafetensorsFile>(directory / kSingle));
     add(*files_.back());
@@ -141,7 +141,7 @@ void Reader::read_f32(std::string_view name, int64_t begin, std::span<float> out
     fail("{}: tensor {}: elements {} to {} of {} were asked for", where, name, begin, begin + count,
          tensor->numel());
   const int64_t width = dtype_size(tensor->dtype);
-  const std::size_t part = kPart / static_cast<std::size_t>(width);  // stays in a core's cache
+  const std::size_t part = kPart / static_cast<std::size_t>(width);  // fits a core's cache
   const auto buffer = std::make_unique_for_overwrite<std::byte[]>(kPart);
   for (std::size_t done = 0; done < out.size(); done += part) {
     const auto values = out.subspan(done, std::min(part, out.size() - done));

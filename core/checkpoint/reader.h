@@ -11,8 +11,9 @@
 namespace aqhost {
 
 /// A checkpoint folder in the Hugging Face layout: config.json, and model.safetensors or
-/// model.safetensors.index.json with its shards. Opening checks every file (SafetensorsFile) and
-/// the index: each tensor it names is in the shard it says, every shard is there, none is in two.
+/// model.safetensors.index.json with its shards. Opening it checks every file (see SafetensorsFile)
+/// and the index: each tensor must be in the shard that the index names, every shard must exist,
+/// and no tensor may be in two shards.
 class Reader : public Source {
  public:
   explicit Reader(const std::filesystem::path& directory);
@@ -26,11 +27,11 @@ class Reader : public Source {
   std::string file_of(std::string_view name) const override;
   void check_unchanged() const override;
 
-  /// Where a tensor lies in its file, or nullptr. Valid as long as this.
+  /// Where a tensor lies in its file, or nullptr. Valid as long as this object.
   const StoredTensor* stored(std::string_view name) const;
   /// The safetensors files.
   std::vector<const SafetensorsFile*> files() const;
-  /// All bytes of a tensor that is there, as they are stored.
+  /// All bytes of an existing tensor, as they are stored.
   std::vector<std::byte> bytes(std::string_view name) const;
 
  private:

@@ -15,10 +15,10 @@
 namespace aqhost {
 namespace {
 
-constexpr uint64_t kMaxHeader = 100'000'000;  // as the reference implementation
+constexpr uint64_t kMaxHeader = 100'000'000;  // the limit of the reference implementation
 constexpr std::size_t kLengthBytes = 8;
 
-/// Bytes of the length and the JSON text behind it, from the first bytes of a file.
+/// The size of the length field and the JSON text after it, from the first bytes of a file.
 std::size_t header_bytes(std::span<const std::byte> start, int64_t file_size,
                          const std::string& where) {
   const auto refuse_other = [&] {
@@ -46,7 +46,7 @@ std::size_t header_bytes(std::span<const std::byte> start, int64_t file_size,
   return kLengthBytes + static_cast<std::size_t>(length);
 }
 
-/// A non-negative integer that an int64_t holds.
+/// A non-negative integer that fits an int64_t.
 int64_t size_of(const Json& value, const std::string& what) {
   if (!value.is_number_unsigned() ||
       value.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
@@ -54,7 +54,7 @@ int64_t size_of(const Json& value, const std::string& what) {
   return value.get<int64_t>();
 }
 
-/// shape x element size, or Error where that passes int64_t.
+/// Shape x element size. Throws an Error if it does not fit an int64_t.
 int64_t bytes_of(const TensorInfo& info, const std::string& what) {
   int64_t bytes = dtype_size(info.dtype);
   for (const int64_t d : info.shape)
@@ -69,7 +69,7 @@ const Json& member(const Json& entry, const char* key, const std::string& what) 
   return *it;
 }
 
-/// `data` is where the data begins, `data_size` how many bytes there are.
+/// `data` is the offset at which the data begins, `data_size` the number of its bytes.
 StoredTensor parse_entry(const std::string& name, const Json& entry, int64_t data,
                          int64_t data_size, const std::string& where) {
   const std::string what = fmt::format("{}: tensor {}", where, name);
@@ -105,7 +105,7 @@ StoredTensor parse_entry(const std::string& name, const Json& entry, int64_t dat
   return tensor;
 }
 
-/// Ranges follow one another from the first byte at `next` to the last one before `end`.
+/// Checks that the ranges follow one another without gaps from the first byte at `next` to `end`.
 void check_coverage(const std::vector<StoredTensor>& tensors, int64_t next, int64_t end,
                     const std::string& where) {
   std::vector<const StoredTensor*> order;
@@ -152,7 +152,7 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> start, int64_t fi
 }
 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path) {
-  constexpr int64_t kTold = 64;  // enough to tell what other file it is
+  constexpr int64_t kTold = 64;  // enough to recognise other kinds of file
   std::vector<std::byte> start(static_cast<std::size_t>(std::min(file_.size(), kTold)));
   file_.read(0, start);
   start.resize(header_bytes(start, file_.size(), path.string()));

@@ -13,7 +13,7 @@
 
 namespace aqhost {
 
-/// One entry of a file: its bytes lie at [offset, offset + size) of it.
+/// One entry of a file. Its bytes lie at [offset, offset + size) in the file.
 struct StoredTensor : TensorInfo {
   int64_t offset = 0, size = 0;
 };
@@ -23,10 +23,11 @@ struct LoadedTensor : TensorInfo {
   std::vector<std::byte> bytes;
 };
 
-/// A safetensors file, wholly checked when opened: 8-byte length (at most 100 MB and within the
-/// file), JSON object, known dtype, shape of non-negative sizes whose product does not overflow,
-/// shape x size = range, ranges that neither overlap nor leave gaps nor pass the end, no name
-/// twice. Error names file and tensor, what came and what was expected. Any thread.
+/// A safetensors file, which is checked completely when it is opened: the 8-byte length is at most
+/// 100 MB and within the file; the header is a JSON object; types are known; sizes are not
+/// negative, and their product does not overflow; shape x element size equals the range; ranges
+/// neither overlap, nor leave gaps, nor pass the end; no name appears twice. An Error names the
+/// file and the tensor, what was found and what was expected. Thread-safe.
 /// Format: https://github.com/huggingface/safetensors#format
 class SafetensorsFile {
  public:
@@ -34,13 +35,13 @@ class SafetensorsFile {
 
   const std::filesystem::path& path() const { return file_.path(); }
   int64_t size() const { return file_.size(); }
-  /// SHA-256 of the header, which tells how the tensors lie in the file.
+  /// The SHA-256 of the header, which says how the tensors lie in the file.
   const std::string& header_sha256() const { return header_sha256_; }
   const std::vector<StoredTensor>& tensors() const { return tensors_; }  // sorted by name
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
-  /// out.size() bytes of one of its tensors from byte `begin` on; Error names the file, the tensor
-  /// and the offset if they cannot be read.
+  /// Reads out.size() bytes of one of the file's tensors from byte `begin` on. An Error names the
+  /// file, the tensor and the offset if they cannot be read.
   void read(const StoredTensor& tensor, int64_t begin, std::span<std::byte> out) const;
   LoadedTensor load(const StoredTensor& tensor) const;
   /// See InputFile.
@@ -53,8 +54,8 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// The checks above on the beginning of a file of `file_size` bytes, which has at least the header
-/// (what the fuzzer calls); `where` names the file in messages.
+/// Does the checks above on the beginning of a file of `file_size` bytes; `start` contains at least
+/// the header. The fuzzer calls this. `where` names the file in messages.
 struct SafetensorsHeader {
   std::vector<StoredTensor> tensors;
   std::map<std::string, std::string> metadata;

@@ -22,7 +22,7 @@ constexpr int64_t kPart = int64_t{1} << 22;
 
 int64_t bytes_of(const TensorInfo& info) { return info.numel() * dtype_size(info.dtype); }
 
-/// Where a tensor's bytes go.
+/// Where the bytes of a tensor go.
 struct Place {
   std::size_t shard;
   int64_t offset;  // in the file
@@ -38,8 +38,8 @@ struct Shard {
   int fd = -1;
 };
 
-/// Appends shards of a group's tensors in the order given, a new one where the next tensor would
-/// pass `maximum` bytes.
+/// Appends shards with the tensors of a group in the given order. A new shard begins where the next
+/// tensor would exceed `maximum` bytes.
 void split(std::size_t group, const std::vector<TensorInfo>& tensors, int64_t maximum,
            std::vector<Shard>& shards) {
   bool full = true;
@@ -55,7 +55,7 @@ void split(std::size_t group, const std::vector<TensorInfo>& tensors, int64_t ma
   }
 }
 
-/// Length and JSON, padded so that the data begins aligned.
+/// The length and the JSON text, padded so that the data begins aligned.
 std::string header_of(const Shard& shard) {
   nlohmann::ordered_json header;
   header["__metadata__"]["format"] = "pt";
@@ -96,7 +96,7 @@ struct Writer::Impl {
   std::map<std::string, Place, std::less<>> places;
 
   std::string path_of(const Shard& shard) const { return (directory / shard.name).string(); }
-  /// Where it is written until it is finished.
+  /// The file's name until it is finished.
   std::string part_of(const Shard& shard) const { return path_of(shard) + ".part"; }
 
   ~Impl() {
@@ -110,7 +110,8 @@ struct Writer::Impl {
       if (shard.group == group) body(shard);
   }
 
-  /// Announced, of that size, of a group that was begun, and not written before.
+  /// Finds the place of a tensor and checks that it was announced with this size, that its group
+  /// has begun, and that it was not written before.
   const Place& take(std::string_view name, std::size_t size) {
     const auto it = places.find(name);
     if (it == places.end()) fail("tensor {} was not announced to be written", name);
@@ -140,7 +141,7 @@ struct Writer::Impl {
     }
   }
 
-  /// Creates a shard's file at its full size, with its header.
+  /// Creates the file of a shard at its full size, with its header.
   void create(Shard& shard) const {
     const std::string path = part_of(shard);
     shard.fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
@@ -164,7 +165,7 @@ Writer::Writer(const fs::path& directory, std::vector<std::vector<TensorInfo>> g
   impl_->groups = std::move(groups);
   for (std::size_t g = 0; g < impl_->groups.size(); g++) {
     auto& tensors = impl_->groups[g];
-    // wide elements first: every tensor then begins at a multiple of its element's size
+    // Wide elements come first, so that every tensor begins at a multiple of its element size.
     std::stable_sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
       return dtype_size(a.dtype) > dtype_size(b.dtype);
     });

@@ -10,7 +10,7 @@
 namespace aqhost {
 namespace {
 
-/// Keys that describe a format and mean nothing to another.
+/// Keys that describe a format and have no meaning for another format.
 constexpr std::array kFormatKeys{"symmetric", "element", "scale_rule", "scale_dtype"};
 constexpr int64_t kDefaultGroupSize = 128;
 
@@ -65,13 +65,13 @@ void Recipe::apply(const Json& keys, ModuleRecipe& recipe) {
   }
 }
 
-/// Which overrides match which modules, and what becomes of the modules.
+/// Which overrides match which modules, and what happens to the modules.
 struct Recipe::Matches {
   std::vector<std::vector<std::size_t>> of_row;     // [override]: the modules, in order
   std::vector<std::vector<std::size_t>> of_module;  // [module]: the overrides, in order
-  std::vector<bool> skipped;                        // [module]: it stays as it is
-  std::vector<std::size_t> only_namer;  // [module]: of a kept one the override that names it, or -1
-  std::vector<std::string> names;       // [module]
+  std::vector<bool> skipped;                        // [module]: it is not quantized
+  std::vector<std::size_t> only_namer;              // [module]: of a kept one, its override, or -1
+  std::vector<std::string> names;                   // [module]
 };
 
 void Recipe::add_override(Row row) {
@@ -162,7 +162,7 @@ std::vector<RecipeWarning> Recipe::lint(const std::vector<std::string>& modules,
                                         const std::vector<bool>& kept) const {
   const Matches matches = match_all(modules, kept);
   std::vector<RecipeWarning> warnings;
-  std::map<std::string, std::vector<std::size_t>> faults;  // overrides by what is wrong with them
+  std::map<std::string, std::vector<std::size_t>> faults;  // overrides, by what is wrong with them
   for (std::size_t i = 0; i < overrides_.size(); i++) {
     const std::string problem = lint_row(i, matches);
     if (problem.empty()) continue;
@@ -180,8 +180,8 @@ std::vector<RecipeWarning> Recipe::lint(const std::vector<std::string>& modules,
   return warnings;
 }
 
-/// Whether override j, a later one, sets another wq than override i, and not just for some of the
-/// modules of i.
+/// Whether override j, a later one, sets another wq than override i, and matches modules that i
+/// does not match.
 bool Recipe::crosses(std::size_t i, std::size_t j, const Matches& matches) const {
   const Json &a = overrides_[i].keys, &b = overrides_[j].keys;
   if (!a.contains("wq") || !b.contains("wq") || a["wq"] == b["wq"]) return false;
@@ -191,14 +191,14 @@ bool Recipe::crosses(std::size_t i, std::size_t j, const Matches& matches) const
   });
 }
 
-/// What is wrong with override i, or "".
+/// Says what is wrong with override i, or returns "".
 std::string Recipe::lint_row(std::size_t i, const Matches& matches) const {
   const Row& row = overrides_[i];
   const std::vector<std::size_t>& matched = matches.of_row[i];
   const bool names = std::any_of(matched.begin(), matched.end(),
                                  [&](std::size_t m) { return matches.only_namer[m] == i; });
   std::unordered_map<std::size_t, bool> crossing;  // by later override
-  bool kept = names, used = names;  // a key in some module; and where that is not skipped
+  bool kept = names, used = names;  // a key takes effect; and not only in skipped modules
   std::size_t replaced = 0;
   for (const std::size_t m : matched) {
     const std::vector<std::size_t>& rows = matches.of_module[m];

@@ -14,28 +14,28 @@
 
 namespace aqhost {
 
-/// What a recipe says about one module, defaults filled in.
+/// What a recipe says about one module, with defaults filled in.
 struct ModuleRecipe {
-  bool skip = false;               // stays as it is (also wq: bf16, fp16, fp32)
+  bool skip = false;               // the module stays as it is (also wq: bf16, fp16, fp32)
   std::string wq = "int4";         // id of the weight format
-  std::string aq = "bf16";         // id of the activation format; "bf16": none
+  std::string aq = "bf16";         // id of the activation format; "bf16": not rounded
   Json options = Json::object();   // of the weight format: group_size, symmetric, element ...
   std::string algorithm = "gptq";  // or "rtn"
-  double routing_power = 1;        // of the routing weight in Hessians: 0, 1 or 2, or between
-  int64_t refine_steps = 0;        // of learned rounding after the solve; 0: none
-  int64_t refine_batch = 16;       // windows a step
+  double routing_power = 1;        // exponent of the routing weight in Hessians, 0 to 4
+  int64_t refine_steps = 0;        // steps of learned rounding after the solve; 0: none
+  int64_t refine_batch = 16;       // windows per step
   bool named = false;  // an override that says how weights are stored ends in the module's own name
-  bool group_size_asked = false;  // a row sets it for this wq: the one that sets wq, or a later one
+  bool group_size_asked = false;  // set by the row that sets this wq, or by a later one
 };
 
 /// Settings of the whole run.
 struct RunSettings {
   bool sequential = true;              // later stages and layers see earlier ones quantized
   bool actorder = true;                // static act-order
-  double percdamp = 0.1;               // damping, of the mean diagonal
-  double error_feedback = 0.75;        // share of earlier layers' error a layer makes up for
+  double percdamp = 0.1;               // damping, relative to the mean of the diagonal
+  double error_feedback = 0.75;        // share of earlier layers' errors that is made up for
   std::optional<int64_t> min_tokens;   // per expert; none: half of its input features
-  bool calibrate_all_experts = false;  // every expert sees every token, unweighted
+  bool calibrate_all_experts = false;  // every expert sees every token, without weights
   bool strict = false;                 // an indivisible group size is an error
 };
 
@@ -47,65 +47,66 @@ struct RecipeWarning {
 
 /// A quantization recipe in YAML or JSON (configs/README.md is its guide):
 ///   default: {wq: int4, aq: bf16, group_size: 128}
-///   overrides: [{pattern: "*.mlp.experts.*", wq: mxfp4, group_size: 32}, {pattern: ..., skip:
-///   true}]
-/// Patterns are globs over module names (`*` crosses dots, `?` is one character) or, after "re:",
-/// regular expressions (base/pattern.h, the whole name). Later overrides win key by key; what
-/// describes a format (symmetric, element, scale_rule, scale_dtype) is dropped where a later row
-/// changes wq, and group_size is kept. `refine: {steps: 200}` adds learned rounding to those
-/// modules (run/refine.h). A default-constructed recipe is the one with nothing in it:
-/// int4, group 128.
+///   overrides: [{pattern: "*.mlp.experts.*", wq: mxfp4, group_size: 32},
+///               {pattern: ..., skip: true}]
+/// Patterns are globs over module names (`*` also matches dots, `?` is one character) or, after
+/// "re:", regular expressions that must match the whole name (base/pattern.h). Later overrides win,
+/// key by key. If a later row changes wq, the keys that describe a format (symmetric, element,
+/// scale_rule, scale_dtype) are dropped, but group_size is kept. `refine: {steps: 200}` adds
+/// learned rounding to the matching modules (run/refine.h). A default-constructed recipe is an
+/// empty one: int4, group size 128.
 class Recipe {
  public:
   Recipe() = default;
-  /// Error with file, line and the nearest known name: syntax, unknown keys, wrong types, values
-  /// out of range.
+  /// An Error names the file, the line and the nearest known name. Errors are wrong syntax, unknown
+  /// keys, wrong types and values out of range.
   static Recipe load(const std::filesystem::path& path);
   static Recipe parse(const std::string& text, const std::string& file_name);
 
   ModuleRecipe resolve(const std::string& module) const;
-  /// "file:line" of the `key` that resolve() takes for the module; "" where no row sets it.
+  /// "file:line" of the row from which resolve() takes `key` for the module; "" if no row sets it.
   std::string where(const std::string& module, const std::string& key) const;
   const RunSettings& settings() const { return settings_; }
-  /// Every format id that a `wq` names, with where ("file:line"), for checking against what is
-  /// loaded.
+  /// Every format id that a `wq` names, with its place ("file:line"), so that it can be checked
+  /// against the plugins.
   std::vector<std::pair<std::string, std::string>> formats() const;
-  /// The same of every `aq` but bf16.
+  /// The same for every `aq` except bf16.
   std::vector<std::pair<std::string, std::string>> activation_formats() const;
-  /// Overrides that match none of `modules`, or have no effect there (later ones replace every
-  /// key, or the modules are skipped); and those whose wq a later override, one that
-  /// is not just narrower, replaces in most of the modules. `kept` says which modules the model
-  /// family keeps as they are unless an override names them (empty: none). Of more than 10
-  /// overrides with the same fault the rest are counted in one warning. Takes time in proportion
-  /// to the number of modules times the number of patterns with wildcards, and to the number of
-  /// pairs of overrides that match one module.
+  /// Warns of overrides that match none of `modules`, or that have no effect there (because later
+  /// overrides replace every key, or because the modules are skipped). Also warns of overrides
+  /// whose wq is replaced in most of their modules by a later override that is not just narrower.
+  /// `kept` says which modules the model family does not quantize unless an override names them
+  /// (empty: none). If more than 10 overrides have the same fault, one warning counts the rest. The
+  /// time is proportional to the number of modules times the number of patterns with wildcards, and
+  /// to the number of pairs of overrides that match a common module.
   std::vector<RecipeWarning> lint(const std::vector<std::string>& modules,
                                   const std::vector<bool>& kept = {}) const;
 
  private:
   friend class RecipeParser;
 
-  /// One row: the keys it sets, and where it stands.
+  /// One row: the keys that it sets, and its place in the file.
   struct Row {
     std::string pattern, where;
-    std::optional<std::regex> regex;  // of "re:" patterns
+    std::optional<std::regex> regex;  // for "re:" patterns
     Json keys = Json::object();
     std::map<std::string, std::string> key_where;  // "file:line" of each key
 
-    /// Whether the pattern is one module's name, without a wildcard.
+    /// Whether the pattern is the name of one module, without a wildcard.
     bool is_exact() const { return !regex && pattern.find_first_of("*?") == std::string::npos; }
     bool matches(const std::string& module) const;
-    /// Whether a key says how weights are stored, or whether they stay as they are.
+    /// Whether a key says how weights are stored, or that they stay as they are.
     bool sets_weights() const;
-    /// Whether sets_weights(), and the pattern ends in the last part of the module's name, spelled
-    /// out: what a family keeps at full precision is quantized by such an override alone.
+    /// Whether sets_weights() is true, and the pattern ends in the last part of the module's name,
+    /// spelled out. Only such an override quantizes a module that the family does not quantize by
+    /// default.
     bool names(const std::string& module) const;
     bool skips() const;
   };
   struct Matches;
   static void apply(const Json& keys, ModuleRecipe& recipe);
   void add_override(Row row);
-  /// The overrides that match, by index, in order.
+  /// The indices of the overrides that match, in order.
   std::vector<std::size_t> matching(const std::string& module) const;
   Matches match_all(const std::vector<std::string>& modules, const std::vector<bool>& kept) const;
   bool crosses(std::size_t i, std::size_t j, const Matches& matches) const;
@@ -113,8 +114,8 @@ class Recipe {
 
   Row default_;
   std::vector<Row> overrides_;
-  std::unordered_map<std::string, std::vector<std::size_t>> exact_;  // overrides of one name
-  std::vector<std::size_t> wild_;                                    // all others
+  std::unordered_map<std::string, std::vector<std::size_t>> exact_;  // overrides for one name
+  std::vector<std::size_t> wild_;                                    // all other overrides
   RunSettings settings_;
 };
 

@@ -28,7 +28,7 @@ const std::vector<std::string> kRowKeys{
     "wq",          "aq",        "group_size",    "symmetric", "element", "scale_rule",
     "scale_dtype", "algorithm", "routing_power", "refine",    "skip",    "comment"};
 
-/// Keeps the line that a document begins at.
+/// Stores the line in which a document begins.
 struct DocumentStart : YAML::EventHandler {
   int line = 0;
 
@@ -48,7 +48,8 @@ struct DocumentStart : YAML::EventHandler {
 
 }  // namespace
 
-/// Turns a YAML document (JSON is one) into a Recipe. Every failure names file and line.
+/// Turns a YAML document (or JSON, which is YAML too) into a Recipe. Every error names file and
+/// line.
 class RecipeParser {
  public:
   explicit RecipeParser(std::string file) : file_(std::move(file)) {}
@@ -72,7 +73,7 @@ class RecipeParser {
   }
 
  private:
-  /// The one document of the text.
+  /// The only document in the text.
   YAML::Node load(const std::string& text) const {
     refuse_what_is_no_text(text);
     try {
@@ -83,7 +84,8 @@ class RecipeParser {
     }
   }
 
-  /// Two documents at most: where text follows that begins none, YAML::LoadAll() never ends.
+  /// Looks for at most two documents, because YAML::LoadAll() never ends if text follows that does
+  /// not begin a document.
   void refuse_second_document(const std::string& text) const {
     std::istringstream stream(text);
     YAML::Parser parser(stream);
@@ -92,8 +94,8 @@ class RecipeParser {
       fail("{}:{}: the recipe has ended before, and this follows", file_, start.line);
   }
 
-  /// YAML allows neither control characters (1.2, section 5.1) nor what is no Unicode; yaml-cpp
-  /// takes 0x04 for the end of the text.
+  /// YAML allows neither control characters (1.2, section 5.1) nor text that is not Unicode, and
+  /// yaml-cpp takes 0x04 for the end of the text.
   void refuse_what_is_no_text(const std::string& text) const {
     std::istringstream lines(text);
     std::string line;

@@ -13,13 +13,13 @@ namespace {
 
 constexpr int64_t kRows = 5;
 
-/// Weights [rows, cols] that a checkpoint may hold; the kinds are what formats stumble over.
+/// Weights [rows, cols] that a checkpoint may contain, of kinds that formats often handle wrongly.
 struct Weights {
   const char* kind;
   float (*at)(int64_t row, int64_t col);
 };
 
-float noise(int64_t row, int64_t col) {  // in (-1, 1), of no pattern
+float noise(int64_t row, int64_t col) {  // in (-1, 1), without a pattern
   auto x = static_cast<uint64_t>(row * 7919 + col + 1) * 0x9e3779b97f4a7c15u;
   x ^= x >> 29;
   x *= 0xbf58476d1ce4e5b9u;
@@ -48,7 +48,7 @@ struct Encoded {
   std::vector<float> values;
 };
 
-/// [rows, n] of a [rows, cols] matrix from column `begin` on, as `bytes` an element.
+/// The columns [begin, begin + n) of a [rows, cols] matrix.
 template <typename T>
 std::vector<T> cut(const std::vector<T>& from, int64_t rows, int64_t cols, int64_t begin,
                    int64_t n) {
@@ -60,7 +60,7 @@ std::vector<T> cut(const std::vector<T>& from, int64_t rows, int64_t cols, int64
   return part;
 }
 
-/// A matrix through fit and quantize, group by group.
+/// Takes a matrix through fit and quantize, group by group.
 Encoded encode(const Format& format, const std::vector<float>& weights, int64_t rows,
                int64_t cols) {
   const FormatDesc& desc = format.desc();
@@ -79,7 +79,7 @@ Encoded encode(const Format& format, const std::vector<float>& weights, int64_t 
     const std::vector<float> part = cut(weights, rows, cols, begin, n);
     std::vector<float> params(static_cast<std::size_t>(rows) * n_params), values(part.size());
     std::vector<std::byte> codes(static_cast<std::size_t>(rows * (n / dim) * bytes));
-    if (desc.group_size == 0) {  // one group of all rows, whose parameters each row has
+    if (desc.group_size == 0) {  // one group of all rows, whose parameters are repeated in each row
       format.fit(weights, 1, rows * cols, {}, out.matrix.tensor_params,
                  std::span(params).first(n_params));
       for (std::size_t i = n_params; i < params.size(); i++) params[i] = params[i - n_params];
@@ -106,14 +106,14 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   });
 }
 
-/// Widths of matrices that the format may be asked for.
+/// Widths of matrices that the format must support.
 std::vector<int64_t> widths(const FormatDesc& desc) {
   if (desc.group_size > 0) return {desc.group_size, 3 * int64_t{desc.group_size}};
   const int64_t dim = desc.vector_dim;
   return {32 * dim, 45 * dim};
 }
 
-/// A format with its default options, made anew for each rule.
+/// Tests a format with its default options. Each rule uses a new instance.
 class FormatRules {
  public:
   FormatRules(const Registry& registry, std::string id)
@@ -224,7 +224,7 @@ class FormatRules {
              got.matrix.tensor_params[0], global);
     const int64_t groups = format.desc().groups(cols);
     const int64_t width = format.desc().width(cols);
-    const bool whole = desc.group_size == 0;  // then each row is fitted as all of them
+    const bool whole = desc.group_size == 0;  // then each row has the fit of the whole matrix
     for (int64_t i = 0; i < kRows * groups; i++) {
       const int64_t begin = i / groups * cols + i % groups * width;
       const aq::GroupParams p = aq::fit_group(desc, grid, weights.data() + (whole ? 0 : begin),
@@ -252,7 +252,7 @@ class FormatRules {
     return code;
   }
 
-  /// One group of small random numbers, encoded.
+  /// One group of small random numbers and its encoding.
   struct Group {
     int64_t n;
     std::vector<float> weights;

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kTokens = 64;
 
-/// A checkpoint with no tensors.
+/// A checkpoint without tensors.
 class Nothing : public Source {
  public:
   explicit Nothing(Json config) : config_(std::move(config)) {}
@@ -31,7 +31,8 @@ class Nothing : public Source {
   std::vector<TensorInfo> infos_;
 };
 
-/// Logits [kTokens, experts] of few values, hence with many ties, and some that are no numbers.
+/// Logits [kTokens, experts] with few different values, so that there are many ties. Unless
+/// `finite`, some of them are -inf or NaN.
 std::vector<float> some_logits(int32_t experts, bool finite) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   std::vector<float> logits;
@@ -170,7 +171,7 @@ class ModelRules {
     });
   }
 
-  /// The first layer with a router.
+  /// The first layer that has a router.
   static int32_t moe_layer(const Model& model) {
     for (int32_t l = 0; l < model.desc().n_layers; l++)
       if (model.ffn(l).kind == AQ_FFN_MOE) return l;
@@ -203,7 +204,7 @@ class ModelRules {
     const std::vector<float> bias = bias_of(*model, layer);
     for (const bool finite : {true, false}) {
       const std::vector<float> logits = some_logits(ffn.n_experts, finite);
-      const Routed got = route(*model, layer, logits, bias);  // in range, finite, no expert twice
+      const Routed got = route(*model, layer, logits, bias);  // checks ids and weights
       if (ffn.router == AQ_ROUTER_CUSTOM) continue;
       compare(*model, layer, logits, bias, got);
     }

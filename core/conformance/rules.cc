@@ -15,7 +15,7 @@ namespace {
 constexpr int kSeconds = 60;
 constexpr char kHolds = 'h', kBroken = 'b', kSkipped = 's';
 
-/// What came of a rule: one of the letters above, and the detail.
+/// The result of a rule: one of the letters above, followed by the detail.
 std::string try_rule(const Rules::Body& body) {
   try {
     body();

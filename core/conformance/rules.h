@@ -10,31 +10,31 @@
 
 namespace aqhost {
 
-/// What came of one rule of the SDK's headers.
+/// The result of testing one rule of the SDK's headers.
 struct Verdict {
   enum class Result { kHolds, kBroken, kSkipped };
   std::string subject;  // "file", "model olmoe", "format int4"
   std::string rule;     // "names and keys are inverse"
   Result result = Result::kHolds;
-  std::string detail;  // of a broken rule what came, of a skipped one why
+  std::string detail;  // what was found, for a broken rule; the reason, for a skipped one
 };
 
-/// Thrown by the body of a rule that cannot be tried here.
+/// Thrown by the body of a rule that cannot be tested here.
 class Skip : public Error {
  public:
   using Error::Error;
 };
 
-/// Tries rules, each in a child process, so that a plugin that crashes or hangs breaks a rule and
-/// nothing else. The process must have one thread.
+/// Tests rules, each in a child process, so that a plugin that crashes or hangs breaks one rule and
+/// nothing else. The process must have only one thread.
 class Rules {
  public:
   using Body = std::function<void()>;
 
   explicit Rules(std::string subject) : subject_(std::move(subject)) {}
 
-  /// The rule holds if `body` returns, is broken if it throws, ends the process, or takes longer
-  /// than a minute. Whether it holds.
+  /// Tests one rule: it holds if `body` returns, and is broken if `body` throws, ends the process,
+  /// or takes longer than a minute. Returns whether it holds.
   bool rule(const std::string& name, const Body& body);
   std::vector<Verdict> take() { return std::move(verdicts_); }
 
@@ -43,9 +43,9 @@ class Rules {
   std::vector<Verdict> verdicts_;
 };
 
-/// Tries the rules of aq/abi.h, aq/model.h and aq/quantizer.h on the plugin in `file`, as far as
-/// sdk/README.md says. Adapters are tried on the checkpoint in `model`; without one, what needs it
-/// is skipped. Error if a path does not exist.
+/// Tests the rules of aq/abi.h, aq/model.h and aq/quantizer.h on the plugin in `file`, as far as
+/// sdk/README.md says. Adapters are tested on the checkpoint in `model`; without a checkpoint, the
+/// rules that need one are skipped. Throws an Error if a path does not exist.
 std::vector<Verdict> check_plugin(const std::filesystem::path& file,
                                   const std::optional<std::filesystem::path>& model);
 
@@ -54,7 +54,7 @@ bool all_hold(const std::vector<Verdict>& verdicts);
 /// "holds", "broken" or "skipped".
 const char* to_word(Verdict::Result result);
 
-/// One line: "holds    format int4: pack and unpack are inverse".
+/// One line, such as "holds    format int4: pack and unpack are inverse".
 std::string to_line(const Verdict& verdict);
 
 }  // namespace aqhost

@@ -15,22 +15,23 @@
 
 namespace aqhost {
 
-// Each tries its rules and appends the verdicts.
+// Each function tests its rules and appends the verdicts.
 
-/// The file by itself: symbols, libraries, entry, descriptors. Whether it may be loaded.
+/// Tests the file by itself: symbols, libraries, entry, descriptors. Returns whether it may be
+/// loaded.
 bool check_file(const std::filesystem::path& file, std::vector<Verdict>& verdicts);
 void check_model(const Registry& registry, const std::string& id,
                  const std::optional<std::filesystem::path>& checkpoint,
                  std::vector<Verdict>& verdicts);
 void check_format(const Registry& registry, const std::string& id, std::vector<Verdict>& verdicts);
 
-/// Error unless `holds`.
+/// Throws an Error unless `holds` is true.
 template <typename... Args>
 void expect(bool holds, fmt::format_string<Args...> format, Args&&... args) {
   if (!holds) fail(format, std::forward<Args>(args)...);
 }
 
-/// A call that must fail, with a message; returns the message.
+/// Makes a call that must fail with a message; returns the message.
 template <typename Function>
 std::string expect_refused(const char* what, Function function) {
   aq_error error{};
@@ -40,19 +41,19 @@ std::string expect_refused(const char* what, Function function) {
   return error.message;
 }
 
-/// Runs body() on four threads at once; Error with what one of them threw.
+/// Runs body() on four threads at the same time. Throws what one of them threw as an Error.
 void expect_on_many_threads(const std::function<void()>& body);
 
-/// Of an aq_model or aq_quantizer: an extension that nobody has is NULL.
+/// Checks that an aq_model or aq_quantizer returns NULL for an extension that does not exist.
 template <typename Raw>
 void expect_no_unknown_extension(const Raw* raw) {
   if (AQ_HAS(raw, get_extension))
     expect(raw->get_extension(raw, "aq.no-such-extension/1") == nullptr, "it gave one");
 }
 
-/// Calls `describe` (aq_status(Struct*)) as a host does whose struct ends earlier or later than
-/// this one's: it never writes past what the host has, leaves a longer one's tail 0, and refuses
-/// rather than drop a field that is not 0.
+/// Calls `describe` (aq_status(Struct*)) like a host whose struct ends earlier or later than this
+/// one. `describe` must never write past the end of the host's struct, must leave the rest of a
+/// longer struct 0, and must refuse rather than drop a field that is not 0.
 template <typename Struct, typename Describe>
 void check_growth(Describe describe) {
   constexpr std::size_t kTail = 16;
@@ -75,7 +76,8 @@ void check_growth(Describe describe) {
     expect(bytes[i] == 0, "it wrote into a field that it does not know");
   const auto last =
       std::find_if(whole.rbegin(), whole.rend(), [](unsigned char b) { return b != 0; });
-  const auto used = static_cast<std::size_t>(whole.rend() - last);  // bytes up to the last not 0
+  // the bytes up to the last one that is not 0
+  const auto used = static_cast<std::size_t>(whole.rend() - last);
   if (used > 2 * sizeof(uint32_t))
     expect(call(used - 1) != AQ_OK,
            "it dropped a field that is not 0, for which an older host has no room");

@@ -3,9 +3,9 @@
 #include <cmath>
 #include <cstdint>
 
-// The arithmetic of a described format (aq/quantizer.h) for one element and one group, without
-// anything but float32 and float64: compiled for the GPU, and for the CPU where a test holds it
-// against aq/sdk/grid.hpp bit for bit.
+// The arithmetic of a described format (aq/quantizer.h) for one element and one group, in plain
+// float32 and float64. It is compiled for the GPU, and also for the CPU, where a test compares it
+// with aq/sdk/grid.hpp bit for bit.
 #ifdef __CUDACC__
 #define AQ_BOTH __host__ __device__ __forceinline__
 #else
@@ -14,26 +14,26 @@
 
 namespace aqhost::cuda {
 
-/// A format's description, to be handed to a kernel by value. The enumerations are those of
-/// aq/quantizer.h, the numbers of which never change.
+/// The description of a format, passed to a kernel by value. The enumerations are those of
+/// aq/quantizer.h, whose numbers never change.
 struct Grid {
   static constexpr int kMostSearch = 64, kMostValues = 256;
 
-  int32_t integer;  // or a table
-  int32_t minmax;   // fit rule; or absmax
+  int32_t integer;  // 0: a table
+  int32_t minmax;   // fit rule; 0: absmax
   int32_t scale_kind, scale_round, scale_mantissa_bits;
   int32_t group_params, n_search, n_values;
   uint32_t negative_zero;  // 1: the table has -0 before +0
   float least, most, divisor;
   float search[kMostSearch];
-  float bounds[kMostValues];  // t belongs to the value after as many of them as are <= t
+  float bounds[kMostValues];  // t gets the value whose index is the number of bounds <= t
   float values[kMostValues];  // rising
   uint8_t codes[kMostValues];
-  float by_code[kMostValues];  // a table's values in the order of its codes
+  float by_code[kMostValues];  // values of a table, in the order of its codes
 };
 
 struct Rounded {
-  float value;  // before the scale
+  float value;  // before it is multiplied by the scale
   uint32_t code;
 };
 
@@ -46,7 +46,7 @@ AQ_BOTH Rounded round_to_grid(const Grid& grid, float t, float zero) {
     const float q = fminf(fmaxf(rintf(t) + zero, grid.least), grid.most);
     return {q - zero, static_cast<uint32_t>(q - grid.least)};
   }
-  int low = 0, high = grid.n_values - 1;  // bounds [0, low) are <= t, those from `high` on are not
+  int low = 0, high = grid.n_values - 1;  // bounds [0, low) are <= t, those from `high` on are > t
   while (low < high) {
     const int middle = (low + high) / 2;
     if (t >= grid.bounds[middle])
@@ -58,12 +58,13 @@ AQ_BOTH Rounded round_to_grid(const Grid& grid, float t, float zero) {
   return {grid.values[low], grid.codes[low]};
 }
 
-/// What a code stands for, before the scale.
+/// The value of a code before it is multiplied by the scale.
 AQ_BOTH float value_of(const Grid& grid, uint32_t code, float zero) {
   return grid.integer ? static_cast<float>(code) + grid.least - zero : grid.by_code[code];
 }
 
-/// x > 0 to a float of `mantissa` bits, normal from 2^least on, at most `most`, never 0.
+/// Rounds x > 0 to a float with `mantissa` bits whose smallest normal number is 2^least. The result
+/// is at most `most`, and never 0.
 AQ_BOTH float round_float(float x, int mantissa, int least, float most) {
   const float smallest = ldexpf(1.0f, least - mantissa);
   if (x >= most) return most;
@@ -99,7 +100,8 @@ AQ_BOTH float round_scale(const Grid& grid, float x) {
   }
 }
 
-/// Scale and zero of a group with values from `least` <= 0 to `most` >= 0 for one search factor.
+/// The scale and zero of a group with values from `least` <= 0 to `most` >= 0, for one search
+/// factor.
 AQ_BOTH Params params_for(const Grid& grid, float least, float most, float global, float factor) {
   Params params;
   if (grid.minmax) {
@@ -115,7 +117,7 @@ AQ_BOTH Params params_for(const Grid& grid, float least, float most, float globa
   return params;
 }
 
-/// What one weight adds to a group's error.
+/// The contribution of one weight to the error of its group.
 AQ_BOTH double error_of(const Grid& grid, float weight, float step, float zero, double importance) {
   const float stored = round_to_grid(grid, weight / step, zero).value * step;
   const double d = weight - stored;

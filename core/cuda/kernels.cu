@@ -1,4 +1,5 @@
-// GPTQ's loops on the GPU. Compiled without fused multiply-add: formats are defined to the bit.
+// The loops of GPTQ on the GPU. Compiled without fused multiply-add, because formats are defined to
+// the last bit.
 
 #include "cuda/kernels.h"
 
@@ -6,11 +7,11 @@ namespace aqhost::cuda {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 8;  // of a thread block
+constexpr int kWarps = 8;  // per thread block
 constexpr unsigned kAll = 0xffffffffu;
 constexpr int kMostColumns = 128;
 
-/// The grid into shared memory: its tables are read at addresses that differ by thread.
+/// Copies the grid to shared memory, because threads read its tables at different addresses.
 __device__ void load_grid(const Grid& from, Grid& to) {
   const auto* source = reinterpret_cast<const uint32_t*>(&from);
   auto* target = reinterpret_cast<uint32_t*>(&to);
@@ -24,7 +25,7 @@ __device__ double sum_of_lanes(double x) {
   return x;
 }
 
-/// Smallest and largest of n weights and 0, in every lane.
+/// The minimum and the maximum of n weights and 0, in every lane.
 __device__ void extent(const float* weights, int64_t n, int lane, float& least, float& most) {
   least = most = 0;
   for (int64_t i = lane; i < n; i += kWarp) {
@@ -37,7 +38,7 @@ __device__ void extent(const float* weights, int64_t n, int lane, float& least, 
   }
 }
 
-/// The error of two candidates over a group, each summed in the order of the columns.
+/// The errors of two candidates over a group, each summed in the order of the columns.
 __device__ void errors_of(const Grid& grid, const float* weights, const float* importance,
                           int64_t n, float global, const Params* params, double* errors) {
   const float step0 = params[0].scale / global, step1 = params[1].scale / global;
@@ -49,7 +50,7 @@ __device__ void errors_of(const Grid& grid, const float* weights, const float* i
   }
 }
 
-/// One warp fits one group; a lane judges two of the search factors.
+/// One warp fits one group; each lane tries two of the search factors.
 __global__ void __launch_bounds__(kWarps* kWarp)
     fit_kernel(const __grid_constant__ Grid parameter, const FitArgs a, int64_t groups) {
   __shared__ Grid grid;
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     errors_of(grid, weights, importance, n, global, candidates, errors);
     const double infinity = __longlong_as_double(0x7ff0000000000000ll);
     double error = infinity;
-    int index = Grid::kMostSearch;  // of the first factor with the least error
+    int index = Grid::kMostSearch;  // of the first factor with the minimum error
     for (int k = 0; k < 2; k++) {
       if (lane + k * kWarp > last || !(errors[k] < error)) continue;
       error = errors[k];
@@ -120,7 +121,7 @@ __global__ void round_kernel(const __grid_constant__ Grid parameter, const Round
   }
 }
 
-/// One warp solves one row of the block: column 32 k + lane is in register k of a lane.
+/// One warp solves one row of the block. Column 32 k + lane is in register k of a lane.
 __global__ void __launch_bounds__(kWarps* kWarp)
     solve_kernel(const __grid_constant__ Grid parameter, const SolveArgs a) {
   constexpr int kRegisters = kMostColumns / kWarp;
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   if (lane == 0) params[0] = fitted;
 }
 
-/// One warp takes one row through the block: column 32 k + lane is in register k of a lane.
+/// One warp takes one row through the block. Column 32 k + lane is in register k of a lane.
 __global__ void __launch_bounds__(kWarps* kWarp)
     sweep_kernel(const __grid_constant__ Grid parameter, const SweepArgs a) {
   constexpr int kRegisters = kMostColumns / kWarp;
@@ -294,7 +295,8 @@ const char* text_of(cudaError_t error) {
 
 const char* last_error() { return text_of(cudaGetLastError()); }
 
-/// This module has a CUDA runtime of its own, which knows nothing of the GPU that the host chose.
+/// Selects the GPU again, because this module has a CUDA runtime of its own, which does not know
+/// which GPU the host has selected.
 const char* use(int device) { return text_of(cudaSetDevice(device)); }
 
 unsigned blocks(int64_t tasks, int64_t each) {

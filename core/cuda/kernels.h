@@ -4,11 +4,11 @@
 
 #include "cuda/grid.h"
 
-// The GPU module's interface: plain pointers into device memory and a cudaStream_t, so that it
-// links neither LibTorch nor anything of a GPU's driver. Everything is float32, row-major, and
-// enqueued on `stream` of the GPU `device`, where all memory is; each function makes that the
-// calling thread's current GPU, and returns nullptr or what went wrong. Matrices of one shape are a
-// batch of `count`.
+// The interface of the GPU module. It has only plain pointers to device memory and a cudaStream_t,
+// so that it links neither LibTorch nor the GPU's driver. Everything is float32 and row-major, and
+// is enqueued on `stream` of the GPU `device`, where all memory must be. Each function makes
+// `device` the current GPU of the calling thread, and returns nullptr or an error message. `count`
+// matrices of one shape form a batch.
 namespace aqhost::cuda {
 
 /// Fits groups of `width` columns (the last may be narrower) of weights [count, rows, cols].
@@ -18,7 +18,7 @@ struct FitArgs {
   const float* importance;  // [count][importance_stride] or nullptr
   int64_t importance_stride;
   const float* globals;  // [count] or nullptr
-  float* params;         // [count * rows][param_stride], a group's after another's
+  float* params;         // [count * rows][param_stride], group after group
   int64_t param_stride;
   int64_t count, rows, cols, width;
 };
@@ -33,49 +33,50 @@ struct RoundArgs {
   int64_t count, rows, cols, width, groups;
 };
 
-/// One block of GPTQ: n <= 128 columns one after another, each one's error taken to those behind it
-/// in the block. Pointers are to the block's first column.
+/// One block of GPTQ: solves n <= 128 columns one after another, and subtracts the error of each
+/// from the later columns of the block. Pointers point at the first column of the block.
 struct SolveArgs {
   const float* weights;  // [count, rows][row_stride], in solving order
-  const float* upper;    // [count, cols, cols] from the block's corner on
+  const float* upper;    // [count, cols, cols], from the block's corner on
   const int64_t* order;  // [count, cols]: original columns
   const float* params;   // [count, rows, groups, group_params]
   const float* globals;  // [count] or nullptr
   uint8_t* codes;        // [count, rows][row_stride]
   float* values;         // [count, rows][row_stride]
   float* errors;         // [count, rows][error_stride]
-  double* loss;          // [count, rows], added to
+  double* loss;          // [count, rows], is added to
   int64_t row_stride, error_stride;
   int64_t count, rows, cols, width, groups, n;
 };
 
-/// Least-squares scales for the codes of one group of n columns, where they lower the loss.
-/// Pointers are to the group's first column, parameters to its first matrix's first row's.
+/// Replaces the scales of one group of n columns by the least-squares scales for its codes, where
+/// this lowers the loss. Pointers point at the first column of the group; `params` points at this
+/// group's parameters in the first row of the first matrix.
 struct RefitArgs {
   const uint8_t* codes;   // [count, rows][row_stride]
   float* values;          // [count, rows][row_stride]
   const float* gradient;  // [count, rows][row_stride]: (values - weights) H
-  const float* products;  // [count, rows, n]: values H, of the group's values and columns alone
+  const float* products;  // [count, rows, n]: values H, restricted to the group
   float* params;          // [count, rows][param_stride]
   const float* globals;   // [count] or nullptr
-  float* change;          // [count, rows, n]: of values
+  float* change;          // [count, rows, n]: change of values
   int64_t row_stride, param_stride;
   int64_t count, rows, n;
 };
 
-/// Each of n <= 128 columns in turn to the code that lowers the loss most while all others stay.
-/// Pointers are to the first of them.
+/// Gives each of n <= 128 columns in turn the code that lowers the loss most while all others stay.
+/// Pointers point at the first of these columns.
 struct SweepArgs {
-  const float* hessians;  // [count, cols, cols] from the block's corner on
+  const float* hessians;  // [count, cols, cols], from the block's corner on
   const float* gradient;  // [count, rows][row_stride]
   const float* params;    // [count, rows, groups, group_params]
   const float* globals;   // [count] or nullptr
   uint8_t* codes;         // [count, rows][row_stride]
   float* values;          // [count, rows][row_stride]
-  float* change;          // [count, rows, n]: of values
+  float* change;          // [count, rows, n]: change of values
   int64_t row_stride;
   int64_t count, rows, cols, width, groups;
-  int64_t begin, n;  // the first column
+  int64_t begin, n;  // begin: the first column
 };
 
 extern "C" {

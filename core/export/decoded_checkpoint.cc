@@ -21,8 +21,8 @@ constexpr int64_t kMostFeatures = int64_t{1} << 31;
 constexpr std::pair<DType, const char*> kRealTypes[] = {
     {DType::kBF16, "bfloat16"}, {DType::kF16, "float16"}, {DType::kF32, "float32"}};
 
-/// Options that the "weights" or "input_activations" of a config group tell of, under the names
-/// that recipes use. Error (naming the field) for a value of another type than the field has.
+/// The options that "weights" or "input_activations" of a config group contain, under the names
+/// that recipes use. Throws an Error that names the field if a value has the wrong type.
 Json options_of(const Field& weights) {
   Json options = Json::object();
   const std::string strategy = weights["strategy"].text_or("tensor");
@@ -38,7 +38,8 @@ Json options_of(const Field& weights) {
   return options;
 }
 
-/// What of a group's "weights" or "input_activations" decides how they are read.
+/// Whether those settings of "weights" or "input_activations" are equal that decide how they are
+/// read.
 bool same_numbers(const Json& a, const Json& b) {
   const Json none;
   for (const char* key : {"num_bits", "type", "symmetric", "strategy", "group_size", "element"})
@@ -46,7 +47,8 @@ bool same_numbers(const Json& a, const Json& b) {
   return true;
 }
 
-/// A format made with `options`; one that knows but one type of scale has no option scale_dtype.
+/// Makes a format with `options`. A format that has only one type of scale has no option
+/// scale_dtype, so that option is dropped if the format refuses it.
 std::shared_ptr<const Format> make_format(const Registry& registry, const std::string& id,
                                           Json options) {
   try {
@@ -57,7 +59,7 @@ std::shared_ptr<const Format> make_format(const Registry& registry, const std::s
   }
 }
 
-/// The format whose config has `format` (if not null) and the numbers of `wanted`.
+/// Finds the format whose config has `format` (if not null) and the numbers of `wanted`.
 std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wanted,
                                         const Json& options, const Registry& registry,
                                         const std::string& where) {
@@ -74,7 +76,7 @@ std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wan
           same_numbers(format->config()["weights"], wanted))
         return format;
     } catch (const Error&) {
-      // a format that does not take these options is not the one
+      // a format that does not accept these options is not the one that is wanted
     }
     tried += (tried.empty() ? "" : ", ") + id;
   }
@@ -82,8 +84,8 @@ std::shared_ptr<const Format> recognise(const Json& format_name, const Json& wan
        wanted.dump(), tried);
 }
 
-/// The format that `activations` ("input_activations") rounds to: with scales that are worked out
-/// from the input as it comes, for each token or group.
+/// Finds the format to which `activations` ("input_activations") rounds. Its scales must be
+/// computed at run time, for each token or group.
 std::shared_ptr<const Format> recognise_activations(const Field& activations,
                                                     const Registry& registry) {
   const Field dynamic = activations["dynamic"];
@@ -102,8 +104,8 @@ std::shared_ptr<const Format> recognise_activations(const Field& activations,
   return recognise({}, activations.json(), options, registry, activations.where());
 }
 
-/// The formats of a config group, one module of which has `scale`: what the config says of its type
-/// may be nothing.
+/// Finds the formats of a config group. `scale` is the weight_scale of one of its modules, because
+/// the config need not say which type scales have.
 StoredModule recognise_group(const ConfigGroup& group, const StoredTensor* scale,
                              const Registry& registry, const std::string& where) {
   const std::string at = "quantization_config.config_groups." + group.name;
@@ -121,17 +123,18 @@ StoredModule recognise_group(const ConfigGroup& group, const StoredTensor* scale
   return kind;
 }
 
-/// "a.b" of "a.b.weight".
+/// "a.b" for "a.b.weight".
 std::string_view stem(std::string_view name) {
   return name.substr(0, name.size() - kWeight.size());
 }
 
-/// The suffixes by which a packed module is told from a dense one.
+/// Whether a suffix shows that a module is packed and not dense.
 bool is_packed_suffix(std::string_view suffix) {
   return suffix.starts_with("weight_") && suffix != "weight_g_idx";
 }
 
-/// [rows, cols] of a stored module, found so that the format's own layout is what is there.
+/// The shape [rows, cols] of a stored module, chosen so that the tensors there have the layout of
+/// the format.
 std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const std::string& name,
                                                     const Format& format) {
   if (const StoredTensor* shape = reader.stored(name + ".weight_shape")) {
@@ -140,7 +143,7 @@ std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const 
     int64_t value[2] = {0, 0};
     const std::vector<std::byte> bytes = reader.bytes(name + ".weight_shape");
     for (std::size_t i = 0; i < 2; i++)
-      std::memcpy(&value[i], bytes.data() + i * width, width);  // little endian
+      std::memcpy(&value[i], bytes.data() + i * width, width);  // little-endian
     return std::pair(value[0], value[1]);
   }
   if (const StoredTensor* codes = reader.stored(name + ".weight");
@@ -154,7 +157,7 @@ std::optional<std::pair<int64_t, int64_t>> shape_of(const Reader& reader, const 
   return std::nullopt;
 }
 
-/// What `body` returns; its Error with `place` in front of what it says.
+/// Returns what `body` returns. If it throws an Error, puts `place` before the message.
 template <typename Body>
 auto at_place(const std::string& place, Body body) {
   try {

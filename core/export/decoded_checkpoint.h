@@ -18,14 +18,15 @@ namespace aqhost {
 struct StoredModule {
   std::string name;
   std::shared_ptr<const Format> format;
-  std::shared_ptr<const Format> activations;  // that its input is rounded to; null: none
+  std::shared_ptr<const Format> activations;  // to which its input is rounded; null: none
   int64_t rows = 0, cols = 0;
 };
 
-/// A checkpoint quantized by aqhost or another writer of compressed-tensors or GPTQ's format, as
-/// the dense tensors it stands for. Formats are recognised from config.json alone: by asking every
-/// format plugin for its config() under the group's options. Opening checks that every packed
-/// tensor is there with the type and shape its format says; codes and scales are checked when read.
+/// A checkpoint that was quantized by aqhost, or by another writer of compressed-tensors' or GPTQ's
+/// format, seen as its dense tensors. Formats are recognised from config.json alone: every format
+/// plugin is asked for its config() under the options of the group. Opening checks that every
+/// packed tensor exists with the type and shape that its format requires; codes and scales are
+/// checked when they are read.
 class DecodedCheckpoint : public Source {
  public:
   DecodedCheckpoint(std::unique_ptr<Reader> reader, const Registry& registry);
@@ -34,21 +35,23 @@ class DecodedCheckpoint : public Source {
   const std::string& directory() const override { return reader_->directory(); }
   const std::vector<TensorInfo>& tensors() const override { return infos_; }
   const TensorInfo* find(std::string_view name) const override;
-  /// Decodes the whole matrix each time it is asked for a quantized one.
+  /// For a quantized matrix, decodes the whole matrix each time.
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
   std::string file_of(std::string_view name) const override { return reader_->file_of(name); }
   void check_unchanged() const override { reader_->check_unchanged(); }
 
   const std::vector<StoredModule>& modules() const { return modules_; }  // sorted by name
   bool is_gptq() const { return layout_ == Layout::kGptq; }
-  /// The module of that name, or nullptr if it is dense.
+  /// The module with that name, or nullptr if it is dense.
   const StoredModule* find_module(std::string_view name) const;
   QuantizedMatrix read(const StoredModule& module) const;
-  /// Its weights, row by row. Error (naming file and module) if one is not finite.
+  /// The weights of a module, row by row. Throws an Error that names file and module if one is not
+  /// finite.
   std::vector<float> decode(const StoredModule& module) const;
-  /// The scale for all tokens of a module's activations; 1 where they have none.
+  /// The global scale of a module's activations; 1 if they have none.
   float input_global(const StoredModule& module) const;
-  /// Bytes of the packed tensors of all modules (weight_shape left out), and weights in them.
+  /// The bytes of the packed tensors of all modules (without weight_shape), and the number of
+  /// weights in them.
   int64_t packed_bytes() const;
   int64_t packed_weights() const;
 
@@ -56,7 +59,7 @@ class DecodedCheckpoint : public Source {
   void add_compressed(const std::set<std::string>& names, const Registry& registry);
   void add_gptq(const std::set<std::string>& names, const Registry& registry);
   void add_module(StoredModule module);
-  /// The tensors of a module in their order, by suffix.
+  /// The tensors of a module in their order, named by suffix.
   std::vector<TensorInfo> tensors_of(const StoredModule& module) const;
 
   std::unique_ptr<Reader> reader_;
@@ -65,7 +68,7 @@ class DecodedCheckpoint : public Source {
   std::vector<TensorInfo> infos_;
 };
 
-/// A plain checkpoint, or a quantized one decoded: what config.json says it is.
+/// Opens a plain checkpoint, or a quantized one as its dense tensors, as config.json says.
 std::unique_ptr<Source> open_source(const std::filesystem::path& directory,
                                     const Registry& registry);
 

@@ -16,13 +16,13 @@ constexpr std::string_view kExperts = ".experts.";
 
 uint32_t field_of(const FormatDesc& desc) { return (1u << (desc.element_bits - 1)) - 1; }
 
-/// A buffer of `tensor` as T.
+/// The bytes of `tensor` as elements of type T.
 template <typename T>
 T* data_as(PackedTensor& tensor) {
   return reinterpret_cast<T*>(tensor.bytes.data());
 }
 
-/// A copy of bytes from a file, which gives no alignment to rely on.
+/// A copy of bytes from a file, because data in files need not be aligned.
 template <typename T>
 std::vector<T> values_of(std::span<const std::byte> bytes) {
   std::vector<T> values(bytes.size() / sizeof(T));
@@ -34,13 +34,15 @@ std::string key_of(const GptqModule& m) {
   return m.bits == 0 ? "" : std::to_string(m.bits) + "/" + std::to_string(m.group_size);
 }
 
-/// The modules with the experts of each layer as one, "...mlp.experts", where they are alike.
+/// The modules, with the experts of a layer merged into one entry, "...mlp.experts", if their
+/// settings are equal.
 std::vector<GptqModule> merge_experts(const std::vector<GptqModule>& modules) {
   const auto stem = [](const std::string& name) {
     const std::size_t at = name.find(kExperts);
     return at == std::string::npos ? name : name.substr(0, at + kExperts.size() - 1);
   };
-  std::map<std::string, std::pair<std::string, bool>> alike;  // by stem: key of the first, so far
+  // by stem: the key of the first module, and whether all modules so far have the same key
+  std::map<std::string, std::pair<std::string, bool>> alike;
   for (const GptqModule& m : modules) {
     const auto [it, added] = alike.try_emplace(stem(m.name), key_of(m), true);
     it->second.second = it->second.second && it->second.first == key_of(m);
@@ -54,7 +56,7 @@ std::vector<GptqModule> merge_experts(const std::vector<GptqModule>& modules) {
   return merged;
 }
 
-/// "bits" and "group_size" of a config; those that `otherwise` is given for may be missing.
+/// "bits" and "group_size" of a config. They may be missing if `otherwise` is given.
 GptqModule settings_at(const Field& config, const GptqModule* otherwise) {
   const auto take = [&config, otherwise](const char* key, int32_t least, int32_t most,
                                          int32_t GptqModule::*member) {
@@ -189,11 +191,11 @@ Json gptq_config(const std::vector<GptqModule>& modules) {
 GptqConfig::GptqConfig(const Json& config, const std::string& where) {
   const Field quantization(config, where, "quantization_config");
   settings_ = settings_at(quantization, nullptr);
-  // other layouts of the same tensors, which would be read as other numbers
+  // other layouts of the same tensors, which would be read as wrong numbers
   for (const auto& [key, known] : {std::pair("checkpoint_format", "gptq"), {"pack_dtype", "int32"}})
     if (quantization[key].text_or(known) != known) quantization[key].unsupported();
   if (!quantization["sym"].flag_or(true)) quantization["sym"].unsupported();
-  quantization["desc_act"].flag_or(false);  // its order is checked with the tensors (g_idx)
+  quantization["desc_act"].flag_or(false);  // the order is checked with the tensors (g_idx)
   const Field dynamic = quantization["dynamic"];
   if (dynamic.is_null()) return;
   for (const auto& [key, value] : dynamic.members()) {

@@ -16,45 +16,46 @@ namespace aqhost {
 // The checkpoint format of AutoGPTQ, version 1, as GPTQModel, vLLM and transformers read it. A
 // module [out, in] of b-bit symmetric integers in groups along the input becomes
 //   qweight  i32 [in * b / 32, out]      codes q + 2^(b-1), a bit stream down each column
-//   qzeros   i32 [groups, out * b / 32]  2^(b-1) - 1 in each field: the zero point less 1
+//   qzeros   i32 [groups, out * b / 32]  2^(b-1) - 1 in each field: the zero point minus 1
 //   scales   f16 [groups, out]
 //   g_idx    i32 [in]                    the group of each input feature
 
-/// Names, types and shapes of those tensors for a [rows = out, cols = in] matrix. Error if the
-/// format or the shape has no place there: anything but symmetric integers of 2, 3, 4 or 8 bits
-/// with float16 scales, sides that are no multiples of 32.
+/// Names, types and shapes of those tensors for a [rows = out, cols = in] matrix. Throws an Error
+/// if this layout cannot store the format or the shape: it can store only symmetric integers of 2,
+/// 3, 4 or 8 bits with float16 scales, and only sizes that are multiples of 32.
 std::vector<TensorInfo> gptq_tensors(const Format& format, int64_t rows, int64_t cols);
 
-/// `matrix` in them, and read back. Error if a code, zero point or group is not what the format
-/// has.
+/// gptq_pack() stores `matrix` in these tensors; gptq_unpack() reads it back, and throws an Error
+/// if a code, zero point or group is not one that the format has.
 std::vector<PackedTensor> gptq_pack(const Format& format, const QuantizedMatrix& matrix);
 QuantizedMatrix gptq_unpack(const Format& format, int64_t rows, int64_t cols,
                             const std::vector<std::span<const std::byte>>& tensors);
 
-/// One linear module as readers are told of it; bits 0: it stays dense.
+/// One linear module as config.json describes it; bits 0 means that it stays dense.
 struct GptqModule {
   std::string name;
   int32_t bits = 0, group_size = -1;
 };
 
-/// The "quantization_config" of config.json, also written as quantize_config.json: what most
-/// modules have at the top, others under "dynamic" by patterns ("+:" overrides, "-:" leaves out)
-/// that are matched from a name's start, by the experts of a layer together where they are alike.
+/// The "quantization_config" of config.json, which is also written as quantize_config.json. The
+/// settings of most modules are at the top. Those of others are under "dynamic", by patterns ("+:"
+/// overrides settings, "-:" leaves modules out) that are matched from the start of a name. The
+/// experts of a layer share a pattern if their settings are equal.
 Json gptq_config(const std::vector<GptqModule>& modules);
 
-/// Such a config, read back.
+/// A "quantization_config" that was read back.
 class GptqConfig {
  public:
-  /// Error (naming `where`) if it is not understood.
+  /// Throws an Error that names `where` if the config is not understood.
   GptqConfig(const Json& config, const std::string& where);
 
-  /// Bits and group size of a module; nothing if it is left out.
+  /// The bits and group size of a module; nullopt if the module is left out.
   std::optional<GptqModule> find(const std::string& name) const;
 
  private:
   struct Rule {
     StartPattern pattern;
-    std::optional<GptqModule> settings;  // nothing: left out
+    std::optional<GptqModule> settings;  // nullopt: left out
   };
 
   GptqModule settings_;

@@ -9,10 +9,10 @@
 namespace aqhost {
 namespace {
 
-/// The compressed-tensors release whose conventions are followed.
+/// The release of compressed-tensors whose conventions are followed.
 constexpr const char* kVersion = "0.20.0";
 
-/// What distinguishes a config group: all but its targets.
+/// Everything in a config group except its targets; equal values belong to one group.
 Json group_of(const ExportedModule& module) {
   Json group{{"weights", module.format->at("weights")},
              {"input_activations", nullptr},
@@ -28,7 +28,7 @@ Json group_of(const ExportedModule& module) {
 }  // namespace
 
 Json quantization_config(const std::vector<ExportedModule>& modules) {
-  std::map<std::string, std::vector<std::string>> groups;  // by group_of(), as text
+  std::map<std::string, std::vector<std::string>> groups;  // indexed by the text of group_of()
   std::vector<std::string> dense, quantized;
   for (const ExportedModule& m : modules) {
     if (m.format != nullptr) groups[group_of(m).dump()].push_back(m.name);
@@ -101,14 +101,14 @@ std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std
   const Field quantization(config, where, kKey);
   const std::string& method = quantization["quant_method"].text();
   const Field groups = quantization["config_groups"];
-  // a format's own quant_method is no obstacle: its config_groups are what is read
+  // A quant_method of a format's own is accepted, because only its config_groups are read.
   if (method != "compressed-tensors" && groups.is_null())
     fail(
         "{}: quantization_config.quant_method is \"{}\", expected \"compressed-tensors\" or "
         "\"gptq\"",
         where, method);
   for (const char* key :
-       {"sparsity_config", "transform_config"})  // weights that are made otherwise
+       {"sparsity_config", "transform_config"})  // these change how weights are computed
     if (const Field field = quantization[key]; !field.is_null() && !field.json().empty())
       field.unsupported();
   const std::string& format = quantization["format"].text();

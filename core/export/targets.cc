@@ -9,8 +9,8 @@ namespace {
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
-/// `name` as a pattern in which the numbers from the `keep`-th on are any number. Number n of a
-/// name is a whole component: "layers.3.mlp.experts.12.w1" has two.
+/// Turns `name` into a pattern in which all numbers after the first `keep` become any number. A
+/// number is a whole component of a name: "layers.3.mlp.experts.12.w1" has two.
 std::string generalize(const std::string& name, std::size_t keep) {
   std::string pattern = "re:";
   std::size_t number = 0;
@@ -31,14 +31,16 @@ std::string generalize(const std::string& name, std::size_t keep) {
   return pattern + "$";
 }
 
-/// Numbers per name are few: two in an expert's, one in an attention's.
+/// The maximum of numbers in a name. An expert's name has two, the name of an attention's module
+/// one.
 constexpr std::size_t kMostNumbers = 3;
 
 }  // namespace
 
 std::set<std::string> targets_for(const std::vector<std::string>& mine,
                                   const std::vector<std::string>& others) {
-  // patterns of the others at each level: a pattern is safe if no other module has the same
+  // The patterns of the others at each level. A pattern is safe if no other module has the same
+  // pattern.
   std::vector<std::set<std::string>> taken(kMostNumbers);
   for (const std::string& name : others)
     for (std::size_t keep = 0; keep < kMostNumbers; keep++)

@@ -15,7 +15,8 @@
 namespace aqhost {
 namespace {
 
-/// A module that "dynamic" does not leave out is stored quantized, if the model would have been.
+/// Checks that every module that the model quantizes by default, and that "dynamic" does not leave
+/// out, is stored quantized.
 void check_gptq(const DecodedCheckpoint& checkpoint, const Model& model) {
   const GptqConfig told(checkpoint.config().at("quantization_config"),
                         checkpoint.directory() + "/config.json");
@@ -25,8 +26,8 @@ void check_gptq(const DecodedCheckpoint& checkpoint, const Model& model) {
            checkpoint.directory(), module.name);
 }
 
-/// A module under "ignore" is dense, and one that a group covers is stored quantized. lm_head is a
-/// linear module of the model class where the embedding takes its place, too.
+/// Checks that modules under "ignore" are dense, and that modules covered by a group are stored
+/// quantized. lm_head is a linear module of the model class even if the embedding takes its place.
 void check_config(const DecodedCheckpoint& checkpoint, const Model& model) {
   if (checkpoint.is_gptq()) return check_gptq(checkpoint, model);
   const Json& config = checkpoint.config().at("quantization_config");

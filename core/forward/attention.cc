@@ -7,7 +7,7 @@
 namespace aqhost {
 namespace {
 
-/// True where token i (row) sees token j: j in (i - window, i].
+/// True if token i (row) sees token j, that is if j is in (i - window, i].
 at::Tensor window_mask(int64_t tokens, int64_t window, at::Device device) {
   const at::Tensor all = at::ones({tokens, tokens}, at::TensorOptions(device).dtype(at::kBool));
   return all.tril().logical_and_(all.triu(1 - window));
@@ -35,7 +35,7 @@ Attention::Attention(const Source& source, const Model& model, int32_t layer, in
   sin_ = angles.sin().mul_(desc_.rope_scale).to(options);
 }
 
-/// In place; x [batch, tokens, heads, size].
+/// Rotates x [batch, tokens, heads, size] in place.
 void Attention::rotate(at::Tensor& x) const {
   const int64_t half = cos_.size(1), tokens = x.size(1);
   const bool pairs = desc_.rope_interleaved;
@@ -50,7 +50,7 @@ void Attention::rotate(at::Tensor& x) const {
   a.copy_(rotated);
 }
 
-/// [batch, tokens, count x size] to [batch, tokens, count, size].
+/// Turns [batch, tokens, count x size] into [batch, tokens, count, size].
 at::Tensor Attention::heads(const at::Tensor& x, int64_t count, const std::optional<Norm>& norm,
                             bool rotated) const {
   at::Tensor y = x;

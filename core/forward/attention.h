@@ -11,17 +11,18 @@
 
 namespace aqhost {
 
-/// Softmax attention of a described layer between its projections: q/k norm, clipping, rotary
-/// embedding, causal and sliding-window masks, grouped keys and values. In `dtype`,
-/// sums in float32.
+/// The softmax attention of a described layer, without its projections: q/k norm, clipping, rotary
+/// embedding, causal and sliding-window masks, grouped keys and values. It is computed in the type
+/// of `options`, with sums in float32.
 class Attention {
  public:
   Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
             const at::TensorOptions& options);
 
-  /// q [batch, tokens, heads x size], k and v [batch, tokens, kv_heads x size] as they leave their
-  /// projections (they may be overwritten), to the input of the output projection [batch, tokens,
-  /// heads x size]. Positions count from 0. Error if there are more tokens than seq_len.
+  /// Takes q [batch, tokens, heads x size], k and v [batch, tokens, kv_heads x size] as the
+  /// projections give them (they may be overwritten). Returns the input of the output projection,
+  /// [batch, tokens, heads x size]. Positions count from 0. Throws an Error if there are more
+  /// tokens than seq_len.
   at::Tensor operator()(at::Tensor q, at::Tensor k, at::Tensor v) const;
 
  private:

@@ -10,10 +10,11 @@
 
 namespace aqhost {
 
-/// Tokens that go through a layer at once.
+/// The number of tokens that go through a layer at once.
 inline constexpr int64_t kBatchTokens = 8192;
 
-/// Calls body(begin, count) over [0, total) in steps; Interrupted is thrown between them.
+/// Calls body(begin, count) for consecutive parts of [0, total) with at most `step` elements.
+/// Interrupted is thrown between them.
 template <typename Body>
 void for_batches(int64_t total, int64_t step, Body body) {
   for (int64_t begin = 0; begin < total; begin += step) {
@@ -22,16 +23,17 @@ void for_batches(int64_t total, int64_t step, Body body) {
   }
 }
 
-/// Likewise over windows [n, tokens, ...], as many at once as have kBatchTokens tokens, at least 1.
+/// The same for windows [n, tokens, ...]: each part has as many windows as fit into kBatchTokens
+/// tokens, at least 1.
 template <typename Body>
 void for_window_batches(const at::Tensor& windows, Body body) {
   for_batches(windows.size(0), std::max<int64_t>(1, kBatchTokens / windows.size(1)), body);
 }
 
-/// Like for_batches over the rows of x [rows, features], on a CPU a block of them after another on
-/// each thread: what is worked out in between stays in its cache, and threads need not wait for
-/// each other after every operation. Few rows are left to the operations' own threads. No
-/// gradients.
+/// Like for_batches, for the rows of x [rows, features]. On a CPU, each thread takes one block of
+/// rows after another, so that intermediate results stay in its cache and the threads need not wait
+/// for each other after every operation. If there are too few rows for this, the operations use
+/// their own threads. Without gradients.
 template <typename Body>
 void for_row_blocks(const at::Tensor& x, Body body) {
   constexpr int64_t kBlockBytes = 1 << 18, kLeastRows = 512;

@@ -16,16 +16,16 @@
 namespace aqhost {
 namespace {
 
-/// One head of one sequence.
+/// One head in one sequence.
 struct Head {
   const uint16_t *q, *k, *v;  // [tokens, size] bfloat16
-  uint16_t* context;          // likewise
+  uint16_t* context;          // [tokens, size] bfloat16
   int64_t tokens, size, window;
-  int64_t q_stride, k_stride;  // between tokens: of q and the context, of k and v
-  float factor;                // of the scores, in powers of two
+  int64_t q_stride, k_stride;  // between tokens: of q and context; of k and v
+  float factor;                // of the scores, for exponents of 2
 };
 
-/// What one thread works in.
+/// The memory that one thread works in.
 struct Scratch {
   std::vector<uint32_t> keys;    // [tiles, size / 2, 64], pairs of features
   std::vector<uint32_t> values;  // [panels of 64 features, tokens / 2, 64], pairs of tokens
@@ -36,8 +36,8 @@ struct Scratch {
 
 int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
-/// 64 tokens of q or k from `begin` on, as columns of pairs of features; zeros behind the last
-/// token.
+/// Packs 64 tokens of q or k, from `begin` on, as columns of pairs of features, with zeros after
+/// the last token.
 void pack_tokens(const uint16_t* x, int64_t stride, int64_t begin, const Head& head, uint32_t* to) {
   const int64_t width = std::min(kTile, head.tokens - begin);
   for (int64_t p = 0; p < head.size / 2; p++, to += kTile) {
@@ -47,7 +47,8 @@ void pack_tokens(const uint16_t* x, int64_t stride, int64_t begin, const Head& h
   }
 }
 
-/// All values, as rows of pairs of tokens; zeros behind the last token and the last feature.
+/// Packs all values as rows of pairs of tokens, with zeros after the last token and the last
+/// feature.
 void pack_values(const Head& head, std::vector<uint32_t>& to) {
   const int64_t pairs = tiles_of(head.tokens) * kTile / 2, used = (head.tokens + 1) / 2;
   to.resize(static_cast<std::size_t>(tiles_of(head.size) * pairs * kTile));
@@ -62,8 +63,8 @@ void pack_values(const Head& head, std::vector<uint32_t>& to) {
   }
 }
 
-/// Takes away what the tile's queries do not see of its keys: a key is seen by its own token and
-/// those behind it, `window` of them if that is not 0.
+/// Masks the keys that the queries of the tile do not see. A key is seen by its own token and the
+/// tokens after it; if `window` is not 0, by `window` tokens in total.
 void mask(float* tile, int64_t first_key, int64_t first_query, int64_t window) {
   constexpr float kNone = -std::numeric_limits<float>::infinity();
   const auto in_tile = [](int64_t query) { return std::clamp<int64_t>(query, 0, kTile); };
@@ -74,7 +75,8 @@ void mask(float* tile, int64_t first_key, int64_t first_query, int64_t window) {
   }
 }
 
-/// shares = 2^(factor (score - the query's largest)), and their sums [64]; scores [tokens, 64].
+/// shares = 2^(factor (score - the query's maximum)), and their sums [64]. `scores` is [tokens,
+/// 64].
 AQ_AVX512 void exponentiate(const float* scores, int64_t tokens, float factor, uint32_t* shares,
                             float* sums) {
   float most[kTile];

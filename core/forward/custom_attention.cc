@@ -17,8 +17,8 @@
 namespace aqhost {
 namespace {
 
-/// A plugin's compact float32 CPU tensor as one of ours, for the time of the call; Error if it is
-/// none of `dims` dimensions.
+/// A view of a plugin's compact float32 CPU tensor, valid during the call. Throws an Error if it is
+/// not such a tensor or does not have `dims` dimensions.
 at::Tensor borrow(const DLTensor* t, const char* name, int32_t dims) {
   if (t == nullptr || t->ndim != dims || t->data == nullptr || t->device.device_type != kDLCPU ||
       t->dtype.code != kDLFloat || t->dtype.bits != 32 || t->dtype.lanes != 1)
@@ -40,7 +40,7 @@ void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef expected
 
 }  // namespace
 
-/// One call of the adapter's attention: what the host does for it meanwhile.
+/// One call of the adapter's attention, with the host's functions that it may use.
 struct CustomAttentionCall {
   const CustomAttention& attention;
   const CustomAttention::FindLinear& find;
@@ -52,8 +52,8 @@ struct CustomAttentionCall {
     return *static_cast<CustomAttentionCall*>(ctx->host_data);
   }
 
-  /// Whatever is thrown becomes *err: no exception goes through the plugin. An Error says what the
-  /// plugin asked wrongly; anything else is none of its doing.
+  /// Turns whatever is thrown into *err, so that no exception passes through the plugin. An Error
+  /// means that the plugin's request was wrong; any other exception is not the plugin's fault.
   template <typename Body>
   static aq_status guard(aq_error* err, Body body) noexcept {
     const auto report = [err](aq_status code, std::string_view text) {
@@ -147,7 +147,7 @@ aq_forward_ctx CustomAttentionCall::context() {
       out->device = {kDLCPU, 0};
       out->ndim = static_cast<int32_t>(it->second.dim());
       out->dtype = kDlF32;
-      out->shape = const_cast<int64_t*>(it->second.sizes().data());  // DLPack has no const
+      out->shape = const_cast<int64_t*>(it->second.sizes().data());  // DLTensor's is not const
     });
   };
   ctx.scratch = [](const aq_forward_ctx* c, uint64_t bytes) { return of(c).scratch(bytes); };

@@ -13,23 +13,25 @@
 
 namespace aqhost {
 
-/// Sees the input [tokens, in_features] of a linear map each time before it is applied.
+/// Receives the input [tokens, in_features] of a linear map each time before the map is applied.
 using LinearTap = std::function<void(const Module& module, const at::Tensor& x)>;
 
-/// Attention that only the adapter knows, through block-forward (aq/ext/block_forward.h): it wires
-/// the linear maps, which are run here where and in what type their weights are, as is softmax
-/// attention, on the CPU in float32. The adapter sees float32 on the CPU.
+/// An attention that only the adapter knows, called through block-forward (aq/ext/block_forward.h).
+/// The adapter connects the linear maps. The host runs these on the device and in the type of their
+/// weights, and it runs softmax attention in float32 on the CPU. The adapter sees float32 tensors
+/// on the CPU.
 class CustomAttention {
  public:
-  /// The linear map in use for a module of the layer.
+  /// Returns the linear map that is in use for a module of the layer.
   using FindLinear = std::function<const Linear&(const Module& module)>;
 
-  /// Reads what belongs to the layer and is no linear map. Error if the adapter has no
-  /// block-forward. `model` must outlive this.
+  /// Reads the tensors of the layer that are not linear maps. Throws an Error if the adapter has no
+  /// block-forward. `model` must outlive this object.
   CustomAttention(const Source& source, const Model& model, int32_t layer);
 
-  /// a [batch, tokens, hidden], normed, to what is added to the residual. Any thread. Error with
-  /// the adapter's message, or if it leaves something of its output unfilled or not finite.
+  /// Turns the normed a [batch, tokens, hidden] into what is added to the residual. Thread-safe.
+  /// Throws an Error with the adapter's message, or if parts of the adapter's output are not filled
+  /// or not finite.
   at::Tensor operator()(const at::Tensor& a, const FindLinear& find, const LinearTap& tap) const;
 
  private:

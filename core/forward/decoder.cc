@@ -29,7 +29,7 @@ at::Tensor embed_tokens(const Source& source, const Model& model, const at::Tens
   if (least.item<int64_t>() < 0 || most.item<int64_t>() >= vocabulary)
     fail("token ids from {} to {}, the vocabulary has {}: does the tokenizer belong to this model?",
          least.item<int64_t>(), most.item<int64_t>(), vocabulary);
-  // a table of bfloat16 is as large as it is stored: its rows are converted, not all of it
+  // a bfloat16 table is kept as it is stored; only the selected rows are converted
   const TensorInfo* table = source.find(embedding_ref(model).name);
   const bool narrow = table != nullptr && table->dtype == DType::kBF16;
   const at::Tensor rows =

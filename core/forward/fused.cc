@@ -14,8 +14,8 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kLanes = 16;       // sums beside each other
-constexpr int64_t kGrain = 1 << 14;  // numbers that are worth a thread
+constexpr int64_t kLanes = 16;       // partial sums that are computed side by side
+constexpr int64_t kGrain = 1 << 14;  // minimum count of numbers per thread
 
 AQ_VECTOR_CLONES
 void widen_row(const uint16_t* from, int64_t n, float* to) {
@@ -27,7 +27,7 @@ void narrow_row(const float* from, int64_t n, uint16_t* to) {
   for (int64_t i = 0; i < n; i++) to[i] = static_cast<uint16_t>(narrow(from[i]));
 }
 
-/// Rounds to the nearest bfloat16s.
+/// Rounds to the nearest bfloat16.
 AQ_VECTOR_CLONES
 void round_row(float* x, int64_t n) {
   for (int64_t i = 0; i < n; i++) x[i] = widen(static_cast<uint16_t>(narrow(x[i])));
@@ -59,7 +59,7 @@ void add_scaled_row(float* sum, const float* x, float factor, int64_t n) {
   for (int64_t i = 0; i < n; i++) sum[i] += x[i] * factor;
 }
 
-/// Turns n pairs (a[i], b[i]), which lie `step` apart.
+/// Rotates n pairs (a[i], b[i]), which lie `step` apart.
 AQ_VECTOR_CLONES
 void rotate_pairs(float* a, float* b, const float* cos, const float* sin, int64_t n, int64_t step) {
   for (int64_t i = 0; i < n; i++) {
@@ -78,7 +78,7 @@ void silu_row(float* x, int64_t n) {
   }
 }
 
-/// Rows of float32 or bfloat16, read and written as float32.
+/// Rows of float32 or bfloat16 that are read and written as float32.
 class Rows {
  public:
   Rows(const at::Tensor& t, int64_t size)
@@ -88,17 +88,17 @@ class Rows {
 
   bool rounded() const { return rounded_; }
 
-  /// The row: in `buffer` [size], unless it is float32 already.
+  /// The row, as float32: converted into `buffer` [size], or in place if it is float32 already.
   float* read(int64_t row, float* buffer) const {
     if (!rounded_) return static_cast<float*>(data_) + row * size_;
     widen_row(static_cast<const uint16_t*>(data_) + row * size_, size_, buffer);
     return buffer;
   }
-  /// Stores what was changed where read() or place() said.
+  /// Stores values that were changed where read() or place() pointed to.
   void write(int64_t row, const float* values) const {
     if (rounded_) narrow_row(values, size_, static_cast<uint16_t*>(data_) + row * size_);
   }
-  /// As read(), of a row that is written only.
+  /// Like read(), for a row that is only written.
   float* place(int64_t row, float* buffer) const {
     return rounded_ ? buffer : static_cast<float*>(data_) + row * size_;
   }
@@ -109,7 +109,7 @@ class Rows {
   void* data_;
 };
 
-/// Calls body(begin, end) for parts of `rows` rows of `size` numbers.
+/// Calls body(begin, end) for parts of `rows` rows of `size` numbers each, in parallel.
 template <typename Body>
 void for_rows(int64_t rows, int64_t size, const Body& body) {
   at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)), body);

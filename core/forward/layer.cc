@@ -14,7 +14,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kRouteTokens = 512;  // that are worth a thread
+constexpr int64_t kRouteTokens = 512;  // minimum number of tokens per thread
 
 aq_tensor_key key_of(int32_t layer, int32_t role) {
   return {layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
@@ -33,8 +33,8 @@ at::Tensor activate(at::Tensor gate, int32_t activation) {
 
 using Weights = std::vector<std::pair<const Module*, at::Tensor>>;
 
-/// Reads weights on all threads, those that are decoded (not `stored`) as many at once as there is
-/// memory for.
+/// Reads weights on all threads. Weights that must be decoded (not `stored`) are read in batches
+/// that memory has room for.
 void read_in_parallel(const Source& source, const Weights& weights, bool stored) {
   constexpr int64_t kMostElements = int64_t{1} << 28;
   for (std::size_t begin = 0, end = 0; begin < weights.size(); begin = end) {
@@ -44,7 +44,7 @@ void read_in_parallel(const Source& source, const Weights& weights, bool stored)
       n += weights[end].second.numel();
     Weights read(weights.begin() + static_cast<int64_t>(begin),
                  weights.begin() + static_cast<int64_t>(end));
-    for (auto& [module, weight] : read)  // a GPU's are copied there below
+    for (auto& [module, weight] : read)  // weights for a GPU are copied there below
       if (!weight.is_cpu()) weight = at::empty(weight.sizes(), weight.scalar_type());
     at::parallel_for(0, static_cast<int64_t>(read.size()), 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++) {
@@ -57,7 +57,7 @@ void read_in_parallel(const Source& source, const Weights& weights, bool stored)
   }
 }
 
-/// Reads every weight to where it is to be.
+/// Reads every weight to its place.
 void read_weights(const Source& source, const Weights& weights) {
   Weights stored, decoded;
   for (const auto& [module, weight] : weights)
@@ -138,8 +138,9 @@ at::Tensor Layer::attention_context(const at::Tensor& a) const {
   };
   if (!a.is_cpu() || at::GradMode::is_enabled() || a.size(0) < at::get_num_threads())
     return context(a);
-  // a window a thread (gradients are of one): what is worked out in between stays in its cache, and
-  // the threads need not wait for each other after every operation
+  // On a CPU, each thread computes one window after another: intermediate results stay in its
+  // cache, and the threads need not wait for each other after every operation. With gradients this
+  // is not possible, because only one thread records them.
   at::Tensor all =
       at::empty({a.size(0), a.size(1), linear(AQ_ROLE_ATTN_O).weight.size(1)}, options_);
   at::parallel_for(0, a.size(0), 1, [&](int64_t begin, int64_t end) {
@@ -163,7 +164,7 @@ at::Tensor Layer::ffn_input(const at::Tensor& x) const { return ffn_norm_(x); }
 Routing Layer::route(const at::Tensor& f) const {
   const FfnDesc& desc = ffn_desc();
   const int64_t n = f.size(0);
-  const at::NoGradGuard no_grad;  // what was chosen has no gradient, so its weights have none
+  const at::NoGradGuard no_grad;  // the choice of experts has no gradient, so its weights have none
   const at::Tensor wide = f.to(at::kFloat), logits = linear(AQ_ROLE_ROUTER)(wide);
   if (!f.is_cpu() && desc.router != AQ_ROUTER_CUSTOM)
     return route_batch(desc, logits, router_bias_);

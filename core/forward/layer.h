@@ -18,7 +18,7 @@
 
 namespace aqhost {
 
-/// What ffn_hidden() multiplies with.
+/// The weights with which ffn_hidden() multiplies.
 struct GluWeights {
   Linear gate, up;
 
@@ -28,8 +28,8 @@ struct GluWeights {
 };
 
 /// One transformer layer, built from the adapter's description, as a sequence of steps between the
-/// inputs of its linear maps; so a calibration can stop at each, quantize what comes next, and go
-/// on with the new weights:
+/// inputs of its linear maps. So calibration can stop before each step, quantize the weights that
+/// come next, and go on with the new weights:
 ///
 ///   a = attention_input(x)        input of q, k, v
 ///   c = attention_context(a)      input of o
@@ -38,30 +38,32 @@ struct GluWeights {
 ///   h = ffn_hidden(expert, f[rows])   input of down
 ///   y = ffn_output(expert, h)
 ///
-/// Attention that only the adapter knows is one step, attention(), between a and x.
-/// `expert` is 0.., AQ_EXPERT_NONE (dense FFN) or AQ_EXPERT_SHARED. forward() and ffn() are these
-/// steps in a row. Shapes: x, a, c [batch, tokens, features]; f, h, y [N, features]. All but x,
-/// which may be of any float type, are of the layer's; its routers are always in float32. Const
-/// functions may be called from any thread. Everything is on one device. `model` must outlive this.
+/// Attention that only the adapter knows is a single step, attention(), from a to x. `expert` is 0
+/// and up, AQ_EXPERT_NONE (dense FFN) or AQ_EXPERT_SHARED. forward() and ffn() do these steps in a
+/// row. Shapes: x, a, c [batch, tokens, features]; f, h, y [N, features]. x may have any float
+/// type; all others have the type of the layer, but its routers are always in float32. Const
+/// functions are thread-safe. Everything is on one device. `model` must outlive this object.
 class Layer {
  public:
-  /// Reads the layer's weights, to the type and device of `options`; `seq_len` is the longest
-  /// sequence that will be run.
+  /// Reads the weights of the layer in the type and to the device of `options`. `seq_len` is the
+  /// length of the longest sequence that will be run.
   Layer(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
         const at::TensorOptions& options = at::kFloat);
 
   at::Tensor attention_input(const at::Tensor& x) const;
   at::Tensor attention_context(const at::Tensor& a) const;
   at::Tensor attention_output(const at::Tensor& c) const;
-  /// a to what is added to x; `tap` sees the inputs of custom attention's linear maps.
+  /// Turns a into what is added to x. `tap` receives the inputs of a custom attention's linear
+  /// maps.
   at::Tensor attention(const at::Tensor& a, const LinearTap& tap = nullptr) const;
-  /// Whether attention is one step: the three above that have a c are not to be called then.
+  /// Whether attention is a single step. Then attention_context() and attention_output() must not
+  /// be called.
   bool has_custom_attention() const { return custom_.has_value(); }
   at::Tensor ffn_input(const at::Tensor& x) const;
 
-  /// MoE layers only.
+  /// Only for MoE layers.
   Routing route(const at::Tensor& f) const;
-  /// The sigmoid gate of the shared experts, [N, 1]; undefined where they have none.
+  /// The sigmoid gate of the shared experts, [N, 1]; undefined if they have none.
   at::Tensor shared_weight(const at::Tensor& f) const;
 
   at::Tensor ffn_hidden(int32_t expert, const at::Tensor& f) const;
@@ -69,20 +71,22 @@ class Layer {
   GluWeights glu_weights(int32_t expert) const;  // borrowed from this layer
   at::Tensor ffn_output(int32_t expert, const at::Tensor& h) const;
 
-  /// f [N, hidden] to the sum of all experts' weighted outputs [N, hidden]. `routing`, if there is
-  /// one, gets route(f) of an MoE layer.
+  /// Turns f [N, hidden] into the sum of all experts' weighted outputs, [N, hidden]. In an MoE
+  /// layer, `routing` receives route(f), unless it is null.
   at::Tensor ffn(const at::Tensor& f, Routing* routing = nullptr) const;
-  /// Of the whole layer; x [batch, tokens, hidden].
+  /// Runs the whole layer on x [batch, tokens, hidden].
   at::Tensor forward(const at::Tensor& x, Routing* routing = nullptr) const;
 
-  /// The weight [out, in] in use for a module of this layer (a view; experts of one role lie behind
-  /// one another in a tensor [n_experts, out, in]), and its replacement.
+  /// weight() is the weight [out, in] that is in use for a module of this layer. It is a view;
+  /// experts of one role lie behind one another in a tensor [n_experts, out, in]. set_weight()
+  /// copies another weight into its place.
   at::Tensor weight(const Module& module) const;
   void set_weight(const Module& module, const at::Tensor& weight);
-  /// The tensor itself, with its gradient's graph, in place of the one in use.
+  /// Uses the tensor itself, with its gradient graph, in place of the current weight.
   void use_weight(const Module& module, const at::Tensor& weight);
 
-  /// Has a module round its input, and what it makes of one (x itself unless it was set).
+  /// set_input_rounding() makes a module round its input; rounded_input() is the result for an
+  /// input (x itself if no rounding was set).
   void set_input_rounding(const Module& module, std::function<at::Tensor(const at::Tensor&)> round);
   at::Tensor rounded_input(const Module& module, const at::Tensor& x) const;
 
@@ -98,7 +102,7 @@ class Layer {
   int32_t index_;
   at::TensorOptions options_;
   Norm attention_norm_, ffn_norm_;
-  std::optional<Attention> attention_;  // one of these two
+  std::optional<Attention> attention_;  // either this or custom_
   std::optional<CustomAttention> custom_;
   std::map<int32_t, at::Tensor> experts_;                  // role -> [n_experts, out, in]
   std::map<std::pair<int32_t, int32_t>, Linear> linears_;  // (role, expert)

@@ -6,13 +6,13 @@
 
 namespace aqhost {
 
-/// y = x W^T + b with a weight that calibration replaces. The weight may be a view into a tensor of
-/// all experts.
+/// y = x W^T + b with a weight that calibration replaces. The weight may be a view into a tensor
+/// with the weights of all experts.
 struct Linear {
   at::Tensor weight;  // [out, in]
   at::Tensor bias;    // [out] or undefined
 
-  std::function<at::Tensor(const at::Tensor&)> round_input{};  // of x, unless empty
+  std::function<at::Tensor(const at::Tensor&)> round_input{};  // applied to x, unless empty
 
   at::Tensor operator()(const at::Tensor& x) const {
     return at::linear(round_input ? round_input(x) : x, weight, bias);

@@ -9,8 +9,8 @@ namespace {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-/// Softmax over the last dimension in which -inf is 0 even where nothing else is, and +inf takes
-/// all.
+/// Softmax over the last dimension. -inf becomes 0 even if there is no other value, and +inf takes
+/// the whole weight.
 at::Tensor softmax(const at::Tensor& logits) {
   const at::Tensor most = logits.amax(-1, true);
   const at::Tensor shifted = at::where(logits == most, 0.0, logits - most);
@@ -19,12 +19,13 @@ at::Tensor softmax(const at::Tensor& logits) {
   return e / at::where(sum > 0, sum, 1.0);
 }
 
-/// Positions of the `count` largest of the last dimension, best first; of equals the first.
+/// The positions of the `count` largest values in the last dimension, best first; of equal values
+/// the first.
 at::Tensor best(const at::Tensor& values, int64_t count) {
   return std::get<1>(values.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(-1, 0, count);
 }
 
-/// choice [N, n_experts] with -inf outside the groups whose best is among the best.
+/// Sets `choice` [N, n_experts] to -inf outside the groups whose best expert has the highest score.
 at::Tensor keep_best_groups(const at::Tensor& choice, const FfnDesc& desc) {
   const at::Tensor groups = choice.unflatten(1, {desc.n_groups, -1});
   const at::Tensor kept = best(groups.amax(-1), desc.top_groups);
@@ -38,7 +39,7 @@ at::Tensor keep_best_groups(const at::Tensor& choice, const FfnDesc& desc) {
 
 Routing route_batch(const FfnDesc& desc, const at::Tensor& logits, const at::Tensor& bias) {
   if (desc.router == AQ_ROUTER_CUSTOM) fail("only the adapter knows how its router chooses");
-  // -0 becomes 0, so that they are equal in every sort
+  // -0 becomes 0, so that every sort treats them as equal
   const at::Tensor clean = logits.masked_fill(logits.isnan(), kNever) + 0.0;
   const at::Tensor scores =
       desc.router == AQ_ROUTER_SIGMOID_TOPK ? clean.sigmoid() : softmax(clean);

@@ -6,11 +6,12 @@ namespace aqhost {
 
 namespace {
 
-/// By a sort, as a GPU does it fastest.
+/// Uses a sort, which is the fastest way on a GPU.
 std::vector<ExpertTokens> sorted_by_expert(const Routing& routing, int32_t n_experts) {
   const at::Tensor flat = routing.ids.flatten();
   const at::Tensor order = flat.argsort(/*stable=*/true, 0, /*descending=*/false);
-  const at::Tensor counts = at::bincount(flat + 1, {}, n_experts + 1).cpu();  // unused slots first
+  // unused slots (id -1) come first
+  const at::Tensor counts = at::bincount(flat + 1, {}, n_experts + 1).cpu();
   const at::Tensor rows = order.floor_divide(routing.ids.size(1));
   const at::Tensor weights = routing.weights.flatten().index_select(0, order);
   const auto count = span_of<int64_t>(counts);

@@ -7,21 +7,21 @@
 
 namespace aqhost {
 
-/// What a router decided for N tokens.
+/// The choices of a router for N tokens.
 struct Routing {
   at::Tensor logits;   // [N, n_experts] f32
-  at::Tensor ids;      // [N, top_k] i32, -1: slot not used
+  at::Tensor ids;      // [N, top_k] i32, -1: the slot is not used
   at::Tensor weights;  // [N, top_k] f32
 };
 
-/// The tokens one expert sees, and the weight its output has for each.
+/// The tokens that one expert sees, and the weight of its output for each.
 struct ExpertTokens {
   at::Tensor rows;     // [n] i64, ascending
   at::Tensor weights;  // [n] f32
 };
 
-/// Routing by expert: (token, slot) pairs stay together, so that a weight never meets another
-/// token's row. n_experts entries on the routing's device, empty tensors where nobody came.
+/// Groups a routing by expert. A token and its weight stay together. Returns n_experts entries on
+/// the device of the routing; an expert without tokens has empty tensors.
 std::vector<ExpertTokens> tokens_by_expert(const Routing& routing, int32_t n_experts);
 
 }  // namespace aqhost

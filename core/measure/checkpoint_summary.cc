@@ -14,7 +14,7 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-using Losses = std::map<std::pair<int32_t, int32_t>, double>;  // by layer and expert
+using Losses = std::map<std::pair<int32_t, int32_t>, double>;  // indexed by layer and expert
 
 std::vector<LossShare> shares(const Losses& losses, double all) {
   std::vector<LossShare> result;

@@ -8,21 +8,22 @@
 
 namespace aqhost {
 
-/// A part of all that quantization lost, as its report has it.
+/// A share of the total loss of quantization, from the export's report.
 struct LossShare {
-  int32_t layer = 0, expert = -1;  // -1: of the whole layer
+  int32_t layer = 0, expert = -1;  // expert -1: the whole layer
   double share = 0;                // 0 to 1
 };
 
-/// What a checkpoint takes, and where an export lost most.
+/// The size of a checkpoint, and where an export lost most.
 struct CheckpointSummary {
-  double bits_per_weight = 0;  // of the quantized modules with scales; of a plain one, of all
-  int64_t bytes = 0;           // of all tensors as stored
-  std::vector<LossShare> layers, experts;  // largest first; empty where no report tells
+  double bits_per_weight = 0;  // quantized modules with scales; in a plain checkpoint, all tensors
+  int64_t bytes = 0;           // of all tensors, as stored
+  std::vector<LossShare> layers, experts;  // largest first; empty without a report
 };
 
-/// Sums up a checkpoint, `source` being open_source() of its folder, with its
-/// quantization_report.json, if it has one. Error, with file and module, where that cannot be read.
+/// Summarizes a checkpoint and its quantization_report.json, if there is one. `source` is what
+/// open_source() returns for its folder. An unreadable report is an Error that names file and
+/// module.
 CheckpointSummary summarize(const Source& source, const Model& model);
 
 }  // namespace aqhost

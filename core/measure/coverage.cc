@@ -20,7 +20,7 @@ struct Row {
   std::vector<bool> starved;
 };
 
-/// One mark for experts [begin, end).
+/// The mark for experts [begin, end).
 std::string mark(const Row& row, std::size_t begin, std::size_t end, int64_t most) {
   int64_t least = most;
   for (std::size_t i = begin; i < end; i++) {

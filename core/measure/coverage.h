@@ -15,8 +15,8 @@ namespace aqhost {
 /// experts than fit in `width` columns, one bar shows the minimum of several neighbours.
 std::vector<std::string> coverage_rows(const std::vector<ExpertReport>& experts, std::size_t width);
 
-/// A warning of the experts that saw too few tokens, with how much more text would help; empty if
-/// there are none.
+/// A warning about experts that received too few tokens, which says how much more text would help;
+/// empty if there are none.
 std::string starved_warning(const RunReport& report);
 
 }  // namespace aqhost

@@ -12,8 +12,8 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kLogitRows = 128;               // float64 logits of so many positions at once
-constexpr int64_t kGpuLogits = int64_t{1} << 25;  // on a GPU so many logits, of each model
+constexpr int64_t kLogitRows = 128;               // positions with float64 logits at once
+constexpr int64_t kGpuLogits = int64_t{1} << 25;  // logits per model that are on a GPU at once
 
 void check_same_shape(const Runnable& reference, const Runnable& other) {
   const auto& a = reference.model->desc();
@@ -29,13 +29,13 @@ void check_same_shape(const Runnable& reference, const Runnable& other) {
   fail("only versions of one model can be compared: {} and {}", shape(reference), shape(other));
 }
 
-/// The sum over tokens of |h - h0| / |h0|; [windows, tokens, hidden].
+/// The sum over tokens of |h - h0| / |h0|, for h and h0 [windows, tokens, hidden].
 double error_sum(const at::Tensor& h, const at::Tensor& h0) {
   const at::Tensor target = h0.to(at::kFloat), norm = target.norm(2, -1).clamp_min(1e-30);
   return ((h.to(at::kFloat) - target).norm(2, -1) / norm).sum(at::kDouble).item<double>();
 }
 
-/// Takes x through a layer; x0 and y0 are the reference's states around it.
+/// Takes x through a layer. x0 and y0 are the reference's states before and after it.
 LayerError run_layer(const Layer& layer, const at::Tensor& x0, const at::Tensor& y0,
                      at::Tensor& x) {
   LayerError error;
@@ -55,7 +55,8 @@ struct Sums {
   double loss = 0, reference_loss = 0, kl = 0, same = 0;
 };
 
-/// Logits of both for the same rows, and the tokens [n, 1] that follow.
+/// Adds the positions of some rows. Both logits belong to the same rows; `next` [n, 1] are the
+/// tokens that follow.
 void add_positions(const at::Tensor& logits0, const at::Tensor& logits, const at::Tensor& next,
                    Sums& sums) {
   const at::Tensor log_p0 = logits0.to(at::kDouble).log_softmax(-1);

@@ -1,4 +1,4 @@
-// What the rules of all engines are made of (rules_*.cc, loadable.cc).
+// The parts that the rules of all engines share (rules_*.cc, loadable.cc).
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@
 
 namespace aqhost {
 
-/// Sentences about one engine, gathered cause by cause. `where`: a module, or "config.json".
+/// Sentences about one engine. Sentences with the same cause are merged. `where` is a module, or
+/// "config.json".
 class Findings {
  public:
   void refuse(const std::string& where, const std::string& cause) { add(refused_, where, cause); }
@@ -32,68 +33,68 @@ class Findings {
   Sentences refused_, wrong_, notes_;
 };
 
-/// A plan with what its model is: what an engine is asked about.
+/// A plan and its model: the export that an engine is asked about.
 struct Export {
   const Plan& plan;
   const Model& model;
   const Source& original;
 
-  /// Whether the folder of the original, and so the export, has a file of this name.
+  /// Whether the folder of the original model, and therefore the export, has a file with this name.
   bool has_file(const char* name) const;
 };
 
-/// A module's tensors as config.json will tell of them.
+/// How config.json will describe the tensors of a module.
 struct StoredAs {
   explicit StoredAs(const PlannedModule& m);
 
   std::string format;  // "pack-quantized"
   int64_t bits = 0;
   bool symmetric = true;
-  int32_t group = 0;   // -1: a row, 0: a matrix
-  std::string inputs;  // the format of its inputs, "bf16": as they come
+  int32_t group = 0;   // -1: a row, 0: the whole matrix
+  std::string inputs;  // the format of its inputs; "bf16": not rounded
   std::string text;    // "int4 g128 aq=int8"
   bool rounds_inputs() const { return inputs != "bf16"; }
 };
 
-/// The options of a model that some engines have not.
+/// Options of a model that some engines do not support.
 struct ModelFacts {
   explicit ModelFacts(const Model& model);
 
   std::string family;     // "olmoe"
   bool tied = false;      // lm_head is the embedding
-  bool qkv_bias = false;  // of q, k or v in some layer
-  bool out_bias = false;  // of o
-  bool silu = true;       // of every FFN
+  bool qkv_bias = false;  // q, k or v have a bias in some layer
+  bool out_bias = false;  // o has a bias in some layer
+  bool silu = true;       // every FFN uses SiLU
   bool norm_topk = false;
-  bool heads_fill_hidden = true;  // heads x head size = hidden size
+  bool heads_fill_hidden = true;  // number of heads x head size = hidden size
   float norm_eps = 0, clip_qkv = 0;
 };
 
 bool is_role(const PlannedModule& m, std::initializer_list<int32_t> roles);
 inline bool is_expert(const PlannedModule& m) { return m.module->key.expert >= 0; }
 
-/// A format of ours that no package knows.
+/// Whether this is one of aqhost's own formats, which no other package knows.
 bool unknown_to_all(const PlannedModule& m);
 
-/// What decides how a module is stored; of two that are stored alike the same.
+/// How a module is stored, as text. Two modules that are stored alike have equal texts.
 std::string scheme(const PlannedModule& m);
 
 using Modules = std::vector<const PlannedModule*>;
 
-/// The first of `modules` that is stored otherwise than the first of all, or nullptr.
+/// The first of `modules` that is stored differently from the first one, or nullptr.
 const PlannedModule* other(const Modules& modules);
 
-/// Modules that an engine makes one of, by layer and what they become.
+/// Modules that an engine fuses into one, indexed by layer and by the name of the fused module.
 std::map<std::pair<int32_t, std::string>, Modules> fused(const Plan& plan);
 
 /// "... must be of one format, and are int4 g128 and int4 g64".
 std::string mixed(const std::string& what, const PlannedModule& a, const PlannedModule& b);
 
-/// Modules of several formats where an engine runs one kernel, or one fused matrix.
+/// Reports modules of different formats where an engine runs one kernel, or one fused matrix.
 void check_fused(const Plan& plan, Findings& findings);
 
-/// Model options that vLLM and SGLang have alike: none of attention biases, of other activations
-/// than SiLU, and OLMoE as it was published.
+/// Reports model options that vLLM and SGLang both ignore or refuse: biases in attention, other
+/// activations than SiLU, and options that the published OLMoE does not use.
 void check_common_model_options(const ModelFacts& facts, const char* engine, Findings& findings);
 
 void check_vllm(const Export& exported, Findings& findings);

@@ -130,7 +130,7 @@ void check_common_model_options(const ModelFacts& facts, const char* engine, Fin
 
 namespace {
 
-/// What no engine takes.
+/// Checks what no engine supports.
 void check_common(const Plan& plan, Findings& findings) {
   for (const PlannedModule& m : plan.modules) {
     if (!m.format) continue;
@@ -141,7 +141,8 @@ void check_common(const Plan& plan, Findings& findings) {
   }
 }
 
-/// Whether the engine takes the model for what it is; families of other plugins are not known here.
+/// Checks whether the engine recognises the model as what it is. The families of other plugins are
+/// not known here.
 void check_family(const Export& e, const Loadable& engine, Findings& findings) {
   const Model& model = e.model;
   const std::map<std::string, std::string> types{{"olmoe", "olmoe"},

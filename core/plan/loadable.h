@@ -9,16 +9,16 @@
 
 namespace aqhost {
 
-/// What a reader of checkpoints will make of an export. Sentences that are true of many modules
-/// are one, which names the first and counts the others.
+/// What an engine that reads checkpoints will do with an export. If a sentence is true for many
+/// modules, it is given once; it names the first module and counts the others.
 struct Loadable {
   std::string engine;   // "vLLM"
-  std::string version;  // whose source the rules were read in: "0.32"
+  std::string version;  // the version whose source the rules come from: "0.32"
   std::string id;       // "vllm"
-  bool run = false;     // whether exports were loaded in that version, or its source only read
+  bool run = false;     // exports were loaded in that version; false: source only read
   std::vector<std::string> refused{};  // why it does not load
-  std::vector<std::string> wrong{};    // why it loads and then computes something else, unsaid
-  std::vector<std::string> notes{};    // what is worth knowing where it loads
+  std::vector<std::string> wrong{};    // why it loads but silently computes something else
+  std::vector<std::string> notes{};    // what is worth knowing if it loads
 
   bool loads() const { return refused.empty() && wrong.empty(); }
   /// "vLLM 0.32"
@@ -29,15 +29,15 @@ struct Loadable {
   std::string verdict() const;
 };
 
-/// Whether what `plan` writes of `model` will load in vLLM, SGLang and transformers, from the plan,
-/// the model's options and the folder of `original` alone. The rules of each engine, and what of
-/// its source they were read in, are in its file: rules_vllm.cc, rules_sglang.cc and
-/// rules_transformers.cc.
+/// Whether the export that `plan` makes of `model` will load in vLLM, SGLang and transformers. This
+/// is decided only from the plan, the model's options and the folder of `original`. The rules of
+/// each engine, and the source files from which they were derived, are in rules_vllm.cc,
+/// rules_sglang.cc and rules_transformers.cc.
 std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original);
 
-/// Error naming the first problem if the engine `target` (an id, or "any": none in particular) will
-/// not load what `plan` writes, or not as it is meant; Error with the known ids if there is no such
-/// engine. Notes are no obstacle.
+/// Throws an Error that names the first problem if the engine `target` will not load what `plan`
+/// writes, or will compute something else. `target` is an id, or "any" for no particular engine. An
+/// unknown engine is an Error that lists the known ids. Notes are not problems.
 void check_target(const std::vector<Loadable>& loads, const std::string& target);
 
 }  // namespace aqhost

@@ -15,7 +15,8 @@
 namespace aqhost {
 namespace {
 
-/// Formats by id and options, so that equal ones are one object (and may share a solve).
+/// Formats by id and options, so that equal formats are one object (and their modules may share a
+/// solve).
 class FormatCache {
  public:
   explicit FormatCache(const Registry& registry) : registry_(registry) {}
@@ -31,8 +32,8 @@ class FormatCache {
   std::map<std::string, std::shared_ptr<const Format>> formats_;
 };
 
-/// A fault in what a recipe says of one module; plan_module() adds the module and the recipe's
-/// line.
+/// An error in what a recipe says about one module. plan_module() adds the module and the line of
+/// the recipe.
 class SettingError : public Error {
  public:
   SettingError(std::string key, const std::string& problem)
@@ -41,11 +42,11 @@ class SettingError : public Error {
   const std::string& key() const { return key_; }
 
  private:
-  std::string key_;  // of the recipe's row
+  std::string key_;  // the key in the row of the recipe
 };
 
-/// The format with these options. Where the plugin refuses them, all that it takes are left out
-/// one after another, and the error is about one of the rest.
+/// Makes the format with these options. If the plugin refuses them, removes one after another all
+/// options that it accepts, so that the error is about one of those that remain.
 std::shared_ptr<const Format> make_format(FormatCache& cache, const std::string& id,
                                           const Json& options) {
   Json refused = options;
@@ -72,7 +73,8 @@ bool divides(int64_t group_size, int64_t features) {
   return group_size <= 0 || features % group_size == 0;
 }
 
-/// The largest group size that the format allows, is at most `wanted`, and divides `features`.
+/// The largest group size that the format allows, that is at most `wanted`, and that divides
+/// `features`.
 std::optional<int32_t> fitting_group_size(const FormatDesc& desc, int64_t wanted,
                                           int64_t features) {
   std::optional<int32_t> best;
@@ -81,8 +83,8 @@ std::optional<int32_t> fitting_group_size(const FormatDesc& desc, int64_t wanted
   return best;
 }
 
-/// `wanted` as the format can take it: MX blocks are 32, whatever a recipe asks, and fp8 has whole
-/// rows.
+/// The group size that the format has in place of `wanted`: MX formats always have blocks of 32,
+/// and fp8 has whole rows.
 int64_t allowed_group_size(const FormatDesc& desc, int64_t wanted) {
   const auto& sizes = desc.group_sizes;
   if (std::find(sizes.begin(), sizes.end(), wanted) != sizes.end()) return wanted;
@@ -97,7 +99,8 @@ std::string size_text(int64_t size) {
   return size == 0 ? "0 (one scale for the matrix)" : std::to_string(size);
 }
 
-/// Of a group size that the format does not have and was asked for: which it has.
+/// A note for a group size that was asked for and that the format does not have: lists the sizes
+/// that it has.
 std::string other_size_note(const FormatDesc& desc, const std::string& id, int64_t asked) {
   std::vector<std::string> sizes;
   for (const int32_t size : desc.group_sizes) sizes.push_back(size_text(size));
@@ -105,7 +108,7 @@ std::string other_size_note(const FormatDesc& desc, const std::string& id, int64
                      asked);
 }
 
-/// Why `size` will not do for a module, and what would.
+/// Says why `size` is not possible for a module, and what is possible.
 [[noreturn]] void refuse_group_size(const Module& module, const FormatDesc& desc,
                                     const std::string& id, int64_t size,
                                     std::optional<int32_t> smaller) {
@@ -122,7 +125,7 @@ std::string other_size_note(const FormatDesc& desc, const std::string& id, int64
                                  size, id, module.in_features, remedy));
 }
 
-/// The format of one module as GPTQ's checkpoint format has it: with float16 scales.
+/// Adapts the format of one module to GPTQ's checkpoint format, which needs float16 scales.
 void choose_gptq(PlannedModule& planned, FormatCache& cache, Json options) {
   const Module& module = *planned.module;
   if (planned.activations)
@@ -144,7 +147,7 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layo
   Json options = planned.recipe.options;
   Json ungrouped = options;
   ungrouped.erase("group_size");
-  // the format with its defaults says which group sizes there are
+  // the format with its defaults says which group sizes it allows
   const FormatDesc defaults = make_format(cache, id, ungrouped)->desc();
   const int64_t asked = options.value("group_size", int64_t{defaults.group_size});
   int64_t size = allowed_group_size(defaults, asked);
@@ -167,10 +170,10 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layo
                                   module.out_features, module.in_features);
 }
 
-/// Whether the inputs of modules can be rounded to a format (made with "dynamic").
+/// Whether inputs can be rounded to a format (made with "dynamic").
 bool rounds_inputs(const FormatDesc& desc) { return desc.host_rounds() && desc.group_size != 0; }
 
-/// Makes the format that the input of one module is rounded to.
+/// Makes the format to which the input of one module is rounded.
 void choose_activations(PlannedModule& planned, FormatCache& cache) {
   const Module& module = *planned.module;
   const std::string& id = planned.recipe.aq;
@@ -184,10 +187,10 @@ void choose_activations(PlannedModule& planned, FormatCache& cache) {
     throw SettingError(
         "aq", fmt::format("aq: groups of {} of {} do not divide its {} input features", size, id,
                           module.in_features));
-  planned.recipe.options["activations"] = id;  // the weights may be stored otherwise for it
+  planned.recipe.options["activations"] = id;  // may change how weights are stored
 }
 
-/// What modules with one input, which share its rounding and its Hessian, have in common.
+/// A key that is equal for modules with one input, which share its rounding and its Hessian.
 std::tuple<int32_t, int32_t, int32_t> input_of(const Module& module) {
   const auto& [layer, role, expert, part] = module.key;
   if (role >= AQ_ROLE_CUSTOM) return {layer, expert, AQ_ROLE_CUSTOM + module.input_group};
@@ -195,14 +198,15 @@ std::tuple<int32_t, int32_t, int32_t> input_of(const Module& module) {
   return {layer, expert, shared_router ? int32_t{AQ_ROLE_ROUTER} : fused_role(role)};
 }
 
-/// "recipe.yaml:7: ", where the module's `key` stands, or else its format; "" where neither is set.
+/// "recipe.yaml:7: ", the place of the module's `key` or, if no row sets it, of its wq; "" if
+/// neither is set.
 std::string place(const Recipe& recipe, const Module& module, const std::string& key) {
   std::string where = recipe.where(module.name, key);
   if (where.empty()) where = recipe.where(module.name, "wq");
   return where.empty() ? where : where + ": ";
 }
 
-/// Error if modules with one input disagree on what is one thing for all of them.
+/// Throws an Error if modules with one input disagree on a setting that applies to that input.
 void check_shared_inputs(const std::vector<PlannedModule>& modules, const Recipe& recipe) {
   std::map<std::tuple<int32_t, int32_t, int32_t>, const PlannedModule*> first;
   for (const PlannedModule& m : modules) {
@@ -225,7 +229,8 @@ void check_shared_inputs(const std::vector<PlannedModule>& modules, const Recipe
   }
 }
 
-/// Error if learned rounding, whose gradients do not pass rounded activations, meets some.
+/// Throws an Error if a plan has learned rounding as well as rounded activations, which gradients
+/// cannot pass.
 void check_refined(const std::vector<PlannedModule>& modules, const Recipe& recipe) {
   const auto find = [&](auto property) {
     const auto it = std::find_if(modules.begin(), modules.end(), property);
@@ -242,13 +247,13 @@ void check_refined(const std::vector<PlannedModule>& modules, const Recipe& reci
         refined == rounded ? "it" : refined->module->name);
 }
 
-/// The ids that `aq` takes.
+/// The ids that `aq` accepts.
 std::vector<std::string> activation_ids(const Registry& registry) {
   std::vector<std::string> ids{"bf16"};
   for (const std::string& id : registry.format_ids()) {
     try {
       if (rounds_inputs(registry.create_format(id, {{"dynamic", true}})->desc())) ids.push_back(id);
-    } catch (const Error&) {  // has no such option
+    } catch (const Error&) {  // it has no such option
     }
   }
   return ids;
@@ -277,8 +282,8 @@ void warn(Plan& plan, const std::string& where, const std::string& message) {
   plan.warnings.push_back({where, message});
 }
 
-/// Where a group size does not divide the rows of some modules, the format's modules have several:
-/// the one size that all of them could have.
+/// Where the modules of a format have several group sizes, because one size does not divide the
+/// rows of some of them, suggests the one size that all of them could have.
 void suggest_group_sizes(Plan& plan) {
   std::map<std::pair<std::string, int64_t>, std::vector<const PlannedModule*>> alike;
   for (const PlannedModule& m : plan.modules)

@@ -1,6 +1,7 @@
-// SGLang 0.5.23, read in sglang/srt: layers/quantization/compressed_tensors (get_moe_scheme,
-// _get_scheme_from_parts and schemes/), layers/quantization/gptq/gptq.py,
-// layers/quantization/marlin_utils.py and models/. On an NVIDIA GPU. Nothing was run in it.
+// The rules of SGLang 0.5.23 on an NVIDIA GPU, from the source in sglang/srt:
+// layers/quantization/compressed_tensors (get_moe_scheme, _get_scheme_from_parts and schemes/),
+// layers/quantization/gptq/gptq.py, layers/quantization/marlin_utils.py and models/. No export was
+// run in SGLang.
 
 #include <fmt/format.h>
 
@@ -23,7 +24,8 @@ std::string no_kernel(const char* what, const StoredAs& s) {
   return fmt::format("{} in {} have no kernel", what, s.text);
 }
 
-/// Integers in packed words or in GPTQ's layout: Marlin, where nothing falls back to another.
+/// Integers in packed words, or in GPTQ's layout. They run with Marlin; there is no fallback to
+/// another kernel.
 void check_packed_expert(const PlannedModule& m, const StoredAs& s, Findings& f) {
   const std::string& name = m.module->name;
   const int64_t rows = m.module->out_features, cols = m.module->in_features;
@@ -74,7 +76,7 @@ void check_linear(const PlannedModule& m, Layout layout, Findings& f) {
   if (!runs) f.refuse(m.module->name, no_kernel("linear maps", s));
 }
 
-/// What is taken from the head of the config in place of the experts' own group.
+/// Checks what SGLang takes from the top of the config instead of from the experts' own group.
 void check_whole(const Plan& plan, const Model& model, Findings& f) {
   std::set<std::string> schemes, files;
   Modules experts;

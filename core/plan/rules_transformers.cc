@@ -1,6 +1,7 @@
-// transformers 5.17 with compressed-tensors 0.19 and 0.20, read in
-// integrations/compressed_tensors.py (experts of all layers are decoded as those of one format, and
-// stacked) and models/*/modeling_*.py (which options a family has). tests/interop holds most of it.
+// The rules of transformers 5.17 with compressed-tensors 0.19 and 0.20, from the source in
+// integrations/compressed_tensors.py (the experts of all layers are decoded as one format, and
+// stacked) and models/*/modeling_*.py (the options of each family). tests/interop tests most of
+// them.
 
 #include <fmt/format.h>
 

@@ -1,9 +1,10 @@
-// vLLM 0.32, read in vllm/model_executor: layers/quantization/compressed_tensors (schemes/ and
-// compressed_tensors_moe/), layers/quantization/auto_gptq.py, layers/fused_moe/oracle/int_wna16.py
-// and w4a8_int8.py (which kernel runs experts), layers/quantization/utils/marlin_utils.py and
-// kernels/linear/mixed_precision (which sizes a kernel takes), models/ and models/utils.py (which
-// options a family has; a bias without a parameter is skipped in silence). On a GPU; without one
-// vLLM has few of these kernels. Exports of every format below were loaded in it.
+// The rules of vLLM 0.32, from the source in vllm/model_executor:
+// layers/quantization/compressed_tensors (schemes/ and compressed_tensors_moe/),
+// layers/quantization/auto_gptq.py, layers/fused_moe/oracle/int_wna16.py and w4a8_int8.py (which
+// kernel runs experts), layers/quantization/utils/marlin_utils.py and
+// kernels/linear/mixed_precision (which sizes a kernel accepts), models/ and models/utils.py (the
+// options of each family; a bias without a parameter is silently skipped). They hold on a GPU;
+// without one, vLLM has few of these kernels. Exports of every format below were loaded in vLLM.
 
 #include <fmt/format.h>
 
@@ -27,7 +28,7 @@ std::string no_kernel(const char* what, const StoredAs& s) {
   return fmt::format("{} in {} have no kernel", what, s.text);
 }
 
-/// 4-bit integers under inputs in FP8: CUTLASS, on Hopper alone. `tile`: what divides both sizes.
+/// 4-bit integers with FP8 inputs: CUTLASS, only on Hopper. `tile` must divide both sizes.
 bool runs_on_hopper(const PlannedModule& m, const StoredAs& s, int64_t tile) {
   return s.bits == 4 && s.symmetric && s.inputs == "fp8" && s.group == 128 &&
          m.module->in_features % tile == 0 && m.module->out_features % tile == 0;
@@ -35,7 +36,7 @@ bool runs_on_hopper(const PlannedModule& m, const StoredAs& s, int64_t tile) {
 
 constexpr const char* kHopper = "run on GPUs of compute capability 9.0 (Hopper) alone";
 
-/// Integers in packed words, or in GPTQ's layout: Marlin, else Triton.
+/// Integers in packed words, or in GPTQ's layout. They run with Marlin, or else with Triton.
 void check_packed_expert(const PlannedModule& m, const StoredAs& s, int64_t hidden, Findings& f) {
   const std::string& name = m.module->name;
   if (s.rounds_inputs()) {
@@ -63,7 +64,7 @@ void check_packed_expert(const PlannedModule& m, const StoredAs& s, int64_t hidd
   }
 }
 
-/// Floats in blocks of 32: the file has no say in whether inputs are rounded.
+/// Floats in blocks of 32. The file cannot say whether inputs are rounded.
 void note_mx_inputs(const PlannedModule& m, const StoredAs& s, Findings& f) {
   const char* own = s.bits == 4 ? "mxfp4" : "mxfp8";
   if (!s.rounds_inputs())
@@ -75,7 +76,7 @@ void note_mx_inputs(const PlannedModule& m, const StoredAs& s, Findings& f) {
     f.note(m.module->name, fmt::format("the inputs of {} are not rounded to {}", own, s.inputs));
 }
 
-/// NVFP4, whose inputs have a scale for all tokens.
+/// NVFP4, whose inputs have a global scale.
 void check_nvfp4(const PlannedModule& m, const StoredAs& s, Findings& f) {
   if (s.rounds_inputs() && s.inputs != "nvfp4")
     f.refuse(m.module->name, "the inputs of nvfp4 can be in nvfp4 or as they come only");

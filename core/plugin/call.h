@@ -10,8 +10,8 @@
 
 namespace aqhost {
 
-/// A call into a plugin's function that reports through *err: whatever happens becomes a status.
-/// A plugin that lets an exception out has broken the ABI; where it still reaches us it is an
+/// Calls a plugin's function that reports errors through *err. Whatever happens becomes a status. A
+/// plugin that throws an exception has broken the ABI; if the exception reaches this code, it is an
 /// error.
 template <typename Function>
 aq_status call_plugin(aq_error& error, Function function) {
@@ -34,7 +34,8 @@ aq_status call_plugin(aq_error& error, Function function) {
   return status;
 }
 
-/// A call that has no way to report an error; Error where it lets an exception out.
+/// Calls a plugin's function that has no way to report an error. Throws an Error if the function
+/// throws an exception.
 template <typename Function>
 auto call_or_fail(const char* what, Function function) {
   try {
@@ -46,17 +47,17 @@ auto call_or_fail(const char* what, Function function) {
   }
 }
 
-/// A call that ends the life of something: what it throws is dropped.
+/// Calls a function that destroys something; what it throws is dropped.
 template <typename Function>
 void call_quietly(Function function) noexcept {
   try {
     function();
-  } catch (...) {  // there is nothing left to refuse
+  } catch (...) {  // no object is left that could be refused
   }
 }
 
-/// Whether a plugin's string can stand in messages and files: there, not empty, UTF-8, no control
-/// characters.
+/// Whether a plugin's string can be used in messages and files: it is there, not empty, UTF-8, and
+/// has no control characters.
 inline bool is_name(const char* text) {
   if (text == nullptr || *text == '\0') return false;
   for (const char* c = text; *c != '\0'; c++)
@@ -64,14 +65,14 @@ inline bool is_name(const char* text) {
   return is_utf8(text);
 }
 
-/// A plugin's text without control characters.
+/// A plugin's text with its control characters replaced by spaces.
 inline std::string one_line(std::string text) {
   for (char& c : text)
     if (static_cast<unsigned char>(c) < 0x20) c = ' ';
   return text;
 }
 
-/// What the plugin said, in one line, or the status where it said nothing.
+/// The plugin's error message on one line, or the status if there is no message.
 inline std::string error_text(aq_status status, const aq_error& error) {
   if (error.message[0] == '\0') return "status " + std::to_string(status) + " without a message";
   return one_line(error.message);

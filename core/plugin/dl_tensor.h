@@ -14,7 +14,7 @@
 
 namespace aqhost {
 
-/// A compact CPU DLTensor over memory of ours, for the time of a call.
+/// A compact CPU DLTensor over memory of the host, for the duration of a call.
 class DlTensor {
  public:
   DlTensor(const void* data, DLDataType dtype, std::initializer_list<int64_t> shape)
@@ -29,7 +29,7 @@ class DlTensor {
   DlTensor& operator=(const DlTensor&) = delete;
 
   DLTensor* get() { return &tensor_; }
-  /// nullptr where there is no data.
+  /// Returns nullptr if there is no data.
   DLTensor* get_or_null() { return tensor_.data != nullptr ? &tensor_ : nullptr; }
 
  private:
@@ -47,7 +47,7 @@ class DlTensor {
 };
 
 inline constexpr DLDataType kDlF32{kDLFloat, 32, 1}, kDlI32{kDLInt, 32, 1};
-/// DLPack 0.6 has no names for the float8 types: they are bytes to it.
+/// DLPack 0.6 has no names for the float8 types; it treats them as bytes.
 inline DLDataType dl_type(DType type) {
   const auto is = [type](std::initializer_list<DType> types) {
     return std::find(types.begin(), types.end(), type) != types.end();

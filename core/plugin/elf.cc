@@ -59,7 +59,7 @@ class ElfFile {
     return value;
   }
 
-  /// body(name, symbol)
+  /// Calls body(name, symbol) for each exported symbol.
   template <typename Body>
   void each_exported(Body body) const {
     for (const Elf64_Shdr& section : sections_) {
@@ -73,7 +73,7 @@ class ElfFile {
     }
   }
 
-  /// Where in the file lies what is loaded to `address`.
+  /// The offset in the file of what is loaded to `address`.
   uint64_t offset_of(uint64_t address) const {
     for (const Elf64_Phdr& segment : segments_)
       if (segment.p_type == PT_LOAD && address >= segment.p_vaddr &&

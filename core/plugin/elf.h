@@ -8,23 +8,24 @@
 
 namespace aqhost {
 
-/// What the dynamic linker sees of a 64-bit ELF shared library.
+/// The part of a 64-bit ELF shared library that the dynamic linker reads.
 struct DynamicInfo {
-  std::vector<std::string> exported;  // symbols it defines for others
-  std::vector<std::string> needed;    // libraries it asks for
+  std::vector<std::string> exported;  // symbols that it defines for others
+  std::vector<std::string> needed;    // libraries that it depends on
 };
 
-/// Error if `file` is no such library, or is damaged. See elf(5).
+/// Throws an Error if `file` is not such a library, or is damaged. See elf(5).
 DynamicInfo read_dynamic(const std::filesystem::path& file);
 
-/// The first fields of aq_entry.
+/// The first fields of an aq_entry.
 struct EntryHead {
   uint32_t struct_size = 0;
   uint16_t abi_major = 0, abi_minor = 0;
 };
 
-/// What aq_plugin_entry begins with, read from the file: nothing of the plugin runs. nullopt if the
-/// library exports none; Error as of read_dynamic(), or if the entry is not constant data.
+/// Reads the beginning of aq_plugin_entry from the file, without running any code of the plugin.
+/// Returns nullopt if the library does not export it. Throws an Error as read_dynamic() does, or if
+/// the entry is not constant data.
 std::optional<EntryHead> read_entry_head(const std::filesystem::path& file);
 
 }  // namespace aqhost

@@ -233,7 +233,8 @@ std::vector<float> Format::dequantize(const QuantizedMatrix& m) const {
     dequantize(m.codes, m.rows, m.cols, m.group_params, m.tensor_params, values);
     return values;
   }
-  // row by row is too many calls, a group of all rows is not contiguous: gather and scatter
+  // One call per row would be too many calls, and a group of all rows is not contiguous. So each
+  // group is gathered before the call and scattered after it.
   const int64_t width = desc_.group_size, bytes = desc_.code_bytes(), dim = desc_.vector_dim;
   const std::size_t n_params = desc_.group_params;
   std::vector<std::byte> codes;
@@ -279,7 +280,7 @@ std::vector<TensorInfo> Format::packed(int64_t rows, int64_t cols) const {
       lie("packed tensor {} has the type {} of {} bits", t.suffix, type_name, t.dtype.bits);
     if (t.ndim < 0 || t.ndim > 4) lie("packed tensor {} has {} dimensions", t.suffix, t.ndim);
     TensorInfo info{t.suffix, *dtype, {t.shape, t.shape + t.ndim}};
-    // nothing a format stores is larger than float32 weights with as many parameters
+    // what a format stores is at most as large as float32 weights with all their parameters
     const double params =
         static_cast<double>(rows) * static_cast<double>(desc_.groups(cols)) * desc_.group_params +
         desc_.tensor_params;
@@ -304,7 +305,7 @@ std::vector<PackedTensor> Format::buffers(int64_t rows, int64_t cols) const {
 
 namespace {
 
-/// The DLTensors of packed tensors, as aq_pack_args has them.
+/// The DLTensors of packed tensors, as aq_pack_args needs them.
 class PackedView {
  public:
   void add(const TensorInfo& info, const void* data) {
@@ -343,7 +344,7 @@ QuantizedMatrix Format::unpack(int64_t rows, int64_t cols,
   if (infos.size() != packed_bytes.size())
     fail("{} packed tensors, format \"{}\" has {}", packed_bytes.size(), id_, infos.size());
   PackedView view;
-  std::vector<std::vector<std::byte>> aligned;  // files give no alignment to rely on
+  std::vector<std::vector<std::byte>> aligned;  // data in files need not be aligned
   for (std::size_t i = 0; i < infos.size(); i++) {
     const auto bytes = infos[i].numel() * dtype_size(infos[i].dtype);
     if (static_cast<int64_t>(packed_bytes[i].size()) != bytes)

@@ -17,7 +17,7 @@ namespace aqhost {
 
 class Library;
 
-/// aq_format_desc, owning what it points to. See aq/quantizer.h for what the fields mean.
+/// An aq_format_desc that owns what it points to. aq/quantizer.h explains the fields.
 struct FormatDesc {
   int32_t element_kind = AQ_ELEM_INT, element_bits = 0, int_min = 0, int_max = 0, vector_dim = 1;
   std::vector<float> values, search;
@@ -29,17 +29,18 @@ struct FormatDesc {
   bool zero_point = false, global_scale = false;
   std::vector<int32_t> group_sizes;
 
-  /// Whether the host may do everything itself from this description.
+  /// Whether the host can compute everything from this description.
   bool described() const { return element_kind != AQ_ELEM_CUSTOM && fit_rule != AQ_FIT_CUSTOM; }
-  /// Whether the host rounds to this format itself (quant/rounder.h) or asks the plugin.
+  /// Whether the host rounds to this format itself (quant/rounder.h); otherwise it asks the plugin.
   bool host_rounds() const { return described() && element_bits <= 8; }
-  /// Columns of a group, of the last maybe fewer: a row of `cols`, or the group size.
+  /// The number of columns in a group (the last group may have fewer): the group size, or a whole
+  /// row of `cols` columns.
   int64_t width(int64_t cols) const { return group_size > 0 ? group_size : cols; }
   int64_t groups(int64_t cols) const { return (cols + width(cols) - 1) / width(cols); }
   int64_t code_bytes() const { return element_bits > 8 ? 2 : 1; }
 };
 
-/// A matrix [rows, cols] in a format. Codes are u8 (u16 above 8 bits: code_bytes()).
+/// A quantized matrix [rows, cols]. Codes are u8, or u16 above 8 bits; see code_bytes().
 struct QuantizedMatrix {
   int64_t rows = 0, cols = 0;
   std::vector<std::byte> codes;      // [rows, cols / vector_dim]
@@ -47,17 +48,19 @@ struct QuantizedMatrix {
   std::vector<float> tensor_params;  // [tensor_params]
 };
 
-/// One tensor on disk: info.name is the suffix ("weight_packed").
+/// One tensor on disk; info.name is the suffix ("weight_packed").
 struct PackedTensor {
   TensorInfo info;
   std::vector<std::byte> bytes;
 };
 
-/// A quantization format behind its checks, as Model is for adapters. Any thread.
+/// A number format of a plugin. Every call to the plugin is checked, as in Model for adapters.
+/// Thread-safe.
 class Format {
  public:
-  /// Describes and checks `raw` (taken over; destroyed with this, also on failure); Error names the
-  /// plugin's file. `library` is kept open for as long as this lives.
+  /// Reads the description of `raw` and checks it. Takes ownership of `raw`, which is destroyed
+  /// with this object, or if the constructor fails. An Error names the plugin's file. `library`
+  /// stays open as long as this object lives.
   Format(const aq_quantizer* raw, std::string id, std::string plugin_path, Json options,
          std::shared_ptr<const Library> library = nullptr);
   ~Format();
@@ -70,28 +73,31 @@ class Format {
   /// The plugin's config_json(), an object.
   const Json& config() const { return config_; }
 
-  /// [tensor_params] of a matrix [rows, cols]; importance [cols] or empty. Empty if it has none.
+  /// Computes [tensor_params] for a matrix [rows, cols]; the result is empty if the format has
+  /// none. `importance` is [cols] or empty.
   std::vector<float> fit_tensor(std::span<const float> weight, int64_t rows, int64_t cols,
                                 std::span<const float> importance) const;
-  /// params [rows, group_params] of one group [rows, n].
+  /// Computes `params` [rows, group_params] for one group [rows, n].
   void fit(std::span<const float> weight, int64_t rows, int64_t n,
            std::span<const float> importance, std::span<const float> tensor_params,
            std::span<float> params) const;
-  /// codes (empty or [rows, n / vector_dim]) and values (empty or [rows, n]) of one group.
+  /// Computes `codes` (empty or [rows, n / vector_dim]) and `values` (empty or [rows, n]) for one
+  /// group.
   void quantize(std::span<const float> weight, int64_t rows, int64_t n,
                 std::span<const float> params, std::span<const float> tensor_params,
                 std::span<std::byte> codes, std::span<float> values) const;
   void dequantize(std::span<const std::byte> codes, int64_t rows, int64_t n,
                   std::span<const float> params, std::span<const float> tensor_params,
                   std::span<float> values) const;
-  /// The whole matrix, group by group: [rows, cols].
+  /// The values of the whole matrix, [rows, cols], computed group by group.
   std::vector<float> dequantize(const QuantizedMatrix& matrix) const;
 
-  /// Names, types and shapes of what a [rows, cols] matrix becomes on disk. Error if the format
-  /// cannot store that shape.
+  /// Names, types and shapes of the tensors in which a [rows, cols] matrix is stored on disk.
+  /// Throws an Error if the format cannot store that shape.
   std::vector<TensorInfo> packed(int64_t rows, int64_t cols) const;
   std::vector<PackedTensor> pack(const QuantizedMatrix& matrix) const;
-  /// `packed` in the order of packed(). Error on codes out of range or scales not finite.
+  /// `packed` must be in the order of packed(). Throws an Error if a code is out of range or a
+  /// scale is not finite.
   QuantizedMatrix unpack(int64_t rows, int64_t cols,
                          const std::vector<std::span<const std::byte>>& packed) const;
 

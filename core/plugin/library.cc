@@ -26,7 +26,7 @@ std::string abi_text(const EntryHead& head) {
 Library::Loaded::~Loaded() {
   if (!library.is_loaded()) return;
   library.unload();
-  // the linker keeps a library that somebody else has loaded too, or that may not be unloaded
+  // the linker keeps a library that was also loaded elsewhere, or that may not be unloaded
   if (void* still_there = ::dlopen(file->open_path().c_str(), RTLD_LAZY | RTLD_NOLOAD)) {
     ::dlclose(still_there);
     file->keep_open();
@@ -43,7 +43,7 @@ Library::Library(std::shared_ptr<PluginFile> file) : loaded_{std::move(file)} {
                          dll::load_mode::rtld_now | dll::load_mode::rtld_local);
     entry_ = &loaded_.library.get<const aq_entry>("aq_plugin_entry");
   } catch (const std::exception& e) {
-    std::string text = e.what();  // names the file by its descriptor
+    std::string text = e.what();  // it names the file by its descriptor
     const std::string opened = loaded_.file->open_path();
     if (const std::size_t at = text.find(opened); at != std::string::npos)
       text.replace(at, opened.size(), path());

@@ -13,14 +13,14 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kMostSize = int64_t{1} << 24;  // of hidden states, vocabularies, heads x size
+constexpr int64_t kMostSize = int64_t{1} << 24;  // of hidden states, vocabularies, all heads
 constexpr int32_t kMostLayers = 1 << 16, kMostExperts = 1 << 16;
-constexpr int64_t kMostRows = int64_t{1} << 38;  // of a tensor: of all its experts
+constexpr int64_t kMostRows = int64_t{1} << 38;  // of a tensor, with the rows of all its experts
 constexpr uint32_t kMostModules = 1u << 24;
 
 bool is_ffn_role(int32_t role) { return role >= AQ_ROLE_FFN_GATE && role <= AQ_ROLE_FFN_DOWN; }
 
-/// A finite number that is not negative.
+/// Whether the value is finite and not negative.
 bool is_limit(float value) { return std::isfinite(value) && value >= 0; }
 
 template <typename T>
@@ -236,8 +236,8 @@ const Module* Model::find_module(const aq_tensor_key& key) const {
   return it == by_key_.end() ? nullptr : &modules_[it->second];
 }
 
-/// Every linear map that follows from the description is listed, with the shape that follows, and
-/// no other is.
+/// Checks that the listed modules are exactly the linear maps that follow from the description, and
+/// that they have the shapes that follow from it.
 void Model::check_modules() const {
   std::set<uint32_t> expected;
   const auto expect = [&](int32_t layer, int32_t role, int32_t expert, int64_t out, int64_t in) {
@@ -281,7 +281,7 @@ void Model::check_modules() const {
           key_text(m.key));
 }
 
-/// Whether the adapter itself may run a module of `key`, in attention or an FFN of its own.
+/// Whether the adapter itself may run the module of `key`, in an attention or FFN of its own.
 bool Model::may_be_wired(const aq_tensor_key& key) const {
   if (key.layer < 0) return false;
   const bool ffn_role = is_ffn_role(key.role) || key.expert != AQ_EXPERT_NONE ||
@@ -290,7 +290,7 @@ bool Model::may_be_wired(const aq_tensor_key& key) const {
   return !ffn_role && attention(key.layer, 1).kind == AQ_ATTN_CUSTOM;
 }
 
-/// Modules that say they have the same input can have it.
+/// Checks that modules in one input group can have the same input.
 void Model::check_input_groups() const {
   std::map<std::array<int32_t, 3>, const Module*> first;
   for (const Module& m : modules_) {
@@ -329,7 +329,7 @@ void Model::route(const RouteArgs& args) const {
   DlTensor hidden(args.hidden.data(), kDlF32, {args.tokens, desc_.hidden_size});
   DlTensor ids(args.ids.data(), kDlI32, {args.tokens, int64_t{f.top_k}});
   DlTensor weights(args.weights.data(), kDlF32, {args.tokens, int64_t{f.top_k}});
-  // what it forgets to fill is found below
+  // entries that the router forgets to fill keep an id that is out of range
   std::fill(args.ids.begin(), args.ids.end(), f.n_experts);
   const aq_route_args raw{sizeof raw,           args.layer, logits.get(), bias.get_or_null(),
                           hidden.get_or_null(), ids.get(),  weights.get()};

@@ -20,14 +20,14 @@ namespace aqhost {
 
 class Library;
 
-struct TensorRef {  // aq_tensor_ref, owning its name
+struct TensorRef {  // an aq_tensor_ref that owns its name
   std::string name;
   int64_t index = -1, row_begin = 0, row_step = 1, row_count = 0;
   bool transposed = false;
 };
 
-struct Module {        // aq_module, checked
-  uint32_t index = 0;  // as get_module() counts
+struct Module {        // a checked aq_module
+  uint32_t index = 0;  // the index for get_module()
   std::string name;
   aq_tensor_key key{};
   TensorRef weight;
@@ -71,11 +71,11 @@ struct RouteArgs {
   std::span<const float> logits;  // [tokens, n_experts]
   std::span<const float> bias;    // [n_experts] or empty
   std::span<const float> hidden;  // [tokens, hidden_size] or empty
-  std::span<int32_t> ids;         // out [tokens, top_k]; -1: slot not used
+  std::span<int32_t> ids;         // out [tokens, top_k]; -1: the slot is not used
   std::span<float> weights;       // out [tokens, top_k]
 };
 
-/// A tensor that running the model reads, and the shape that it is read with.
+/// A tensor that running the model reads, and the shape in which it is read.
 struct NeededTensor {
   TensorRef ref;
   std::vector<int64_t> shape;
@@ -84,16 +84,17 @@ struct NeededTensor {
 /// "layer 0, role 17, expert -1, part 0", for messages.
 std::string key_text(const aq_tensor_key& key);
 
-/// A model adapter behind its checks: what the plugin returns is validated once, here (ids and
-/// sizes in range, finite numbers, tensors that exist with the shapes that follow from the
-/// description, every name the inverse of its key), and Error names the plugin's file and what it
-/// returned. Const functions may be called from any thread.
+/// A model adapter of a plugin. Everything that the plugin returns is checked here, and only here:
+/// ids and sizes must be in range, numbers finite, tensors must exist with the shapes that follow
+/// from the description, and names must be the inverse of their keys. An Error names the plugin's
+/// file and what it returned. Const functions are thread-safe.
 class Model {
  public:
-  /// Describes and checks `raw` (taken over; destroyed with this, also on failure) against
-  /// `source`. Every tensor that the model needs must be there, of a float type and of the shape
-  /// that follows from the description; that its values are finite is checked when they are read,
-  /// or beforehand by check_finite(). `library` is kept open for as long as this lives.
+  /// Reads the description of `raw` and checks it against `source`. Takes ownership of `raw`, which
+  /// is destroyed with this object, or if the constructor fails. Every tensor that the model needs
+  /// must exist, have a float type, and have the shape that follows from the description. Whether
+  /// its values are finite is checked when they are read, or before that by check_finite().
+  /// `library` stays open as long as this object lives.
   Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source,
         std::shared_ptr<const Library> library = nullptr);
   ~Model();
@@ -106,24 +107,26 @@ class Model {
   const FfnDesc& ffn(int32_t layer) const { return ffns_[static_cast<std::size_t>(layer)]; }
 
   const std::vector<Module>& modules() const { return modules_; }
-  /// Where the tensor of `key` lies; nullopt if the model has none such.
+  /// Where the tensor of `key` lies; nullopt if the model has no such tensor.
   std::optional<TensorRef> find_ref(const aq_tensor_key& key) const;
   std::optional<aq_tensor_key> find_key(const std::string& name) const;
-  /// The module of `key` (part: weight), or nullptr.
+  /// The module of `key` (whose part is the weight), or nullptr.
   const Module* find_module(const aq_tensor_key& key) const;
 
-  /// Every tensor, or part of one, that running the model on `source` reads.
+  /// Every tensor, or part of a tensor, that running the model on `source` reads.
   std::vector<NeededTensor> needed_tensors(const Source& source) const;
-  /// Tensors of the checkpoint that the adapter does not know, by name: copied to an export as they
-  /// are, never run. Known buffers (rotary_emb.inv_freq, k_scale, ...) are not among them, nor is
-  /// what would change the model: a tensor of one of its modules, or of an expert beyond the last,
-  /// is an Error when the model is made.
+  /// The names of tensors in the checkpoint that the adapter does not know. They are copied to an
+  /// export unchanged, and never run. The list does not contain known buffers (rotary_emb.inv_freq,
+  /// k_scale, ...). It does not contain tensors that would change the model either: if there is
+  /// another tensor of one of the model's modules, or of an expert beyond the last, the constructor
+  /// throws an Error.
   const std::vector<std::string>& extra_tensors() const { return extra_tensors_; }
-  /// What is to be said of those in layers beyond the last; empty if there are none such.
+  /// A note about those extra tensors that belong to layers beyond the last; empty if there are
+  /// none.
   std::string extra_note() const;
 
-  /// The adapter's router; the result is checked (ids in range and distinct, weights finite and
-  /// not negative).
+  /// Calls the adapter's router and checks the result: ids must be in range and distinct, weights
+  /// finite and not negative.
   void route(const RouteArgs& args) const;
 
   const aq_model* raw() const { return raw_.get(); }
@@ -159,7 +162,8 @@ class Model {
   std::vector<FfnDesc> ffns_;
   std::vector<Module> modules_;
   std::vector<std::string> extra_tensors_;
-  std::map<std::array<int32_t, 3>, std::size_t> by_key_;  // (layer, role, expert) -> modules_
+  // (layer, role, expert) -> index in modules_
+  std::map<std::array<int32_t, 3>, std::size_t> by_key_;
 };
 
 }  // namespace aqhost

@@ -1,5 +1,5 @@
-// Model: tensors of a checkpoint that the adapter does not know. Names tell which of them would
-// change the model.
+// Model: tensors of a checkpoint that the adapter does not know. Their names show which of them
+// would change the model.
 
 #include <algorithm>
 #include <array>
@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::string_view kWeight = ".weight";
 
-/// A component of a name that is a number: "12" in "model.layers.12.mlp".
+/// A component of a name that is a number, such as "12" in "model.layers.12.mlp".
 struct Number {
   std::size_t begin, size;
   int64_t value;
@@ -37,7 +37,7 @@ std::vector<Number> numbers_in(std::string_view name) {
   return numbers;
 }
 
-/// Whether a tensor holds nothing but zeros, as the biases that AutoGPTQ adds to every module.
+/// Whether all values of a tensor are zero, as in the biases that AutoGPTQ adds to every module.
 bool is_zero(const Source& source, const TensorInfo& info) {
   if (info.dtype != DType::kF16 && info.dtype != DType::kBF16 && info.dtype != DType::kF32)
     return false;
@@ -46,8 +46,8 @@ bool is_zero(const Source& source, const TensorInfo& info) {
   return std::all_of(values.begin(), values.end(), [](float v) { return v == 0; });
 }
 
-/// Those fields of config.json, or of the language model in it, that `is` picks, as
-/// " (num_experts: 4)".
+/// The fields of config.json, or of the language model inside it, that `is` accepts, as "
+/// (num_experts: 4)".
 std::string fields_text(const Json& config,
                         const std::function<bool(const std::string& key, const Json& value)>& is) {
   std::string text;
@@ -62,7 +62,7 @@ std::string fields_text(const Json& config,
   return text.empty() ? text : text + ")";
 }
 
-/// What config.json says of biases in attention, where all families have the field.
+/// What config.json says about biases in attention, by the keys that the families use for them.
 std::string bias_fields(const Json& config) {
   const std::string text = fields_text(config, [](const std::string& key, const Json&) {
     return key == "attention_bias" || key == "qkv_bias";
@@ -84,11 +84,12 @@ bool is_attention(const Module* module) {
 
 }  // namespace
 
-/// Error if a tensor that no key names is, by its name, one of a module or other part of the model,
-/// or of an expert beyond the last. Zeros that would be added change nothing, and are let pass.
+/// Throws an Error if the name of a tensor without a key shows that it belongs to a module or
+/// another part of the model, or to an expert beyond the last. Biases that are all zero change
+/// nothing and are accepted.
 void Model::check_extra_tensors(const Source& source) const {
   if (extra_tensors_.empty()) return;
-  std::map<std::string_view, const Module*> parts;  // by what stands before ".weight"
+  std::map<std::string_view, const Module*> parts;  // indexed by what precedes ".weight"
   for (const Module& m : modules_) {
     const std::string_view stored = m.weight.name;
     parts[m.name] = &m;
@@ -113,7 +114,7 @@ void Model::check_extra_tensors(const Source& source) const {
     if (numbers.empty()) continue;
     const Number& last = numbers.back();
     const auto first =
-        parts.find(std::string(stem).replace(last.begin, last.size, "0"));  // of expert 0
+        parts.find(std::string(stem).replace(last.begin, last.size, "0"));  // with number 0
     if (first == parts.end() || first->second->key.expert != 0) continue;
     const int32_t experts = ffn(first->second->key.layer).n_experts;
     if (last.value >= experts)

@@ -1,4 +1,4 @@
-// Model: what a checkpoint has of the tensors that the model is made of, and what besides.
+// Model: which tensors of the model a checkpoint has, and which other tensors.
 
 #include <fmt/ranges.h>
 
@@ -13,8 +13,8 @@
 namespace aqhost {
 namespace {
 
-/// Buffers that some writers store beside the weights: worked out from config.json, or scales of a
-/// cache that is not run here.
+/// Buffers that some writers store beside the weights. They are computed from config.json, or are
+/// scales of a cache that is not used here.
 constexpr std::array<std::string_view, 7> kBuffers{"rotary_emb.inv_freq",
                                                    "rotary_emb.cos_cached",
                                                    "rotary_emb.sin_cached",
@@ -32,7 +32,7 @@ bool same(const aq_tensor_key& a, const aq_tensor_key& b) {
   return a.layer == b.layer && a.role == b.role && a.expert == b.expert && a.part == b.part;
 }
 
-/// A vector of the model that is no module's: a norm, or a bias of the router.
+/// A vector of the model that does not belong to a module: a norm's weight, or the router's bias.
 struct VectorOf {
   int32_t layer, role;
   int64_t size;
@@ -60,9 +60,9 @@ std::vector<VectorOf> vectors_of(const Model& model) {
 
 }  // namespace
 
-/// Names and keys are inverse, and what no one claims is told apart from what is needed.
+/// Checks that names and keys are inverse to each other, and lists the tensors that have no key.
 void Model::check_tensors(const Source& source) {
-  std::set<std::string> own;  // names that an export gives to weights that lie under another one
+  std::set<std::string> own;  // names that an export gives to weights stored under other names
   for (const Module& m : modules_)
     if (m.weight.name != m.name + ".weight") own.insert(m.name + ".weight");
   for (const TensorInfo& info : source.tensors()) {
@@ -84,7 +84,7 @@ void Model::check_tensors(const Source& source) {
   check_module_tensors(source);
 }
 
-/// Of a missing tensor: what is there in its place may have another name.
+/// For messages about a missing tensor: its content may be there under another name.
 std::string Model::extra_text() const {
   if (extra_tensors_.empty()) return "";
   return fmt::format(
@@ -93,7 +93,7 @@ std::string Model::extra_text() const {
       extra_tensors_.size(), extra_tensors_.front());
 }
 
-/// Every module's tensor is there, under the module's key, and of its shape.
+/// Checks that the tensors of every module exist, with the module's key and shape.
 void Model::check_module_tensors(const Source& source) const {
   for (const Module& m : modules_) {
     const TensorInfo* info = source.find(m.weight.name);
@@ -134,7 +134,7 @@ std::vector<NeededTensor> Model::needed_tensors(const Source& source) const {
     needed.push_back({m.weight, {m.out_features, m.in_features}});
     if (m.bias) needed.push_back({*m.bias, {m.out_features}});
   }
-  std::set<int32_t> custom;  // layers whose attention only the adapter knows: it may ask for all
+  std::set<int32_t> custom;  // layers with custom attention, which may read all of these
   for (int32_t l = 0; l < desc_.n_layers; l++)
     if (attention(l, 1).kind == AQ_ATTN_CUSTOM) custom.insert(l);
   for (const TensorInfo& info : source.tensors()) {
@@ -153,7 +153,7 @@ void Model::check_needed(const Source& source) const {
       fail("{}: tensor {} is missing; model \"{}\" with this config.json needs it{}",
            source.directory(), n.ref.name, id_, extra_text());
     check_holds(source, n.ref, n.shape);
-    // of what lies in a tensor by itself, name and key are inverse
+    // if a tensor is not part of a stack, its name and its key are inverse to each other
     if (n.ref.index < 0 && !find_key(n.ref.name))
       lie("tensor {} has no key, though a key names it", n.ref.name);
   }

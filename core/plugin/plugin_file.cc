@@ -19,9 +19,9 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr int kMaxLinks = 40;  // as the kernel follows
+constexpr int kMaxLinks = 40;  // the kernel's limit
 
-/// Closes a descriptor that nobody has released.
+/// Closes the descriptor in the destructor, unless it was released.
 class Descriptor {
  public:
   explicit Descriptor(int number) : number_(number) {}
@@ -48,8 +48,9 @@ struct stat status_of(int descriptor) {
   return status;
 }
 
-/// Follows a path from "/" component by component, as the kernel does, and looks at everything that
-/// it passes through a descriptor, so that nothing can be exchanged between the look and the step.
+/// Follows a path from "/" component by component, as the kernel does. Everything on the way is
+/// examined through an open descriptor, so that nothing can be replaced between the check and the
+/// next step.
 class TrustedWalk {
  public:
   explicit TrustedWalk(const fs::path& path) : at_(enter_root()) {
@@ -57,7 +58,7 @@ class TrustedWalk {
     while (!rest_.empty()) step();
     if (!writable_.empty() || !foreign_.empty()) refuse();
   }
-  /// What the path leads to, opened by O_PATH.
+  /// A descriptor, opened with O_PATH, of what the path leads to.
   int descriptor() const { return at_.get(); }
 
  private:
@@ -101,7 +102,7 @@ class TrustedWalk {
   void check(const fs::path& path, const struct stat& status) {
     if (status.st_uid != 0 && status.st_uid != ::geteuid())
       foreign_.push_back(fmt::format("{} belongs to user {}", path.string(), status.st_uid));
-    if (S_ISLNK(status.st_mode)) return;  // its mode means nothing
+    if (S_ISLNK(status.st_mode)) return;  // the mode of a link has no effect
     const bool sticky = S_ISDIR(status.st_mode) && (status.st_mode & S_ISVTX) != 0;
     if ((status.st_mode & (S_IWGRP | S_IWOTH)) == 0 || sticky) return;
     writable_.push_back(path.string());

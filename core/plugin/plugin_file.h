@@ -8,31 +8,32 @@
 
 namespace aqhost {
 
-/// A plugin's file, opened once. What is checked, hashed and loaded is this one file, whatever
-/// happens to its name meanwhile. Not copied.
+/// A plugin's file, opened once. The opened file is what is checked, hashed and loaded, even if its
+/// name leads to another file meanwhile. Not copied.
 class PluginFile {
  public:
-  /// Opens `path`; Error, a sentence about the file, if it is no regular file that can be read.
-  /// Unless `trust`: Error if anyone but root and the user of this process may change what `path`
-  /// leads to. As for ssh's keys, root or that user must own the file, every folder on the way to
-  /// it and every symbolic link on that way, with the folders in which such links lie; and neither
-  /// group nor others may write to the file, or to a folder that is not sticky.
+  /// Opens `path`. Throws an Error, a sentence about the file, if it is not a regular file that can
+  /// be read. Unless `trust` is set, also throws an Error if anyone except root and the user of
+  /// this process could change what `path` leads to. The rule is that of ssh for keys: root or that
+  /// user must own the file, every folder and every symbolic link on the way to it, and the folders
+  /// that contain those links; neither group nor others may write to the file, or to a folder that
+  /// is not sticky.
   PluginFile(const std::filesystem::path& path, bool trust);
   /// Closes the file, unless keep_open() was called.
   ~PluginFile();
   PluginFile(const PluginFile&) = delete;
   PluginFile& operator=(const PluginFile&) = delete;
 
-  const std::string& path() const { return path_; }  // as it was given
-  /// A path that leads to the opened file and to no other: "/proc/self/fd/7".
+  const std::string& path() const { return path_; }  // as the caller gave it
+  /// A path that leads to the opened file and to no other, such as "/proc/self/fd/7".
   std::string open_path() const;
-  /// Device and inode, which no other file has.
+  /// The device and inode, which identify the file.
   std::pair<dev_t, ino_t> identity() const;
-  /// SHA-256 of the opened file in 64 hexadecimal digits.
+  /// The SHA-256 of the opened file as 64 hexadecimal digits.
   std::string sha256() const;
 
-  /// Leaves the file open until the process ends: the dynamic linker still knows a library by
-  /// open_path(), which must not come to name another file.
+  /// Leaves the file open until the process ends. The dynamic linker still knows a library by
+  /// open_path(), which must not lead to another file later.
   void keep_open() { kept_ = true; }
 
  private:

@@ -30,10 +30,10 @@ namespace {
 constexpr uint32_t kMostOffered = 256;
 constexpr int kProbeSeconds = 30;
 
-/// Where the warnings of plugins that this thread runs go; nullptr: to the log.
+/// Receives the warnings of plugins that run on this thread; if nullptr, they are logged.
 thread_local std::vector<std::string>* collected_warnings = nullptr;
 
-/// Collects them while it lives.
+/// Collects these warnings while this object lives.
 class CollectWarnings {
  public:
   explicit CollectWarnings(std::vector<std::string>& into) { collected_warnings = &into; }
@@ -42,7 +42,7 @@ class CollectWarnings {
   CollectWarnings& operator=(const CollectWarnings&) = delete;
 };
 
-// A plugin may log from any thread, and until the process ends.
+// A plugin may log from any thread, until the process ends.
 void AQ_CALL log_message(const aq_host*, int32_t severity, const char* message) {
   if (severity == AQ_LOG_WARNING && collected_warnings != nullptr && message != nullptr) {
     collected_warnings->push_back(one_line(message));
@@ -59,7 +59,7 @@ const void* AQ_CALL no_extension(const aq_host*, const char*) { return nullptr; 
 const aq_host kHost{sizeof(aq_host), AQ_ABI_MINOR, nullptr,     "aqhost",
                     AQHOST_VERSION,  log_message,  no_extension};
 
-/// One model or format of a factory.
+/// One model or format that a factory offers.
 template <typename Factory>
 struct Offer {
   const Factory* factory;
@@ -69,9 +69,9 @@ struct Offer {
 
 std::string text_or_empty(const char* text) { return text == nullptr ? "" : text; }
 
-/// Copies an id, checked to be usable in recipes.
+/// Copies an id and checks that it can be used in recipes.
 std::string checked_id(const aq_descriptor* d) {
-  // as it was in ABI 1.0: what later minors add, older plugins lack
+  // the size in ABI 1.0, because older plugins lack the fields of later minor versions
   constexpr std::size_t kFirstSize =
       offsetof(aq_descriptor, description) + sizeof(aq_descriptor::description);
   if (d == nullptr || d->struct_size < kFirstSize) fail("its descriptor is missing or too short");
@@ -96,7 +96,7 @@ std::vector<std::string> keys_of(const Map& map) {
   return keys;
 }
 
-/// What a child that only looks says is not to be read.
+/// Silences stdout, stderr and logging in the child process that only tries to load a plugin.
 void be_silent() {
   spdlog::set_level(spdlog::level::off);
   const int nowhere = open("/dev/null", O_WRONLY);
@@ -113,7 +113,7 @@ struct Registry::Impl {
   std::map<std::string, Offer<aq_quantizer_factory>> formats;
   std::vector<fs::path> folders;
   std::set<std::pair<dev_t, ino_t>> seen, refused;  // files
-  mutable std::mutex creating;                      // create() is [serial]
+  mutable std::mutex creating;                      // because create() is [serial]
 
   void scan(const fs::path& folder, const ScanOptions& options) {
     std::vector<fs::path> files;
@@ -129,7 +129,7 @@ struct Registry::Impl {
     for (const fs::path& file : files) take(file, options);
   }
 
-  /// Loads and lists a file, or lists why not.
+  /// Loads a file and lists what it offers, or lists why it is refused.
   void take(const fs::path& file, const ScanOptions& options) {
     PluginInfo info;
     info.path = file.string();
@@ -149,14 +149,14 @@ struct Registry::Impl {
     }
   }
 
-  /// Loads the file in a child process; Error if that does not survive it. Why else it may be
-  /// refused shows when it is loaded here.
+  /// Loads the file in a child process, and throws an Error if the child crashes or hangs. All
+  /// other reasons to refuse the file are found when this process loads it.
   static void probe(const std::shared_ptr<PluginFile>& file) {
     const ChildEnd end = run_in_child(kProbeSeconds, [&] {
       be_silent();
       try {
         Impl().load(file, PluginInfo());
-      } catch (const std::exception&) {  // the parent meets it as well
+      } catch (const std::exception&) {  // the parent will meet the same error
       }
       return std::string();
     });
@@ -164,7 +164,7 @@ struct Registry::Impl {
       fail("{} when it was looked at", trouble);
   }
 
-  /// All that the file offers, or nothing of it.
+  /// Adds everything that the file offers, or nothing if there is an error.
   void load(const std::shared_ptr<PluginFile>& file, const PluginInfo& info) {
     const auto library = std::make_shared<Library>(file);
     library->start(kHost);
@@ -180,7 +180,7 @@ struct Registry::Impl {
     add(format, its_formats, library, formats);
   }
 
-  /// What a factory (or nullptr) offers, in its order.
+  /// What a factory offers, in its order; empty for nullptr.
   template <typename Factory>
   static std::vector<PluginInfo> described(const Factory* factory, const char* kind,
                                            PluginInfo info) {
@@ -213,7 +213,7 @@ struct Registry::Impl {
     }
   }
 
-  /// The id that an id or an alias stands for.
+  /// The id for an id or an alias.
   std::string model_id(const std::string& name) const {
     if (models.contains(name)) return name;
     std::vector<std::string> known = keys_of(models);
@@ -235,7 +235,7 @@ struct Registry::Impl {
     return fmt::format("{}", fmt::join(texts, ", "));
   }
 
-  /// "; the model plugins found are: ..." or where there was none.
+  /// "; the model plugins found are: ...", or where plugins were searched if there are none.
   std::string found_text(const std::vector<std::string>& ids, const char* kind) const {
     if (!ids.empty())
       return fmt::format("; the {} plugins found are: {}", kind, fmt::join(ids, " "));
@@ -257,7 +257,8 @@ struct Registry::Impl {
   }
 };
 
-/// What an offer's factory makes of `arg`; Error, which begins with the plugin's file, if nothing.
+/// Calls create() of the offer's factory with `arg`. If it returns nothing, throws an Error that
+/// begins with the plugin's file.
 template <typename Factory, typename Arg>
 auto create(const Offer<Factory>& offer, const std::string& what, const Arg& arg) {
   using Object = decltype(offer.factory->create(offer.factory, 0, &kHost, arg, nullptr));

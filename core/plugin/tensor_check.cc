@@ -30,7 +30,7 @@ bool holds(const TensorInfo& info, const TensorRef& ref, std::span<const int64_t
   if (shape.empty()) return true;
   if (!std::equal(shape.begin() + 1, shape.end(), stored.begin() + 1)) return false;
   const int64_t rows = shape[0];
-  // no product before it is known to be small
+  // avoids products, which could overflow, until they are known to be small
   if (rows < 1 || ref.row_begin >= stored[0] ||
       rows - 1 > (stored[0] - 1 - ref.row_begin) / ref.row_step)
     return false;

@@ -11,16 +11,16 @@ namespace aqhost {
 inline constexpr std::array kExpertKeys{"num_experts", "num_local_experts", "n_routed_experts",
                                         "moe_num_experts", "num_moe_experts"};
 
-/// What can be told of a config.json that no adapter knows.
+/// What is known about a config.json that no adapter recognises.
 struct UnknownModel {
   std::string why;     // "no plugin knows model_type \"glm4_moe\""
-  std::string kind;    // "generic_moe" or "standard", which is dense
-  Json found;          // the keys that it was told by, as config.json has them
-  std::string advice;  // what the user can do, a sentence without a full stop
+  std::string kind;    // "generic_moe", or "standard" for a dense model
+  Json found;          // the keys by which the kind was recognised, as in config.json
+  std::string advice;  // what the user can do, as a sentence without a full stop
 };
 
-/// Goes by the keys that models of all kinds use for their experts; those of a language model
-/// inside a larger one (text_config) count.
+/// Looks for the keys that all kinds of models use for their experts, also in the language model
+/// inside a larger model (text_config).
 UnknownModel describe_unknown(const Json& config);
 
 }  // namespace aqhost

@@ -11,7 +11,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kRowGrain = 16;  // rows a thread takes at least
+constexpr int64_t kRowGrain = 16;  // minimum number of rows per thread
 
 }  // namespace
 

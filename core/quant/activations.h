@@ -9,23 +9,25 @@
 
 namespace aqhost {
 
-/// Rounds activations as engines do while they run: each row (a token) by itself, group by group
-/// along its features, scales included. Any thread once the scales are known.
+/// Rounds activations as engines do at run time: each row (one token) by itself, group by group
+/// along its features, including the scales. Thread-safe once the global scale is known.
 class ActivationRounder {
  public:
-  /// `format` was made with {"dynamic": true}. Error if it is one that only its plugin can compute.
+  /// `format` must have been made with {"dynamic": true}. Throws an Error if only its plugin can
+  /// compute it.
   explicit ActivationRounder(std::shared_ptr<const Format> format);
 
   const Format& format() const { return *format_; }
-  /// Whether there is a scale for all tokens, to be observed or set before anything is rounded.
+  /// Whether there is a global scale for all tokens, which must be observed or set before anything
+  /// is rounded.
   bool has_global() const { return format_->desc().global_scale; }
-  /// Widens that scale to x [N, features]. Not concurrent.
+  /// Widens the range of that scale to include x [N, features]. Not thread-safe.
   void observe(const at::Tensor& x);
   bool observed() const { return absmax_ > 0; }
   float global() const;
   void set_global(float global) { global_ = global; }
 
-  /// x [..., features] of any float type, rounded; a new tensor.
+  /// Returns a new tensor with x [..., features], of any float type, rounded.
   at::Tensor operator()(const at::Tensor& x) const;
 
  private:
@@ -33,7 +35,7 @@ class ActivationRounder {
 
   std::shared_ptr<const Format> format_;
   Rounder rounder_;
-  float absmax_ = 0, global_ = 0;  // 0: that of absmax_
+  float absmax_ = 0, global_ = 0;  // global_ = 0: computed from absmax_
 };
 
 }  // namespace aqhost

@@ -8,7 +8,7 @@
 namespace aqhost {
 namespace {
 
-constexpr float kInside = 0.05f;  // from a border, at the start
+constexpr float kInside = 0.05f;  // minimum distance from a border at the start
 
 }  // namespace
 
@@ -76,7 +76,7 @@ void Cells::store(QuantizedMatrix& matrix) const {
   const auto last = static_cast<int32_t>(levels_.size()) - 1;
   for (std::size_t i = 0; i < matrix.codes.size(); i++) {
     const int32_t to = level[i] + (place[i] >= 1 ? 1 : place[i] < 0 ? -1 : 0);
-    if (to == level[i] || to < 0 || to > last) continue;  // an unmoved -0 keeps its code
+    if (to == level[i] || to < 0 || to > last) continue;  // a -0 that did not move keeps its code
     matrix.codes[i] = static_cast<std::byte>(code_of_[static_cast<std::size_t>(to)]);
   }
 }

@@ -6,34 +6,36 @@
 
 namespace aqhost {
 
-/// The weights of a quantized matrix as places in the cells of a described grid: 0 is the border to
-/// the next lower value, 1 that to the next higher, and a weight across a border takes that value.
-/// Starts where the original weights lie, moved into the cells of their codes (to 0.05 or 0.95).
+/// The weights of a quantized matrix as positions in the cells of a described grid. Each grid value
+/// has a cell around it; in it, position 0 is the border to the next lower value, and position 1
+/// the border to the next higher value. A weight that crosses a border takes the value beyond it.
+/// Weights start at their original values, moved into the cells of their codes (to position 0.05 or
+/// 0.95) if they lie outside.
 class Cells {
  public:
   static bool possible(const FormatDesc& desc);
 
-  /// weights [rows, cols], on the CPU: the original ones; matrix: their codes and scales. The cells
-  /// and what they give are on `device`.
+  /// `weights` [rows, cols], on the CPU, are the original weights; `matrix` has their codes and
+  /// scales. The cells and the results are on `device`.
   Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedMatrix& matrix,
         at::Device device = at::kCPU);
 
-  /// What they stand for now, [rows, cols], a new tensor.
+  /// The current quantized values, [rows, cols], as a new tensor.
   at::Tensor weights() const;
 
-  /// Every weight by `size` of its cell against the sign of its gradient; half a cell in all at
-  /// most, so that no weight passes more than one border.
+  /// Moves every weight by `size` of its cell against the sign of its gradient. In total a weight
+  /// moves at most half a cell from where it started, so that it crosses at most one border.
   void move(const at::Tensor& gradient, double size);
 
-  /// The codes as they are now.
+  /// Writes the current codes to `matrix`.
   void store(QuantizedMatrix& matrix) const;
 
  private:
-  std::vector<float> levels_;     // different grid values, rising
+  std::vector<float> levels_;     // distinct grid values, rising
   std::vector<uint8_t> code_of_;  // level -> code
-  at::Tensor level_;              // [rows, cols] i32, where it started
-  at::Tensor place_, least_;      // [rows, cols]; place within [least, least + 1]
-  at::Tensor value_, up_, down_;  // [rows, cols]: the value there, and steps to the next ones
+  at::Tensor level_;              // [rows, cols] i32, level at the start
+  at::Tensor place_, least_;      // [rows, cols]; place_ is within [least_, least_ + 1]
+  at::Tensor value_, up_, down_;  // [rows, cols]: value of level_, distances to the next ones
 };
 
 }  // namespace aqhost

@@ -57,7 +57,7 @@ T* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() && tensor.numel() > 0 ? tensor.data_ptr<T>() : nullptr;
 }
 
-/// Columns [begin, begin + cols) of weights [E, rows, in].
+/// The arguments for fitting columns [begin, begin + cols) of weights [E, rows, in].
 cuda::FitArgs fit_args(const FormatDesc& desc, const at::Tensor& weights, int64_t begin,
                        int64_t cols, const at::Tensor& importance, const at::Tensor& globals,
                        at::Tensor& params) {
@@ -120,7 +120,7 @@ void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, con
   at::Tensor w = weights.gather(2, order);
   const at::Tensor codes = at::empty({count, rows, in}, weights.options().dtype(at::kByte));
   const at::Tensor values = at::empty_like(w);
-  // without act-order groups are fitted on the way: a block is one, or part of one
+  // without act-order, groups are fitted during the solve, so a block is one group or part of one
   const int64_t block =
       options.actorder ? kMostColumns : std::min(kMostColumns, std::min(width, in));
   const at::Tensor errors = at::empty({count, rows, block}, weights.options());
@@ -166,7 +166,7 @@ void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, con
 
 namespace {
 
-/// A batch with the gradient of its loss, (values - weights) H, as in sweep_described.cc.
+/// A batch and the gradient of its loss, (values - weights) H, as in sweep_described.cc.
 class CudaSweeper {
  public:
   CudaSweeper(const FormatDesc& desc, const at::Tensor& weights, const at::Tensor& hessians,
@@ -181,7 +181,8 @@ class CudaSweeper {
         batch_(batch),
         gradient_(at::bmm(batch.values - weights, hessians)) {}
 
-  /// `last`: no other sweep follows, so that the gradient behind the current column serves none.
+  /// `last`: no other sweep follows, so that the gradient of columns before the current one is not
+  /// needed.
   void sweep(bool last) {
     const bool refit_scales = refits(desc_);
     const int64_t part = refit_scales ? width_ : std::max(width_, kMostColumns / width_ * width_);
@@ -195,7 +196,7 @@ class CudaSweeper {
   }
 
  private:
-  /// Each returns the change of the values, [E, rows, n].
+  /// Both return the change of the values, [E, rows, n].
   at::Tensor refit(int64_t begin, int64_t n) {
     const at::Tensor products = at::bmm(batch_.values.narrow(2, begin, n),
                                         hessians_.narrow(1, begin, n).narrow(2, begin, n));
@@ -239,7 +240,7 @@ class CudaSweeper {
     return change;
   }
 
-  /// What a change of the values from column `begin` on does to the gradient.
+  /// Updates the gradient after a change of the values from column `begin` on.
   void follow(const at::Tensor& change, int64_t begin, bool last) {
     const int64_t from = last ? begin : 0;
     const at::Tensor h = hessians_.narrow(1, begin, change.size(2)).narrow(2, from, in_ - from);

@@ -5,7 +5,7 @@
 
 namespace aqhost {
 
-/// A described format (see cuda_rounds()) as the kernels take it.
+/// A described format (see cuda_rounds()) in the form that the kernels take.
 cuda::Grid make_cuda_grid(const FormatDesc& desc);
 
 }  // namespace aqhost

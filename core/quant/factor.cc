@@ -5,22 +5,23 @@
 namespace aqhost {
 namespace {
 
-constexpr int kAttempts = 4;  // damping of 1, 10, 100, 1000 times percdamp
+constexpr int kAttempts = 4;  // damping is 1, 10, 100, 1000 times percdamp
 
 at::Tensor permute(const at::Tensor& h, const at::Tensor& order) {
   return h.index_select(0, order).index_select(1, order);
 }
 
-/// Damps one Hessian in place, dead columns first.
+/// Sets dead columns to 1 and damps one Hessian, in place.
 void add_damping(at::Tensor h, double amount) {
   at::Tensor diagonal = h.diagonal();
   diagonal.masked_fill_(diagonal == 0, 1);
   diagonal.add_(diagonal.mean() * amount);
 }
 
-/// U with H^-1 = U^T U, upper triangular: H = R R^T with R upper comes from the Cholesky factor of
-/// H in reverse order, and U = R^-1. Half the work of inverting H and factoring that. Undefined if
-/// H is not positive definite. Two float64 matrices at most are held at once.
+/// The upper triangular U with H^-1 = U^T U. With H = R R^T, R upper triangular, U is R^-1; R comes
+/// from the Cholesky factor of H in reverse order. This takes half the work of inverting H and
+/// factoring the inverse. Undefined if H is not positive definite. Holds at most two float64
+/// matrices at once.
 at::Tensor inverse_factor(const at::Tensor& h) {
   auto [lower, info] = at::linalg_cholesky_ex(h.flip({0, 1}).to(at::kDouble));
   if (info.item<int>() != 0) return {};
@@ -59,7 +60,7 @@ Factors factor_hessians(const at::Tensor& hessians, double percdamp, bool actord
       upper = inverse_factor(permute(factors.damped[e], factors.order[e]));
     }
     factors.failed.push_back(!upper.defined());
-    if (!upper.defined()) {  // as when rounding to nearest was asked for
+    if (!upper.defined()) {  // also undefined if rounding to nearest was asked for
       factors.damped[e].copy_(hessians[e]);
       add_damping(factors.damped[e], percdamp);
     }

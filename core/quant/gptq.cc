@@ -26,15 +26,15 @@ QuantizedBatch make_batch(const FormatDesc& desc, const at::Tensor& weights) {
   return batch;
 }
 
-/// 1/2 d H d^T of every row, d = weights - values [E, out, in].
+/// 1/2 d H d^T for every row, with d = weights - values [E, out, in].
 at::Tensor row_losses(const at::Tensor& weights, const at::Tensor& values,
                       const at::Tensor& damped) {
   const at::Tensor d = weights - values;
   return at::bmm(d, damped).mul_(d).sum(2, false, at::kDouble).mul_(0.5);
 }
 
-/// weights + feedback weights M H^-1 for shifts M, with H^-1 = U^T U; as they are where H has no
-/// factor.
+/// weights + feedback weights M H^-1 for shifts M, with H^-1 = U^T U. Weights whose H has no factor
+/// stay as they are.
 at::Tensor shifted(const at::Tensor& weights, const at::Tensor& shifts, double feedback,
                    const Factors& factors) {
   const at::Tensor order = factors.order.unsqueeze(1).expand_as(weights);
@@ -79,7 +79,7 @@ QuantizedMatrix QuantizedBatch::matrix(int64_t e, int64_t begin, int64_t rows) c
 
 void QuantizedBatch::move_codes(at::Device device) {
   for (at::Tensor* t : {&codes, &params, &tensor_params, &loss, &rtn_loss}) {
-    if (t->is_cuda() && device.is_cpu())  // to memory that the GPU writes by itself
+    if (t->is_cuda() && device.is_cpu())  // to pinned memory, which the GPU writes directly
       *t = at::empty_like(*t, t->options().device(device).pinned_memory(true)).copy_(*t);
     else
       *t = t->to(device);
@@ -127,7 +127,7 @@ QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
 
   QuantizedBatch batch = make_batch(desc, w);
   batch.tensor_params = nearest.tensor_params;
-  batch.params = nearest.params.clone();  // static groups; fitted anew on the way without act-order
+  batch.params = nearest.params.clone();  // static groups; or fitted anew by the solve
   if (w.is_cuda()) {
     solve_described_cuda(desc, w, factors, importance, used, batch);
     if (used.sweeps > 0) {

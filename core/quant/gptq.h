@@ -10,53 +10,57 @@
 namespace aqhost {
 
 struct GptqOptions {
-  double percdamp = 0.1;   // of the mean diagonal of H
-  bool actorder = true;    // columns by falling H_ii; groups stay those of the original columns
-  int64_t block = 128;     // columns solved between two trailing updates
-  int sweeps = 1;          // see sweep_described(); 0: GPTQ alone
+  double percdamp = 0.1;   // relative to the mean of H's diagonal
+  bool actorder = true;    // columns by falling H_ii; groups stay those of the original order
+  int64_t block = 128;     // columns solved between two updates of the columns after them
+  int sweeps = 1;          // see sweep_described(); 0: only GPTQ
   double feedback = 0.75;  // share of the shift that is made up for
 };
 
-/// Matrices of one shape in one format; E is a batch dimension (the experts of a layer). Losses are
-/// of each row, 1/2 d H d^T with d = w - q and H damped as the solver used it, so that GPTQ's and
-/// RTN's compare; 0 where there was no H. With shifts, w is what quantize_gptq() aims at.
+/// Matrices of one shape in one format. E is a batch dimension (the experts of a layer). There is
+/// one loss per row: 1/2 d H d^T with d = w - q, where H is damped as in the solver, so that the
+/// losses of GPTQ and of rounding to nearest can be compared; 0 if there was no H. With shifts, w
+/// is the corrected weight that quantize_gptq() solves for.
 struct QuantizedBatch {
-  int64_t cols = 0;           // in
+  int64_t cols = 0;           // number of input features
   at::Tensor codes;           // [E, out, in / vector_dim] u8, or i16 holding u16 above 8 bits
   at::Tensor params;          // [E, out, groups, group_params] f32
   at::Tensor tensor_params;   // [E, tensor_params] f32
-  at::Tensor values;          // [E, out, in] f32: what the codes stand for
+  at::Tensor values;          // [E, out, in] f32: the values of the codes
   at::Tensor loss, rtn_loss;  // [E, out] f64
-  std::vector<bool> rtn;      // E: rounded to nearest, as asked for or as H could not be factored
+  std::vector<bool> rtn;      // E: rounded to nearest, as asked for or for lack of a factor
 
-  /// Rows [begin, begin + rows) of matrix e; codes and parameters are on the CPU.
+  /// Rows [begin, begin + rows) of matrix e. Codes and parameters must be on the CPU.
   QuantizedMatrix matrix(int64_t e, int64_t begin, int64_t rows) const;
 
-  /// All but the values to another device; and all.
+  /// move_codes() moves everything except the values to another device; to() returns a copy with
+  /// everything there.
   void move_codes(at::Device device);
   QuantizedBatch to(at::Device device) const;
 };
 
 /// GPTQ (Frantar et al., arXiv:2210.17323) on weights [E, out, in] f32 with hessians [E, in, in]
-/// f32 (sum of s x x^T). Dead columns (H_ii = 0) are rounded as they are. Damping grows tenfold up
-/// to three times where Cholesky fails, then that matrix is rounded to nearest. Scales are fitted
-/// to the original columns, weighted by H's diagonal: before the solve with act-order, at each
-/// group's start from the updated weights without. A format whose codes stand for several weights
-/// is solved in the order of its columns. Error if a Hessian is not finite. Deterministic for one
-/// thread count. On a GPU, if that is where everything is: the same arithmetic, sums in another
-/// order. A format that the GPU module cannot round is solved on the CPU meanwhile.
+/// f32 (sum of s x x^T). Weights in dead columns (H_ii = 0) are rounded to nearest. If Cholesky
+/// fails, damping grows tenfold, up to three times; then the matrix is rounded to nearest. Scales
+/// are fitted to the original columns, weighted by H's diagonal: with act-order before the solve,
+/// without it at the start of each group, from the updated weights. A format whose codes stand for
+/// several weights is solved in the order of its columns. Throws an Error if a Hessian is not
+/// finite. The result is deterministic for one number of threads. If all tensors are on a GPU, the
+/// GPU does the same arithmetic, but adds in another order; a format that the GPU module cannot
+/// round is solved on the CPU.
 ///
-/// With `shifts` M [E, in, in] (sum of s (x0 - x) x^T, x0 the original model's input and x the
-/// quantized one's) what is solved for is not W but W + feedback * W M H^-1: with feedback 1 the
-/// weights whose output on x is nearest to that of W on x0, so that a layer makes up for the errors
-/// of those before it (as GPTAQ does, arXiv:2504.02692). All of it fits the calibration text more
-/// than others; tools/bench/ACCURACY.md has the measurements behind the defaults.
+/// Shifts M [E, in, in] are the sums of s (x0 - x) x^T, where x0 is the original model's input and
+/// x the quantized model's. With shifts, the solver approximates W + feedback * W M H^-1 in place
+/// of W. With feedback 1 these are the weights whose output on x is nearest to that of W on x0, so
+/// that a layer makes up for the errors of earlier layers (as GPTAQ does, arXiv:2504.02692). The
+/// full correction overfits the calibration text; tools/bench/ACCURACY.md has the measurements
+/// behind the defaults.
 QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
                              const at::Tensor& hessians, const GptqOptions& options,
                              const at::Tensor& shifts = {});
 
-/// Round to nearest. `hessians` may be undefined; where it is given, its diagonal weighs the scale
-/// search and the losses are filled in (damped by percdamp as above).
+/// Rounds to nearest. `hessians` may be undefined. If it is given, its diagonal weights the scale
+/// search, and the losses are filled in (with H damped by percdamp as above).
 QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
                             const at::Tensor& hessians, const GptqOptions& options);
 

@@ -11,9 +11,9 @@
 namespace aqhost {
 namespace {
 
-constexpr std::size_t kLanes = 48;        // search factors handled at once
-constexpr std::size_t kInRegisters = 16;  // of them, their sums
-constexpr uint32_t kFew = 8;              // search factors for which lanes would lie idle
+constexpr std::size_t kLanes = 48;        // search factors that are tried together
+constexpr std::size_t kInRegisters = 16;  // of these, those whose sums are in registers at once
+constexpr uint32_t kFew = 8;              // with so few search factors, lanes would be idle
 
 aq_format_desc raw_desc(const FormatDesc& d) {
   aq_format_desc raw{};
@@ -43,14 +43,14 @@ constexpr bool is_kernel_element = !std::is_same_v<std::remove_cvref_t<Element>,
 
 }  // namespace
 
-/// A few parameters that are tried together, whose errors are exact.
+/// A few parameters that are tried together. Their errors are computed exactly, in float64.
 struct Rounder::Finalists {
   static constexpr std::size_t kLanes = 8;
   alignas(64) float step[kLanes];
   alignas(64) float zero[kLanes];
   alignas(64) double error[kLanes] = {};
 
-  /// Of `params` from `begin` on; lanes without one repeat the last.
+  /// Takes params[begin] and those after it; lanes without a parameter repeat the last one.
   Finalists(const std::vector<aq::GroupParams>& params, std::size_t begin, float global) {
     for (std::size_t k = 0; k < kLanes; k++) {
       const aq::GroupParams& p = params[std::min(begin + k, params.size() - 1)];
@@ -64,7 +64,7 @@ namespace {
 
 using Finalists = Rounder::Finalists;
 
-/// Search factors that are tried together; their errors are about right.
+/// Search factors that are tried together. Their errors are float32 approximations.
 struct Candidates {
   alignas(64) float step[kLanes];
   alignas(64) float inverse[kLanes];
@@ -72,9 +72,11 @@ struct Candidates {
   alignas(64) float error[kLanes];
 };
 
-// Each element kind has operator()(t, zero), code and value of Grid, and value(), without a branch.
+// Each element kind has operator()(t, zero), which gives code and value of Grid, and value();
+// neither has a branch.
 
-/// About the error of every candidate over one group, see Rounder::keep_contenders().
+/// Computes an approximation of every candidate's error over one group; see
+/// Rounder::keep_contenders().
 template <typename Element>
 [[gnu::always_inline]] inline void guess_errors(const Element& element, const float* weights,
                                                 const float* importance, int64_t n, Candidates& c) {
@@ -92,7 +94,7 @@ template <typename Element>
   }
 }
 
-/// Adds the error of every finalist over n weights; each lane sums its columns in order.
+/// Adds the errors of every finalist over n weights; each lane adds its columns in order.
 template <typename Element>
 [[gnu::always_inline]] inline void errors_of_lanes(const Element& element, const float* weights,
                                                    const float* importance, int64_t n,
@@ -107,7 +109,7 @@ template <typename Element>
   }
 }
 
-/// The weighted squared error of every weight of one group.
+/// Computes the weighted squared error of every weight in one group.
 template <typename Element>
 [[gnu::always_inline]] inline void errors_of_weights(const Element& element, const float* weights,
                                                      const float* importance, int64_t n, float step,
@@ -129,7 +131,7 @@ template <typename Element>
   }
 }
 
-// Cloned functions cannot be templates.
+// The attribute target_clones cannot be applied to templates.
 #define AQ_KERNELS(Element)                                                                   \
   AQ_VECTOR_CLONES                                                                            \
   void guess_lanes(const Element& element, const float* weights, const float* importance,     \
@@ -156,7 +158,7 @@ AQ_KERNELS(FloatElement)
 AQ_KERNELS(TableElement)
 #undef AQ_KERNELS
 
-/// A power of 2 that makes a normal x > 0 a number in [1, 4).
+/// A power of 2 by which a normal x > 0 becomes a number in [1, 4).
 float power_to_one(float x) {
   const uint32_t exponent = std::bit_cast<uint32_t>(x) >> 23;
   return std::bit_cast<float>(std::max(254 - std::clamp(exponent, 1u, 254u), 1u) << 23);
@@ -185,7 +187,7 @@ aq::GroupParams Rounder::fit(const float* weights, int64_t n, const float* impor
                                 : fit_many(weights, n, importance, extent, global);
 }
 
-/// One candidate after another, all weights at once.
+/// Tries one candidate after another, each on all weights at once.
 aq::GroupParams Rounder::fit_few(const float* weights, int64_t n, const float* importance,
                                  const aq::Extent& extent, float global) const {
   thread_local std::vector<double> errors;
@@ -210,8 +212,8 @@ aq::GroupParams Rounder::fit_few(const float* weights, int64_t n, const float* i
   return best;
 }
 
-/// One weight after another, many candidates at once: first about, then those that may be the best
-/// exactly.
+/// Tries many candidates at once on one weight after another: a float32 pre-screen of all, then
+/// exact float64 errors for those that remain.
 aq::GroupParams Rounder::fit_many(const float* weights, int64_t n, const float* importance,
                                   const aq::Extent& extent, float global) const {
   thread_local std::vector<aq::GroupParams> params;
@@ -223,7 +225,7 @@ aq::GroupParams Rounder::fit_many(const float* weights, int64_t n, const float* 
   return first_best(weights, 1, n, importance, global, params);
 }
 
-/// Adds to `finalists` what each adds over n weights.
+/// Adds each finalist's error over n weights to finalists.error.
 void Rounder::add_errors(const float* weights, int64_t n, const float* importance,
                          Finalists& finalists) const {
   std::visit(
@@ -243,7 +245,7 @@ void Rounder::add_errors(const float* weights, int64_t n, const float* importanc
       element_);
 }
 
-/// The first of `params` with the least error over weights [rows, n], each summed in order.
+/// The first of `params` with the minimum error over weights [rows, n], each summed in order.
 aq::GroupParams Rounder::first_best(const float* weights, int64_t rows, int64_t n,
                                     const float* importance, float global,
                                     const std::vector<aq::GroupParams>& params) const {
@@ -293,8 +295,9 @@ aq::GroupParams Rounder::fit_matrix(const float* weights, int64_t rows, int64_t 
   std::vector<aq::GroupParams> params;
   for (uint32_t k = 0; k < desc_.n_search; k++)
     params.push_back(aq::params_for(desc_, extent, 1.0F, desc_.search[k]));
-  // Two sums of the same terms in different orders differ by 2 N 2^-53 of either at most. What lies
-  // farther apart than that is settled; the rest is summed up again in the order of the contract.
+  // Two sums of the same N terms in different orders differ by at most 2 N 2^-53, relative to
+  // either. A larger difference decides; the remaining candidates are summed again in the order of
+  // the contract.
   const std::vector<double> errors = errors_of_rows(weights, rows, n, importance, params);
   const double least = *std::min_element(errors.begin(), errors.end());
   const double most = least * (1 + static_cast<double>(rows * n) * 0x1p-50);
@@ -309,14 +312,14 @@ aq::GroupParams Rounder::fit_matrix(const float* weights, int64_t rows, int64_t 
              : first_best(weights, rows, n, importance, 1.0F, close);
 }
 
-/// Leaves out, of params, those whose error cannot be the least. It is summed up in float32, of
-/// products with 1 / step, weights and importances of about 1 at most: every difference d is off by
-/// less than 2^-20 |w|, so that the root of the error, a norm of d, is off by less than that norm
-/// of w, and the sum by n roundings.
+/// Removes from `params` those whose error cannot be the minimum. Errors are summed in float32,
+/// from products with 1 / step, with weights and importances scaled to about 1. Every difference d
+/// is off by less than 2^-20 |w|. The root of the error is a norm of d, so it is off by less than
+/// 2^-20 of the same norm of w, and the sum by n roundings.
 void Rounder::keep_contenders(const float* weights, int64_t n, const float* importance,
                               const aq::Extent& extent, float global,
                               std::vector<aq::GroupParams>& params) const {
-  constexpr float kTiny = 1e-30F;  // below, float32 squares vanish
+  constexpr float kTiny = 1e-30F;  // below this, float32 squares underflow
   const std::size_t count = params.size();
   const float most_important = *std::max_element(importance, importance + n);
   if (!(most_important > 0)) return;
@@ -327,7 +330,7 @@ void Rounder::keep_contenders(const float* weights, int64_t n, const float* impo
   std::transform(weights, weights + n, w.begin(), [=](float x) { return x * unit; });
   std::transform(importance, importance + n, h.begin(),
                  [unit = power_to_one(most_important)](float x) { return x * unit; });
-  errors.resize(count + kLanes);  // of each, and behind them of rounding to 0: the norm of w
+  errors.resize(count + kLanes);  // the errors, followed by those of rounding to 0: the norm of w
   Candidates candidates{};
   for (std::size_t begin = 0; begin <= count; begin += kLanes) {
     for (std::size_t k = 0; k < kLanes; k++) {

@@ -11,8 +11,9 @@
 
 namespace aqhost {
 
-/// A described format of at most 8 bits, fitted and rounded as aq/quantizer.h says, bit for bit
-/// what the plugin's callbacks give, but over many rows at once. Any thread.
+/// Fits and rounds to a described format of at most 8 bits as aq/quantizer.h defines it. The
+/// results equal those of the plugin's callbacks bit for bit, but many weights are processed at
+/// once. Thread-safe.
 class Rounder {
  public:
   struct Finalists;  // see rounder.cc
@@ -23,24 +24,25 @@ class Rounder {
 
   float fit_global(const float* weights, int64_t n) const;
 
-  /// Scale and zero of one group of n weights; importance [n] or nullptr.
+  /// The scale and zero point of one group of n weights. `importance` is [n] or nullptr.
   aq::GroupParams fit(const float* weights, int64_t n, const float* importance, float global) const;
 
-  /// The scale of a whole matrix [rows, n] that is one group (group_size 0), its rows one after
-  /// another; importance [n] or nullptr. Uses all threads; the result is the same for any number.
+  /// The scale of a whole matrix [rows, n] that is one group (group_size 0); the rows follow one
+  /// another. `importance` is [n] or nullptr. Uses all threads; the result does not depend on their
+  /// number.
   aq::GroupParams fit_matrix(const float* weights, int64_t rows, int64_t n,
                              const float* importance) const;
 
-  /// n weights, each of a group of its own: step = scale / global, zero; their codes and what those
-  /// stand for.
+  /// Rounds n weights. Each has a step (scale / global) and a zero of its own. Gives their codes
+  /// and the values of these.
   void round(int64_t n, const float* weights, const float* step, const float* zero, uint8_t* codes,
              float* values) const;
 
-  /// What n codes stand for, each in a group of its own as above.
+  /// The values of n codes, each with a step and a zero of its own as above.
   void values(int64_t n, const uint8_t* codes, const float* step, const float* zero,
               float* values) const;
 
-  /// The stored scale nearest to scale > 0.
+  /// The scale that can be stored and is nearest to `scale` > 0.
   float round_scale(float scale) const;
 
  private:
@@ -59,7 +61,7 @@ class Rounder {
                        const aq::Extent& extent, float global,
                        std::vector<aq::GroupParams>& params) const;
 
-  aq_format_desc desc_;  // borrows the vectors of the FormatDesc it was made from
+  aq_format_desc desc_;  // borrows the vectors of the FormatDesc from which it was made
   aq::Grid grid_;
   Element element_;
 };

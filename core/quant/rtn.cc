@@ -10,7 +10,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kRowGrain = 4;  // rows a thread takes at least
+constexpr int64_t kRowGrain = 4;  // minimum number of rows per thread
 
 std::span<const float> row_span(const at::Tensor& t, int64_t e) {
   if (!t.defined()) return {};
@@ -18,7 +18,8 @@ std::span<const float> row_span(const at::Tensor& t, int64_t e) {
   return {t.data_ptr<float>() + e * t.size(1), n};
 }
 
-/// Calls body(e, group, first column, columns) for every group of every matrix, in parallel.
+/// Calls body(e, group, first column, number of columns) for every group of every matrix, in
+/// parallel.
 template <typename Body>
 void each_group(const FormatDesc& desc, const at::Tensor& weights, Body body) {
   const int64_t in = weights.size(2), groups = desc.groups(in);
@@ -31,7 +32,7 @@ void each_group(const FormatDesc& desc, const at::Tensor& weights, Body body) {
   });
 }
 
-/// aq::fit_global() of every matrix [E, rows, in], on its device.
+/// aq::fit_global() for every matrix of [E, rows, in], on the device of `weights`.
 at::Tensor fit_globals(const FormatDesc& desc, const at::Tensor& weights) {
   const at::Tensor most = weights.abs().amax({1, 2});
   const at::Tensor fitted =
@@ -108,7 +109,7 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
 
 namespace {
 
-/// round_groups() of a format that the host rounds.
+/// round_groups() for a format that the host rounds.
 void round_rows(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatch& batch) {
   const Rounder rounder(desc);
   const int64_t rows = weights.size(1), in = weights.size(2), width = desc.width(in);

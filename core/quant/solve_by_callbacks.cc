@@ -5,8 +5,8 @@
 namespace aqhost {
 namespace {
 
-/// One matrix; weights [out, in] and `upper` in solving order, groups of consecutive columns unless
-/// they are static.
+/// Solves one matrix. `weights` [out, in] and `upper` are in solving order; unless groups are
+/// static, they consist of consecutive columns.
 class MatrixSolver {
  public:
   MatrixSolver(const Format& format, const at::Tensor& weights, const Factors& factors, int64_t e,
@@ -32,7 +32,8 @@ class MatrixSolver {
       const int64_t group = column / width_;
       if (!static_groups_ && begin % width_ == 0) fit(group, begin);
       const at::Tensor delta = quantize(column, group, begin);
-      // dim columns at once: with D their error, the rest sees D U_vv^-1 U_v,rest
+      // Rounds dim columns at once. If D is their error, the columns after them change by -D
+      // U_vv^-1 U_v,rest.
       const at::Tensor u = upper_.narrow(0, begin, dim);
       const at::Tensor error = at::linalg_solve_triangular(u.narrow(1, begin, dim), delta,
                                                            /*upper=*/true, /*left=*/false);
@@ -60,7 +61,7 @@ class MatrixSolver {
     batch_.params[e_].select(1, group).copy_(params);
   }
 
-  /// Codes and values of vector_dim columns; returns weights - values.
+  /// Computes codes and values of vector_dim columns; returns weights - values.
   at::Tensor quantize(int64_t column, int64_t group, int64_t begin) {
     const int64_t dim = desc_.vector_dim;
     const at::Tensor w = weights_.narrow(1, begin, dim).contiguous();

@@ -19,14 +19,14 @@ void column_error(const float* w, const float* values, float diagonal, float* er
   }
 }
 
-/// Columns between trailing updates: such that a group never begins inside a block and ends in
-/// another, unless it begins with one.
+/// The number of columns between two updates of the columns after them. It is such that a group
+/// which spans several blocks always begins at the start of a block.
 int64_t block_columns(int64_t wanted, int64_t group_size) {
   if (group_size <= 0 || group_size % wanted == 0) return wanted;
   return group_size < wanted ? wanted / group_size * group_size : group_size;
 }
 
-/// One batch of matrices being solved; all tensors in solving order of the columns.
+/// Solves one batch of matrices. All tensors have their columns in solving order.
 class Solver {
  public:
   Solver(const Format& format, const at::Tensor& weights, const Factors& factors,
@@ -76,7 +76,7 @@ class Solver {
     std::vector<double> loss;
   };
 
-  /// Rows [row, row + kRows) of matrix e through columns [begin, begin + n).
+  /// Takes rows [row, row + kRows) of matrix e through columns [begin, begin + n).
   void solve_rows(int64_t e, int64_t row, int64_t begin, int64_t n) {
     thread_local Work work;
     const int64_t rows = std::min(kRows, rows_ - row);
@@ -124,7 +124,7 @@ class Solver {
     }
   }
 
-  /// Fits the group that begins at column begin + i from the weights as they are now.
+  /// Fits the group that begins at column begin + i to the current weights.
   void fit(Work& work, int64_t e, int64_t row, int64_t rows, int64_t begin, int64_t i, int64_t n) {
     const int64_t first = begin + i, size = std::min(width_, in_ - first);
     const float* later = weights_.data_ptr<float>();

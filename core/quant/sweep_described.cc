@@ -12,9 +12,9 @@ namespace aqhost {
 namespace {
 
 constexpr int64_t kBlock = 128;  // columns between two updates of the gradient, in whole groups
-                                 // (of a group of the whole matrix: a part of it)
+                                 // (or in parts of a group that is the whole matrix)
 
-/// sums[r] += a[i][r] * b[i][r] over n columns.
+/// sums[r] += a[i][r] * b[i][r], summed over n columns i.
 AQ_VECTOR_CLONES
 void add_products(const float* a, const float* b, int64_t n, double* sums) {
   for (int64_t i = 0; i < n; i++)
@@ -28,7 +28,7 @@ void best_values(const float* v, const float* g, float h, float* best) {
   for (int64_t r = 0; r < kRows; r++) best[r] = v[r] - g[r] / h;
 }
 
-/// A batch with the gradient of its loss, (values - weights) H.
+/// A batch and the gradient of its loss, (values - weights) H.
 class Sweeper {
  public:
   Sweeper(const Format& format, const at::Tensor& weights, const at::Tensor& hessians,
@@ -67,14 +67,14 @@ class Sweeper {
   }
 
  private:
-  /// A tile of rows and columns being worked on.
+  /// A tile of rows and columns that is being worked on.
   struct Work {
     std::vector<float> values, gradient, change, product;
     std::vector<uint8_t> codes;
     float step[kRows], zero[kRows], value[kRows], moved[kRows];
   };
 
-  /// Rows [row, row + kRows) of matrix e in columns [begin, begin + n).
+  /// Sweeps rows [row, row + kRows) of matrix e in columns [begin, begin + n).
   void sweep_rows(int64_t e, int64_t row, int64_t begin, int64_t n) {
     thread_local Work work;
     const int64_t rows = std::min(kRows, rows_ - row), at = (e * rows_ + row) * in_ + begin;
@@ -104,12 +104,13 @@ class Sweeper {
         codes[r * in_ + i] = work.codes[static_cast<std::size_t>(i * kRows + r)];
   }
 
-  /// One group of `rows` rows from `row` on.
+  /// One group in `rows` rows, beginning at `row`.
   struct Group {
     int64_t e, row, rows, index;
   };
 
-  /// The group whose first column is i of n in the tile; h: H from the tile's first column on.
+  /// Sweeps the group whose first column is i, of n columns in the tile. h is H from the tile's
+  /// first column on.
   void sweep_group(Work& work, const Group& group, const float* h, int64_t i, int64_t n) {
     const float global =
         desc_.tensor_params > 0 ? batch_.tensor_params.data_ptr<float>()[group.e] : 1.0f;
@@ -133,16 +134,17 @@ class Sweeper {
     }
   }
 
-  /// Least-squares scales for the codes of the group's `size` columns, where they lower the loss.
+  /// Replaces scales by the least-squares scales for the codes of the group's `size` columns, where
+  /// this lowers the loss.
   void refit(Work& work, const Group& group, float global, const float* h, int64_t i, int64_t size,
              int64_t n) {
     float* v = work.values.data() + i * kRows;
     float* g = work.gradient.data() + i * kRows;
-    float* product = work.product.data();  // -V H, of the group's columns of V
+    float* product = work.product.data();  // -V H, for the group's columns of V
     std::fill_n(product, (n - i) * kRows, 0.0f);
     for (int64_t c = 0; c < size; c++)
       subtract_outer(product, v + c * kRows, h + (i + c) * in_ + i, n - i);
-    double slope[kRows] = {}, curvature[kRows] = {};  // of the loss, by the scale's relative change
+    double slope[kRows] = {}, curvature[kRows] = {};  // of the loss, by the relative scale change
     add_products(v, g, size, slope);
     add_products(v, product, size, curvature);
     for (int64_t r = 0; r < kRows; r++) work.moved[r] = 0;

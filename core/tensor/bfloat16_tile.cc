@@ -11,10 +11,10 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kRows = 4;    // of a tile that are in registers at once
-constexpr int64_t kBlock = 64;  // pairs of terms that stay in the first cache
+constexpr int64_t kRows = 4;    // rows of a tile that are in registers at once
+constexpr int64_t kBlock = 64;  // pairs that stay in the first-level cache
 
-/// 4 rows of a tile += a^T b; a from the first of the rows on.
+/// Adds a^T b to 4 rows of a tile; `a` begins at the first of these rows.
 template <int kVectors>
 AQ_AVX512_BF16 void add_rows(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs) {
   __m512 sums[kRows][kVectors];

@@ -3,8 +3,8 @@
 #include <bit>
 #include <cstdint>
 
-// Products of bfloat16 matrices by AVX512-BF16, on tiles that stay in the first cache. A number of
-// a factor is a pair of terms, two bfloat16, the first one in its low half.
+// Products of bfloat16 matrices by AVX512-BF16, on tiles that stay in the first-level cache. Each
+// uint32 holds two consecutive bfloat16 of the reduction dimension, the first one in its low half.
 
 namespace aqhost {
 
@@ -13,18 +13,19 @@ bool has_bfloat16_products();
 
 inline constexpr int64_t kTile = 64;  // rows and columns
 
-/// tile [64, 64] += a^T b in float32 over `pairs` pairs of terms; a and b [pairs, 64]. Only the
-/// first `columns`, rounded up to 16, need be there in b, and are added to.
+/// tile [64, 64] += a^T b in float32, summed over `pairs` pairs; a and b are [pairs, 64]. Only the
+/// first `columns` columns, rounded up to a multiple of 16, must exist in b, and only these are
+/// added.
 void add_tile(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs,
               int64_t columns = kTile);
 
-/// Makes pairs of two rows of `columns` bfloat16 (<= 64): to[c] = {even[c], odd[c]}, zeros up to
-/// the 64th. odd may be null: zeros.
+/// Interleaves two rows of `columns` <= 64 bfloat16: to[c] = {even[c], odd[c]}, with zeros up to
+/// the 64th. `odd` may be null, which stands for zeros.
 void make_pairs(const uint16_t* even, const uint16_t* odd, int64_t columns, uint32_t* to);
 
 inline float widen(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
-/// To the nearest bfloat16, ties to even; finite numbers only.
+/// Rounds to the nearest bfloat16, ties to even. Only for finite numbers.
 inline uint32_t narrow(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;

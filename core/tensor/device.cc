@@ -20,8 +20,8 @@ namespace fs = std::filesystem;
 
 using Guard = c10::impl::VirtualGuardImpl;
 
-/// Empty if a GPU is there, or why not. LibTorch is not asked: its CUDA libraries take seconds to
-/// open.
+/// Returns "" if there is a GPU, or else why there is none. Does not ask LibTorch, because opening
+/// its CUDA libraries takes seconds.
 std::string missing_driver() {
   dll::shared_library driver;
   boost::dll::fs::error_code error;
@@ -35,11 +35,11 @@ std::string missing_driver() {
   return {};
 }
 
-/// Opens LibTorch's CUDA side for the rest of the process; empty or what is missing.
+/// Opens LibTorch's CUDA libraries for the rest of the process; returns "" or what is missing.
 std::string open_cuda() {
   if (gpu_module().empty())
     return "there is no aqhost_cuda.so beside the program: build it with a CUDA toolkit (nvcc)";
-  // blocks that grow: with fixed ones twice the memory in use is held back in unused pieces
+  // Segments that can grow: with fixed ones, unused fragments take as much memory as the tensors.
   ::setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True", 0);
   try {
     static const dll::shared_library torch("libtorch_cuda.so",
@@ -55,7 +55,7 @@ std::string open_cuda() {
   return {};
 }
 
-/// The GPU's number in a name other than "cpu"; 0 if it has none.
+/// The GPU's number in a name other than "cpu"; 0 if the name has no number.
 int parse_index(const std::string& name) {
   int index = 0;
   const bool numbered = name.starts_with("cuda:");
@@ -110,7 +110,7 @@ void on_own_queue(at::Device device, const std::function<void()>& body) {
   const Guard guard(device.type());
   guard.setDevice(device);
   const c10::Stream own = guard.getStreamFromGlobalPool(device);
-  struct Restore {  // also when body() throws
+  struct Restore {  // restores it also if body() throws
     const Guard& guard;
     c10::Stream before;
     ~Restore() { guard.exchangeStream(before); }

@@ -8,7 +8,8 @@
 namespace aqhost {
 namespace {
 
-/// bfloat16 as it is stored, through memory that the GPU reads by itself; false if it is not.
+/// Copies stored bfloat16 through pinned memory, which the GPU reads directly. Returns false if the
+/// tensor is not stored in the form in which it is read.
 bool copy_to_gpu(const Source& source, const std::string& name, int64_t begin,
                  const at::Tensor& out) {
   const at::Tensor pinned =
@@ -23,7 +24,7 @@ bool copy_to_gpu(const Source& source, const std::string& name, int64_t begin,
   return true;
 }
 
-/// Whether no exponent is that of infinity; no branch in the loop, so that it vectorizes.
+/// Whether no exponent is that of infinity. The loop has no branch, so that it vectorizes.
 bool all_finite(std::span<const at::BFloat16> values) {
   uint16_t worst = 0;
   for (const at::BFloat16 v : values) {
@@ -33,8 +34,9 @@ bool all_finite(std::span<const at::BFloat16> values) {
   return worst < 0x7f80u;
 }
 
-/// bfloat16 that is wanted as it is stored, without a detour through float32; false if it is stored
-/// otherwise, or not finite (which read_f32() words).
+/// Copies stored bfloat16 to a bfloat16 tensor without converting through float32. Returns false if
+/// the tensor is not stored in the form in which it is read, or if a value is not finite
+/// (read_f32() then throws the Error).
 bool copy_stored(const Source& source, const std::string& name, int64_t begin,
                  const at::Tensor& out) {
   return out.scalar_type() == at::kBFloat16 &&
@@ -55,13 +57,14 @@ void read_range(const Source& source, const std::string& name, int64_t begin,
   out.copy_(values);
 }
 
-/// Where a tensor's elements lie: in `stored` [...], from element `begin` on, up to row `last`.
+/// Where the elements of a tensor lie: in a tensor of shape `stored`, from element `begin` on, up
+/// to row `last`.
 struct Place {
   int64_t begin = 0, last = 0;
   std::vector<int64_t> stored;
 };
 
-/// Error where what is stored does not hold `shape`.
+/// Throws an Error if the stored tensor does not hold `shape`.
 Place find_place(const Source& source, const TensorRef& ref, at::IntArrayRef shape) {
   check_holds(source, ref, shape);
   const TensorInfo& info = *source.find(ref.name);
@@ -78,7 +81,7 @@ Place find_place(const Source& source, const TensorRef& ref, at::IntArrayRef sha
 void read_place(const Source& source, const TensorRef& ref, const Place& place,
                 const at::Tensor& out) {
   if (out.dim() == 0) return read_range(source, ref.name, place.begin, out);
-  if (!ref.transposed && ref.row_step == 1) {  // rows in a row: no other is read
+  if (!ref.transposed && ref.row_step == 1) {  // the rows are consecutive, so no other row is read
     const int64_t row = c10::multiply_integers(out.sizes().slice(1));
     return read_range(source, ref.name, place.begin + ref.row_begin * row, out);
   }

@@ -9,7 +9,7 @@
 namespace aqhost {
 namespace {
 
-/// \w as Rust's regex crate has it.
+/// \w as Rust's regex crate defines it.
 bool is_word(std::string_view character) {
   static const Regex word(R"([\p{Alphabetic}\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{200C}\x{200D}])", "\\w");
   std::vector<Span> spans;
@@ -23,8 +23,8 @@ AddedTokens::AddedTokens(const Field& config, const Bpe& model, const Normalizer
   if (config.is_null()) return;
   const auto model_size = static_cast<int32_t>(model.vocab().size());
   std::vector<Field> items = config.items();
-  // The ids written in the file are not looked at by HF either: a token has the model's id, or the
-  // next free one.
+  // Like HF, ignores the ids in the file: a token has the id that the model gives it, or the next
+  // free id.
   for (const Field& item : items) {
     const std::string& content = item["content"].text();
     if (content.empty()) continue;
@@ -39,7 +39,7 @@ AddedTokens::AddedTokens(const Field& config, const Bpe& model, const Normalizer
     }
     largest_id_ = std::max(largest_id_, id);
   }
-  // Of contents that become equal by normalisation the first counts; special tokens go first.
+  // Special tokens go first. If normalisation makes several contents equal, the first one counts.
   std::ranges::stable_partition(items, [](const Field& item) { return item["special"].flag(); });
   for (const Field& item : items) {
     Normalized content{item["content"].text()};
@@ -124,7 +124,7 @@ std::vector<AddedTokens::Part> AddedTokens::Trie::split(std::string_view text) c
       size_t at = end;
       while (at < text.size() && is_space(next_code_point(text, at))) end = at;
     }
-    if (begin >= end) continue;  // the one before took all of it
+    if (begin >= end) continue;  // the previous token took all of it
     if (done < begin) parts.push_back({done, begin, std::nullopt});
     parts.push_back({begin, end, token->id});
     done = end;

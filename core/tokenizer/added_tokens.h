@@ -12,14 +12,14 @@
 
 namespace aqhost {
 
-/// The `added_tokens` of tokenizer.json, which are found in the text before anything else: those
-/// that are not `normalized` in the text as it came, the others in the normalised stretches
-/// between. Leftmost, then longest. Const functions may be called from any thread.
+/// The `added_tokens` of tokenizer.json. They are found in the text before anything else: tokens
+/// that are not `normalized` in the text as given, the others in the normalised parts between them.
+/// The leftmost match wins, then the longest. Const functions are thread-safe.
 class AddedTokens {
  public:
   AddedTokens(const Field& config, const Bpe& model, const Normalizer& normalizer);
 
-  /// A stretch of the text: an added token, or text between them.
+  /// A part of the text: an added token, or the text between two of them.
   struct Part {
     size_t begin, end;
     std::optional<int32_t> id;
@@ -29,7 +29,7 @@ class AddedTokens {
     return normalized_.split(text);
   }
 
-  /// -1 without any.
+  /// -1 if there are none.
   int32_t largest_id() const { return largest_id_; }
   std::optional<int32_t> token_id(std::string_view token) const;
 
@@ -38,7 +38,7 @@ class AddedTokens {
     int32_t id;
     bool single_word, lstrip, rstrip;
   };
-  /// A set of tokens as a tree over their bytes.
+  /// A set of tokens, as a tree over their bytes.
   class Trie {
    public:
     void add(std::string_view content, const Token& token);
@@ -46,7 +46,7 @@ class AddedTokens {
 
    private:
     struct Node {
-      std::vector<std::pair<char, size_t>> children;  ///< by byte
+      std::vector<std::pair<char, size_t>> children;  ///< indexed by byte
       std::optional<size_t> token;
     };
     struct Found {
@@ -57,7 +57,7 @@ class AddedTokens {
 
     std::vector<Node> nodes_ = std::vector<Node>(1);
     std::vector<Token> tokens_;
-    std::array<bool, 256> first_{};  ///< bytes that a token begins with
+    std::array<bool, 256> first_{};  ///< the bytes with which tokens begin
   };
 
   Trie raw_, normalized_;

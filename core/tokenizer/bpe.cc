@@ -10,8 +10,8 @@
 namespace aqhost {
 namespace {
 
-constexpr std::string_view kMark = "\u2581";  ///< SentencePiece's space
-constexpr size_t kCachedWord = 256;           ///< bytes; longer words hardly come again
+constexpr std::string_view kMark = "\u2581";  ///< SentencePiece's symbol for a space
+constexpr size_t kCachedWord = 256;           ///< in bytes; longer words are rarely seen again
 constexpr size_t kCachedWords = size_t{1} << 17;
 
 }  // namespace
@@ -21,7 +21,7 @@ Bpe::Bpe(const Field& config, TokenizerFile& file, bool byte_level)
       byte_fallback_(config["byte_fallback"].flag_or(false)),
       fuse_unknown_(config["fuse_unk"].flag_or(false)),
       ignore_merges_(config["ignore_merges"].flag_or(false)) {
-  // Old files name no type where it is BPE.
+  // Old files do not name the type BPE.
   const Field type = config["type"];
   if (!type.is_null() && type.text() != "BPE") type.unsupported();
   if (!config["dropout"].is_null() && config["dropout"].json() != 0.0) {
@@ -77,7 +77,7 @@ void Bpe::read_merges(const Field& config, const TokenizerFile& file) {
       fail("{}[{}]: \"{}\" of \"{}\" + \"{}\" is not in model.vocab", config.where(), rank, token,
            left, right);
     };
-    // Of a pair that is listed twice the last counts, as in HF.
+    // If a pair is listed twice, the last entry counts, as in HF.
     const Pair pair{id_of(left), id_of(right)};
     merges_[pair] = {rank, id_of(joined)};
     if (right.starts_with(kMark) && !left.ends_with(kMark)) cuts_at_mark_ = false;
@@ -134,7 +134,7 @@ void Bpe::encode_word(std::string_view word, std::vector<int32_t>& ids) const {
 std::vector<int32_t> Bpe::characters(std::string_view word) const {
   std::vector<int32_t> ids;
   ids.reserve(word.size());
-  bool pending = false;  // an unknown token that waits for others to be fused with
+  bool pending = false;  // an unknown token that may be fused with the following ones
   for (size_t at = 0; at < word.size();) {
     const size_t start = at;
     next_code_point(word, at);
@@ -189,7 +189,8 @@ void Bpe::merge(const std::vector<int32_t>& tokens, std::vector<int32_t>& ids) c
     const Candidate best = queue.top();
     queue.pop();
     Symbol& left = symbol(best.position);
-    // The pair may be gone: its left token merged away, or either of them grown.
+    // The pair may no longer exist: its left token may be merged away, or either token may have
+    // grown.
     if (left.id == kNone || left.next == kNone) continue;
     const auto found = merge_at(best.position);
     if (found == merges_.end() || found->second.id != best.id) continue;

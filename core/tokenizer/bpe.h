@@ -13,7 +13,7 @@
 
 namespace aqhost {
 
-/// For looking strings up without a copy.
+/// Lets strings be looked up without a copy.
 struct StringHash {
   using is_transparent = void;
   size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
@@ -21,19 +21,19 @@ struct StringHash {
 template <typename Value>
 using StringMap = std::unordered_map<std::string, Value, StringHash, std::equal_to<>>;
 
-/// Ids of words met before. Not to be shared between threads.
+/// The ids of words seen before. Must not be shared between threads.
 using WordCache = StringMap<std::vector<int32_t>>;
 
-/// The `model` of tokenizer.json, of type BPE (Sennrich et al., arXiv:1508.07909): merges by rank,
-/// leftmost first, in O(n log n) however long a word is. Const functions may be called from any
-/// thread.
+/// The `model` of tokenizer.json, of type BPE (Sennrich et al., arXiv:1508.07909). Merges are
+/// applied by rank, leftmost first, in O(n log n) for words of any length. Const functions are
+/// thread-safe.
 class Bpe {
  public:
-  /// `config` is model's, less the tables, which are `file`'s and moved from. With `byte_level`
-  /// words come as bytes and are looked up in ByteLevel's alphabet.
+  /// `config` is the model without its tables; the tables are moved out of `file`. With
+  /// `byte_level`, words are given as bytes and looked up in ByteLevel's alphabet.
   Bpe(const Field& config, TokenizerFile& file, bool byte_level);
 
-  /// Appends the ids of `word` (not empty, well-formed UTF-8) to `ids`.
+  /// Appends the ids of `word` (which is not empty, and well-formed UTF-8) to `ids`.
   void encode(std::string_view word, WordCache& cache, std::vector<int32_t>& ids) const;
 
   std::optional<int32_t> token_id(std::string_view token) const;
@@ -51,7 +51,7 @@ class Bpe {
       return (key * 0x9E3779B97F4A7C15u) >> 20;
     }
   };
-  /// A token of the word being merged; tokens are linked, as vector positions.
+  /// A token of the word that is being merged. Tokens are linked by their positions in a vector.
   struct Symbol {
     int32_t id, previous, next;
   };
@@ -75,8 +75,8 @@ class Bpe {
   std::optional<int32_t> unknown_;
   StringMap<int32_t> vocab_;
   std::unordered_map<Pair, Merge, PairHash> merges_;
-  std::vector<std::optional<int32_t>> byte_ids_;  ///< of <0x00> to <0xFF>
-  /// No merge joins U+2581 to a different character before it, so a word may be cut there.
+  std::vector<std::optional<int32_t>> byte_ids_;  ///< ids of the tokens <0x00> to <0xFF>
+  /// No merge joins U+2581 to a different character before it, so a word may be cut before it.
   bool cuts_at_mark_ = false;
 };
 

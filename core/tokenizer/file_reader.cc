@@ -8,7 +8,7 @@ namespace {
 
 constexpr size_t kMaxDepth = 64;
 
-/// Receives the parser's events; what goes into a table never becomes a Json.
+/// Receives the events of the parser. Entries of the tables never become a Json.
 class Handler final : public nlohmann::json_sax<Json> {
  public:
   Handler(TokenizerFile& file, const std::string& where) : file_(file), where_(where) {}
@@ -94,7 +94,7 @@ class Handler final : public nlohmann::json_sax<Json> {
     fail("{}: model.merges[{}]: expected a pair of tokens", where_, file_.merges->size());
   }
 
-  /// Whether the value that begins is model's `name`.
+  /// Whether the value that begins now is the model's `name`.
   bool at(std::string_view name) const {
     return table_ == Table::kNone && stack_.size() == 2 && keys_[0] == "model" && keys_[1] == name;
   }
@@ -132,7 +132,7 @@ class Handler final : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  /// The older spelling, "left right".
+  /// Adds a merge in the older spelling, "left right".
   void add_spaced(std::string_view text) {
     const size_t space = text.find(' ');
     if (space == text.npos || text.find(' ', space + 1) != text.npos) refuse_merge();
@@ -145,8 +145,8 @@ class Handler final : public nlohmann::json_sax<Json> {
 
   TokenizerFile& file_;
   const std::string& where_;
-  std::vector<Json*> stack_;       ///< open containers of `rest`
-  std::vector<std::string> keys_;  ///< for each of them, the key read last
+  std::vector<Json*> stack_;       ///< containers of `rest` that are open
+  std::vector<std::string> keys_;  ///< for each of them, the key that was read last
   Table table_ = Table::kNone;
   std::string token_;
   std::vector<std::string> pair_;

@@ -11,18 +11,18 @@
 
 namespace aqhost {
 
-/// tokenizer.json. Its two large tables are read into vectors (as a tree of JSON values they would
-/// take most of the time), the rest is as parse_json() gives it.
+/// The content of tokenizer.json. Its two large tables are read into vectors, because reading them
+/// as trees of JSON values would take most of the time. The rest is as parse_json() returns it.
 struct TokenizerFile {
   using Merge = std::pair<std::string, std::string>;
 
-  Json rest;  ///< without model.vocab and model.merges where these are below
-  std::optional<std::vector<std::pair<std::string, int32_t>>> vocab;  ///< in the file's order
+  Json rest;  ///< without model.vocab and model.merges, if these are below
+  std::optional<std::vector<std::pair<std::string, int32_t>>> vocab;  ///< in the order of the file
   std::optional<std::vector<Merge>> merges;                           ///< by rank
 };
 
-/// Errors are parse_json()'s, and those of ids that are no int32 and merges that are no pairs; all
-/// begin with `where`, the file's name.
+/// Throws the errors of parse_json(), and Errors for ids that do not fit an int32 and merges that
+/// are not pairs. All begin with `where`, the file's name.
 TokenizerFile parse_tokenizer_file(std::string_view text, const std::string& where);
 
 }  // namespace aqhost

@@ -20,7 +20,7 @@ void check(UErrorCode status) {
   if (U_FAILURE(status)) fail("Unicode normalisation failed: {}", u_errorName(status));
 }
 
-/// HF normalises by the tables of Unicode 9.0: what came later stays as it is.
+/// HF normalises by the tables of Unicode 9.0, so later characters stay as they are.
 const icu::UnicodeSet& normalized_characters() {
   static const icu::UnicodeSet set = [] {
     UErrorCode status = U_ZERO_ERROR;
@@ -32,8 +32,9 @@ const icu::UnicodeSet& normalized_characters() {
   return set;
 }
 
-/// Sorts runs of more than kLongRun combining marks, decomposed, by combining class, which `form`
-/// would do in quadratic time; to `form` the text stays equivalent (Unicode Standard, 3.11).
+/// Sorts runs of more than kLongRun combining marks, after decomposing them, by combining class.
+/// `form` itself would take quadratic time for this. The text stays equivalent for `form` (Unicode
+/// Standard, 3.11).
 class MarkSorter {
  public:
   explicit MarkSorter(const icu::Normalizer2& form) : form_(form) {}
@@ -90,7 +91,7 @@ void normalize_form(const icu::Normalizer2& form, std::string& text) {
   if (text.size() > INT32_MAX / 4) fail("a text of {} bytes is too long to normalise", text.size());
   UErrorCode status = U_ZERO_ERROR;
   text = MarkSorter(form).run(text);
-  // What is normalised today was so by the older tables, too.
+  // A text that is normalised by today's tables is also normalised by the older ones.
   if (form.isNormalizedUTF8(text, status)) return;
   std::string result;
   icu::StringByteSink<std::string> sink(&result);
@@ -100,7 +101,7 @@ void normalize_form(const icu::Normalizer2& form, std::string& text) {
   text = std::move(result);
 }
 
-/// Rust's char::to_lowercase, one character at a time (no final sigma).
+/// Rust's char::to_lowercase, one character at a time (without the rule for a final sigma).
 void lowercase(std::string& text) {
   constexpr CodePoint kCapitalIWithDot = 0x130, kDotAbove = 0x307;
   std::string result;

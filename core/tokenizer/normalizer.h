@@ -8,18 +8,18 @@
 
 namespace aqhost {
 
-/// A stretch of the text on its way through the tokenizer.
+/// A part of the text on its way through the tokenizer.
 struct Normalized {
   std::string text;
-  /// Whether its first character comes from the very beginning of what was given to encode().
+  /// Whether its first character comes from the very beginning of the text given to encode().
   bool at_origin = true;
 };
 
 /// The `normalizer` of tokenizer.json: NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace and
-/// Sequence. Const functions may be called from any thread.
+/// Sequence. Const functions are thread-safe.
 class Normalizer {
  public:
-  /// `config` may be null: then nothing is changed.
+  /// If `config` is null, nothing is changed.
   explicit Normalizer(const Field& config);
 
   void apply(Normalized& text) const;

@@ -13,7 +13,7 @@ void PostProcessor::add(const Field& config) {
   if (kind.text() == "Sequence") {
     for (const Field& item : config["processors"].items()) add(item);
   } else if (kind.text() == "TemplateProcessing") {
-    // HF would take what the first one made for a pair of texts.
+    // HF would take the result of the first template for a pair of texts.
     if (templated_) fail("{}: a second TemplateProcessing is not supported", config.where());
     templated_ = true;
     add_template(config);

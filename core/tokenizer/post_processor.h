@@ -7,11 +7,12 @@
 
 namespace aqhost {
 
-/// The `post_processor` of tokenizer.json, as far as it concerns a single text's ids: ids that go
-/// before and after it. TemplateProcessing, ByteLevel (which moves offsets only) and Sequence.
+/// The `post_processor` of tokenizer.json, as far as it affects the ids of a single text: the ids
+/// that go before and after it. Supports TemplateProcessing, ByteLevel (which only moves offsets)
+/// and Sequence.
 class PostProcessor {
  public:
-  /// `config` may be null: then nothing is added.
+  /// If `config` is null, nothing is added.
   explicit PostProcessor(const Field& config);
 
   const std::vector<int32_t>& prefix() const { return prefix_; }

@@ -13,7 +13,7 @@ namespace {
 constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-/// Rust's char::is_numeric, with two ranges of Unicode 17.0 that Oniguruma does not have.
+/// Rust's char::is_numeric, including two ranges of Unicode 17.0 that Oniguruma does not have.
 constexpr std::string_view kNumeric = R"([\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}])";
 
 enum class Behavior { kIsolated, kRemoved, kContiguous, kMergedWithPrevious, kMergedWithNext };
@@ -28,8 +28,8 @@ Behavior read_behavior(const Field& config) {
   config.unsupported();
 }
 
-/// What becomes of the matches, in place: HF's SplitDelimiterBehavior. A match joins its neighbour
-/// only where that neighbour does not follow (or precede) another match.
+/// Applies HF's SplitDelimiterBehavior to the matches, in place. A match joins its neighbour only
+/// if that neighbour does not follow (or precede) another match.
 void merge_spans(Behavior behavior, std::vector<Span>& spans) {
   size_t kept = 0;
   if (behavior == Behavior::kRemoved) {
@@ -105,7 +105,7 @@ PreTokenizer::PreTokenizer(const Field& config) {
 void PreTokenizer::add(const Field& config) {
   const Field kind = config["type"];
   const std::string& type = kind.text();
-  // What follows ByteLevel would have to see its alphabet instead of the text.
+  // Steps after ByteLevel would have to see its alphabet instead of the text.
   if (byte_level_ && type != "Sequence") kind.unsupported();
   if (type == "Sequence") {
     for (const Field& item : config["pretokenizers"].items()) add(item);
@@ -169,7 +169,7 @@ void PreTokenizer::add_metaspace(const Field& config) {
   if (scheme != "always" && scheme != "first" && scheme != "never") {
     config["prepend_scheme"].unsupported();
   }
-  // Which of several pieces comes first depends on HF's bookkeeping of offsets.
+  // Which of several pieces comes first depends on how HF tracks offsets.
   if (scheme == "first" && !steps_.empty()) {
     fail("{} \"first\" after another pre-tokenizer is not supported",
          config["prepend_scheme"].where());

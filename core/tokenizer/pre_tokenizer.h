@@ -11,18 +11,18 @@
 namespace aqhost {
 
 /// The `pre_tokenizer` of tokenizer.json: ByteLevel, Split, Digits, Metaspace and Sequence. Const
-/// functions may be called from any thread.
+/// functions are thread-safe.
 class PreTokenizer {
  public:
-  /// `config` may be null: then the whole text is one word.
+  /// If `config` is null, the whole text is one word.
   explicit PreTokenizer(const Field& config);
 
-  /// Words to look up are in ByteLevel's alphabet (byte_level()); split() leaves them as they are.
+  /// Whether words must be looked up in ByteLevel's alphabet (byte_level()). split() does not
+  /// convert them.
   bool byte_level() const { return byte_level_; }
 
-  /// Words in order, none empty, into `pieces`; they point into `text` or `changed`, to which
-  /// rewritten pieces are added.
-  /// `at_origin` as in Normalized.
+  /// Appends the words, in order and none of them empty, to `pieces`. They point into `text` or
+  /// into `changed`, to which rewritten words are added. `at_origin` is as in Normalized.
   void split(std::string_view text, bool at_origin, std::vector<std::string_view>& pieces,
              std::deque<std::string>& changed) const;
 
@@ -42,7 +42,7 @@ class PreTokenizer {
   bool byte_level_ = false;
 };
 
-/// `bytes` in ByteLevel's alphabet, where each byte is a printable character (GPT-2's
+/// `bytes` in ByteLevel's alphabet, in which each byte is a printable character (GPT-2's
 /// bytes_to_unicode()).
 std::string to_byte_level(std::string_view bytes);
 

@@ -7,7 +7,7 @@ struct Row {
   std::string_view property, ranges;
 };
 
-// From DerivedGeneralCategory.txt and Scripts.txt of Unicode 16.0, less what 14.0 has.
+// From DerivedGeneralCategory.txt and Scripts.txt of Unicode 16.0, without the characters of 14.0.
 constexpr Row kRows[] = {
     {"Lu", "\\x{1C89}\\x{A7CB}-\\x{A7CC}\\x{A7DA}\\x{A7DC}\\x{10D50}-\\x{10D65}"},
     {"Ll", "\\x{1C8A}\\x{A7CD}\\x{A7DB}\\x{10D70}-\\x{10D85}\\x{1DF25}-\\x{1DF2A}"},

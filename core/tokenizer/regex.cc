@@ -21,7 +21,7 @@ struct Free {
   void operator()(auto* p) const { kFree(p); }
 };
 
-/// What a match is worked out in; PCRE2 wants one of each per thread.
+/// The memory for matching; PCRE2 needs one set per thread.
 struct Scratch {
   std::unique_ptr<pcre2_match_data, Free<pcre2_match_data_free>> data{
       pcre2_match_data_create(1, nullptr)};
@@ -57,7 +57,7 @@ std::shared_ptr<const Regex::Code> Regex::compile(std::string_view pattern, bool
       pcre2_compile_context_create(nullptr));
   if (!context) throw std::bad_alloc();
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
-  // In Ruby ^ and $ always look at lines.
+  // In Ruby, ^ and $ always match at lines.
   const uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_MULTILINE);
   int error = 0;
   PCRE2_SIZE offset = 0;
@@ -68,7 +68,7 @@ std::shared_ptr<const Regex::Code> Regex::compile(std::string_view pattern, bool
   if (!code->compiled) {
     fail("{}: the regular expression \"{}\" is not supported: {}", where, shown, message(error));
   }
-  // Without a JIT compiler for this processor pcre2_match interprets.
+  // If there is no JIT compiler for this processor, pcre2_match interprets the pattern.
   pcre2_jit_compile(code->compiled.get(), PCRE2_JIT_COMPLETE);
   uint32_t shortest = 0;
   pcre2_pattern_info(code->compiled.get(), PCRE2_INFO_MINLENGTH, &shortest);
@@ -93,7 +93,7 @@ bool Regex::find(std::string_view text, size_t from, Span& match) const {
 
 void Regex::split(std::string_view text, std::vector<Span>& spans) const {
   spans.clear();
-  size_t done = 0, from = 0;  // `done` ends the last span, the search goes on at `from`
+  size_t done = 0, from = 0;  // `done` is the end of the last span; the search continues at `from`
   bool after_match = false;
   Span match{};
   while (from < text.size() || (from == text.size() && code_->matches_empty)) {

@@ -10,23 +10,23 @@
 
 namespace aqhost {
 
-/// A stretch [begin, end) of bytes, and whether the pattern matched it.
+/// A range [begin, end) of bytes, and whether the pattern matched it.
 struct Span {
   size_t begin, end;
   bool is_match;
 };
 
-/// A regular expression in Oniguruma's Ruby dialect (which tokenizer.json is written in), run by
-/// PCRE2's JIT compiler. Const functions may be called from any thread.
+/// A regular expression in Oniguruma's Ruby dialect (that of tokenizer.json), run by PCRE2's JIT
+/// compiler. Const functions are thread-safe.
 class Regex {
  public:
-  /// `where` begins the message of the Error for a pattern that is wrong or not supported.
+  /// Throws an Error that begins with `where` if the pattern is wrong or not supported.
   Regex(std::string_view pattern, const std::string& where);
-  /// A pattern that stands for itself.
+  /// A pattern that matches exactly `text`.
   static Regex literal(std::string_view text, const std::string& where);
 
-  /// Cuts the whole of `text` (well-formed UTF-8) into matches and what lies between them, in
-  /// order, into `spans`. Empty matches are spans too, save directly after another match.
+  /// Splits all of `text` (well-formed UTF-8) into matches and the parts between them, in order.
+  /// Empty matches are spans too, unless they directly follow another match.
   void split(std::string_view text, std::vector<Span>& spans) const;
 
  private:
@@ -39,7 +39,7 @@ class Regex {
   std::shared_ptr<const Code> code_;
 };
 
-/// {"Regex": "..."} or {"String": "..."}, as Split and Replace have it.
+/// Reads {"Regex": "..."} or {"String": "..."}, as in Split and Replace.
 Regex read_pattern(const Field& config);
 
 }  // namespace aqhost

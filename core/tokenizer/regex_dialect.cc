@@ -21,11 +21,12 @@ constexpr std::string_view kNotSpace =
     "\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}";
 const std::string kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}" + recent_characters("L") +
                           recent_characters("M") + recent_characters("Nd");
-/// Outside of classes Oniguruma counts the superscripts and fractions of Latin-1 among \w.
+/// Outside of character classes, Oniguruma's \w includes the superscripts and fractions of
+/// Latin-1.
 const std::string kLooseWord = kWord + "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 constexpr std::string_view kHex = "0-9A-Fa-f";
 
-/// Escapes that mean the same to both.
+/// Escapes with the same meaning in both dialects.
 constexpr std::string_view kSameEscapes = "dDnrtfaeAzZGKR";
 
 class Translator {
@@ -96,7 +97,8 @@ class Translator {
     groups_.push_back(out_.size());
     if (peek(1) == '*') refuse("(*");
     if (peek(1) == '?') {
-      // An option alone, (?i), reaches further in Ruby than in PCRE2 unless it comes first.
+      // An option alone, (?i), applies to more of the pattern in Ruby than in PCRE2, unless it
+      // comes first.
       size_t end = 2;
       while (std::string_view("imsxadu-").find(peek(end)) != std::string_view::npos && peek(end)) {
         end++;
@@ -136,7 +138,7 @@ class Translator {
     }
   }
 
-  /// A{n,m}; in Ruby a + behind it repeats it, in PCRE2 it would make it possessive.
+  /// A{n,m}. A + after it repeats it in Ruby, but would make it possessive in PCRE2.
   void interval() {
     size_t end = 1;
     while ((peek(end) >= '0' && peek(end) <= '9') || peek(end) == ',') end++;
@@ -238,7 +240,7 @@ class Translator {
     at_ += 6;
   }
 
-  /// \p{Han}: in PCRE2 a script's bare name means its extensions too.
+  /// \p{Han}. In PCRE2, the bare name of a script includes its extensions.
   void property() {
     const size_t close = rest().find('}');
     if (peek(2) != '{' || close == std::string_view::npos) refuse("\\p without {name}");
@@ -262,7 +264,7 @@ class Translator {
     at_ += close + 1;
   }
 
-  /// Writes `text` for a two-character escape.
+  /// Writes `text` in place of a two-character escape.
   void replace(std::string_view text) {
     out_ += text;
     at_ += 2;
@@ -273,8 +275,8 @@ class Translator {
   size_t at_ = 0;
   std::string out_;
   bool in_class_ = false;
-  size_t atom_ = 0;             ///< where in out_ the item begins that a quantifier would repeat
-  std::vector<size_t> groups_;  ///< the same for the groups that are open
+  size_t atom_ = 0;             ///< where the item that a quantifier would repeat begins in out_
+  std::vector<size_t> groups_;  ///< the same for the open groups
 };
 
 }  // namespace

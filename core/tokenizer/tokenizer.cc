@@ -31,11 +31,11 @@ struct Tokenizer::Impl {
   AddedTokens added_tokens;
   PostProcessor post_processor;
 
-  /// Kept between calls; a call that finds it in use does with a cache of its own.
+  /// Kept between calls. A call that finds it in use works with a cache of its own.
   mutable std::mutex cache_mutex;
   mutable WordCache cache;
 
-  /// A stretch without added tokens of the first kind.
+  /// Encodes a part of the text that contains no added token that is matched before normalisation.
   void encode_raw(Normalized text, WordCache& words, std::vector<int32_t>& ids) const {
     normalizer.apply(text);
     std::vector<std::string_view> pieces;
@@ -71,7 +71,7 @@ Tokenizer::~Tokenizer() = default;
 
 namespace {
 
-/// The tokenizers in other forms that lie in a folder, "tokenizer.model (SentencePiece), ...";
+/// The tokenizers of other kinds that are in a folder, as "tokenizer.model (SentencePiece), ...";
 /// empty if there are none.
 std::string other_tokenizers(const std::filesystem::path& directory) {
   constexpr std::pair<const char*, const char*> kOthers[] = {

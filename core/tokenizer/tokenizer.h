@@ -9,26 +9,27 @@
 
 namespace aqhost {
 
-/// Text to ids exactly as Hugging Face's tokenizers library does it from tokenizer.json (BPE
+/// Turns text into ids exactly as Hugging Face's tokenizers library does by tokenizer.json (BPE
 /// models). A feature of the file that is not supported is an Error that names it. The `truncation`
-/// and `padding` sections are not applied. tokenizer_config.json is not read: where there is a
-/// tokenizer.json, transformers 5 ignores the other's add_bos_token and add_eos_token, and
-/// tokenizer.json's post_processor alone decides. Const functions may be called from any thread.
+/// and `padding` sections are not applied. tokenizer_config.json is not read: if there is a
+/// tokenizer.json, transformers 5 ignores add_bos_token and add_eos_token of the other file, and
+/// only the post_processor of tokenizer.json decides. Const functions are thread-safe.
 class Tokenizer {
  public:
-  /// `directory` holds tokenizer.json.
+  /// `directory` must contain tokenizer.json.
   static Tokenizer load(const std::filesystem::path& directory);
-  /// From the content of a tokenizer.json; `file_name` begins the messages of errors.
+  /// Parses the content of a tokenizer.json; `file_name` begins the messages of errors.
   static Tokenizer parse(std::string_view content, const std::string& file_name);
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  /// Ids of `text` (UTF-8; Error with the byte's offset where it is not). With special tokens the
-  /// post-processor's (<s>) are added; added tokens that stand in the text are found either way.
+  /// The ids of `text`, which must be UTF-8; an Error names the offset of a wrong byte. With
+  /// `add_special_tokens`, the ids of the post-processor (<s>) are added. Added tokens in the text
+  /// are found in any case.
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const;
 
-  /// Largest id + 1.
+  /// The largest id + 1.
   int64_t vocab_size() const;
 
  private:

@@ -9,7 +9,7 @@
 namespace aqhost {
 namespace {
 
-/// ICU's macros want a signed 32-bit index; they are given a window of at most 4 bytes.
+/// ICU's macros need a signed 32-bit index, so they get a window of at most 4 bytes.
 constexpr size_t kWindow = 4;
 
 }  // namespace

@@ -9,16 +9,16 @@ namespace aqhost {
 
 using CodePoint = int32_t;
 
-/// The code point that starts at `at`, which is moved past it. `text` is well-formed.
+/// Returns the code point that starts at `at`, and moves `at` past it. `text` must be well-formed.
 CodePoint next_code_point(std::string_view text, size_t& at);
-/// The code point that ends at `at`, which is moved before it.
+/// Returns the code point that ends at `at`, and moves `at` to its start.
 CodePoint previous_code_point(std::string_view text, size_t& at);
 void append_utf8(std::string& text, CodePoint c);
 
 /// Rust's char::is_whitespace: the White_Space property.
 bool is_space(CodePoint c);
 
-/// True where all bytes are below 0x80.
+/// Whether all bytes are below 0x80.
 bool is_ascii(std::string_view text);
 
 }  // namespace aqhost

@@ -1,4 +1,4 @@
-// aq/sdk/block_forward.hpp - attention that the host does not know, wired in C++ on top of
+// aq/sdk/block_forward.hpp - attention that the host does not know, written in C++ on top of
 // aq/ext/block_forward.h.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace aq {
 
-/// A matrix of the host's, float32, row-major; valid until the forward call returns.
+/// A matrix in the host's memory: float32, row-major, valid until the forward call returns.
 struct Rows {
   float* data = nullptr;
   int64_t rows = 0, cols = 0;
@@ -20,11 +20,12 @@ struct Rows {
   float* operator[](int64_t row) const { return data + row * cols; }
 };
 
-/// One call of a block: its input and output, and what the host does for it. Every function throws
-/// the host's error. Lives for the call, for its thread.
+/// One call of a block: its input and output, and the functions that the host offers to it. Every
+/// function throws the host's error. An object lives as long as the call, and only the calling
+/// thread may use it.
 class ForwardCall {
  public:
-  /// Of a model of hidden size `hidden`.
+  /// `hidden` is the hidden size of the model.
   ForwardCall(const aq_forward_args* args, int64_t hidden) : ctx_(args->ctx) {
     x_ = {view<float>(args->x, "x", {-1, hidden}), args->x->shape[0], hidden};
     y_ = {view<float>(args->y, "y", {x_.rows, hidden}), x_.rows, hidden};
@@ -32,11 +33,13 @@ class ForwardCall {
   }
 
   int32_t layer() const { return ctx_->layer; }
-  Rows x() const { return x_; }                            // [tokens, hidden], not to be changed
-  Rows y() const { return y_; }                            // [tokens, hidden], to be filled
+  /// The input [tokens, hidden], which must not be changed, and the output [tokens, hidden], which
+  /// the block must fill.
+  Rows x() const { return x_; }
+  Rows y() const { return y_; }
   const int32_t* positions() const { return positions_; }  // [tokens]
 
-  /// A matrix of x's tokens, of undefined content.
+  /// A matrix with one row per token of x; its content is undefined.
   Rows rows(int64_t cols) const {
     const auto bytes = static_cast<uint64_t>(x_.rows * cols) * sizeof(float);
     void* memory = ctx_->scratch(ctx_, bytes);
@@ -44,7 +47,7 @@ class ForwardCall {
     return {static_cast<float*>(memory), x_.rows, cols};
   }
 
-  /// y = x W^T + b of a module.
+  /// Computes y = x W^T + b, with W and b of a module.
   void linear(uint32_t module, const Rows& x, const Rows& y) const {
     Lent in(x), out(y);
     aq_error error{};
@@ -56,8 +59,8 @@ class ForwardCall {
     return y;
   }
 
-  /// softmax(scale q k^T) v, causal within each sequence; q [tokens, heads x d], k [tokens,
-  /// kv_heads x d], v [tokens, kv_heads x dv] to [tokens, heads x dv].
+  /// Computes softmax(scale q k^T) v, causal within each sequence, from q [tokens, heads x d], k
+  /// [tokens, kv_heads x d] and v [tokens, kv_heads x dv]. The result is [tokens, heads x dv].
   Rows attend(const Rows& q, const Rows& k, const Rows& v, int64_t heads, int64_t kv_heads,
               float scale) const {
     const Rows y = rows(v.cols / kv_heads * heads);
@@ -68,7 +71,7 @@ class ForwardCall {
     return y;
   }
 
-  /// A vector [size] that is no linear map's: a norm's weight.
+  /// A vector [size] that does not belong to a linear map, such as a norm's weight.
   const float* vector(const aq_tensor_key& key, int64_t size) const {
     DLTensor out{};
     aq_error error{};
@@ -77,7 +80,7 @@ class ForwardCall {
   }
 
  private:
-  /// Rows as a tensor [rows, cols], or [rows, heads, cols / heads].
+  /// A view of Rows as a tensor [rows, cols], or [rows, heads, cols / heads].
   struct Lent {
     explicit Lent(const Rows& m, int64_t heads = 0) : shape{m.rows, m.cols, 0} {
       if (heads > 0) {
@@ -106,7 +109,7 @@ class ForwardCall {
   const int32_t* positions_;
 };
 
-/// RMS norm of each row, in place; `weight` [cols].
+/// Applies RMS norm to each row, in place. `weight` has `cols` values.
 inline void rms_norm(const Rows& x, const float* weight, float eps) {
   for (int64_t r = 0; r < x.rows; r++) {
     float* row = x[r];
@@ -118,8 +121,8 @@ inline void rms_norm(const Rows& x, const float* weight, float eps) {
   }
 }
 
-/// Rotary embedding in place, of pairs (2 i, 2 i + 1) of `head` [dim]; `inv_freq` [dim / 2], cos
-/// and sin multiplied by `scale`.
+/// Applies the rotary embedding in place to the pairs (2 i, 2 i + 1) of `head` [dim]. `inv_freq`
+/// has dim / 2 values; cos and sin are multiplied by `scale`.
 inline void rotate_pairs(float* head, int32_t dim, int32_t position, const float* inv_freq,
                          float scale) {
   for (int32_t i = 0; i < dim; i += 2) {
@@ -131,7 +134,8 @@ inline void rotate_pairs(float* head, int32_t dim, int32_t position, const float
   }
 }
 
-/// What extension(AQ_EXT_BLOCK_FORWARD) returns of an adapter `Class` with
+/// The table that extension(AQ_EXT_BLOCK_FORWARD) must return for an adapter `Class` that has the
+/// function
 ///   void attention(const aq::ForwardCall& call) const;
 template <typename Class>
 const aq_block_forward* block_forward_of() {

@@ -1,5 +1,6 @@
-// aq/sdk/config_keys.hpp - which keys of config.json an adapter has read, so that the user is told
-// of those that it does not know: a key that nobody reads may change what the model computes.
+// aq/sdk/config_keys.hpp - records which keys of config.json an adapter has read. The user is
+// warned of the other keys, because a key that the adapter does not know may change what the model
+// computes.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +14,9 @@
 
 namespace aq {
 
-/// Whether a key of config.json says nothing of what a decoder computes from its tokens: where the
-/// file comes from, how the model was trained, how text is generated, how results are returned.
+/// Whether a key of config.json has no influence on what a decoder computes from its tokens. Such
+/// keys say where the file comes from, how the model was trained, how text is generated, or how
+/// results are returned.
 inline bool is_harmless_key(std::string_view key) {
   static constexpr auto kKeys = std::to_array<std::string_view>({
       // the file
@@ -81,7 +83,7 @@ inline bool is_harmless_key(std::string_view key) {
       "top_p",
       "typical_p",
       "use_cache",
-      // how transformers runs it, and what it returns
+      // how transformers runs the model, and what it returns
       "_attn_implementation",
       "_attn_implementation_autoset",
       "_flash_attn_2_enabled",
@@ -97,7 +99,7 @@ inline bool is_harmless_key(std::string_view key) {
       "tf_legacy_loss",
       "torchscript",
       "use_bfloat16",
-      // other tasks than predicting the next token
+      // tasks other than predicting the next token
       "add_cross_attention",
       "cross_attention_hidden_size",
       "finetuning_task",
@@ -114,16 +116,17 @@ inline bool is_harmless_key(std::string_view key) {
   return std::find(kKeys.begin(), kKeys.end(), key) != kKeys.end();
 }
 
-/// The keys that HfConfig was asked for. Not to be used from several threads.
+/// The keys that HfConfig was asked for. Not thread-safe.
 class ConfigKeys {
  public:
-  /// `path`: "num_experts", "rope_scaling.factor"; of an object whose members are read in turn,
-  /// with a dot behind.
+  /// Marks a key as read. `path` is "num_experts" or "rope_scaling.factor". A path that ends in a
+  /// dot, such as "rope_scaling.", names an object whose members are checked one by one.
   void mark(std::string path) { read_.insert(std::move(path)); }
-  /// Whether anything was read at all.
+  /// Whether any key was read.
   bool any() const { return !read_.empty(); }
 
-  /// What of `config` is set (a key that is null is not), was not read, and is not harmless.
+  /// The keys of `config` that are set (null counts as not set), were not read, and are not
+  /// harmless.
   std::vector<std::string> unread(const nlohmann::json& config,
                                   const std::string& path = "") const {
     std::vector<std::string> keys;

@@ -1,4 +1,5 @@
-// aq/sdk/decoder.hpp - DecoderModel: a whole adapter from a description and a table of names.
+// aq/sdk/decoder.hpp - DecoderModel: a complete adapter made from a description and a table of
+// names.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +16,9 @@
 
 namespace aq {
 
-/// A linear map of attention that only the adapter knows. `role` is AQ_ROLE_ATTN_* or, above
-/// AQ_ROLE_CUSTOM, one of its own with a row in the table of names (the tensor's whole name).
+/// A linear map of an attention that only the adapter knows. `role` is AQ_ROLE_ATTN_*, or a role of
+/// the adapter's own above AQ_ROLE_CUSTOM, for which the table of names has a row with the whole
+/// name of the tensor.
 struct CustomLinear {
   int32_t role;
   const char* label;
@@ -24,31 +26,32 @@ struct CustomLinear {
   int32_t stage, input_group;  // see aq_module
 };
 
-/// One layer of a DecoderModel. rope_inv_freq is filled in from `rope` when asked for.
+/// One layer of a DecoderModel. describe_attention() fills in rope_inv_freq.
 struct LayerDesc {
   aq_attention_desc attention{};
   aq_ffn_desc ffn{};
   bool qkv_bias = false, out_bias = false, router_bias = false;
-  std::vector<CustomLinear> attention_linears{};  // of AQ_ATTN_CUSTOM, by stage
+  std::vector<CustomLinear> attention_linears{};  // for AQ_ATTN_CUSTOM, ordered by stage
 };
 
-/// How a tensor that holds a matrix of every expert lies.
+/// How a tensor that holds the matrices of all experts is laid out.
 struct Stacking {
   bool transposed = false;   // [experts, in, out] instead of [experts, out, in]
-  bool interleaved = false;  // gate and up rows in turn, instead of all gate rows first
-  bool biases = false;       // each has a vector of every expert, named with "_bias" behind
+  bool interleaved = false;  // gate and up rows alternate, instead of all gate rows first
+  bool biases = false;       // each has a bias for every expert, named with "_bias" added
 };
 
-/// A decoder of standard blocks, wholly described: modules, their stages and shared inputs, names
-/// and routing follow from the description. Name rows are patterns without ".weight" or ".bias";
-/// see names.hpp. Of two rows for the same tensor the first names the module, and the second is
-/// where the tensor lies in a checkpoint that has it there. Two kinds of row are whole names: that
-/// of AQ_ROLE_ROUTER_BIAS, with which every router has such a bias, and rows of AQ_ROLE_CUSTOM and
-/// above, each of a role of its own: tensors of attention that only the adapter knows, or tensors
-/// that checkpoints may carry and nobody needs.
+/// A decoder that consists of standard blocks. The modules, their stages and shared inputs, their
+/// names and the routing all follow from the description. Rows of the name table are patterns
+/// without ".weight" or ".bias"; see names.hpp. If two rows stand for the same tensor, the first
+/// one names the module, and the second one says where the tensor lies in checkpoints that have it
+/// there. Two kinds of row hold the whole name of a tensor. One is the row of AQ_ROLE_ROUTER_BIAS;
+/// if it is there, every router has such a bias. The others are rows of AQ_ROLE_CUSTOM and above,
+/// each with a role of its own: for tensors of an attention that only the adapter knows, or for
+/// tensors that a checkpoint may contain and that nothing needs.
 class DecoderModel : public ModelAdapter {
  public:
-  /// `inv_freq` gives the frequencies for a sequence length, living as long as this.
+  /// `inv_freq` gives the frequencies for a sequence length. They must live as long as this object.
   using InvFreq = std::function<const float*(int64_t seq_len)>;
 
   DecoderModel(const aq_model_desc& desc, std::vector<LayerDesc> layers, InvFreq inv_freq,
@@ -78,7 +81,8 @@ class DecoderModel : public ModelAdapter {
   }
   aq_ffn_desc describe_ffn(int32_t layer) const override { return at(layer).ffn; }
   uint32_t module_count() const override { return static_cast<uint32_t>(modules_.size()); }
-  /// Of the module of a layer's role that is no expert's: what aq_forward_ctx.linear() takes.
+  /// The index of the module with this role in a layer, not counting experts;
+  /// aq_forward_ctx.linear() takes it.
   uint32_t module_index(int32_t layer, int32_t role) const {
     const auto it = module_index_.find({layer, role});
     if (it == module_index_.end())
@@ -145,8 +149,8 @@ class DecoderModel : public ModelAdapter {
   }
 
  private:
-  /// An lm_head that the checkpoint stores is the one that is used, as in transformers, even where
-  /// config.json says that the embedding takes its place.
+  /// An lm_head that the checkpoint stores is used, as in transformers, even if config.json says
+  /// that the embedding takes its place.
   static aq_model_desc with_own_head(aq_model_desc desc, const std::vector<NameRow>& names,
                                      const Checkpoint& checkpoint) {
     for (const NameRow& row : names)
@@ -159,7 +163,7 @@ class DecoderModel : public ModelAdapter {
     aq_module module;
     std::string name;
   };
-  /// A tensor that holds a matrix of every expert, in some layers.
+  /// A tensor that holds the matrices of all experts, and the layers that have it.
   struct Stack {
     int32_t first_role, part;
     bool holds_up;
@@ -186,7 +190,8 @@ class DecoderModel : public ModelAdapter {
     return layers_[static_cast<std::size_t>(layer)];
   }
 
-  /// One row for each kind of tensor: the last that this checkpoint has, or the first.
+  /// One row for each kind of tensor: the last one that this checkpoint has, or the first one if it
+  /// has none.
   std::vector<NameRow> stored_rows(const std::vector<NameRow>& rows,
                                    const Checkpoint& checkpoint) const {
     std::vector<NameRow> chosen;
@@ -202,7 +207,8 @@ class DecoderModel : public ModelAdapter {
     return chosen;
   }
 
-  /// Layers whose tensor `pattern` (of expert 0, if of experts) is in the checkpoint.
+  /// The layers for which the checkpoint has the tensor `pattern` (with expert 0, if it names an
+  /// expert).
   std::set<int32_t> layers_with(const std::string& pattern, const Checkpoint& checkpoint) const {
     const NameTable table({{0, 0, 0, pattern}});
     std::set<int32_t> found;
@@ -211,8 +217,8 @@ class DecoderModel : public ModelAdapter {
     return found;
   }
 
-  /// "...experts.{E}.gate_proj" stacked is "...experts.gate_up_proj" and "...experts.down_proj", as
-  /// transformers 5 keeps them.
+  /// Finds stacked experts as transformers 5 stores them: "...experts.{E}.gate_proj" becomes
+  /// "...experts.gate_up_proj" and "...experts.down_proj".
   void find_stacks(const std::vector<NameRow>& rows, const Checkpoint& checkpoint) {
     for (const NameRow& row : rows) {
       const std::size_t hole = row.pattern.find(".{E}.");
@@ -222,7 +228,7 @@ class DecoderModel : public ModelAdapter {
             row.pattern.substr(0, hole) + (down ? ".down_proj" : ".gate_up_proj");
         const int32_t role = down ? AQ_ROLE_FFN_DOWN : AQ_ROLE_FFN_GATE;
         add_stack(role, AQ_PART_WEIGHT, name, layers_with(name, checkpoint));
-        std::set<int32_t> moe;  // biases stay stacked in exports, whose weights are not
+        std::set<int32_t> moe;  // in exports, biases stay stacked although weights are not
         for (int32_t l = 0; l < desc_.n_layers; l++)
           if (stacking_.biases && at(l).ffn.kind == AQ_FFN_MOE) moe.insert(l);
         add_stack(role, AQ_PART_BIAS, name + "_bias", std::move(moe));
@@ -305,7 +311,7 @@ class DecoderModel : public ModelAdapter {
       return aq_tensor_key{l, role, expert, AQ_PART_WEIGHT};
     };
     constexpr uint32_t kQuantize = AQ_MODULE_QUANTIZE;
-    int32_t stage = 2, group = 2;  // of the FFN
+    int32_t stage = 2, group = 2;  // the first ones of the FFN
     if (a.kind == AQ_ATTN_CUSTOM) {
       for (const CustomLinear& c : at(l).attention_linears) {
         add(key(c.role), c.out_features, c.in_features, kQuantize, c.stage, c.input_group, c.label);
@@ -361,7 +367,7 @@ class DecoderModel : public ModelAdapter {
     modules_.push_back(std::move(linear));
   }
 
-  /// A string that lives as long as this; each is kept once.
+  /// Returns a copy of the string that lives as long as this object. Equal strings share one copy.
   const char* intern(std::string text) const {
     const std::lock_guard lock(mutex_);
     return strings_.insert(std::move(text)).first->c_str();
@@ -374,7 +380,7 @@ class DecoderModel : public ModelAdapter {
   NameTable module_names_, names_;
   std::vector<Stack> stacks_;
   std::vector<Linear> modules_;
-  std::map<std::pair<int32_t, int32_t>, uint32_t> module_index_;  // by layer and role
+  std::map<std::pair<int32_t, int32_t>, uint32_t> module_index_;  // indexed by layer and role
   mutable std::mutex mutex_;
   mutable std::set<std::string> strings_;
 };

@@ -1,4 +1,4 @@
-// aq/sdk/format.hpp - quantization formats in C++: a base class behind the ABI, and
+// aq/sdk/format.hpp - number formats in C++: a base class that implements the ABI, and
 // DescribedFormat, whose numerics follow from a description.
 #pragma once
 
@@ -13,10 +13,10 @@
 
 namespace aq {
 
-/// One tensor on disk. `suffix` is a literal.
+/// One tensor on disk. `suffix` is a string literal.
 struct Packed {
   const char* suffix;
-  const char* st_dtype;  // as safetensors spells it
+  const char* st_dtype;  // the type as safetensors spells it
   DLDataType dtype;
   std::vector<int64_t> shape;
 };
@@ -24,8 +24,8 @@ struct Packed {
 inline constexpr DLDataType kI8{kDLInt, 8, 1}, kI32{kDLInt, 32, 1}, kI64{kDLInt, 64, 1},
     kU8{kDLUInt, 8, 1}, kHalf{kDLFloat, 16, 1}, kBFloat{kDLBfloat, 16, 1}, kF32{kDLFloat, 32, 1};
 
-/// What a format implements; see aq_quantizer for each. Const and safe from any thread; errors are
-/// thrown.
+/// What a format implements; aq_quantizer documents each function. All functions are const and may
+/// be called from any thread. They report errors by throwing.
 class Quantizer {
  public:
   virtual ~Quantizer() = default;
@@ -40,7 +40,8 @@ class Quantizer {
   virtual const std::string& config_json() const = 0;
 };
 
-/// The options of a recipe for one format. Each is read once; what nobody read is an Error.
+/// The options that a recipe gives one format. Each option is read once; an option that nothing
+/// read is an Error.
 class Options {
  public:
   explicit Options(nlohmann::json json) : json_(std::move(json)) {
@@ -71,11 +72,11 @@ class Options {
       fail(key, *it, nlohmann::json(allowed).dump());
     return take(key).get<std::string>();
   }
-  /// The host's own options; see aq_quantizer_factory::create.
+  /// These are set by the host; see aq_quantizer_factory::create.
   bool dynamic() { return flag("dynamic", false); }
   std::string activations() const { return json_.value("activations", std::string()); }
 
-  /// Called last.
+  /// Must be called last: throws an Error if an option was not read.
   void done() {
     json_.erase("activations");
     if (!json_.empty())
@@ -96,8 +97,8 @@ class Options {
   nlohmann::json json_;
 };
 
-/// A format whose description says everything but how codes are stored. A subclass fills `desc_`
-/// (values, search and group_sizes from the vectors here) and implements packing.
+/// A format whose description says everything except how codes are stored. A subclass fills `desc_`
+/// and the vectors below (values, search factors, group sizes), and implements packing.
 class DescribedFormat : public Quantizer {
  public:
   aq_format_desc describe() const override { return desc_; }
@@ -140,7 +141,7 @@ class DescribedFormat : public Quantizer {
   const std::string& config_json() const override { return config_; }
 
  protected:
-  /// Points desc_ at the vectors; called once they are final.
+  /// Points desc_ at the vectors. A subclass calls it once they are final.
   void seal() {
     desc_.values = values_.empty() ? nullptr : values_.data();
     desc_.search = search_.empty() ? nullptr : search_.data();
@@ -154,7 +155,7 @@ class DescribedFormat : public Quantizer {
     return desc_.group_size <= 0 ? 1 : (cols + desc_.group_size - 1) / desc_.group_size;
   }
   const Grid& grid() const { return *grid_; }
-  /// What config groups call the extent of a scale.
+  /// What config groups call the set of weights that share a scale.
   const char* strategy(bool dynamic) const {
     if (desc_.group_size > 0) return "group";
     return dynamic ? "token" : desc_.group_size == 0 ? "tensor" : "channel";
@@ -166,7 +167,7 @@ class DescribedFormat : public Quantizer {
   std::string config_;
 
  private:
-  /// One group of all rows: a scale without zero point or global scale.
+  /// Fits one group that holds all rows. It has a scale, but no zero point or global scale.
   void fit_whole(const float* weights, int64_t rows, int64_t n, const float* importance,
                  float* params) const {
     std::vector<float> repeated;
@@ -208,7 +209,7 @@ class DescribedFormat : public Quantizer {
     });
   }
 
-  /// body(row, scale / global, zero)
+  /// Calls body(row, scale / global, zero) for each row.
   template <typename Body>
   void each_row(const aq_code_args& args, int64_t rows, Body body) const {
     const auto* params =
@@ -223,7 +224,7 @@ class DescribedFormat : public Quantizer {
   std::unique_ptr<Grid> grid_;
 };
 
-/// Factors of the scale search for real-valued scales: 45 from 1.05 down to 0.5.
+/// Factors of the scale search for real-valued scales: 45 values from 1.05 down to 0.5.
 inline std::vector<float> shrink_factors() {
   std::vector<float> factors;
   for (int i = 0; i < 45; i++) factors.push_back(1.05f - static_cast<float>(i) * 0.0125f);
@@ -232,7 +233,7 @@ inline std::vector<float> shrink_factors() {
 
 namespace detail {
 
-/// aq_quantizer in front of a Quantizer.
+/// An aq_quantizer that forwards its calls to a Quantizer.
 struct QuantizerObject {
   aq_quantizer table;
   std::unique_ptr<const Quantizer> format;
@@ -288,7 +289,7 @@ struct QuantizerObject {
   }
 };
 
-/// The factory of one class with
+/// The factory of one class that has
 ///   static constexpr aq::Descriptor kDescriptor;
 ///   static std::unique_ptr<aq::Quantizer> create(aq::Options& options);
 template <typename Class>
@@ -320,5 +321,5 @@ struct QuantizerFactory {
 }  // namespace detail
 }  // namespace aq
 
-/// Exports one format class; see aq::detail::QuantizerFactory for what it has.
+/// Exports one format class; aq::detail::QuantizerFactory lists what the class must have.
 #define AQ_EXPORT_QUANTIZER(Class) AQ_EXPORT_ENTRY(aq::detail::QuantizerFactory<Class>::get)

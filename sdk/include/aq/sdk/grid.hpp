@@ -1,6 +1,6 @@
-// aq/sdk/grid.hpp - the contract at the top of aq/quantizer.h as plain code, one group at a time.
-// The callbacks of described formats are made of this, and the host's own code must equal it bit
-// for bit.
+// aq/sdk/grid.hpp - the contract at the top of aq/quantizer.h as plain code, for one group at a
+// time. The callbacks of described formats are built from this code, and the host's own code must
+// equal it bit for bit.
 #pragma once
 
 #include <aq/sdk/numeric.hpp>
@@ -8,14 +8,14 @@
 
 namespace aq {
 
-/// How a described format's elements are rounded. Borrows the description.
+/// How the elements of a described format are rounded. Borrows the description.
 class Grid {
  public:
   explicit Grid(const aq_format_desc& desc) : desc_(desc) {
     if (desc.element_kind != AQ_ELEM_TABLE) return;
     const uint32_t count = 1u << desc.element_bits;
     for (uint32_t c = 0; c < count; c++) order_.push_back(c);
-    // by value, -0 before +0; of equal values the first code stays
+    // Sorts codes by value, -0 before +0. Of codes with equal values, the first one stays.
     const auto before = [&](uint32_t a, uint32_t b) {
       const float x = desc.values[a], y = desc.values[b];
       return x != y ? x < y : std::signbit(x) && !std::signbit(y);
@@ -26,17 +26,17 @@ class Grid {
                  order_.end());
   }
 
-  /// The codes in use by rising value, -0 before +0; empty for integers.
+  /// The codes in use, sorted by rising value, -0 before +0; empty for integers.
   const std::vector<uint32_t>& order() const { return order_; }
 
-  /// The code nearest to t (a weight over its scale).
+  /// The code nearest to t, which is a weight divided by its scale.
   uint32_t code(float t, float zero) const {
     if (desc_.element_kind == AQ_ELEM_TABLE) return nearest(t);
     const auto least = static_cast<float>(desc_.int_min), most = static_cast<float>(desc_.int_max);
     return static_cast<uint32_t>(std::clamp(std::nearbyint(t) + zero, least, most) - least);
   }
 
-  /// What a code stands for before the scale.
+  /// The value of a code before it is multiplied by the scale.
   float value(uint32_t code, float zero) const {
     if (desc_.element_kind == AQ_ELEM_TABLE) return desc_.values[code];
     return static_cast<float>(static_cast<int32_t>(code) + desc_.int_min) - zero;
@@ -44,7 +44,7 @@ class Grid {
 
  private:
   uint32_t nearest(float t) const {
-    // the first value above t, and the one before it
+    // `above` is the first value above t; t lies between it and the value before it
     const auto above = std::upper_bound(order_.begin(), order_.end(), t,
                                         [&](float x, uint32_t c) { return x < desc_.values[c]; });
     if (above == order_.begin()) return order_.front();
@@ -56,7 +56,7 @@ class Grid {
     return signed_zero(up ? high : low, t);
   }
 
-  /// Of +0 and -0 the one with t's sign.
+  /// If the code's value is zero, returns the code of +0 or -0 that has the sign of t.
   uint32_t signed_zero(uint32_t code, float t) const {
     if (desc_.values[code] != 0) return code;
     for (const uint32_t c : order_)
@@ -68,7 +68,7 @@ class Grid {
   std::vector<uint32_t> order_;
 };
 
-/// The global scale of a matrix of n weights.
+/// The global scale of a matrix with n weights.
 inline float fit_global(const aq_format_desc& desc, const float* weights, int64_t n) {
   float most = 0;
   for (int64_t i = 0; i < n; i++) most = std::max(most, std::fabs(weights[i]));
@@ -76,7 +76,7 @@ inline float fit_global(const aq_format_desc& desc, const float* weights, int64_
   return std::min(desc.global_max / most, std::numeric_limits<float>::max());
 }
 
-/// The smallest and largest of a group, with 0 between them.
+/// The minimum and maximum of a group, extended to include 0.
 struct Extent {
   float min = 0, max = 0;
   Extent(const float* weights, int64_t n) {
@@ -88,7 +88,7 @@ struct Extent {
   float absmax() const { return std::max(-min, max); }
 };
 
-/// Scale (and zero point) of a group for one search factor f.
+/// Scale (and zero point) of a group. params_for() computes them for one search factor f.
 struct GroupParams {
   float scale = 1, zero = 0;
 };
@@ -108,7 +108,7 @@ inline GroupParams params_for(const aq_format_desc& desc, const Extent& extent, 
   return params;
 }
 
-/// Fits one group of n weights; importance may be nullptr.
+/// Fits one group of n weights. `importance` may be nullptr.
 inline GroupParams fit_group(const aq_format_desc& desc, const Grid& grid, const float* weights,
                              int64_t n, const float* importance, float global) {
   const Extent extent(weights, n);

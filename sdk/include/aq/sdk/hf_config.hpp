@@ -1,5 +1,4 @@
-// aq/sdk/hf_config.hpp - config.json of a Hugging Face checkpoint, read with errors that name the
-// key.
+// aq/sdk/hf_config.hpp - reads config.json of a Hugging Face checkpoint; errors name the key.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +15,8 @@
 
 namespace aq {
 
-/// Typed access to an object of config.json. A key that is null counts as absent. Of a key that
-/// config.json sets and nobody asks for, the user is told once the adapter is made.
+/// Typed access to an object of config.json. A key whose value is null counts as absent. Once the
+/// adapter is made, the user is warned of keys that config.json sets and that no code asked for.
 class HfConfig {
  public:
   explicit HfConfig(const Checkpoint& checkpoint)
@@ -33,21 +32,22 @@ class HfConfig {
     if (keys_read_ != nullptr) keys_read_->mark(path_ + key);
     return json_.contains(key) && !json_.at(key).is_null();
   }
-  /// Keys that change nothing as the others are set: the user need not be told of them.
+  /// Marks keys that change nothing given how the other keys are set, so that the user is not
+  /// warned of them.
   void ignore(std::initializer_list<const char*> keys) const {
     for (const char* key : keys) has(key);
   }
   const nlohmann::json& json() const { return json_; }
 
-  /// A whole number within [least, 2^31).
+  /// An integer in [least, 2^31).
   int32_t integer(const char* key, int32_t least = 1) const {
     return to_integer(key, value(key), least);
   }
   int32_t integer_or(const char* key, int32_t otherwise, int32_t least = 1) const {
     return has(key) ? integer(key, least) : otherwise;
   }
-  /// How many layers or experts there are, 1 to 4096: there will be a description of each, so a
-  /// larger number is refused before there is a loop to it.
+  /// The number of layers or experts, from 1 to 4096. There will be a description of each, so a
+  /// larger number is refused before a loop runs to it.
   int32_t count(const char* key) const {
     const int32_t n = integer(key);
     if (n > 4096) fail(key, json_.at(key), "1 to 4096");
@@ -95,7 +95,7 @@ class HfConfig {
     return json_.at(key);
   }
   int32_t to_integer(const char* key, const nlohmann::json& v, int32_t least) const {
-    // of an unsigned number above INT64_MAX get() would make a negative one
+    // get() would turn an unsigned number above INT64_MAX into a negative one
     const bool fits =
         v.is_number_unsigned() ? v.get<uint64_t>() <= uint64_t{INT32_MAX} : v.is_number_integer();
     if (!fits || v.get<int64_t>() < least || v.get<int64_t>() > INT32_MAX)
@@ -109,10 +109,11 @@ class HfConfig {
   std::shared_ptr<ConfigKeys> keys_read_;
 };
 
-/// Rotary embedding as transformers 5 computes it (modeling_rope_utils.py), from either spelling of
-/// its settings: rope_theta with rope_scaling {type or rope_type}, or rope_parameters {rope_type,
-/// rope_theta}. Types default, linear, dynamic, yarn, llama3; another is an Error that names it.
-/// Frequencies for a sequence length live as long as this. Any thread.
+/// Rotary embedding as transformers 5 computes it (modeling_rope_utils.py). Both spellings of its
+/// settings are understood: rope_theta with rope_scaling {type or rope_type}, and rope_parameters
+/// {rope_type, rope_theta}. The known types are default, linear, dynamic, yarn and llama3; any
+/// other type is an Error that names it. The arrays of frequencies live as long as this object.
+/// Thread-safe.
 class Rope {
  public:
   Rope(const HfConfig& config, int32_t head_dim, double default_theta)
@@ -121,7 +122,7 @@ class Rope {
     const bool old = config.has("rope_scaling") && !config.json().at("rope_scaling").empty();
     const char* key = old ? "rope_scaling" : "rope_parameters";
     if (config.has(key)) settings = config.object(key);
-    // what belongs to another type than that which is chosen means nothing
+    // settings that belong to another type than the chosen one have no effect
     settings.ignore({"factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
                      "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
                      "truncate"});
@@ -135,7 +136,8 @@ class Rope {
     theta_ = settings.number_or("rope_theta", config.number_or("rope_theta", default_theta));
     const double fraction =
         settings.number_or("partial_rotary_factor", config.number_or("partial_rotary_factor", 1.0));
-    if (!(fraction > 0 && fraction <= 1))  // before the cast, which not every number fits
+    // checked before the cast, which is undefined for numbers out of range
+    if (!(fraction > 0 && fraction <= 1))
       throw Error("config.json: partial_rotary_factor is " + nlohmann::json(fraction).dump() +
                   ", expected a number above 0 and up to 1");
     dim_ = static_cast<int32_t>(head_dim * fraction);
@@ -169,13 +171,14 @@ class Rope {
   }
 
   int32_t dim() const { return dim_; }
-  /// What cos and sin are multiplied with.
+  /// The factor by which cos and sin are multiplied.
   float scale() const { return static_cast<float>(attention_factor_); }
-  /// What DeepSeek multiplies the scale of softmax attention with: the temperature of YaRN (section
-  /// 3.4), which mscale_all_dim moves there from cos and sin. 1 without it.
+  /// The factor by which DeepSeek multiplies the scale of softmax attention. It is the temperature
+  /// of YaRN (section 3.4), which the key mscale_all_dim moves from cos and sin to the scale.
+  /// Without that key it is 1.
   float softmax_factor() const { return static_cast<float>(softmax_factor_); }
 
-  /// dim() / 2 frequencies for sequences of `seq_len`.
+  /// dim() / 2 frequencies for sequences of length `seq_len`.
   const float* inv_freq(int64_t seq_len) const {
     const std::lock_guard lock(mutex_);
     auto& values = cache_[type_ == "dynamic" ? seq_len : 0];
@@ -215,7 +218,7 @@ class Rope {
     return values;
   }
 
-  /// YaRN, arXiv:2309.00071.
+  /// YaRN (arXiv:2309.00071).
   float yarn(float plain, int32_t i) const {
     const auto dimension = [this](double rotations) {
       return dim_ * std::log(original_positions_ / (rotations * 2 * std::numbers::pi)) /
@@ -233,7 +236,8 @@ class Rope {
     return plain / static_cast<float>(factor_) * ramp + plain * (1 - ramp);
   }
 
-  /// Llama 3.1: long wavelengths are stretched, short ones kept, those between blended.
+  /// Llama 3.1: long wavelengths are stretched, short ones are kept, and those in between are
+  /// blended.
   float llama3(float plain) const {
     const double wavelength = 2 * std::numbers::pi / plain;
     if (wavelength > original_positions_ / low_factor_) return plain / static_cast<float>(factor_);

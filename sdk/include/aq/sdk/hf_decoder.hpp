@@ -1,5 +1,5 @@
-// aq/sdk/hf_decoder.hpp - what the config.json of most Hugging Face decoders says in the same
-// words.
+// aq/sdk/hf_decoder.hpp - reads the keys that config.json of most Hugging Face decoders has in
+// common.
 #pragma once
 
 #include <aq/sdk/decoder.hpp>
@@ -7,7 +7,7 @@
 
 namespace aq {
 
-/// Sizes, norm and tied embeddings; RMS norm.
+/// Sizes, RMS norm and tied embeddings.
 inline aq_model_desc hf_model_desc(const HfConfig& config) {
   aq_model_desc desc{};
   desc.n_layers = config.count("num_hidden_layers");
@@ -20,7 +20,7 @@ inline aq_model_desc hf_model_desc(const HfConfig& config) {
   return desc;
 }
 
-/// Heads, key/value heads and head size; the FFN is left to the family.
+/// Number of heads, number of key/value heads and head size. The family must add the FFN.
 inline LayerDesc hf_attention(const HfConfig& config) {
   LayerDesc layer;
   aq_attention_desc& a = layer.attention;
@@ -38,8 +38,8 @@ inline LayerDesc hf_attention(const HfConfig& config) {
   return layer;
 }
 
-/// Options that a family has in one setting only: an Error that names the first that config.json
-/// sets otherwise.
+/// Checks options for which a family supports only one value. Throws an Error that names the first
+/// option that config.json sets to another value.
 inline void hf_fixed(const HfConfig& config,
                      std::initializer_list<std::pair<const char*, nlohmann::json>> options) {
   for (const auto& [key, value] : options)
@@ -49,9 +49,9 @@ inline void hf_fixed(const HfConfig& config,
                   AQ_UNSUPPORTED);
 }
 
-/// How many experts a layer has, under the first of `keys` that config.json sets: transformers
-/// takes some of them for others (its attribute_map). Error if two of them are set to different
-/// numbers.
+/// The number of experts of a layer, read from the first of `keys` that config.json sets;
+/// transformers accepts some of these keys in place of others (its attribute_map). Throws an Error
+/// if two of them are set to different numbers.
 inline int32_t hf_expert_count(const HfConfig& config, std::initializer_list<const char*> keys) {
   const char* chosen = *keys.begin();
   for (const char* key : keys) {
@@ -64,8 +64,8 @@ inline int32_t hf_expert_count(const HfConfig& config, std::initializer_list<con
   return config.count(chosen);
 }
 
-/// Of a family without attention windows: Error if layer_types, which names the kind of every
-/// layer's attention, is there and says anything but "full_attention".
+/// For families without attention windows. layer_types, if it is there, names the kind of attention
+/// of every layer; anything but "full_attention" is an Error.
 inline void hf_full_attention(const HfConfig& config) {
   if (!config.has("layer_types")) return;
   const nlohmann::json& types = config.json().at("layer_types");
@@ -80,7 +80,7 @@ inline void hf_full_attention(const HfConfig& config) {
                 AQ_UNSUPPORTED);
 }
 
-/// hidden_act of a gated FFN.
+/// The value of hidden_act, for a gated FFN.
 inline int32_t hf_activation(const HfConfig& config) {
   const std::string act = config.text_or("hidden_act", "silu");
   if (act == "silu" || act == "swish") return AQ_ACT_SILU_GLU;
@@ -91,8 +91,8 @@ inline int32_t hf_activation(const HfConfig& config) {
               AQ_UNSUPPORTED);
 }
 
-/// An FFN of `n_experts` routed experts of hidden size `inner`, num_experts_per_tok of which see a
-/// token; softmax over all, then the top k.
+/// An FFN with `n_experts` routed experts of inner size `inner`, of which num_experts_per_tok see
+/// each token. The router takes the softmax over all experts, then the top k.
 inline aq_ffn_desc hf_experts(const HfConfig& config, int32_t n_experts, int32_t inner) {
   aq_ffn_desc ffn{};
   ffn.kind = AQ_FFN_MOE;
@@ -107,7 +107,7 @@ inline aq_ffn_desc hf_experts(const HfConfig& config, int32_t n_experts, int32_t
   return ffn;
 }
 
-/// A dense FFN of hidden size `inner`.
+/// A dense FFN of inner size `inner`.
 inline aq_ffn_desc hf_dense(const HfConfig& config, int32_t inner) {
   aq_ffn_desc ffn{};
   ffn.kind = AQ_FFN_DENSE;
@@ -116,7 +116,7 @@ inline aq_ffn_desc hf_dense(const HfConfig& config, int32_t inner) {
   return ffn;
 }
 
-/// The rows of a family's own tensors, after those that nearly all decoders share.
+/// The rows that nearly all decoders share, followed by the rows of a family's own tensors.
 inline std::vector<NameRow> hf_names(const std::vector<NameRow>& family) {
   std::vector<NameRow> rows{
       {AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, 0, "model.embed_tokens"},
@@ -134,8 +134,8 @@ inline std::vector<NameRow> hf_names(const std::vector<NameRow>& family) {
   return rows;
 }
 
-/// The adapter of `layers` (one for each of num_hidden_layers) with rotary embeddings as
-/// config.json sets them; `default_theta` where it has no rope_theta.
+/// Makes the adapter of `layers` (one for each of num_hidden_layers), with rotary embeddings as
+/// config.json describes them. `default_theta` is used if config.json has no rope_theta.
 inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
                                                 std::vector<LayerDesc> layers, double default_theta,
                                                 const std::vector<NameRow>& names,

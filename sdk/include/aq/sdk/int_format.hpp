@@ -1,4 +1,4 @@
-// aq/sdk/int_format.hpp - integer formats as compressed-tensors' "pack-quantized" stores them.
+// aq/sdk/int_format.hpp - integer formats, stored as "pack-quantized" of compressed-tensors.
 #pragma once
 
 #include <aq/sdk/format.hpp>
@@ -7,15 +7,16 @@
 
 namespace aq {
 
-/// Integers of 2 to 8 bits in [-2^(b-1), 2^(b-1) - 1], scale bf16 (or fp16), symmetric or with an
-/// integer zero point a group. On disk, per module (compressed-tensors 0.20, "pack-quantized"):
+/// Integers of b = 2 to 8 bits in [-2^(b-1), 2^(b-1) - 1] with bf16 (or fp16) scales, either
+/// symmetric or with an integer zero point per group. Each module is stored in these tensors
+/// (compressed-tensors 0.20, "pack-quantized"):
 ///   weight_packed      i32 [rows, ceil(cols * b / 32)]    code = q + 2^(b-1)
 ///   weight_scale       bf16 [rows, groups]
-///   weight_zero_point  i32 [ceil(rows * b / 32), groups]  asymmetric only, packed along rows
+///   weight_zero_point  i32 [ceil(rows * b / 32), groups]  if asymmetric; packed along rows
 ///   weight_shape       i64 [2]
-/// and where activations are rounded too, of 8 bits ("int-quantized"):
+/// If activations are rounded too, b is 8 and the tensors are ("int-quantized"):
 ///   weight             i8 [rows, cols]                    q
-///   weight_scale       bf16 [rows, 1], or [1] of a whole matrix
+///   weight_scale       bf16 [rows, 1], or [1] if the whole matrix shares one scale
 /// Options: group_size, symmetric, scale_rule (mse or absmax), scale_dtype.
 class IntFormat : public DescribedFormat {
  public:
@@ -113,7 +114,7 @@ class IntFormat : public DescribedFormat {
   }
 
  private:
-  /// Codes q + 128 to bytes q, and back.
+  /// Turns codes q + 128 into bytes q, and back.
   static void flip_signs(const void* from, int64_t n, void* to) {
     for (int64_t i = 0; i < n; i++)
       static_cast<uint8_t*>(to)[i] = static_cast<const uint8_t*>(from)[i] ^ 0x80u;
@@ -121,7 +122,7 @@ class IntFormat : public DescribedFormat {
 
   nlohmann::json describe_config() const {
     const bool grouped = desc_.group_size > 0;
-    nlohmann::json scale_type;  // of activations: the readers' own
+    nlohmann::json scale_type;  // null for activations: readers choose their own type
     if (!dynamic_) scale_type = half_ ? "torch.float16" : "torch.bfloat16";
     return {{"format", plain_ ? "int-quantized" : "pack-quantized"},
             {"weights",

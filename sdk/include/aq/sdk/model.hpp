@@ -1,5 +1,5 @@
-// aq/sdk/model.hpp - model adapters in C++: a base class behind the ABI, and how a family knows its
-// own. decoder.hpp has an adapter that is made from a description.
+// aq/sdk/model.hpp - model adapters in C++: a base class that implements the ABI, and how a family
+// recognises its models. decoder.hpp has an adapter that is made from a description.
 #pragma once
 
 #include <aq/model.h>
@@ -14,14 +14,14 @@
 
 namespace aq {
 
-/// The checkpoint an adapter is made for; valid during create().
+/// The checkpoint for which an adapter is made. Valid during create().
 class Checkpoint {
  public:
   explicit Checkpoint(const aq_checkpoint* raw)
       : raw_(raw), keys_read_(std::make_shared<ConfigKeys>()) {}
 
   /// The whole of config.json. HfConfig(checkpoint) reads it with errors that name the key, and
-  /// keeps account of the keys that are read.
+  /// records which keys are read.
   nlohmann::json config() const { return nlohmann::json::parse(raw_->config_json); }
   bool has(const std::string& tensor) const {
     aq_tensor_meta meta;
@@ -34,8 +34,9 @@ class Checkpoint {
   std::shared_ptr<ConfigKeys> keys_read_;
 };
 
-/// What an adapter implements; see aq_model for each. Const and safe from any thread. Errors are
-/// thrown (aq::Error); AQ_NOT_FOUND is returning false.
+/// What an adapter implements; aq_model documents each function. All functions are const and may be
+/// called from any thread. They report errors by throwing aq::Error; find_ref() and find_key()
+/// return false in place of AQ_NOT_FOUND.
 class ModelAdapter {
  public:
   virtual ~ModelAdapter() = default;
@@ -52,7 +53,7 @@ class ModelAdapter {
 
 namespace detail {
 
-/// aq_model in front of a ModelAdapter.
+/// An aq_model that forwards its calls to a ModelAdapter.
 struct ModelObject {
   aq_model table;
   std::unique_ptr<const ModelAdapter> adapter;
@@ -105,8 +106,8 @@ struct ModelObject {
   }
 };
 
-/// Warns of keys of config.json that the adapter does not know. Of one that did not read it by
-/// HfConfig(checkpoint) nothing is known.
+/// Warns of the keys of config.json that the adapter does not know. If an adapter does not use
+/// HfConfig(checkpoint), its keys cannot be checked, and there is no warning.
 inline void warn_of_unread_keys(const Checkpoint& checkpoint, const char* id, const aq_host* host) {
   if (!checkpoint.keys_read()->any() || host == nullptr || !AQ_HAS(host, log)) return;
   std::string keys;
@@ -118,11 +119,11 @@ inline void warn_of_unread_keys(const Checkpoint& checkpoint, const char* id, co
   host->log(host, AQ_LOG_WARNING, text.c_str());
 }
 
-/// The factory of one class with
+/// The factory of one class that has
 ///   static constexpr aq::Descriptor kDescriptor;
 ///   static int probe(const nlohmann::json& config, std::string& why);
 ///   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint);
-/// and, if it has other names than its id:
+/// and, if the model has other names than its id,
 ///   static constexpr const char* kAliases = "one another";
 template <typename Class>
 struct ModelFactory {
@@ -169,9 +170,9 @@ struct ModelFactory {
 
 }  // namespace detail
 
-/// How sure a family may be of a config.json: 100 for its model_type; 90 where only `architectures`
-/// names it; 50 where neither is there, but every key of `has` (at least one) and none of `lacks`;
-/// 0 otherwise. `why` gets the reason.
+/// How certain a family is that a config.json is its own: 100 if model_type matches; 90 if only
+/// `architectures` matches; 50 if neither key is there, but all keys of `has` (at least one) are,
+/// and none of `lacks`; otherwise 0. `why` receives the reason.
 inline int probe_config(const nlohmann::json& config, const std::string& model_type,
                         const std::string& architecture, std::initializer_list<const char*> has,
                         std::initializer_list<const char*> lacks, std::string& why) {
@@ -200,5 +201,5 @@ inline int probe_config(const nlohmann::json& config, const std::string& model_t
 
 }  // namespace aq
 
-/// Exports one model adapter class; see aq::detail::ModelFactory for what it has.
+/// Exports one model adapter class; aq::detail::ModelFactory lists what the class must have.
 #define AQ_EXPORT_MODEL(Class) AQ_EXPORT_ENTRY(aq::detail::ModelFactory<Class>::get)

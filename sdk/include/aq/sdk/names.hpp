@@ -1,5 +1,5 @@
-// aq/sdk/names.hpp - names of checkpoint tensors as data: one row per kind of tensor, read both
-// ways.
+// aq/sdk/names.hpp - the names of checkpoint tensors as data: one row for each kind of tensor,
+// which translates in both directions.
 #pragma once
 
 #include <aq/model.h>
@@ -12,8 +12,8 @@
 
 namespace aq {
 
-/// One kind of tensor. `pattern` holds {L} where the layer's number stands and {E} where the
-/// expert's does: "model.layers.{L}.mlp.experts.{E}.up_proj.weight".
+/// One kind of tensor. `pattern` has {L} in place of the layer's number and {E} in place of the
+/// expert's, such as "model.layers.{L}.mlp.experts.{E}.up_proj.weight".
 struct NameRow {
   int32_t role;
   int32_t expert;  // AQ_EXPERT_NONE, AQ_EXPERT_SHARED, or kEachExpert
@@ -22,7 +22,8 @@ struct NameRow {
 };
 inline constexpr int32_t kEachExpert = 0;
 
-/// Key to name and back, exact inverses: numbers are decimal without leading zeros.
+/// Translates keys to names and back. The two directions are exact inverses: numbers are decimal,
+/// without leading zeros.
 class NameTable {
  public:
   explicit NameTable(std::vector<NameRow> rows) : rows_(std::move(rows)) {}

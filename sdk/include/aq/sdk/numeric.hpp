@@ -1,4 +1,4 @@
-// aq/sdk/numeric.hpp - rounding to small floating-point types, to the bit.
+// aq/sdk/numeric.hpp - bit-exact rounding to small floating-point types.
 #pragma once
 
 #include <aq/quantizer.h>
@@ -12,25 +12,26 @@
 
 namespace aq {
 
-/// A binary floating-point type: numbers m * 2^(e - mantissa_bits), subnormals below
-/// 2^min_exponent, nothing above `max`.
+/// A binary floating-point type. Its numbers are m * 2^(e - mantissa_bits), it has subnormals below
+/// 2^min_exponent, and its largest number is `max`.
 struct SmallFloat {
   int mantissa_bits, min_exponent;
   float max;
 
-  /// 2^exponent, a normal float.
+  /// 2^exponent as a normal float.
   static float power(int exponent) {
     return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
   }
   float smallest() const { return power(min_exponent) * power(-mantissa_bits); }
 
-  /// Nearest, ties to even, saturating; keeps the sign of zero. x is not NaN.
+  /// Rounds x, which is not NaN, to the nearest number; ties go to even, the result saturates, and
+  /// zero keeps its sign.
   float round(float x) const {
     const float magnitude = std::fabs(x);
     if (magnitude >= max) return std::copysign(max, x);
     if (magnitude < power(min_exponent))
       return std::copysign(std::nearbyint(magnitude / smallest()) * smallest(), x);
-    // to the last place that stays, in the bits: a carry goes on into the exponent
+    // Rounds the bits at the last place that stays. A carry correctly moves into the exponent.
     const int dropped = 23 - mantissa_bits;
     uint32_t bits = std::bit_cast<uint32_t>(magnitude);
     bits += (1u << (dropped - 1)) - 1 + (bits >> dropped & 1u);
@@ -47,23 +48,23 @@ inline constexpr SmallFloat kE2M1{1, 0, 6.0f};  // OCP MX v1.0, table 5 ff.
 inline constexpr SmallFloat kE2M3{3, 0, 7.5f};
 inline constexpr SmallFloat kE3M2{2, -2, 28.0f};
 
-inline uint16_t bf16_bits(float x) {  // of a number that is one
+inline uint16_t bf16_bits(float x) {  // x must be exactly a bfloat16
   return static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16);
 }
 inline float from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
-/// Nearest bfloat16 of a finite x within its range, ties to even: kBF16.round() by two integer
-/// operations, so that loops over it vectorize.
+/// Rounds a finite x within range to the nearest bfloat16, ties to even. It equals kBF16.round(),
+/// but takes only a few integer operations, so that loops over it vectorize.
 inline float round_bf16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
 }
 
-/// IEEE binary16 of a number that is one.
+/// The bits of x as IEEE binary16. x must be exactly a binary16 number.
 inline uint16_t f16_bits(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint32_t sign = bits >> 16 & 0x8000u;
-  // scaled so that a binary16 subnormal becomes a float subnormal of the same fraction
+  // the product turns a binary16 subnormal into a float subnormal with the same fraction
   const uint32_t magnitude = std::bit_cast<uint32_t>(std::fabs(x) * 0x1p-112f);
   return static_cast<uint16_t>(sign | magnitude >> 13);
 }
@@ -75,7 +76,7 @@ inline float from_f16(uint16_t bits) {
   return (bits & 0x8000u) != 0 ? -magnitude : magnitude;
 }
 
-/// E4M3 of a number >= 0 that is one, and back; NaN is 0x7f.
+/// The bits of x >= 0 as E4M3, and the inverse. x must be exactly an E4M3 number; NaN is 0x7f.
 inline uint8_t e4m3_bits(float x) {
   const int exponent = x > 0 ? std::max(std::ilogb(x), -6) : -6;
   return static_cast<uint8_t>((exponent + 6) * 8 + static_cast<int>(std::ldexp(x, 3 - exponent)));
@@ -88,9 +89,10 @@ inline float from_e4m3(uint8_t bits) {
   return (bits & 0x80) != 0 ? -magnitude : magnitude;
 }
 
-/// What the 2^bits codes of a small float stand for: sign, exponent and mantissa from the top bit
-/// down, as in IEEE 754. Codes above `max` (infinities and NaN) are given its value, so that no
-/// weight becomes one: of equal values the first code is taken.
+/// The values of the 2^bits codes of a small float; from the top bit down, a code holds sign,
+/// exponent and mantissa, as in IEEE 754. Codes above `max` (infinities and NaN) have the value
+/// `max`. No weight gets such a code, because the first of several codes with equal values is
+/// taken.
 inline std::vector<float> float_values(const SmallFloat& type, int bits) {
   const int count = 1 << (bits - 1), one = 1 << type.mantissa_bits;
   std::vector<float> values;
@@ -106,18 +108,18 @@ inline std::vector<float> float_values(const SmallFloat& type, int bits) {
   return values;
 }
 
-/// The exponent of 2 that an E8M0 scale x >= 0 is rounded to, in [-127, 127].
+/// The exponent of 2 to which an E8M0 scale x >= 0 is rounded, in [-127, 127].
 inline int e8m0_exponent(float x, int32_t rounding, int32_t mantissa_bits) {
   if (!(x > 0)) return -127;
   int exponent = std::ilogb(x);
   const float mantissa = std::ldexp(x, -exponent);  // [1, 2)
   if (rounding == AQ_ROUND_UP && mantissa > 1) exponent++;
-  // half up at mantissa_bits carries into the exponent from 2 - 2^-(bits + 1) on
+  // rounding half up at mantissa_bits carries into the exponent from 2 - 2^-(bits + 1) on
   if (rounding == AQ_ROUND_EVEN && mantissa >= 2 - std::ldexp(1.0f, -mantissa_bits - 1)) exponent++;
   return std::clamp(exponent, -127, 127);
 }
 
-/// round_scale() of aq/quantizer.h, x > 0.
+/// round_scale() of aq/quantizer.h. x must be positive.
 inline float round_scale(const aq_format_desc& desc, float x) {
   const auto kind = [x](const SmallFloat& type) {
     return std::max(type.round(x), type.smallest());

@@ -1,4 +1,4 @@
-// aq/sdk/pack.hpp - codes to bytes and back: little-endian bit streams of any width.
+// aq/sdk/pack.hpp - turns codes into bytes and back: little-endian bit streams of any width.
 #pragma once
 
 #include <cstddef>
@@ -6,15 +6,16 @@
 
 namespace aq {
 
-/// Words of `word_bits` that hold `count` codes of `bits`.
+/// The number of words of `word_bits` bits that hold `count` codes of `bits` bits.
 inline int64_t packed_words(int64_t count, int bits, int word_bits = 32) {
   return (count * bits + word_bits - 1) / word_bits;
 }
 
-/// Writes `count` codes, `code_stride` apart, as a little-endian bit stream over words (uint8_t or
-/// uint32_t, no narrower than a code), `word_stride` apart; a code may cross two words, the tail is
-/// zero. Over uint32_t this is compressed-tensors' pack_to_int32, over uint8_t its packing of fp4
-/// (the even element in the low nibble) and fp6 (four codes in three bytes).
+/// Writes `count` codes, which lie `code_stride` apart, as a little-endian bit stream into words
+/// (uint8_t or uint32_t, at least as wide as a code), which lie `word_stride` apart. A code may
+/// cross two words; unused bits of the last word are zero. With uint32_t this equals
+/// compressed-tensors' pack_to_int32; with uint8_t it equals its packing of fp4 (the even element
+/// in the low nibble) and fp6 (four codes in three bytes).
 template <typename Word>
 void pack_words(const uint8_t* codes, int64_t count, int64_t code_stride, int bits, Word* words,
                 int64_t word_stride) {

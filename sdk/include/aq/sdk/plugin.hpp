@@ -1,4 +1,5 @@
-// aq/sdk/plugin.hpp - the C++ side of a plugin: errors, the guard around every call, one export.
+// aq/sdk/plugin.hpp - the C++ side of a plugin: errors, the guard around every call, and the one
+// export.
 #pragma once
 
 #include <aq/abi.h>
@@ -12,7 +13,7 @@
 
 namespace aq {
 
-/// What a plugin throws; the guard hands code and message to the host.
+/// The exception of plugins. The guard passes its code and message to the host.
 class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& message, aq_status code = AQ_INVALID_ARGUMENT)
@@ -29,8 +30,8 @@ inline aq_status report(aq_error* err, aq_status code, const char* message) noex
   return code;
 }
 
-/// Runs `body`; whatever it throws becomes *err and a status, so that no exception leaves the
-/// plugin. Every function of the ABI that can fail is such a call.
+/// Runs `body` and turns whatever it throws into *err and a status, so that no exception leaves the
+/// plugin. Every ABI function that can fail is such a call.
 template <typename Body>
 aq_status guard(aq_error* err, Body&& body) noexcept {
   try {
@@ -47,7 +48,8 @@ aq_status guard(aq_error* err, Body&& body) noexcept {
   }
 }
 
-/// Fills the host's struct; Error if the host is too old to have room for what was set.
+/// Fills the host's struct. Throws an Error if the host is too old to have room for a field that is
+/// set.
 template <typename Struct>
 void copy_out(Struct* out, Struct value) {
   value.struct_size = sizeof value;
@@ -69,14 +71,15 @@ struct Descriptor {
   }
 };
 
-/// An entry whose plugin offers `factory` under `factory_id` and nothing else.
+/// An entry for a plugin that offers the factories that `get_factory` returns, and has neither
+/// init() nor deinit().
 constexpr aq_entry make_entry(const void*(AQ_CALL* get_factory)(const char*)) {
   return {sizeof(aq_entry), AQ_ABI_MAJOR, AQ_ABI_MINOR, nullptr, nullptr, get_factory};
 }
 
 }  // namespace aq
 
-/// Defines the only symbol a plugin exports; see AQ_EXPORT_MODEL and AQ_EXPORT_QUANTIZER.
+/// Defines the only symbol that a plugin exports; used by AQ_EXPORT_MODEL and AQ_EXPORT_QUANTIZER.
 #define AQ_EXPORT_ENTRY(get_factory)               \
   extern "C" {                                     \
   AQ_EXPORT extern const aq_entry aq_plugin_entry; \

@@ -1,5 +1,5 @@
-// aq/sdk/router.hpp - the default router: what AQ_ROUTER_SOFTMAX_TOPK and AQ_ROUTER_SIGMOID_TOPK
-// mean.
+// aq/sdk/router.hpp - the default router, which defines AQ_ROUTER_SOFTMAX_TOPK and
+// AQ_ROUTER_SIGMOID_TOPK.
 #pragma once
 
 #include <aq/model.h>
@@ -11,10 +11,11 @@
 
 namespace aq {
 
-/// One token's router. Scores are float32 softmax (over all experts) or sigmoid of the logits; the
-/// bias is added to pick experts, not to weigh them (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
-/// Without a bias experts are picked by their logits, which scores follow: so the choice does not
-/// hang on the last bit of an exp(). See aq_model.route for ties, NaN and -inf.
+/// Routes one token at a time. Scores are the float32 softmax (over all experts) or sigmoid of the
+/// logits. The bias is added to the scores when experts are chosen, but not when they are weighted
+/// (DeepSeek-V3, arXiv:2412.19437, section 2.1.2). Without a bias, experts are chosen by their
+/// logits, which have the same order as the scores: thus the choice does not depend on the last bit
+/// of an exp(). aq_model.route documents ties, NaN and -inf.
 class Router {
  public:
   explicit Router(const aq_ffn_desc& desc)
@@ -23,7 +24,7 @@ class Router {
         choice_(scores_.size()),
         order_(scores_.size()) {}
 
-  /// logits, bias (or nullptr) [n_experts]; ids, weights [top_k].
+  /// `logits` and `bias` (or nullptr) are [n_experts]; `ids` and `weights` are [top_k].
   void route(const float* logits, const float* bias, int32_t* ids, float* weights) {
     score(logits);
     for (std::size_t e = 0; e < scores_.size(); e++)
@@ -62,7 +63,7 @@ class Router {
         scores_[e] = logits[e] > kNever ? 1.0f / (1.0f + std::exp(-logits[e])) : 0.0f;
       return;
     }
-    float most = kNever;  // of NaN no comparison holds
+    float most = kNever;  // NaN fails every comparison
     for (std::size_t e = 0; e < scores_.size(); e++) most = logits[e] > most ? logits[e] : most;
     float sum = 0;
     for (std::size_t e = 0; e < scores_.size(); e++) {
@@ -74,8 +75,8 @@ class Router {
       for (float& s : scores_) s /= sum;
   }
 
-  /// Only experts of the `top_groups` groups with the best expert stay (DeepSeek-V2, greedy group
-  /// limit); of equal groups the lower.
+  /// Keeps only the experts of the `top_groups` groups whose best expert has the highest score (the
+  /// group limit of DeepSeek-V2). Of groups with equal scores, those with the lower index are kept.
   void keep_best_groups() {
     const std::size_t groups = static_cast<std::size_t>(desc_.n_groups);
     const std::size_t size = choice_.size() / groups;

@@ -1,4 +1,4 @@
-// aq/sdk/table_format.hpp - formats whose codes index a table: small floats, quantiles.
+// aq/sdk/table_format.hpp - formats whose codes are indices into a table: small floats, quantiles.
 #pragma once
 
 #include <aq/sdk/format.hpp>
@@ -7,14 +7,14 @@
 
 namespace aq {
 
-/// A format of at most 8 bits given by its values, with the storage that follows from its
-/// description. On disk, per module, after compressed-tensors 0.20:
-///   weight_packed        u8 [rows, ceil(cols * bits / 8)]  little-endian bit stream, below 8 bits
-///   weight               f8 [rows, cols]                   the codes themselves, of 8 bits
-///   weight_scale         [rows, groups], or [1] of a whole matrix, as E8M0 (u8, exponent + 127),
-///                        E4M3, bf16, fp16 or f32
+/// A format of at most 8 bits that is given by the values of its codes; its storage follows from
+/// its description. Each module is stored in these tensors, as in compressed-tensors 0.20:
+///   weight_packed        u8 [rows, ceil(cols * bits / 8)]  below 8 bits: little-endian bit stream
+///   weight               f8 [rows, cols]                   8 bits: the codes themselves
+///   weight_scale         [rows, groups], or [1] if the whole matrix shares one scale; the type is
+///                        E8M0 (u8, exponent + 127), E4M3, bf16, fp16 or f32
 ///   weight_global_scale  f32 [1]                           with AQ_FORMAT_GLOBAL_SCALE
-///   weight_shape         i64 [2]                           where `stores_shape_`
+///   weight_shape         i64 [2]                           if `stores_shape_`
 /// A subclass fills desc_ (group size, scale, search) and search_, then calls finish().
 class TableFormat : public DescribedFormat {
  public:
@@ -82,7 +82,7 @@ class TableFormat : public DescribedFormat {
     desc_.group_params = 1;
   }
 
-  /// `format` and `weights` are the config group's; see aq_quantizer::config_json.
+  /// Completes the description. `config` is the config group; see aq_quantizer::config_json.
   void finish(nlohmann::json config) {
     desc_.tensor_params = has_global() ? 1 : 0;
     desc_.n_packed = 2 + (has_global() ? 1 : 0) + (stores_shape_ ? 1 : 0);
@@ -90,7 +90,7 @@ class TableFormat : public DescribedFormat {
     config_ = config.dump();
   }
 
-  /// What every config group of a float format says of its weights.
+  /// The object "weights" of a config group, as every float format has it.
   nlohmann::json weights(const char* extent, const nlohmann::json& scale_type,
                          const nlohmann::json& dynamic) const {
     return {
@@ -106,7 +106,7 @@ class TableFormat : public DescribedFormat {
   }
 
   bool stores_shape_ = false;
-  const char* code_type_ = "F8_E4M3";  // of 8-bit codes
+  const char* code_type_ = "F8_E4M3";  // type of 8-bit codes
 
  private:
   struct ScaleType {
@@ -170,7 +170,8 @@ class TableFormat : public DescribedFormat {
       }
   }
 
-  /// One of several codes for the largest value, but not the first: see float_values().
+  /// Whether a code is one of several with the largest value, but not the first; see
+  /// float_values().
   bool is_special(uint8_t code) const {
     const std::size_t magnitude = code & ((1u << (desc_.element_bits - 1)) - 1);
     return desc_.element_bits == 8 && magnitude > 0 && values_[magnitude] == values_[magnitude - 1];
@@ -181,17 +182,18 @@ class TableFormat : public DescribedFormat {
   bool has_global() const { return (desc_.flags & AQ_FORMAT_GLOBAL_SCALE) != 0; }
 };
 
-/// A microscaling format (OCP MX v1.0): floats in blocks of 32 along a row that share a power of 2.
-/// Options: group_size (32), and scale_rule for the exponent e = floor(log2 absmax) - emax:
-///   floor  e, as OCP has it
+/// A microscaling format (OCP MX v1.0): floats in blocks of 32 along a row; a block shares a power
+/// of 2 as its scale. Options: group_size (32), and scale_rule for the exponent
+/// e = floor(log2 absmax) - emax:
+///   floor  e, as OCP defines it
 ///   even   absmax is first rounded to the element's precision, as compressed-tensors does
-///   ceil   the least power of 2 with which nothing saturates
-///   mse    of e, e - 1 and e + 1 the one with the least squared error (default; of activations
-///          it is `even`)
+///   ceil   the smallest power of 2 with which no weight saturates
+///   mse    that of e, e - 1 and e + 1 with the minimum squared error (the default for weights;
+///          the default for activations is `even`)
 class MxFormat : public TableFormat {
  public:
-  /// `even_bits` of mantissa decide where rule `even` rounds up. `config` is the config group, in
-  /// which "weights" are filled in here, but for what is there already.
+  /// `even_bits` is the number of mantissa bits to which rule `even` rounds. `config` is the config
+  /// group; the constructor adds the common keys of "weights" to the keys that are there already.
   MxFormat(int bits, const SmallFloat& type, int even_bits, const char* code_type,
            nlohmann::json config, Options& options)
       : TableFormat(bits, float_values(type, bits)) {
@@ -200,7 +202,7 @@ class MxFormat : public TableFormat {
         options.choice("scale_rule", dynamic ? "even" : "mse", {"mse", "floor", "even", "ceil"});
     group_sizes_ = {32};
     desc_.group_size = options.group_size(32, group_sizes_);
-    // ceil: the power of 2 with which absmax / 2^e is at most `max`
+    // ceil: the smallest power of 2 for which absmax / 2^e is at most `max`
     desc_.scale_divisor = rule == "ceil" ? type.max : std::ldexp(1.0f, std::ilogb(type.max));
     desc_.scale_kind = AQ_SCALE_E8M0;
     desc_.scale_round = rule == "ceil"   ? AQ_ROUND_UP
@@ -215,11 +217,11 @@ class MxFormat : public TableFormat {
   }
 };
 
-/// A table with a real-valued scale for each group, row or matrix, absmax / the largest value.
+/// A table with a real-valued scale for each group, row or matrix: absmax / the largest value.
 /// Options: group_size, scale_rule (mse or absmax), scale_dtype (bfloat16, float16, float32).
 class ScaledFormat : public TableFormat {
  public:
-  /// The first of `group_sizes` is the default. As above, `config` gets its "weights".
+  /// The first of `group_sizes` is the default. The constructor fills in "weights" of `config`.
   ScaledFormat(int bits, std::vector<float> values, std::vector<int32_t> group_sizes,
                const char* scale_dtype, const char* code_type, nlohmann::json config,
                Options& options)
@@ -237,7 +239,7 @@ class ScaledFormat : public TableFormat {
     if (options.choice("scale_rule", rule, {"mse", "absmax"}) == "mse") search_ = shrink_factors();
     code_type_ = code_type;
     stores_shape_ = bits < 8;
-    nlohmann::json scale_type;  // of activations: the readers' own
+    nlohmann::json scale_type;  // null for activations: readers choose their own type
     if (!dynamic) scale_type = "torch." + type;
     config["weights"].update(weights(strategy(dynamic), scale_type, dynamic));
     finish(std::move(config));

@@ -1,4 +1,4 @@
-// aq/sdk/tensor.hpp - checked views of the tensors that the host hands over.
+// aq/sdk/tensor.hpp - checked views of the tensors that the host passes to a plugin.
 #pragma once
 
 #include <aq/sdk/plugin.hpp>
@@ -47,8 +47,8 @@ inline void* data_of(const DLTensor* tensor) {
   return static_cast<char*>(tensor->data) + tensor->byte_offset;
 }
 
-/// The elements of a compact CPU tensor of type T; -1 in `shape` stands for any size. Error names
-/// the argument.
+/// The elements of a compact CPU tensor of type T. -1 in `shape` matches any size. If the tensor
+/// does not fit, an Error names the argument.
 template <typename T>
 T* view(const DLTensor* tensor, const char* name, std::initializer_list<int64_t> shape) {
   check_layout(tensor, name, shape);
@@ -59,7 +59,7 @@ T* view(const DLTensor* tensor, const char* name, std::initializer_list<int64_t>
   return static_cast<T*>(data_of(tensor));
 }
 
-/// The same of a tensor that may be absent: nullptr then.
+/// The same for a tensor that may be absent; returns nullptr if it is.
 template <typename T>
 T* optional_view(const DLTensor* tensor, const char* name, std::initializer_list<int64_t> shape) {
   return tensor == nullptr ? nullptr : view<T>(tensor, name, shape);
