@@ -6,8 +6,8 @@
 #include "base/error.h"
 #include "forward/decoder.h"
 #include "forward/layer.h"
-#include "run/layer_quantizer.h"
 #include "run/layer_reader.h"
+#include "run/layer_walk.h"
 #include "run/memory_need.h"
 #include "run/refine.h"
 #include "tensor/tensor.h"
@@ -39,10 +39,18 @@ void quantize_head(const Reader& original, const Model& model, const Plan& plan,
         read_tensor(original, module.weight, {module.out_features, module.in_features});
     const QuantizedBatch batch =
         solve_weights(planned, plan.settings, weight.unsqueeze(0), {hessian});
-    sink.take({{&planned,
-                {batch.matrix(0, 0, module.out_features), batch.loss.sum().item<double>(),
-                 batch.rtn_loss.sum().item<double>(), batch.rtn[0], true, hessian.tokens(),
-                 hessian.weight(), false}}});
+    Solution solution;
+    solution.planned = &planned;
+    solution.matrix = batch.matrix(0, 0, module.out_features);
+    solution.loss = batch.loss.sum().item<double>();
+    solution.rtn_loss = batch.rtn_loss.sum().item<double>();
+    solution.rtn = batch.rtn[0];
+    solution.calibrated = true;
+    solution.tokens = hessian.tokens();
+    solution.weight = hessian.weight();
+    std::vector<Solution> solutions;
+    solutions.push_back(std::move(solution));
+    sink.take(solutions);
   }
 }
 
@@ -147,23 +155,24 @@ class Calibrator {
 
   void quantize_layer(Layer& layer, int32_t index, UnitSink& sink, PhaseTimer& timer) {
     const RefineOptions refine = refine_of(index);
-    SolvedModules solved;
+    std::vector<Solution> solved;
     std::set<std::pair<int32_t, int32_t>> starved;
-    const auto take = [&](SolvedModules modules) {
-      for (const auto& [planned, result] : modules)
-        if (result.starved)
-          starved.emplace(planned->module->key.layer, planned->module->key.expert);
+    const auto take = [&](std::vector<Solution> solutions) {
+      for (const Solution& solution : solutions) {
+        const aq_tensor_key& key = solution.planned->module->key;
+        if (solution.starved) starved.emplace(key.layer, key.expert);
+      }
       if (refine.steps > 0)
-        std::move(modules.begin(), modules.end(), std::back_inserter(solved));
+        std::move(solutions.begin(), solutions.end(), std::back_inserter(solved));
       else
-        sink.take(modules);
+        sink.take(solutions);
     };
     at::Tensor before = refine.steps > 0 ? x_.clone() : at::Tensor();
-    LayerQuantizer quantizer(plan_, index, layer, chunk_bytes_, take, timer);
-    quantizer.run(x_, original_x_);
+    LayerWalk walk(plan_, index, layer, chunk_bytes_, take, timer);
+    walk.run(x_, original_x_);
     const int64_t needed = plan_.settings.min_tokens.value_or(
         std::max(model_.desc().hidden_size, model_.ffn(index).inner_size) / 2);
-    sink.add(quantizer.coverage(), needed, starved);
+    sink.add(walk.coverage(), needed, starved);
     if (refine.steps > 0) {
       timer.begin("refine");
       sink.add(refine_layer(original_, index, layer, solved, before, original_x_, refine));

@@ -16,7 +16,7 @@ namespace {
 /// A module whose codes are being chosen.
 struct Refined {
   const PlannedModule* planned;
-  ModuleResult* result;
+  Solution* solution;
   at::Tensor kept;  // the layer's own weight, which is put back in the end
   Cells cells;
 };
@@ -79,17 +79,19 @@ RefineOptions refine_options(const Plan& plan, int32_t layer, uint64_t seed) {
   return options;
 }
 
-Refinement refine_layer(const Source& source, int32_t index, Layer& layer, SolvedModules& modules,
-                        at::Tensor& x, const at::Tensor& target, const RefineOptions& options) {
+Refinement refine_layer(const Source& source, int32_t index, Layer& layer,
+                        std::vector<Solution>& solutions, at::Tensor& x, const at::Tensor& target,
+                        const RefineOptions& options) {
   Refinement refinement{index, output_error(layer, x, target), 0};
   std::vector<Refined> refined;
-  for (auto& [planned, result] : modules) {
-    if (!wants(*planned) || result.rtn) continue;
-    const Module& module = *planned->module;
+  for (Solution& solution : solutions) {
+    if (!wants(*solution.planned) || solution.rtn) continue;
+    const Module& module = *solution.planned->module;
     const at::Tensor original =
         read_tensor(source, module.weight, {module.out_features, module.in_features});
-    refined.push_back({planned, &result, layer.weight(module),
-                       Cells(planned->format->desc(), original, result.matrix, x.device())});
+    refined.push_back(
+        {solution.planned, &solution, layer.weight(module),
+         Cells(solution.planned->format->desc(), original, solution.matrix, x.device())});
   }
   run_steps(layer, refined, x, target, options);
 
@@ -97,7 +99,7 @@ Refinement refine_layer(const Source& source, int32_t index, Layer& layer, Solve
   for (Refined& m : refined) {
     before.push_back(m.kept.clone());
     layer.use_weight(*m.planned->module, m.kept);
-    QuantizedMatrix matrix = m.result->matrix;
+    QuantizedMatrix matrix = m.solution->matrix;
     m.cells.store(matrix);
     m.kept.copy_(at::tensor(m.planned->format->dequantize(matrix)).view_as(m.kept));
   }
@@ -105,7 +107,7 @@ Refinement refine_layer(const Source& source, int32_t index, Layer& layer, Solve
   const bool better = refinement.error_after < refinement.error_before;
   for (std::size_t i = 0; i < refined.size(); i++) {
     if (better)
-      refined[i].cells.store(refined[i].result->matrix);
+      refined[i].cells.store(refined[i].solution->matrix);
     else
       refined[i].kept.copy_(before[i]);
   }

@@ -8,8 +8,9 @@
 
 #include "checkpoint/source.h"
 #include "forward/layer.h"
-#include "run/layer_quantizer.h"
+#include "plan/plan.h"
 #include "run/report.h"
+#include "run/solution.h"
 
 namespace aqhost {
 
@@ -31,7 +32,8 @@ RefineOptions refine_options(const Plan& plan, int32_t layer, uint64_t seed);
 /// codes stay too. `source` is the original checkpoint. Formats that only their plugin can round
 /// are left as they are. Deterministic for one seed and thread count. Memory: about eight times the
 /// layer's weights, and one batch's activations.
-Refinement refine_layer(const Source& source, int32_t index, Layer& layer, SolvedModules& modules,
-                        at::Tensor& x, const at::Tensor& target, const RefineOptions& options);
+Refinement refine_layer(const Source& source, int32_t index, Layer& layer,
+                        std::vector<Solution>& solutions, at::Tensor& x, const at::Tensor& target,
+                        const RefineOptions& options);
 
 }  // namespace aqhost

@@ -36,23 +36,25 @@ std::vector<std::vector<const PlannedModule*>> parts_of(const Plan& plan, int32_
   return parts;
 }
 
-SolvedModules round_part(const Reader& original, const std::vector<const PlannedModule*>& part) {
+std::vector<Solution> round_part(const Reader& original,
+                                 const std::vector<const PlannedModule*>& part) {
   std::vector<at::Tensor> weights;
   for (const PlannedModule* m : part)
     weights.push_back(read_tensor(original, m->module->weight,
                                   {m->module->out_features, m->module->in_features}));
   const QuantizedBatch batch =
       quantize_rtn(*part.front()->format, at::cat(weights).unsqueeze(0), {}, {});
-  SolvedModules modules;
+  std::vector<Solution> solutions;
   int64_t row = 0;
   for (const PlannedModule* m : part) {
-    ModuleResult result;
-    result.matrix = batch.matrix(0, row, m->module->out_features);
-    result.rtn = true;
+    Solution solution;
+    solution.planned = m;
+    solution.matrix = batch.matrix(0, row, m->module->out_features);
+    solution.rtn = true;
     row += m->module->out_features;
-    modules.emplace_back(m, std::move(result));
+    solutions.push_back(std::move(solution));
   }
-  return modules;
+  return solutions;
 }
 
 /// One layer without a forward pass; as many parts at once as there are threads and memory for.
@@ -67,15 +69,15 @@ void round_layer(const Reader& original, const Plan& plan, int32_t layer, UnitSi
          end < parts.size() && end - begin < threads && (end == begin || weights < kMaximumWeights);
          end++)
       for (const PlannedModule* m : parts[end]) weights += m->weights();
-    std::vector<SolvedModules> rounded(end - begin);
+    std::vector<std::vector<Solution>> rounded(end - begin);
     at::parallel_for(0, static_cast<int64_t>(rounded.size()), 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++) {
         const auto at = static_cast<std::size_t>(i);
         rounded[at] = round_part(original, parts[begin + at]);
       }
     });
-    SolvedModules all;
-    for (SolvedModules& part : rounded)
+    std::vector<Solution> all;
+    for (std::vector<Solution>& part : rounded)
       std::move(part.begin(), part.end(), std::back_inserter(all));
     sink.take(all);
   }

@@ -5,22 +5,23 @@
 namespace aqhost {
 namespace {
 
-ModuleReport report_of(const PlannedModule& planned, const ModuleResult& result) {
+ModuleReport report_of(const Solution& solution) {
+  const PlannedModule& planned = *solution.planned;
   const Module& module = *planned.module;
   ModuleReport report;
   report.format = planned.recipe.wq;
   report.activations = planned.recipe.aq;
-  report.algorithm = result.rtn ? "rtn" : "gptq";
-  if (result.rtn && planned.recipe.algorithm == "gptq")
+  report.algorithm = solution.rtn ? "rtn" : "gptq";
+  if (solution.rtn && planned.recipe.algorithm == "gptq")
     report.note = "the Hessian could not be factored, rounded to nearest instead";
   report.group_size = planned.format->desc().group_size;
   report.out_features = module.out_features;
   report.in_features = module.in_features;
   report.bits_per_weight =
       static_cast<double>(planned.stored_bits()) / static_cast<double>(planned.weights());
-  if (result.calibrated)
-    report.solve = ModuleReport::Solve{result.loss, result.rtn_loss, result.tokens, result.weight,
-                                       result.starved};
+  if (solution.calibrated)
+    report.solve = ModuleReport::Solve{solution.loss, solution.rtn_loss, solution.tokens,
+                                       solution.weight, solution.starved};
   return report;
 }
 
@@ -48,18 +49,19 @@ void UnitSink::begin_unit() {
   exporter_.begin(next_);
 }
 
-void UnitSink::take(const SolvedModules& modules) {
-  at::parallel_for(0, static_cast<int64_t>(modules.size()), 1, [&](int64_t begin, int64_t end) {
+void UnitSink::take(const std::vector<Solution>& solutions) {
+  at::parallel_for(0, static_cast<int64_t>(solutions.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      const auto& [planned, result] = modules[static_cast<std::size_t>(i)];
-      exporter_.write(*planned, result.matrix, result.input_global);
+      const Solution& solution = solutions[static_cast<std::size_t>(i)];
+      exporter_.write(*solution.planned, solution.matrix, solution.input_global);
     }
   });
-  for (const auto& [planned, result] : modules) {
-    rows_.modules[planned->module->name] = report_of(*planned, result);
-    done_ += static_cast<double>(planned->weights());
-    std::string detail = planned->module->name;
-    if (result.calibrated) detail += fmt::format("  loss {:.4g}", result.loss);
+  for (const Solution& solution : solutions) {
+    const std::string& name = solution.planned->module->name;
+    rows_.modules[name] = report_of(solution);
+    done_ += static_cast<double>(solution.planned->weights());
+    std::string detail = name;
+    if (solution.calibrated) detail += fmt::format("  loss {:.4g}", solution.loss);
     observer_.update(done_, detail);
   }
 }

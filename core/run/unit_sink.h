@@ -9,9 +9,10 @@
 #include "base/observer.h"
 #include "plan/plan.h"
 #include "run/exporter.h"
-#include "run/layer_quantizer.h"
+#include "run/layer_walk.h"
 #include "run/phase_timer.h"
 #include "run/report.h"
+#include "run/solution.h"
 #include "run/store.h"
 
 namespace aqhost {
@@ -33,7 +34,7 @@ class UnitSink {
   void say(const std::string& what);
 
   void begin_unit();
-  void take(const SolvedModules& modules);
+  void take(const std::vector<Solution>& solutions);
   /// What calibration saw of a layer's experts; those of `starved` (layer, expert) saw fewer than
   /// the `needed` tokens.
   void add(const std::vector<ExpertCoverage>& coverage, int64_t needed,

@@ -4,6 +4,7 @@
 
 #include "forward/fake_model.h"
 #include "quant/formats.h"
+#include "run/layer_walk.h"
 #include "torch_doctest.h"
 
 namespace aqhost {
@@ -34,9 +35,9 @@ struct Refined {
       plan.modules.push_back(planned);
     }
     at::Tensor out = x.clone(), target = x.clone();
-    LayerQuantizer(
+    LayerWalk(
         plan, 0, *layer, 1 << 30,
-        [this](SolvedModules more) {
+        [this](std::vector<Solution> more) {
           std::move(more.begin(), more.end(), std::back_inserter(modules));
         },
         timer)
@@ -63,7 +64,7 @@ struct Refined {
   Plan plan;
   PhaseTimer timer;
   std::unique_ptr<Layer> layer;
-  SolvedModules modules, solved;
+  std::vector<Solution> modules, solved;
   at::Tensor x;
   Refinement refinement;
   double error = 0;
@@ -78,11 +79,11 @@ TEST_CASE("refining brings the layer's output nearer to the original's, and keep
   CHECK(refined.error == doctest::Approx(refined.refinement.error_after).epsilon(1e-4));
   int64_t changed = 0;
   for (std::size_t i = 0; i < refined.modules.size(); i++) {
-    const auto& [planned, result] = refined.modules[i];
-    const QuantizedMatrix& before = refined.solved[i].second.matrix;
+    const Solution& result = refined.modules[i];
+    const QuantizedMatrix& before = refined.solved[i].matrix;
     CHECK(result.matrix.group_params == before.group_params);
     changed += result.matrix.codes != before.codes ? 1 : 0;
-    const at::Tensor weight = refined.layer->weight(*planned->module);
+    const at::Tensor weight = refined.layer->weight(*result.planned->module);
     CHECK_FALSE(weight.requires_grad());
     CHECK(at::tensor(refined.format->dequantize(result.matrix)).equal(weight.flatten()));
   }
@@ -93,8 +94,8 @@ TEST_CASE("one seed gives the same codes, another may not") {
   const Refined a(10, 1), b(10, 1), c(10, 2);
   bool other = false;
   for (std::size_t i = 0; i < a.modules.size(); i++) {
-    CHECK((a.modules[i].second.matrix.codes == b.modules[i].second.matrix.codes));
-    other = other || a.modules[i].second.matrix.codes != c.modules[i].second.matrix.codes;
+    CHECK((a.modules[i].matrix.codes == b.modules[i].matrix.codes));
+    other = other || a.modules[i].matrix.codes != c.modules[i].matrix.codes;
   }
   CHECK(other);
 }
@@ -104,14 +105,14 @@ TEST_CASE("modules that no window meets keep their solved codes") {
   REQUIRE(refined.modules.size() == 3);
   CHECK(refined.refinement.error_after == refined.refinement.error_before);
   for (std::size_t i = 0; i < refined.modules.size(); i++)
-    CHECK((refined.modules[i].second.matrix.codes == refined.solved[i].second.matrix.codes));
+    CHECK((refined.modules[i].matrix.codes == refined.solved[i].matrix.codes));
 }
 
 TEST_CASE("where no step helps the solved codes stay") {
   const Refined refined(1, 3);  // one step moves every weight by half a cell
   CHECK(refined.refinement.error_after == refined.refinement.error_before);
   for (std::size_t i = 0; i < refined.modules.size(); i++)
-    CHECK((refined.modules[i].second.matrix.codes == refined.solved[i].second.matrix.codes));
+    CHECK((refined.modules[i].matrix.codes == refined.solved[i].matrix.codes));
 }
 
 }  // namespace aqhost

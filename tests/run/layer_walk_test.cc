@@ -1,4 +1,4 @@
-#include "run/layer_quantizer.h"
+#include "run/layer_walk.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 
@@ -53,17 +53,19 @@ struct Run {
   void run(at::Tensor x, at::Tensor original = {}) {
     const MemorySource source = fake.source();
     layer = std::make_unique<Layer>(source, *model, 0, x.size(1));
-    LayerQuantizer quantizer(
+    LayerWalk walk(
         plan, 0, *layer, chunk_bytes,
-        [this](SolvedModules modules) {
-          for (auto& [planned, result] : modules)
-            results[{planned->module->key.role, planned->module->key.expert}] = std::move(result);
+        [this](std::vector<Solution> solutions) {
+          for (Solution& solution : solutions) {
+            const aq_tensor_key& key = solution.planned->module->key;
+            results[{key.role, key.expert}] = std::move(solution);
+          }
         },
         timer);
-    quantizer.run(x, original);
+    walk.run(x, original);
     after = x;
     original_after = original;
-    coverage = quantizer.coverage();
+    coverage = walk.coverage();
   }
 
   FakeModel fake;
@@ -73,7 +75,7 @@ struct Run {
   int64_t chunk_bytes = 1 << 30;
   PhaseTimer timer;
   std::unique_ptr<Layer> layer;
-  std::map<std::pair<int32_t, int32_t>, ModuleResult> results;
+  std::map<std::pair<int32_t, int32_t>, Solution> results;
   std::vector<ExpertCoverage> coverage;
   at::Tensor after, original_after;
 };
@@ -135,7 +137,7 @@ TEST_CASE("every (token, slot) pair enters its own expert's Hessian with its own
             add(t, std::pow(routing.weights[t][slot].item<double>(), power));
       }
       for (const int32_t role : {AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_DOWN}) {
-        const ModuleResult& result = run.results.at({role, e});
+        const Solution& result = run.results.at({role, e});
         CHECK(result.tokens == tokens);
         CHECK(result.weight == doctest::Approx(weight).epsilon(1e-5));
         const at::Tensor& w = run.fake.tensor(role, e);
@@ -164,7 +166,7 @@ TEST_CASE(
     CAPTURE(c.expert);
     CAPTURE(c.tokens);
     for (const int32_t role : {AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_DOWN}) {
-      const ModuleResult& result = run.results.at({role, c.expert});
+      const Solution& result = run.results.at({role, c.expert});
       CHECK(result.tokens == c.tokens);
       CHECK(result.starved == (c.tokens < (role == AQ_ROLE_FFN_GATE ? 12 : 10)));
       CHECK_FALSE(result.rtn);
@@ -203,7 +205,7 @@ TEST_CASE("attention that the adapter wires is quantized as the host's own") {
   }
   for (const int32_t role : roles) {
     const auto key = std::pair(role, int32_t{AQ_EXPERT_NONE});
-    const ModuleResult &a = described.results.at(key), &b = wired.results.at(key);
+    const Solution &a = described.results.at(key), &b = wired.results.at(key);
     CHECK(b.tokens == 240);
     CHECK(b.loss < b.rtn_loss);
     CHECK(b.loss == doctest::Approx(a.loss).epsilon(1e-3));
@@ -231,7 +233,7 @@ TEST_CASE("a scale for all tokens is observed in attention that the adapter wire
   }
   for (const int32_t role : roles) {
     const auto key = std::pair(role, int32_t{AQ_EXPERT_NONE});
-    const ModuleResult &a = described.results.at(key), &b = wired.results.at(key);
+    const Solution &a = described.results.at(key), &b = wired.results.at(key);
     CHECK(b.input_global != 1);
     CHECK(b.input_global == doctest::Approx(a.input_global).epsilon(1e-2));
     CHECK(b.loss == doctest::Approx(a.loss).epsilon(2e-2));

@@ -1,0 +1,299 @@
+#include "run/layer_walk.h"
+
+#include <algorithm>
+#include <memory>
+#include <set>
+
+#include "base/error.h"
+#include "forward/batches.h"
+#include "run/token_rows.h"
+
+namespace aqhost {
+namespace {
+
+at::Tensor rows_of(const at::Tensor& x) { return x.flatten(0, 1); }
+
+bool is_attention(const Module& m) {
+  return m.key.expert == AQ_EXPERT_NONE &&
+         (m.key.role < AQ_ROLE_FFN_NORM || m.key.role >= AQ_ROLE_CUSTOM);
+}
+
+using PlannedByKey = std::map<std::pair<int32_t, int32_t>, const PlannedModule*>;
+
+PlannedByKey modules_of(const Plan& plan, int32_t layer) {
+  PlannedByKey modules;
+  for (const PlannedModule& m : plan.modules)
+    if (m.format && m.module->key.layer == layer)
+      modules[{m.module->key.role, m.module->key.expert}] = &m;
+  return modules;
+}
+
+std::vector<const PlannedModule*> values_of(const PlannedByKey& modules) {
+  std::vector<const PlannedModule*> values;
+  for (const auto& [key, m] : modules) values.push_back(m);
+  return values;
+}
+
+}  // namespace
+
+LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes,
+                     SolutionSink sink, PhaseTimer& timer)
+    : plan_(plan),
+      index_(index),
+      layer_(layer),
+      chunk_bytes_(chunk_bytes),
+      timer_(timer),
+      modules_(modules_of(plan, index)),
+      rounding_(values_of(modules_), layer),
+      solver_(plan.settings, std::move(sink), timer) {}
+
+void LayerWalk::run(at::Tensor& x, at::Tensor& original) {
+  timer_.begin("calibrate");
+  const at::Tensor before = plan_.settings.sequential ? at::Tensor() : x.clone();
+  if (original.defined())
+    shift_scale_ = static_cast<double>(x.size(0)) / static_cast<double>(original.size(0));
+  attention(x, original);
+  ffn(ffn_states(x), ffn_states(original));
+  input_hessians_.clear();
+  solver_.wait();
+  if (plan_.settings.sequential) return;
+  for (const NewWeight& weight : pending_) layer_.set_weight(*weight.module, weight.values);
+  pending_.clear();
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
+    x.narrow(0, begin, count).copy_(layer_.forward(before.narrow(0, begin, count)));
+  });
+}
+
+/// Undefined states give an undefined input.
+LayerWalk::FfnStates LayerWalk::ffn_states(const at::Tensor& x) const {
+  if (!x.defined()) return {};
+  FfnStates states;
+  states.input = at::empty({x.size(0) * x.size(1), x.size(2)}, layer_.options());
+  states.sum = rows_of(x);
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
+    states.input.narrow(0, begin * x.size(1), count * x.size(1))
+        .copy_(rows_of(layer_.ffn_input(x.narrow(0, begin, count))));
+  });
+  return states;
+}
+
+void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
+  if (layer_.has_custom_attention()) return custom_attention(x, original);
+  const auto add_output = [&](at::Tensor& states, std::vector<at::Tensor>& contexts) {
+    std::size_t next = 0;
+    for_window_batches(states, [&](int64_t begin, int64_t count) {
+      states.narrow(0, begin, count).add_(layer_.attention_output(contexts[next]));
+      contexts[next++].reset();
+    });
+  };
+  const auto qkv = planned({AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V}, AQ_EXPERT_NONE);
+  const auto o = planned({AQ_ROLE_ATTN_O}, AQ_EXPERT_NONE);
+  std::vector<at::Tensor> contexts, contexts_before;  // before: of the original, so of its weights
+  Hessian hessian(x.size(2), x.device());
+  if (InputRounding::observed(qkv))
+    for_window_batches(x, [&](int64_t begin, int64_t count) {
+      rounding_.observe(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count))));
+    });
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
+    at::Tensor input = rows_or_none(original, begin, count);
+    if (input.defined()) {
+      input = layer_.attention_input(input);
+      contexts_before.push_back(layer_.attention_context(input));
+      input = rows_of(input);
+    }
+    if (!qkv.empty())
+      add_inputs(hessian,
+                 rounding_.seen(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count)))),
+                 {}, input);
+  });
+  solve_one(qkv, hessian);
+
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
+    contexts.push_back(layer_.attention_context(layer_.attention_input(x.narrow(0, begin, count))));
+    rounding_.observe(o, contexts.back());
+  });
+  std::unique_ptr<Hessian> inner;
+  for (std::size_t i = 0; i < contexts.size() && !o.empty(); i++) {
+    if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2), x.device());
+    add_inputs(*inner, rounding_.seen(o, rows_of(contexts[i])), {},
+               i < contexts_before.size() ? rows_of(contexts_before[i]) : at::Tensor());
+  }
+  if (original.defined()) add_output(original, contexts_before);
+  if (inner) solve_one(o, *inner);
+  add_output(x, contexts);
+}
+
+/// Of attention that only the adapter knows: each stage's inputs are recorded while it runs. They
+/// are not held against the original's.
+void LayerWalk::custom_attention(at::Tensor& x, at::Tensor& original) {
+  const auto add_output = [&](at::Tensor& states) {
+    for_window_batches(states, [&](int64_t begin, int64_t count) {
+      at::Tensor batch = states.narrow(0, begin, count);
+      batch.add_(layer_.attention(layer_.attention_input(batch)));
+    });
+  };
+  if (original.defined()) add_output(original);
+  std::set<int32_t> stages;
+  for (const auto& [key, m] : modules_)
+    if (is_attention(*m->module)) stages.insert(m->module->stage);
+  for (const int32_t stage : stages) custom_attention_stage(x, stage);
+  add_output(x);
+}
+
+void LayerWalk::custom_attention_stage(const at::Tensor& x, int32_t stage) {
+  std::map<int32_t, Modules> groups;
+  for (const auto& [key, m] : modules_)
+    if (is_attention(*m->module) && m->module->stage == stage)
+      groups[m->module->input_group].push_back(m);
+  const auto each_input = [&](const auto& take) {
+    const LinearTap tap = [&](const Module& module, const at::Tensor& input) {
+      const auto group = groups.find(module.input_group);
+      if (group == groups.end() || group->second.front()->module != &module) return;
+      take(group->second, input);
+    };
+    for_window_batches(x, [&](int64_t begin, int64_t count) {
+      layer_.attention(layer_.attention_input(x.narrow(0, begin, count)), tap);
+    });
+  };
+  if (std::any_of(groups.begin(), groups.end(),
+                  [](const auto& group) { return InputRounding::observed(group.second); }))
+    each_input(
+        [&](const Modules& shared, const at::Tensor& input) { rounding_.observe(shared, input); });
+  std::map<int32_t, Hessian> hessians;
+  each_input([&](const Modules& shared, const at::Tensor& input) {
+    const Module& module = *shared.front()->module;
+    hessians.try_emplace(module.input_group, module.in_features, x.device())
+        .first->second.add(rounding_.seen(shared, input), {});
+  });
+  for (auto& [group, modules] : groups) {
+    const auto hessian = hessians.find(group);
+    if (hessian == hessians.end())
+      fail("{} was never applied by the adapter's attention", modules.front()->module->name);
+    solve_one(modules, hessian->second);
+  }
+}
+
+/// One batch of tokens; `original` has the first of them, or is undefined.
+void LayerWalk::add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
+                           const at::Tensor& original) const {
+  hessian.add(x, weights);
+  if (!original.defined()) return;
+  const int64_t n = original.size(0);
+  hessian.add_shift(x.narrow(0, 0, n), rows_or_none(weights, 0, n), original, shift_scale_);
+}
+
+void LayerWalk::ffn(FfnStates quantized, FfnStates original) {
+  if (layer_.ffn_desc().kind == AQ_FFN_DENSE) return dense_ffn(AQ_EXPERT_NONE, quantized, original);
+  const bool shared = layer_.ffn_desc().shared_size > 0;
+  std::vector<ExpertTokens> routed_original;  // by the original router
+  if (original.input.defined()) {
+    routed_original = route(original.input);
+    if (shared) original.shared_gate = layer_.shared_weight(original.input);
+  }
+  const auto routers = planned({AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}, AQ_EXPERT_NONE);
+  if (!routers.empty()) {
+    rounding_.observe(routers, quantized.input);
+    solve_one(routers, input_hessian(routers, quantized.input));
+  }
+  if (shared) {
+    quantized.shared_gate = layer_.shared_weight(quantized.input);
+    dense_ffn(AQ_EXPERT_SHARED, quantized, original);
+  }
+  routed_experts(routed_original, quantized, original);
+}
+
+/// A dense or shared FFN: gate and up, then down, then its output times the gate (or 1).
+void LayerWalk::dense_ffn(int32_t expert, const FfnStates& quantized, const FfnStates& original) {
+  const int64_t total = quantized.input.size(0);
+  const auto add_output = [&](const FfnStates& states, const at::Tensor& h, int64_t begin) {
+    at::Tensor y = layer_.ffn_output(expert, h).to(states.sum.scalar_type());
+    if (states.shared_gate.defined()) y.mul_(states.shared_gate.narrow(0, begin, h.size(0)));
+    states.sum.narrow(0, begin, h.size(0)).add_(y);
+  };
+  const auto collect = [&](const Modules& modules, const auto& inputs) {
+    Hessian hessian(modules.empty() ? 0 : modules.front()->module->in_features,
+                    quantized.input.device());
+    at::Tensor s;
+    if (!modules.empty() && quantized.shared_gate.defined())
+      s = to_power(quantized.shared_gate.squeeze(1), modules.front()->recipe.routing_power);
+    if (InputRounding::observed(modules))
+      for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
+        rounding_.observe(modules, inputs(begin, count).first);
+      });
+    for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
+      const auto [x, x0] = inputs(begin, count);
+      if (modules.empty()) return;
+      add_inputs(hessian, rounding_.seen(modules, x), rows_or_none(s, begin, count), x0);
+    });
+    solve_one(modules, hessian);
+  };
+  using Pair = std::pair<at::Tensor, at::Tensor>;
+  const GluWeights before =
+      original.input.defined() ? layer_.glu_weights(expert).clone() : GluWeights();
+  collect(planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, expert), [&](int64_t begin, int64_t count) {
+    return Pair{quantized.input.narrow(0, begin, count),
+                rows_or_none(original.input, begin, count)};
+  });
+  collect(planned({AQ_ROLE_FFN_DOWN}, expert), [&](int64_t begin, int64_t count) {
+    Pair hidden;
+    hidden.first = layer_.ffn_hidden(expert, quantized.input.narrow(0, begin, count));
+    hidden.second = rows_or_none(original.input, begin, count);
+    if (!hidden.second.defined()) return hidden;
+    hidden.second = layer_.ffn_hidden(before, hidden.second);
+    add_output(original, hidden.second, begin);
+    return hidden;
+  });
+  for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
+    add_output(quantized, layer_.ffn_hidden(expert, quantized.input.narrow(0, begin, count)),
+               begin);
+  });
+}
+
+SolveGroup LayerWalk::group_of(const Modules& modules, Hessian hessian) const {
+  SolveGroup group{{}, std::move(hessian)};
+  for (const PlannedModule* m : modules)
+    group.members.push_back({m, layer_.weight(*m->module), rounding_.global(*m)});
+  group.tokens = group.hessian.tokens();
+  group.weight = group.hessian.weight();
+  return group;
+}
+
+void LayerWalk::solve_one(const Modules& modules, const Hessian& hessian) {
+  if (modules.empty()) return;
+  SolveTask task;
+  task.groups.push_back(group_of(modules, hessian));
+  solve(task);
+}
+
+/// The layer goes on with the new weights, at once or at its end.
+void LayerWalk::solve(const SolveTask& task) {
+  for (NewWeight& weight : solver_.solve(task)) {
+    if (plan_.settings.sequential) {
+      layer_.set_weight(*weight.module, weight.values);
+    } else {
+      weight.values = weight.values.clone();
+      pending_.push_back(std::move(weight));
+    }
+  }
+}
+
+const Hessian& LayerWalk::input_hessian(const Modules& modules, const at::Tensor& f) {
+  const auto [it, added] =
+      input_hessians_.try_emplace(modules.front()->activations.get(), f.size(1), f.device());
+  Hessian& hessian = it->second;  // clang with OpenMP captures no structured binding
+  if (added)
+    for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
+      hessian.add(rounding_.seen(modules, f.narrow(0, begin, count)), {});
+    });
+  return hessian;
+}
+
+LayerWalk::Modules LayerWalk::planned(std::initializer_list<int32_t> roles, int32_t expert) const {
+  Modules found;
+  for (const int32_t role : roles)
+    if (const auto it = modules_.find({role, expert}); it != modules_.end())
+      found.push_back(it->second);
+  return found;
+}
+
+}  // namespace aqhost
