@@ -24,7 +24,9 @@ namespace {
 constexpr const char* kLast = "config.json";
 constexpr const char* kWork = ".work";
 /// The names in the work folder that belong to the run.
-constexpr std::array kOwn{"export", "progress", "replaced", WorkFolder::kManifest};
+constexpr const char* kUnfinishedManifest = "manifest.json.part";  // see write_file()
+constexpr std::array kOwn{"export", "progress", "replaced", kUnfinishedManifest,
+                          WorkFolder::kManifest};
 
 /// The target without links, "." and "..". A part that does not exist yet is appended unchanged.
 fs::path resolve(fs::path target) {
@@ -217,14 +219,14 @@ void WorkFolder::lock() {
 }
 
 /// Error if the folder has content but no manifest. A run that was killed at its very start leaves
-/// empty folders.
+/// empty folders, or the beginning of a manifest.
 void WorkFolder::check_ours() const {
   std::error_code ignored;
   if (fs::exists(work_ / kManifest, ignored)) return;
   for (const auto& entry : list_folder(work_)) {
     const bool empty_own = (entry.path() == result() || entry.path() == progress()) &&
                            fs::is_empty(entry.path(), ignored);
-    if (!empty_own)
+    if (!empty_own && entry.path().filename() != kUnfinishedManifest)
       fail("{}: is no work folder of aqhost (it has no {}); move it away or choose another target",
            work_.string(), kManifest);
   }

@@ -306,6 +306,15 @@ TEST_CASE("what is left of a run that was killed when its result was in place is
   }
 }
 
+TEST_CASE("what a run leaves that was killed at its very start is no obstacle") {
+  const TempFolder root;
+  for (const char* folder : {"export", "progress"})
+    fs::create_directories(root / "out.work" / folder);
+  write_file(root / "out.work/manifest.json.part", "{\"vers");
+  { const WorkFolder work(root / "out"); }
+  CHECK(fs::is_empty(root.path()));
+}
+
 TEST_CASE("a folder under that name that is not ours is refused and not touched") {
   const TempFolder root;
   fs::create_directories(root / "out.work/sub");
