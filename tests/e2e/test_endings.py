@@ -140,10 +140,11 @@ class Endings(unittest.TestCase):
     def test_a_signal_while_the_libraries_start_is_told_as_a_later_one_is(self):
         clean = {k: v for k, v in os.environ.items()
                  if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-        cases = (((*GPTQ, "--save", self.out), signal.SIGINT, "interrupted, nothing was written"),
+        cases = (((*GPTQ, "--save", self.out), signal.SIGINT, 75, "interrupted, nothing was written"),
                  (("eval", "--model", MODEL, "--text", TESTS / "data/kjv_calib.txt"),
-                  signal.SIGTERM, "interrupted"), (("--help",), signal.SIGHUP, "interrupted"))
-        for arguments, number, message in cases:
+                  signal.SIGTERM, 128 + signal.SIGTERM, "interrupted"),
+                 (("--help",), signal.SIGHUP, 75, "interrupted"))
+        for arguments, number, status, message in cases:
             process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE,
                                        stdout=subprocess.PIPE, text=True, env=clean)
             environment = pathlib.Path(f"/proc/{process.pid}/environ")
@@ -152,7 +153,7 @@ class Endings(unittest.TestCase):
                 pass
             process.send_signal(number)
             output, errors = process.communicate(timeout=60)
-            self.assertEqual((process.returncode, output), (75, ""), errors)
+            self.assertEqual((process.returncode, output), (status, ""), errors)
             self.assertTrue(errors.startswith(f"aqhost: {message}"), errors)
             self.assertEqual(errors.count("\n"), 1, errors)
         self.assertEqual(list(self.work.iterdir()), [])
