@@ -13,7 +13,9 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/field.h"
 #include "base/file.h"
+#include "base/json.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -25,8 +27,9 @@ constexpr const char* kLast = "config.json";
 constexpr const char* kWork = ".work";
 /// The names in the work folder that belong to the run.
 constexpr const char* kUnfinishedManifest = "manifest.json.part";  // see write_file()
-constexpr std::array kOwn{"export", "progress", "replaced", kUnfinishedManifest,
-                          WorkFolder::kManifest};
+constexpr const char* kCommit = "commit.json";                     // what merge() moves
+constexpr std::array kOwn{"export", "progress",           "replaced", kUnfinishedManifest,
+                          kCommit,  WorkFolder::kManifest};
 
 /// The target without links, "." and "..". A part that does not exist yet is appended unchanged.
 fs::path resolve(fs::path target) {
@@ -54,6 +57,19 @@ bool is_content(const fs::path& entry) {
   return entry.filename() != kWork && entry.filename() != "lost+found";  // in the root of a volume
 }
 
+/// Whether the manifest of a work folder says that aqhost made it.
+bool is_ours(const fs::path& work) {
+  const fs::path manifest = work / WorkFolder::kManifest;
+  std::error_code ignored;
+  if (!fs::is_regular_file(fs::symlink_status(manifest, ignored))) return false;
+  try {
+    const Json json = read_json(manifest);
+    return json.is_object() && json.value("generator", Json()) == "aqhost";
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 /// Removes what is ours in a work folder.
 void remove_own(const fs::path& work) {
   std::error_code ignored;
@@ -75,10 +91,18 @@ std::vector<std::string> files_in(const fs::path& folder) {
 void remove_finished(const fs::path& work) {
   std::error_code ignored;
   const fs::path result = work / "export";
-  const bool ours = fs::exists(work / WorkFolder::kManifest, ignored);
+  if (!is_ours(work) || WorkFolder::is_locked(work)) return;
   if (fs::exists(result, ignored) && !files_in(result).empty()) return;
-  if (ours) remove_own(work);
-  ::rmdir(work.c_str());  // the manifest goes last
+  remove_own(work);
+  ::rmdir(work.c_str());
+}
+
+/// Where the work folder of a resolved target lies: inside it if it is a folder, unless an earlier
+/// run began beside it when it was not there yet.
+bool lies_inside(const fs::path& target) {
+  std::error_code ignored;
+  if (!fs::is_directory(target, ignored)) return false;
+  return !(fs::is_empty(target, ignored) && is_ours(work_of(target, false)));
 }
 
 /// Whether a file with that name lies in `folder` itself, and not elsewhere by way of ".." or a
@@ -136,8 +160,7 @@ class Moves {
 
 WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
     : name_(target.string()), replaced_(std::move(replaced)), target_(resolve(target)) {
-  std::error_code ignored;
-  inside_ = fs::is_directory(target_, ignored);
+  inside_ = lies_inside(target_);
   if (replaced_.empty() && !is_free(target_)) {
     for (const bool inside : {false, true}) remove_finished(work_of(target_, inside));
     fail(
@@ -151,7 +174,7 @@ WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
     lock();
     check_ours();
     make_folders();
-    keep_ = fs::exists(work_ / kManifest, ignored);
+    keep_ = is_ours(work_);
   } catch (const Error&) {
     if (lock_ >= 0) ::close(lock_);
     ::rmdir(work_.c_str());  // only if this run created it
@@ -178,8 +201,31 @@ bool WorkFolder::is_free(const fs::path& target) {
 
 fs::path WorkFolder::of(const fs::path& target) {
   const fs::path resolved = resolve(target);
+  return work_of(resolved, lies_inside(resolved));
+}
+
+void WorkFolder::undo_commit(const fs::path& target) {
+  const fs::path resolved = resolve(target);
+  const fs::path work = work_of(resolved, true);
   std::error_code ignored;
-  return work_of(resolved, fs::is_directory(resolved, ignored));
+  if (!fs::exists(work / kCommit, ignored) || !is_ours(work) || is_locked(work)) return;
+  const Json json = read_json(work / kCommit);
+  const Field moved(json, (work / kCommit).string());
+  const auto move_back = [&](const fs::path& from, const fs::path& to) {
+    if (!fs::exists(fs::symlink_status(from, ignored)) ||
+        fs::exists(fs::symlink_status(to, ignored)))
+      return;
+    fs::create_directories(to.parent_path(), ignored);
+    if (::rename(from.c_str(), to.c_str()) != 0)
+      fail("{}: cannot be moved back to {}: {}", from.string(), to.string(), std::strerror(errno));
+  };
+  for (const Field& file : moved["after"].items())
+    if (lies_in(resolved, file.text()))
+      move_back(resolved / file.text(), work / "export" / file.text());
+  for (const Field& file : moved["before"].items())
+    if (lies_in(work / "replaced", file.text()))
+      move_back(work / "replaced" / file.text(), resolved / file.text());
+  fs::remove(work / kCommit, ignored);
 }
 
 bool WorkFolder::is_locked(const fs::path& work) {
@@ -222,13 +268,18 @@ void WorkFolder::lock() {
 /// empty folders, or the beginning of a manifest.
 void WorkFolder::check_ours() const {
   std::error_code ignored;
-  if (fs::exists(work_ / kManifest, ignored)) return;
+  for (const fs::path& folder : {result(), progress()})
+    if (fs::is_symlink(fs::symlink_status(folder, ignored)))
+      fail("{}: is a link, and the run needs a folder there; move it away", folder.string());
+  if (is_ours(work_)) return;
   for (const auto& entry : list_folder(work_)) {
     const bool empty_own = (entry.path() == result() || entry.path() == progress()) &&
                            fs::is_empty(entry.path(), ignored);
     if (!empty_own && entry.path().filename() != kUnfinishedManifest)
-      fail("{}: is no work folder of aqhost (it has no {}); move it away or choose another target",
-           work_.string(), kManifest);
+      fail(
+          "{}: is no work folder of aqhost (it has no {} that says so); move it away or choose "
+          "another target",
+          work_.string(), kManifest);
   }
 }
 
@@ -267,6 +318,8 @@ void WorkFolder::merge() const {
   const auto is_last = [](const std::string& file) { return file == kLast; };
   std::stable_partition(before.begin(), before.end(), is_last);
   std::stable_partition(after.begin(), after.end(), std::not_fn(is_last));
+  write_file(work_ / kCommit, to_text(Json{{"before", before}, {"after", after}}) + "\n");
+  flush_folder(work_);
   {
     Moves moves;
     moves.make_folder(old);

@@ -44,6 +44,10 @@ class WorkFolder {
   static std::filesystem::path of(const std::filesystem::path& target);
 
   /// Whether a run holds the lock of this work folder.
+  /// Takes back what a run that was killed in commit() has moved into an existing target and out of
+  /// it, so that the target is as it was before and the result is whole again. Does nothing if
+  /// there is no such run. To be called before the target is looked at.
+  static void undo_commit(const std::filesystem::path& target);
   static bool is_locked(const std::filesystem::path& work);
 
   const std::filesystem::path& path() const { return work_; }

@@ -163,6 +163,18 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
   metadata_ = std::move(header.metadata);
 }
 
+std::string SafetensorsFile::sample_sha256() const {
+  constexpr int64_t kPieces = 256, kPiece = 4096;
+  std::vector<std::byte> pieces;
+  const int64_t step = std::max(kPiece, file_.size() / kPieces);
+  for (int64_t at = 0; at < file_.size(); at += step) {
+    const auto size = static_cast<std::size_t>(std::min(kPiece, file_.size() - at));
+    pieces.resize(pieces.size() + size);
+    file_.read(at, std::span(pieces).last(size));
+  }
+  return sha256_of(pieces);
+}
+
 void SafetensorsFile::read(const StoredTensor& tensor, int64_t begin,
                            std::span<std::byte> out) const {
   file_.read(tensor.offset + begin, out, "tensor " + tensor.name);

@@ -37,6 +37,9 @@ class SafetensorsFile {
   int64_t size() const { return file_.size(); }
   /// The SHA-256 of the header, which says how the tensors lie in the file.
   const std::string& header_sha256() const { return header_sha256_; }
+  /// SHA-256 of 256 pieces of 4 KiB, evenly spread over the file: tells other weights of the same
+  /// layout apart without reading all of them.
+  std::string sample_sha256() const;
   const std::vector<StoredTensor>& tensors() const { return tensors_; }  // sorted by name
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 

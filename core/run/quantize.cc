@@ -90,6 +90,7 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
   check_finite(original, model, solved);
   PhaseTimer timer;
   timer.begin("prepare");
+  WorkFolder::undo_commit(options.target);
   WorkFolder work(options.target, replaced_files(original, options.target, options.overwrite));
   Exporter exporter(original, model, plan, work, options.max_shard_bytes);
   RunStore store(work, exporter, observer);

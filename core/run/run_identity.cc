@@ -31,7 +31,8 @@ Json identity_of(const Reader& source) {
   Json files{{"config.json", sha256_of(std::as_bytes(std::span(config)))}};
   for (const SafetensorsFile* file : source.files())
     files[file->path().filename().string()] = {{"bytes", file->size()},
-                                               {"header", file->header_sha256()}};
+                                               {"header", file->header_sha256()},
+                                               {"sample", file->sample_sha256()}};
   return files;
 }
 

@@ -46,6 +46,9 @@ FileMark mark_of(const fs::path& folder, const std::string& name) {
 /// Nothing, or why a file is not the one that was written.
 std::string damage(const fs::path& folder, const FileMark& mark) {
   const fs::path path = folder / mark.name;
+  std::error_code ignored;
+  if (fs::is_symlink(fs::symlink_status(path, ignored)))
+    return fmt::format("{}: is a link, not the file that was written", path.string());
   try {
     const int64_t size = InputFile(path).size();
     if (size != mark.bytes)
@@ -160,8 +163,9 @@ std::optional<RunStore::Record> RunStore::read_record(int32_t unit) const {
   const fs::path path = work_.progress() / record_name(unit);
   std::error_code ignored;
   if (!fs::exists(path, ignored)) return {};
+  const std::string content = read_file(path);  // what cannot be read is not taken for damaged
   try {
-    const Json file = read_json(path);
+    const Json file = parse_json(content, path.string());
     const Field field = Field(file, path.string())["record"];
     const std::string text = to_text(field.json());
     if (Field(file, path.string())["sha256"].text() != sha256_of(std::as_bytes(std::span(text))))
@@ -214,6 +218,9 @@ void RunStore::refuse_other_run(const Json& identity) const {
   if (!before.is_object()) before = Json::object();
   std::vector<std::string> found = differences(before, identity);
   if (found.empty()) return;
+  // what is true of the whole run first: there may be thousands of modules
+  std::stable_partition(found.begin(), found.end(),
+                        [](const std::string& field) { return !field.starts_with("plan."); });
   constexpr std::size_t kMaximum = 8;
   const std::size_t more = found.size() > kMaximum ? found.size() - kMaximum : 0;
   found.resize(std::min(found.size(), kMaximum));
@@ -229,15 +236,15 @@ Finished RunStore::open(const Json& identity, Resume resume, int32_t needs_state
   const auto begin_anew = [&] {
     work_.clear();
     write_file(work_.path() / WorkFolder::kManifest, to_text(identity, 2) + "\n");
+    flush_folder(work_.path());
+    flush_folder(work_.path().parent_path());
     return Finished();
   };
-  std::vector<std::optional<Record>> records;
-  bool any = false;
-  if (resume != Resume::kNever)
-    for (int32_t u = 0; u < exporter_.units(); u++) {
-      records.push_back(read_record(u));
-      any = any || records.back();
-    }
+  const std::vector<fs::directory_entry> notes = list_folder(work_.progress());
+  const bool any = std::any_of(notes.begin(), notes.end(), [](const fs::directory_entry& note) {
+    return note.path().filename().string().starts_with("unit-");
+  });
+  if (resume == Resume::kNever) return begin_anew();
   if (!any) {
     if (resume == Resume::kRequired)
       fail("{}: there is nothing to go on with (--resume required): no finished layer",
@@ -245,6 +252,8 @@ Finished RunStore::open(const Json& identity, Resume resume, int32_t needs_state
     return begin_anew();
   }
   refuse_other_run(identity);
+  std::vector<std::optional<Record>> records;
+  for (int32_t u = 0; u < exporter_.units(); u++) records.push_back(read_record(u));
 
   const auto at = [&](int32_t unit) -> std::optional<Record>& {
     return records[static_cast<std::size_t>(unit)];
@@ -253,11 +262,14 @@ Finished RunStore::open(const Json& identity, Resume resume, int32_t needs_state
   while (done < exporter_.units() && at(done) && shards_are_whole(done, *at(done))) done++;
   const int32_t whole = done;  // and now those that can be gone on from
   while (done > 0 && done <= needs_states_ && !states_are_whole(*at(done - 1))) done--;
-  if (done == 0 && whole > 0)
+  if (done == 0)
     fail(
-        "{}: {} of {} parts are finished, but no hidden states to go on with are whole; pass "
-        "--resume never to begin anew",
-        work_.path().string(), whole, exporter_.units());
+        "{}: holds the work of an earlier run that cannot be gone on with: {}; pass --resume never "
+        "to begin anew",
+        work_.path().string(),
+        whole > 0 ? fmt::format("{} of {} parts are whole, but not the hidden states behind them",
+                                whole, exporter_.units())
+                  : "the first layer is not whole");
   Finished finished;
   finished.units = done;
   for (int32_t u = 0; u < done; u++) finished.rows.append(std::move(at(u)->rows));

@@ -20,6 +20,8 @@ namespace fs = std::filesystem;
 
 using doctest::Contains;
 
+const std::string kOurs = R"({"generator":"aqhost"})";
+
 /// Every file below a folder, with its content, as "a=1 sub/b=2".
 std::string content_of(const fs::path& folder) {
   std::vector<std::string> files;
@@ -264,15 +266,15 @@ TEST_CASE("what an earlier run left is there for the next one, which clears it w
     const fs::path work = inside ? root / "out/.work" : root / "out.work";
     {
       WorkFolder first(root / "out");
-      write_file(first.path() / WorkFolder::kManifest, "{}");
+      write_file(first.path() / WorkFolder::kManifest, kOurs);
       write_file(first.result() / "a", "1234");
       write_file(first.progress() / "b", "1");
       first.keep();
     }
-    CHECK(content_of(work) == "export/a=1234 manifest.json={} progress/b=1");
+    CHECK(content_of(work) == "export/a=1234 manifest.json=" + kOurs + " progress/b=1");
     CHECK(WorkFolder::of(root / "out") == work);
     { const WorkFolder unused(root / "out"); }  // a run that is refused at once
-    CHECK(content_of(work) == "export/a=1234 manifest.json={} progress/b=1");
+    CHECK(content_of(work) == "export/a=1234 manifest.json=" + kOurs + " progress/b=1");
     write_file(work / "notes.txt", "mine");
     {
       WorkFolder cleared(root / "out");
@@ -297,9 +299,10 @@ TEST_CASE("what is left of a run that was killed when its result was in place is
     const fs::path work = inside ? root / "out/.work" : root / "out.work";
     fs::create_directories(work / "progress");
     fs::create_directories(root / "out");
-    for (const fs::path& file : {root / "out/config.json", work / WorkFolder::kManifest,
-                                 work / "progress/states-00000.safetensors"})
+    for (const fs::path& file :
+         {root / "out/config.json", work / "progress/states-00000.safetensors"})
       write_file(file, "1");
+    write_file(work / WorkFolder::kManifest, kOurs);
     CHECK_THROWS_WITH_AS(WorkFolder(root / "out"), Contains("already exists"), Error);
     CHECK(content_of(root.path()) == "out/config.json=1");
     CHECK(!fs::exists(work));
@@ -327,6 +330,63 @@ TEST_CASE("a folder under that name that is not ours is refused and not touched"
   CHECK(read_file(root / "out.work/thesis.tex") == "mine");
   CHECK(fs::is_directory(root / "out.work/sub"));
   CHECK(read_file(root / "file.work") == "mine");
+}
+
+TEST_CASE("a manifest that is not ours protects what lies beside it") {
+  for (const bool finished : {false, true}) {
+    CAPTURE(finished);
+    const TempFolder root;
+    fs::create_directories(root / "web.work/progress");
+    write_file(root / "web.work/manifest.json", R"({"name": "web app"})");
+    write_file(root / "web.work/progress/diary.txt", "mine");
+    if (finished) fs::create_directory(root / "web");
+    if (finished) write_file(root / "web/readme", "mine");
+    const std::string before = content_of(root.path());
+    CHECK_THROWS_AS(WorkFolder(root / "web"), Error);
+    CHECK(content_of(root.path()) == before);
+  }
+}
+
+TEST_CASE("a commit into a folder that was killed half-way is taken back and done again") {
+  const TempFolder root;
+  fs::create_directories(root / "out");
+  for (const char* file : {"config.json", "a"}) write_file(root / "out" / file, "before");
+  write_file(root / "out/notes.md", "mine");
+  {
+    WorkFolder work(root / "out", {"config.json", "a"});
+    write_file(work.path() / WorkFolder::kManifest, kOurs);
+    for (const char* file : {"a", "b", "config.json"}) write_file(work.result() / file, "after");
+    work.keep();
+  }
+  const fs::path work = root / "out/.work";  // as it is after the third of five renames
+  fs::create_directory(work / "replaced");
+  write_file(work / "commit.json",
+             R"({"before": ["config.json", "a"], "after": ["a", "b", "config.json"]})");
+  for (const char* file : {"config.json", "a"})
+    fs::rename(root / "out" / file, work / "replaced" / file);
+  fs::rename(work / "export/a", root / "out/a");
+  WorkFolder::undo_commit(root / "out");
+  CHECK(read_file(root / "out/a") == "before");
+  CHECK(read_file(root / "out/config.json") == "before");
+  CHECK(read_file(work / "export/a") == "after");
+  WorkFolder again(root / "out", {"config.json", "a"});
+  again.commit();
+  CHECK(content_of(root / "out") == "a=after b=after config.json=after notes.md=mine");
+}
+
+TEST_CASE("a target that is made between two tries does not hide the work beside it") {
+  const TempFolder root;
+  {
+    WorkFolder first(root / "out");
+    write_file(first.path() / WorkFolder::kManifest, kOurs);
+    write_file(first.result() / "a", "1");
+    first.keep();
+  }
+  fs::create_directory(root / "out");
+  CHECK(WorkFolder::of(root / "out") == root / "out.work");
+  WorkFolder second(root / "out");
+  second.commit();
+  CHECK(content_of(root.path()) == "out/a=1");
 }
 
 TEST_CASE("two runs do not write to one target, by whatever path") {
