@@ -157,11 +157,13 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
   file_.read(0, start);
   start.resize(header_bytes(start, file_.size(), path.string()));
   file_.read(0, start);
-  header_sha256_ = sha256_of(start);
+  header_bytes_ = static_cast<int64_t>(start.size());
   SafetensorsHeader header = parse_safetensors(start, file_.size(), path.string());
   tensors_ = std::move(header.tensors);
   metadata_ = std::move(header.metadata);
 }
+
+std::string SafetensorsFile::header_sha256() const { return sha256_of(file_, header_bytes_); }
 
 std::string SafetensorsFile::sample_sha256() const {
   constexpr int64_t kPieces = 256, kPiece = 4096;

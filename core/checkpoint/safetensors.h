@@ -36,7 +36,7 @@ class SafetensorsFile {
   const std::filesystem::path& path() const { return file_.path(); }
   int64_t size() const { return file_.size(); }
   /// The SHA-256 of the header, which says how the tensors lie in the file.
-  const std::string& header_sha256() const { return header_sha256_; }
+  std::string header_sha256() const;
   /// SHA-256 of 256 pieces of 4 KiB, evenly spread over the file: tells other weights of the same
   /// layout apart without reading all of them.
   std::string sample_sha256() const;
@@ -52,7 +52,7 @@ class SafetensorsFile {
 
  private:
   InputFile file_;
-  std::string header_sha256_;
+  int64_t header_bytes_ = 0;  // with the length before it
   std::vector<StoredTensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };

@@ -195,7 +195,6 @@ class Calibrator {
 
 }  // namespace
 
-/// How many layers have states behind them that something later needs.
 int32_t layers_with_states(const Model& model, const Plan& plan) {
   if (!plan.runs_model()) return 0;
   return has_head(plan) ? model.desc().n_layers : std::max(last_layer(model, plan), 0);

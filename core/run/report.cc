@@ -124,10 +124,26 @@ ReportRows parse_rows(const Field& json) {
   return rows;
 }
 
-double RunReport::total_seconds() const {
-  double total = 0;
-  for (const auto& [phase, value] : seconds) total += value;
-  return total;
+double total(const PhaseSeconds& seconds) {
+  double sum = 0;
+  for (const auto& [phase, value] : seconds) sum += value;
+  return sum;
+}
+
+Json to_json(const PhaseSeconds& seconds) {
+  Json json = Json::array();
+  for (const auto& [phase, value] : seconds) json.push_back({phase, value});
+  return json;
+}
+
+PhaseSeconds parse_seconds(const Field& json) {
+  PhaseSeconds seconds;
+  for (const Field& phase : json.items()) {
+    const auto pair = phase.items();
+    if (pair.size() != 2) phase.mismatch("a phase and its seconds");
+    seconds.emplace_back(pair[0].text(), pair[1].number());
+  }
+  return seconds;
 }
 
 Json to_json(const RunReport& report) {

@@ -79,6 +79,11 @@ struct CalibrationReport {
 /// The seconds that each phase of a run took, in order of their first beginning.
 using PhaseSeconds = std::vector<std::pair<std::string, double>>;
 
+double total(const PhaseSeconds& seconds);
+/// [[phase, seconds]], in their order; and the inverse, whose Error names file and field.
+Json to_json(const PhaseSeconds& seconds);
+PhaseSeconds parse_seconds(const Field& json);
+
 /// What lies beside an export as quantization_report.json.
 struct RunReport {
   std::string model_type, device;
@@ -92,7 +97,7 @@ struct RunReport {
   int64_t resumed_layers = 0;                // that an earlier try had finished
   std::optional<CalibrationReport> calibration;
 
-  double total_seconds() const;
+  double total_seconds() const { return total(seconds); }
 };
 
 /// The text of quantization_report.json:

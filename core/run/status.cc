@@ -14,8 +14,10 @@ namespace fs = std::filesystem;
 RunStatus read_status(const fs::path& work) {
   const fs::path path = work / WorkFolder::kManifest;
   if (!fs::exists(path))
-    fail("{}: is no work folder of an unfinished run: there is no {}", work.string(),
-         WorkFolder::kManifest);
+    fail(
+        "{}: is no work folder of an unfinished run: there is no {}; a run that is done leaves "
+        "none",
+        work.string(), WorkFolder::kManifest);
   const Json manifest = read_json(path);
   const Field field(manifest, path.string());
   RunStatus status;
@@ -32,12 +34,7 @@ RunStatus read_status(const fs::path& work) {
     status.finished_modules += static_cast<int64_t>(rows.modules.size());
     status.loss += rows.loss();
     status.rtn_loss += rows.rtn_loss();
-    double seconds = 0;
-    for (const Field& phase : record["seconds"].items()) {
-      const auto pair = phase.items();
-      if (pair.size() == 2) seconds += pair[1].number();
-    }
-    status.seconds = std::max(status.seconds, seconds);
+    status.seconds = std::max(status.seconds, total(parse_seconds(record["seconds"])));
   }
   status.finished_layers = std::min(status.finished_layers, status.layers);
   return status;

@@ -39,8 +39,8 @@ FileMark parse_mark(const Field& json) {
 }
 
 FileMark mark_of(const fs::path& folder, const std::string& name) {
-  const fs::path path = folder / name;
-  return {name, sha256_of(path), InputFile(path).size()};
+  const InputFile file(folder / name);
+  return {name, sha256_of(file, file.size()), file.size()};
 }
 
 /// Nothing, or why a file is not the one that was written.
@@ -50,10 +50,11 @@ std::string damage(const fs::path& folder, const FileMark& mark) {
   if (fs::is_symlink(fs::symlink_status(path, ignored)))
     return fmt::format("{}: is a link, not the file that was written", path.string());
   try {
-    const int64_t size = InputFile(path).size();
-    if (size != mark.bytes)
-      return fmt::format("{}: has {} bytes, {} were written", path.string(), size, mark.bytes);
-    if (sha256_of(path) == mark.sha256) return {};
+    const InputFile file(path);
+    if (file.size() != mark.bytes)
+      return fmt::format("{}: has {} bytes, {} were written", path.string(), file.size(),
+                         mark.bytes);
+    if (sha256_of(file, file.size()) == mark.sha256) return {};
     return fmt::format("{}: its content is not what was written (SHA-256)", path.string());
   } catch (const Error& e) {
     return e.what();
@@ -174,14 +175,10 @@ std::optional<RunStore::Record> RunStore::read_record(int32_t unit) const {
     for (const Field& mark : field["shards"].items()) record.shards.push_back(parse_mark(mark));
     if (!field["states"].is_null()) record.states = parse_mark(field["states"]);
     record.rows = parse_rows(field["report"]);
-    for (const Field& phase : field["seconds"].items()) {
-      const auto pair = phase.items();
-      if (pair.size() != 2) phase.mismatch("a phase and its seconds");
-      record.seconds.emplace_back(pair[0].text(), pair[1].number());
-    }
+    record.seconds = parse_seconds(field["seconds"]);
     return record;
   } catch (const Error& e) {
-    observer_.warn(fmt::format("{}; what it is of is done again", e.what()));
+    observer_.warn(fmt::format("{}; the layer that it records is done again", e.what()));
     return {};
   }
 }
@@ -207,15 +204,7 @@ bool RunStore::states_are_whole(const Record& record) const {
 }
 
 void RunStore::refuse_other_run(const Json& identity) const {
-  const fs::path path = work_.path() / WorkFolder::kManifest;
-  Json before;
-  try {
-    before = read_json(path);
-  } catch (const Error& e) {
-    fail("{}; so that it cannot be told whose work this is: pass --resume never to begin anew",
-         e.what());
-  }
-  if (!before.is_object()) before = Json::object();
+  const Json before = read_json(work_.path() / WorkFolder::kManifest);
   std::vector<std::string> found = differences(before, identity);
   if (found.empty()) return;
   // what is true of the whole run first: there may be thousands of modules
@@ -273,8 +262,8 @@ Finished RunStore::open(const Json& identity, Resume resume, int32_t needs_state
   Finished finished;
   finished.units = done;
   for (int32_t u = 0; u < done; u++) finished.rows.append(std::move(at(u)->rows));
-  if (done > 0) finished.seconds = at(done - 1)->seconds;
-  if (done > 0 && done <= needs_states_) {
+  finished.seconds = at(done - 1)->seconds;
+  if (done <= needs_states_) {
     finished.states = load_states(work_.progress() / at(done - 1)->states->name);
     stored_states_.push_back(done - 1);
   }
@@ -312,8 +301,7 @@ void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& 
   if (with_states) stored_states_.push_back(unit);
   const int32_t keep_from =
       stored_states_.size() < 2 ? 0 : stored_states_[stored_states_.size() - 2];
-  Json record{{"report", aqhost::to_json(rows)}, {"seconds", Json::array()}};
-  for (const auto& [phase, value] : seconds) record["seconds"].push_back({phase, value});
+  Json record{{"report", aqhost::to_json(rows)}, {"seconds", aqhost::to_json(seconds)}};
   auto before = std::make_shared<std::future<void>>(std::move(writing_));
   writing_ = std::async(std::launch::async, [this, unit, file, copy, keep_from, before,
                                              record = std::move(record)]() mutable {
