@@ -1,0 +1,2 @@
+#define AQ_JSON_TEMPLATES template
+#include "json_templates.h"
