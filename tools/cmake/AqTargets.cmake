@@ -114,7 +114,7 @@ function(aq_test module)
   aq_compile_quickly(test_${module})
   if(ARG_ATEN)
     aq_precompiled(test_${module} aqhost_tensor)
-  elseif(NOT module STREQUAL sdk)  # it sees the SDK and nothing else
+  elseif(NOT module MATCHES "^(sdk|formats)$")  # one sees the SDK alone, one is compiled for OpenMP
     aq_precompiled(test_${module} aqhost_base)
   endif()
   doctest_discover_tests(test_${module} TEST_PREFIX "${module}: " ADD_LABELS 0
