@@ -140,9 +140,11 @@ class ModelRules {
           aq_tensor_key{-1, AQ_ROLE_ATTN_NORM, AQ_EXPERT_NONE, 0},
           aq_tensor_key{0, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, 0},
           aq_tensor_key{0, 4000, AQ_EXPERT_NONE, 0}, aq_tensor_key{0, AQ_ROLE_FFN_UP, 1 << 20, 0},
-          aq_tensor_key{-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, 7}})
-      expect(!model->find_ref(key), "layer {}, role {}, expert {}, part {} is {}", key.layer,
-             key.role, key.expert, key.part, model->find_ref(key)->name);
+          aq_tensor_key{-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, 7}}) {
+      const auto ref = model->find_ref(key);
+      expect(!ref, "layer {}, role {}, expert {}, part {} is {}", key.layer, key.role, key.expert,
+             key.part, ref ? ref->name : "");
+    }
     const std::string first = source_->tensors().front().name;
     for (const std::string& name : {std::string(), std::string("no.such.tensor"), first + ".more",
                                     "more." + first, std::string("model.layers.00.x")})
