@@ -101,6 +101,18 @@ class OnAGpu(WorkFolder):
         report = json.loads((out / "quantization_report.json").read_text())
         self.assertEqual(report["device"], "cpu")
 
+    def test_every_gpu_gives_the_same_bytes(self):
+        second = aqhost("eval", "--model", MODEL, "--text", EVAL, "--device", "cuda:1")
+        if "there are 1 GPUs" in second.stderr:
+            self.skipTest("there is one GPU")
+        first = self.quantize("cuda:0", MODEL, "--nsamples", 16)
+        other = self.quantize("cuda:1", MODEL, "--nsamples", 16)
+        report = json.loads((other / "quantization_report.json").read_text())
+        self.assertEqual(report["device"], "cuda:1")
+        for shard in sorted(first.glob("*.safetensors")):
+            with self.subTest(shard.name):
+                self.assertEqual(shard.read_bytes(), (other / shard.name).read_bytes())
+
     def test_device_and_peak_memory_are_in_the_report(self):
         out = self.quantize("cuda", MODEL, "--nsamples", 2)
         report = json.loads((out / "quantization_report.json").read_text())
