@@ -26,10 +26,6 @@ function(aq_compile_options target)
   endif()
 endfunction()
 
-if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")  # refuses a header that was made with other definitions
-  set(CMAKE_DISABLE_PRECOMPILE_HEADERS ON)
-endif()
-
 # What the precompiled headers below have.
 set(AQ_STANDARD_HEADERS <algorithm> <array> <cmath> <cstdint> <filesystem> <functional> <map> <memory>
   <optional> <set> <span> <string> <string_view> <unordered_map> <utility> <vector>
