@@ -159,7 +159,8 @@ class FormatRules {
   }
 
   void group_sizes() const {
-    const std::vector<int32_t> sizes = make()->desc().group_sizes;
+    const auto defaults = make();
+    const auto sizes = defaults->desc().allowed_group_sizes();
     for (const int32_t size : sizes) {
       const auto format = make({{"group_size", size}});
       expect(format->desc().group_size == size, "asked for {}, it says {}", size,
@@ -204,26 +205,22 @@ class FormatRules {
   void described() const {
     const auto format = make();
     if (!format->desc().described()) throw Skip("its element or its fit rule is custom");
-    aq_format_desc desc{};
-    desc.struct_size = sizeof desc;
-    aq_error error{};
-    format->raw()->describe(format->raw(), &desc, &error);
-    const aq::Grid grid(desc);
+    const aq::Grid grid(format->desc());
     for (const Weights& weights : kWeights)
       for (const int64_t cols : widths(format->desc()))
-        compare(weights.kind, *format, desc, grid, filled(weights, kRows, cols), cols);
+        compare(weights.kind, *format, grid, filled(weights, kRows, cols), cols);
   }
 
-  static void compare(const char* kind, const Format& format, const aq_format_desc& desc,
-                      const aq::Grid& grid, const std::vector<float>& weights, int64_t cols) {
+  static void compare(const char* kind, const Format& format, const aq::Grid& grid,
+                      const std::vector<float>& weights, int64_t cols) {
+    const FormatDesc& desc = format.desc();
     const Encoded got = encode(format, weights, kRows, cols);
     const auto size = static_cast<int64_t>(weights.size());
     const float global = desc.tensor_params > 0 ? aq::fit_global(desc, weights.data(), size) : 1;
     if (desc.tensor_params > 0)
       expect(got.matrix.tensor_params[0] == global, "of {}: the global scale is {}, not {}", kind,
              got.matrix.tensor_params[0], global);
-    const int64_t groups = format.desc().groups(cols);
-    const int64_t width = format.desc().width(cols);
+    const int64_t groups = desc.groups(cols), width = desc.width(cols);
     const bool whole = desc.group_size == 0;  // then each row has the fit of the whole matrix
     for (int64_t i = 0; i < kRows * groups; i++) {
       const int64_t begin = i / groups * cols + i % groups * width;
@@ -288,8 +285,8 @@ class FormatRules {
 
   void packed() const {
     int stored = 0;
-    const std::vector<int32_t> sizes = make()->desc().group_sizes;
-    for (const int32_t size : sizes) {
+    const auto defaults = make();
+    for (const int32_t size : defaults->desc().allowed_group_sizes()) {
       const auto format = make({{"group_size", size}});
       for (const int64_t cols : widths(format->desc()))
         for (const int64_t rows : {int64_t{1}, int64_t{3}, int64_t{8}}) {

@@ -74,7 +74,7 @@ std::vector<TensorInfo> gptq_tensors(const Format& format, int64_t rows, int64_t
   const FormatDesc& d = format.desc();
   const bool bits_known =
       d.element_bits == 2 || d.element_bits == 3 || d.element_bits == 4 || d.element_bits == 8;
-  if (d.element_kind != AQ_ELEM_INT || !bits_known || d.zero_point || d.group_size == 0 ||
+  if (d.element_kind != AQ_ELEM_INT || !bits_known || d.zero_point() || d.group_size == 0 ||
       d.scale_kind != AQ_SCALE_F16)
     fail(
         "GPTQ's checkpoint format holds symmetric integers of 2, 3, 4 or 8 bits with float16 "

@@ -78,7 +78,7 @@ bool divides(int64_t group_size, int64_t features) {
 std::optional<int32_t> fitting_group_size(const FormatDesc& desc, int64_t wanted,
                                           int64_t features) {
   std::optional<int32_t> best;
-  for (const int32_t size : desc.group_sizes)
+  for (const int32_t size : desc.allowed_group_sizes())
     if (size > 0 && size <= wanted && features % size == 0 && size > best.value_or(0)) best = size;
   return best;
 }
@@ -86,7 +86,7 @@ std::optional<int32_t> fitting_group_size(const FormatDesc& desc, int64_t wanted
 /// The group size that the format has in place of `wanted`: MX formats always have blocks of 32,
 /// and fp8 has whole rows.
 int64_t allowed_group_size(const FormatDesc& desc, int64_t wanted) {
-  const auto& sizes = desc.group_sizes;
+  const auto sizes = desc.allowed_group_sizes();
   if (std::find(sizes.begin(), sizes.end(), wanted) != sizes.end()) return wanted;
   if (std::all_of(sizes.begin(), sizes.end(), [](int32_t size) { return size <= 0; }))
     return desc.group_size;
@@ -103,7 +103,7 @@ std::string size_text(int64_t size) {
 /// that it has.
 std::string other_size_note(const FormatDesc& desc, const std::string& id, int64_t asked) {
   std::vector<std::string> sizes;
-  for (const int32_t size : desc.group_sizes) sizes.push_back(size_text(size));
+  for (const int32_t size : desc.allowed_group_sizes()) sizes.push_back(size_text(size));
   return fmt::format("{} has group size {} only, {} was asked", id, fmt::join(sizes, " or "),
                      asked);
 }
@@ -113,7 +113,7 @@ std::string other_size_note(const FormatDesc& desc, const std::string& id, int64
                                     const std::string& id, int64_t size,
                                     std::optional<int32_t> smaller) {
   std::vector<std::string> others;
-  for (const int32_t other : desc.group_sizes)
+  for (const int32_t other : desc.allowed_group_sizes())
     if (divides(other, module.in_features)) others.push_back(size_text(other));
   const std::string remedy =
       smaller ? fmt::format("{} does (without \"strict\" it is taken)", *smaller)
@@ -296,7 +296,7 @@ void suggest_group_sizes(Plan& plan) {
         }))
       continue;
     std::optional<int32_t> best;
-    for (const int32_t size : desc.group_sizes) {
+    for (const int32_t size : desc.allowed_group_sizes()) {
       const bool fits = size != 0 && std::all_of(modules.begin(), modules.end(), [&](auto* m) {
                           return divides(size, m->module->in_features);
                         });

@@ -26,6 +26,20 @@ bool all_finite(std::span<const float> values) {
 
 }  // namespace
 
+FormatDesc::FormatDesc(const aq_format_desc& desc) : aq_format_desc(desc) {
+  auto arrays = std::make_shared<Arrays>();
+  if (element_kind == AQ_ELEM_TABLE)
+    arrays->values.assign(desc.values, desc.values + (std::size_t{1} << element_bits));
+  if (n_search > 0) arrays->search.assign(desc.search, desc.search + n_search);
+  arrays->group_sizes.assign(desc.group_sizes, desc.group_sizes + n_group_sizes);
+  struct_size = sizeof(aq_format_desc);
+  vector_dim = std::max(1, vector_dim);
+  values = arrays->values.data();
+  search = arrays->search.data();
+  group_sizes = arrays->group_sizes.data();
+  arrays_ = std::move(arrays);
+}
+
 void Format::Destroy::operator()(const aq_quantizer* quantizer) const {
   if (AQ_HAS(quantizer, destroy)) call_quietly([&] { quantizer->destroy(quantizer); });
 }
@@ -88,44 +102,25 @@ void Format::describe() {
     lie("{} search factors, expected 0 to {} and where they are", d.n_search, kMostSearch);
   if (d.n_group_sizes < 1 || d.n_group_sizes > kMostGroupSizes || d.group_sizes == nullptr)
     lie("{} group sizes, expected 1 to {} and where they are", d.n_group_sizes, kMostGroupSizes);
-  desc_.element_kind = d.element_kind;
-  desc_.element_bits = d.element_bits;
-  desc_.int_min = d.int_min;
-  desc_.int_max = d.int_max;
-  desc_.vector_dim = std::max(1, d.vector_dim);
-  desc_.fit_rule = d.fit_rule;
-  desc_.scale_divisor = d.scale_divisor;
-  desc_.global_max = d.global_max;
-  desc_.scale_kind = d.scale_kind;
-  desc_.scale_round = d.scale_round;
-  desc_.scale_mantissa_bits = d.scale_mantissa_bits;
-  desc_.group_size = d.group_size;
-  desc_.group_params = d.group_params;
-  desc_.tensor_params = d.tensor_params;
-  desc_.n_packed = d.n_packed;
-  desc_.zero_point = (d.flags & AQ_FORMAT_ZERO_POINT) != 0;
-  desc_.global_scale = (d.flags & AQ_FORMAT_GLOBAL_SCALE) != 0;
-  if (d.n_search > 0) desc_.search.assign(d.search, d.search + d.n_search);
-  desc_.group_sizes.assign(d.group_sizes, d.group_sizes + d.n_group_sizes);
-  if (d.element_kind == AQ_ELEM_TABLE) {
-    if (d.values == nullptr) lie("a table format without values");
-    desc_.values.assign(d.values, d.values + (std::size_t{1} << d.element_bits));
-  }
+  if (d.element_kind == AQ_ELEM_TABLE && d.values == nullptr) lie("a table format without values");
+  desc_ = FormatDesc(d);
 }
 
 void Format::check_description() const {
   const FormatDesc& d = desc_;
   if (!known(d.fit_rule, {AQ_FIT_ABSMAX, AQ_FIT_MINMAX, AQ_FIT_CUSTOM}))
     lie("fit_rule {} is not known", d.fit_rule);
-  if (std::find(d.group_sizes.begin(), d.group_sizes.end(), d.group_size) == d.group_sizes.end())
+  const auto sizes = d.allowed_group_sizes();
+  if (std::find(sizes.begin(), sizes.end(), d.group_size) == sizes.end())
     lie("group_size {} is not among its own group sizes", d.group_size);
-  for (const int32_t size : d.group_sizes)
+  for (const int32_t size : sizes)
     if (size < -1 || (size > 0 && size % d.vector_dim != 0))
       lie("group size {}, expected -1, 0 or a positive multiple of vector_dim {}", size,
           d.vector_dim);
-  if (!all_finite(d.values)) lie("a grid value is not finite");
-  if (!all_finite(d.search) ||
-      std::any_of(d.search.begin(), d.search.end(), [](float f) { return f <= 0; }))
+  if (!all_finite(d.table())) lie("a grid value is not finite");
+  const auto factors = d.search_factors();
+  if (!all_finite(factors) ||
+      std::any_of(factors.begin(), factors.end(), [](float f) { return f <= 0; }))
     lie("a search factor is not a positive number");
   if (d.element_kind == AQ_ELEM_INT &&
       (d.int_min >= d.int_max || int64_t{d.int_max} - d.int_min >= int64_t{1} << d.element_bits))
@@ -136,21 +131,20 @@ void Format::check_description() const {
              {AQ_SCALE_F32, AQ_SCALE_F16, AQ_SCALE_BF16, AQ_SCALE_E4M3, AQ_SCALE_E8M0}))
     lie("scale_kind {} is not known", d.scale_kind);
   const auto rounds = {AQ_ROUND_NEAREST, AQ_ROUND_DOWN, AQ_ROUND_UP, AQ_ROUND_EVEN};
-  const bool power_of_two = d.scale_kind == AQ_SCALE_E8M0;
   if (std::find(rounds.begin(), rounds.end(), d.scale_round) == rounds.end() ||
-      power_of_two == (d.scale_round == AQ_ROUND_NEAREST))
+      (d.scale_kind == AQ_SCALE_E8M0) == (d.scale_round == AQ_ROUND_NEAREST))
     lie("scale_round {} does not go with scale_kind {}", d.scale_round, d.scale_kind);
   if (d.fit_rule == AQ_FIT_ABSMAX && !(d.scale_divisor > 0 && std::isfinite(d.scale_divisor)))
     lie("scale_divisor is {}, expected a positive number", d.scale_divisor);
-  if (d.zero_point != (d.fit_rule == AQ_FIT_MINMAX) ||
-      (d.zero_point && d.element_kind != AQ_ELEM_INT))
+  if (d.zero_point() != (d.fit_rule == AQ_FIT_MINMAX) ||
+      (d.zero_point() && d.element_kind != AQ_ELEM_INT))
     lie("zero points go with integers and the min-max rule");
-  if (d.group_params != (d.zero_point ? 2u : 1u))
+  if (d.group_params != (d.zero_point() ? 2u : 1u))
     lie("{} group_params, a scale{} was expected", d.group_params,
-        d.zero_point ? " and a zero" : "");
-  if (d.group_size == 0 && (d.zero_point || d.global_scale))
+        d.zero_point() ? " and a zero" : "");
+  if (d.group_size == 0 && (d.zero_point() || d.global_scale()))
     lie("one group of a whole matrix goes with neither zero points nor a global scale");
-  if (d.tensor_params != (d.global_scale ? 1u : 0u) || (d.global_scale && !(d.global_max > 0)))
+  if (d.tensor_params != (d.global_scale() ? 1u : 0u) || (d.global_scale() && !(d.global_max > 0)))
     lie("{} tensor_params and global_max {} do not go with its global scale", d.tensor_params,
         d.global_max);
 }

@@ -17,18 +17,22 @@ namespace aqhost {
 
 class Library;
 
-/// An aq_format_desc that owns what it points to. aq/quantizer.h explains the fields.
-struct FormatDesc {
-  int32_t element_kind = AQ_ELEM_INT, element_bits = 0, int_min = 0, int_max = 0, vector_dim = 1;
-  std::vector<float> values, search;
-  int32_t fit_rule = AQ_FIT_ABSMAX;
-  float scale_divisor = 1, global_max = 0;
-  int32_t scale_kind = AQ_SCALE_F32, scale_round = AQ_ROUND_NEAREST, scale_mantissa_bits = 0;
-  int32_t group_size = -1;
-  uint32_t group_params = 1, tensor_params = 0, n_packed = 1;
-  bool zero_point = false, global_scale = false;
-  std::vector<int32_t> group_sizes;
+/// An aq_format_desc together with the arrays to which it points. aq/quantizer.h explains the
+/// fields. The arrays never change, so copies share them.
+struct FormatDesc : aq_format_desc {
+  FormatDesc() : aq_format_desc{} {}
+  /// Copies the arrays of `desc`, whose counts and pointers must have been checked. `values` is
+  /// read for a table only.
+  explicit FormatDesc(const aq_format_desc& desc);
 
+  /// The value of each code; empty unless the elements come from a table.
+  std::span<const float> table() const {
+    return {values, element_kind == AQ_ELEM_TABLE ? std::size_t{1} << element_bits : 0};
+  }
+  std::span<const float> search_factors() const { return {search, n_search}; }
+  std::span<const int32_t> allowed_group_sizes() const { return {group_sizes, n_group_sizes}; }
+  bool zero_point() const { return (flags & AQ_FORMAT_ZERO_POINT) != 0; }
+  bool global_scale() const { return (flags & AQ_FORMAT_GLOBAL_SCALE) != 0; }
   /// Whether the host can compute everything from this description.
   bool described() const { return element_kind != AQ_ELEM_CUSTOM && fit_rule != AQ_FIT_CUSTOM; }
   /// Whether the host rounds to this format itself (quant/rounder.h); otherwise it asks the plugin.
@@ -38,6 +42,13 @@ struct FormatDesc {
   int64_t width(int64_t cols) const { return group_size > 0 ? group_size : cols; }
   int64_t groups(int64_t cols) const { return (cols + width(cols) - 1) / width(cols); }
   int64_t code_bytes() const { return element_bits > 8 ? 2 : 1; }
+
+ private:
+  struct Arrays {
+    std::vector<float> values, search;
+    std::vector<int32_t> group_sizes;
+  };
+  std::shared_ptr<const Arrays> arrays_;  // what the pointers point to
 };
 
 /// A quantized matrix [rows, cols]. Codes are u8, or u16 above 8 bits; see code_bytes().

@@ -20,7 +20,7 @@ class ActivationRounder {
   const Format& format() const { return *format_; }
   /// Whether there is a global scale for all tokens, which must be observed or set before anything
   /// is rounded.
-  bool has_global() const { return format_->desc().global_scale; }
+  bool has_global() const { return format_->desc().global_scale(); }
   /// Widens the range of that scale to include x [N, features]. Not thread-safe.
   void observe(const at::Tensor& x);
   bool observed() const { return absmax_ > 0; }

@@ -21,8 +21,7 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
   const bool table = desc.element_kind == AQ_ELEM_TABLE;
   const int count = table ? 1 << desc.element_bits : desc.int_max - desc.int_min + 1;
   const auto grid = [&](int code) {
-    return table ? desc.values[static_cast<std::size_t>(code)]
-                 : static_cast<float>(code + desc.int_min);
+    return table ? desc.values[code] : static_cast<float>(code + desc.int_min);
   };
   for (int code = 0; code < count; code++) levels_.push_back(grid(code));
   std::sort(levels_.begin(), levels_.end());

@@ -80,8 +80,7 @@ cuda::FitArgs fit_args(const FormatDesc& desc, const at::Tensor& weights, int64_
 }  // namespace
 
 bool cuda_rounds(const FormatDesc& desc) {
-  return desc.host_rounds() && desc.group_size != 0 &&
-         desc.search.size() <= cuda::Grid::kMostSearch;
+  return desc.host_rounds() && desc.group_size != 0 && desc.n_search <= cuda::Grid::kMostSearch;
 }
 
 at::Tensor fit_groups_cuda(const FormatDesc& desc, const at::Tensor& weights,

@@ -10,12 +10,8 @@ namespace aqhost {
 namespace {
 
 void set_table(const FormatDesc& desc, cuda::Grid& grid) {
-  std::copy(desc.values.begin(), desc.values.end(), grid.by_code);
-  aq_format_desc raw{};
-  raw.element_kind = AQ_ELEM_TABLE;
-  raw.element_bits = desc.element_bits;
-  raw.values = desc.values.data();
-  const aq::Grid sdk_grid(raw);
+  std::copy(desc.table().begin(), desc.table().end(), grid.by_code);
+  const aq::Grid sdk_grid(desc);
   const std::vector<uint32_t>& order = sdk_grid.order();
   grid.n_values = static_cast<int32_t>(order.size());
   for (std::size_t i = 0; i < order.size(); i++) {
@@ -41,11 +37,11 @@ cuda::Grid make_cuda_grid(const FormatDesc& desc) {
   grid.scale_round = desc.scale_round;
   grid.scale_mantissa_bits = desc.scale_mantissa_bits;
   grid.group_params = static_cast<int32_t>(desc.group_params);
-  grid.n_search = static_cast<int32_t>(desc.search.size());
+  grid.n_search = static_cast<int32_t>(desc.n_search);
   grid.least = static_cast<float>(desc.int_min);
   grid.most = static_cast<float>(desc.int_max);
   grid.divisor = desc.scale_divisor;
-  std::copy(desc.search.begin(), desc.search.end(), grid.search);
+  std::copy_n(desc.search, desc.n_search, grid.search);
   if (grid.integer == 0) set_table(desc, grid);
   return grid;
 }

@@ -15,29 +15,6 @@ constexpr std::size_t kLanes = 48;        // search factors that are tried toget
 constexpr std::size_t kInRegisters = 16;  // of these, those whose sums are in registers at once
 constexpr uint32_t kFew = 8;              // with so few search factors, lanes would be idle
 
-aq_format_desc raw_desc(const FormatDesc& d) {
-  aq_format_desc raw{};
-  raw.struct_size = sizeof raw;
-  raw.element_kind = d.element_kind;
-  raw.element_bits = d.element_bits;
-  raw.int_min = d.int_min;
-  raw.int_max = d.int_max;
-  raw.values = d.values.data();
-  raw.vector_dim = d.vector_dim;
-  raw.fit_rule = d.fit_rule;
-  raw.scale_divisor = d.scale_divisor;
-  raw.scale_kind = d.scale_kind;
-  raw.scale_round = d.scale_round;
-  raw.scale_mantissa_bits = d.scale_mantissa_bits;
-  raw.global_max = d.global_max;
-  raw.group_size = d.group_size;
-  raw.group_params = d.group_params;
-  raw.tensor_params = d.tensor_params;
-  raw.search = d.search.data();
-  raw.n_search = static_cast<uint32_t>(d.search.size());
-  return raw;
-}
-
 template <typename Element>
 constexpr bool is_kernel_element = !std::is_same_v<std::remove_cvref_t<Element>, std::monostate>;
 
@@ -166,8 +143,8 @@ float power_to_one(float x) {
 
 }  // namespace
 
-Rounder::Rounder(const FormatDesc& desc)
-    : desc_(raw_desc(desc)), grid_(desc_), element_(make_element(desc_, grid_)) {}
+Rounder::Rounder(const aq_format_desc& desc)
+    : desc_(desc), grid_(desc_), element_(make_element(desc_, grid_)) {}
 
 float Rounder::fit_global(const float* weights, int64_t n) const {
   return desc_.tensor_params > 0 ? aq::fit_global(desc_, weights, n) : 1.0f;

@@ -18,7 +18,8 @@ class Rounder {
  public:
   struct Finalists;  // see rounder.cc
 
-  explicit Rounder(const FormatDesc& desc);
+  /// Borrows `desc`.
+  explicit Rounder(const aq_format_desc& desc);
   Rounder(const Rounder&) = delete;
   Rounder& operator=(const Rounder&) = delete;
 
@@ -61,7 +62,7 @@ class Rounder {
                        const aq::Extent& extent, float global,
                        std::vector<aq::GroupParams>& params) const;
 
-  aq_format_desc desc_;  // borrows the vectors of the FormatDesc from which it was made
+  const aq_format_desc& desc_;
   aq::Grid grid_;
   Element element_;
 };

@@ -17,14 +17,6 @@ using namespace aqhost;
 
 namespace {
 
-aq_format_desc raw_desc(const Format& format) {
-  aq_format_desc desc{};
-  desc.struct_size = sizeof desc;
-  aq_error error{};
-  CHECK(format.raw()->describe(format.raw(), &desc, &error) == AQ_OK);
-  return desc;
-}
-
 std::vector<std::unique_ptr<const Format>> formats() {
   std::vector<std::unique_ptr<const Format>> all;
   all.push_back(int_format(4, {{"group_size", 64}}));
@@ -80,7 +72,7 @@ TEST_CASE("the GPU's group fit and rounding are the SDK's to the bit, for every 
   for (const auto& format : formats()) {
     CAPTURE(format->id());
     REQUIRE(cuda_rounds(format->desc()));
-    const aq_format_desc desc = raw_desc(*format);
+    const aq_format_desc& desc = format->desc();
     const aq::Grid expected(desc);
     const cuda::Grid grid = make_cuda_grid(format->desc());
     for (int trial = 0; trial < 300; trial++) {

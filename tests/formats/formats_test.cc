@@ -6,6 +6,7 @@
 #include <random>
 #include <span>
 
+#include "plugin/registry.h"
 #include "quant/rounder.h"
 #include "variants.h"
 
@@ -45,11 +46,11 @@ Coded by_host(const Format& format, const std::vector<float>& row,
   c.values.resize(row.size());
   c.codes.resize(row.size());
   const float global = rounder.fit_global(row.data(), n);
-  if (format.desc().global_scale) c.tensor_params = {global};
+  if (format.desc().global_scale()) c.tensor_params = {global};
   const aq::GroupParams fitted =
       rounder.fit(row.data(), n, importance.empty() ? nullptr : importance.data(), global);
   c.params = {fitted.scale};
-  if (format.desc().zero_point) c.params.push_back(fitted.zero);
+  if (format.desc().zero_point()) c.params.push_back(fitted.zero);
   const std::vector<float> step(row.size(), fitted.scale / global), zero(row.size(), fitted.zero);
   rounder.round(n, row.data(), step.data(), zero.data(), reinterpret_cast<uint8_t*>(c.codes.data()),
                 c.values.data());
@@ -59,8 +60,8 @@ Coded by_host(const Format& format, const std::vector<float>& row,
 /// Of every grid value and every bound between two: itself and its neighbours on both sides.
 std::vector<float> telling_points(const FormatDesc& desc) {
   std::vector<float> points{0.0f, -0.0f, 1e30f, -1e30f, 1e-40f, -1e-40f, INFINITY, -INFINITY};
-  std::vector<float> values = desc.values;
-  for (int q = desc.int_min; desc.values.empty() && q <= desc.int_max; q++)
+  std::vector<float> values(desc.table().begin(), desc.table().end());
+  for (int q = desc.int_min; desc.table().empty() && q <= desc.int_max; q++)
     values.push_back(static_cast<float>(q));
   std::sort(values.begin(), values.end());
   for (std::size_t i = 0; i < values.size(); i++)
@@ -73,6 +74,20 @@ std::vector<float> telling_points(const FormatDesc& desc) {
 }
 
 }  // namespace
+
+TEST_CASE("a copy of a description keeps its table, factors and group sizes without its format") {
+  const Registry registry({AQ_BUILD_DIR "/plugins"});
+  FormatDesc copy, moved = registry.create_format("mxfp4", {})->desc();
+  copy = moved;
+  const FormatDesc last = std::move(moved);
+  for (const FormatDesc& desc : {copy, last}) {
+    CHECK(desc.table().size() == 16);
+    CHECK(desc.table()[7] == 6);
+    CHECK(desc.search_factors().size() == 3);
+    CHECK(desc.search_factors()[1] == 0.5f);
+    CHECK(desc.allowed_group_sizes()[0] == 32);
+  }
+}
 
 TEST_CASE("every format: the host's arithmetic is the plugin's, bit for bit") {
   for (const auto& format : variants()) {
@@ -100,17 +115,11 @@ TEST_CASE("every format: the host's arithmetic is the plugin's, bit for bit") {
 TEST_CASE("every format: the fast elements round as Grid does, at every bound and beside it") {
   for (const auto& format : variants()) {
     CAPTURE(label(*format));
-    aq_format_desc raw{};
     const FormatDesc& d = format->desc();
-    raw.element_kind = d.element_kind;
-    raw.element_bits = d.element_bits;
-    raw.int_min = d.int_min;
-    raw.int_max = d.int_max;
-    raw.values = d.values.data();
-    const aq::Grid grid(raw);
-    const Element element = make_element(raw, grid);
+    const aq::Grid grid(d);
+    const Element element = make_element(d, grid);
     CHECK(!std::holds_alternative<std::monostate>(element));
-    const float zero = d.zero_point ? 1.0f : 0.0f;
+    const float zero = d.zero_point() ? 1.0f : 0.0f;
     std::visit(
         [&](const auto& fast) {
           if constexpr (!std::is_same_v<std::remove_cvref_t<decltype(fast)>, std::monostate>)
@@ -142,7 +151,7 @@ TEST_CASE("every code decodes to its grid value, and that value is coded as the 
     format->quantize(values, 1, n, params, tensor_params, recoded, again);
     for (std::size_t c = 0; c < count; c++) {
       const float expected =
-          d.values.empty() ? static_cast<float>(d.int_min + static_cast<int>(c)) : d.values[c];
+          d.table().empty() ? static_cast<float>(d.int_min + static_cast<int>(c)) : d.values[c];
       CHECK(values[c] == 2 * expected);
       CHECK(std::signbit(values[c]) == std::signbit(expected));
       CHECK(again[c] == values[c]);

@@ -27,13 +27,13 @@ QuantizedMatrix counting_matrix(const Format& format, int64_t rows, int64_t cols
   for (int64_t i = 0; i < rows * cols; i++) {
     state = state * 1664525u + 1013904223u;
     auto code = (state >> 8) % (1u << d.element_bits);
-    if (d.element_bits == 8 && !d.values.empty() && (code & 0x7f) >= 0x7b) code -= 5;
+    if (d.element_bits == 8 && !d.table().empty() && (code & 0x7f) >= 0x7b) code -= 5;
     m.codes.push_back(static_cast<std::byte>(code));
   }
   const int64_t stored = d.group_size == 0 ? 1 : rows * d.groups(cols);
   for (int64_t i = 0; i < rows * d.groups(cols); i++) {
     m.group_params.push_back(std::ldexp(1.0f, static_cast<int>(i % stored % 13) - 6));
-    if (d.zero_point)
+    if (d.zero_point())
       m.group_params.push_back(
           static_cast<float>(d.int_min + static_cast<int>(i) % (1 << d.element_bits)));
   }

@@ -46,8 +46,8 @@ void add_floats(std::vector<std::pair<std::string, Json>>& all) {
 
 /// What a group is made of to put weights on ties: the middles between neighbouring grid values.
 std::vector<float> ties(const FormatDesc& desc) {
-  std::vector<float> values = desc.values;
-  for (int q = desc.int_min; desc.values.empty() && q <= desc.int_max; q++)
+  std::vector<float> values(desc.table().begin(), desc.table().end());
+  for (int q = desc.int_min; desc.table().empty() && q <= desc.int_max; q++)
     values.push_back(static_cast<float>(q));
   std::sort(values.begin(), values.end());
   std::vector<float> middles;

@@ -21,14 +21,6 @@ struct Rounded {
   double margin = 0;  // of w / step
 };
 
-aq_format_desc scale_type(const FormatDesc& d) {
-  aq_format_desc raw{};
-  raw.scale_kind = d.scale_kind;
-  raw.scale_round = d.scale_round;
-  raw.scale_mantissa_bits = d.scale_mantissa_bits;
-  return raw;
-}
-
 /// The nearest of all codes, by trying each (aq/quantizer.h).
 Rounded round_to(const FormatDesc& d, float w, const Params& p, float global) {
   const float step = p.scale / global, t = w / step;
@@ -61,19 +53,19 @@ Params fit(const FormatDesc& d, const std::vector<float>& w, std::span<const flo
   const float least = std::min(0.0f, *std::min_element(w.begin(), w.end()));
   const float most = std::max(0.0f, *std::max_element(w.begin(), w.end()));
   if (least == 0 && most == 0) return {};
-  const aq_format_desc type = scale_type(d);
   Params best;
   double least_error = std::numeric_limits<double>::infinity();
-  for (const float f : d.search.empty() ? std::vector<float>{1.0f} : d.search) {
+  const float one = 1.0f;
+  for (const float f : d.n_search == 0 ? std::span(&one, 1) : d.search_factors()) {
     Params p;
     if (d.fit_rule == AQ_FIT_MINMAX) {
       p.scale = aq::round_scale(
-          type, f * ((most - least) * global / static_cast<float>(d.int_max - d.int_min)));
+          d, f * ((most - least) * global / static_cast<float>(d.int_max - d.int_min)));
       p.zero =
           std::clamp(std::nearbyint(static_cast<float>(d.int_min) - f * least / (p.scale / global)),
                      static_cast<float>(d.int_min), static_cast<float>(d.int_max));
     } else {
-      p.scale = aq::round_scale(type, f * (std::max(-least, most) * global / d.scale_divisor));
+      p.scale = aq::round_scale(d, f * (std::max(-least, most) * global / d.scale_divisor));
     }
     double error = 0;
     for (std::size_t i = 0; i < w.size(); i++) {
@@ -91,7 +83,7 @@ Params fit(const FormatDesc& d, const std::vector<float>& w, std::span<const flo
 float fit_global(const FormatDesc& d, std::span<const float> weights) {
   float most = 0;
   for (const float w : weights) most = std::max(most, std::fabs(w));
-  return d.global_scale && most > 0 ? d.global_max / most : 1.0f;
+  return d.global_scale() && most > 0 ? d.global_max / most : 1.0f;
 }
 
 /// L with L L^T = a, lower triangular; none if a is not positive definite.

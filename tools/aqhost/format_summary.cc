@@ -33,7 +33,7 @@ const char* scale_name(int32_t kind) {
 Json grid_of(const FormatDesc& d) {
   if (d.element_kind == AQ_ELEM_CUSTOM) return "its own";
   if (d.element_kind == AQ_ELEM_INT) return fmt::format("integers {} to {}", d.int_min, d.int_max);
-  const std::set<float> values(d.values.begin(), d.values.end());
+  const std::set<float> values(d.table().begin(), d.table().end());
   return fmt::format("{} values from {:g} to {:g}", values.size(), *values.begin(),
                      *values.rbegin());
 }
@@ -64,14 +64,14 @@ Json summarize(const Format& format) {
     sum += error * error;
   }
   Json sizes = Json::array();
-  for (const int32_t size : d.group_sizes) sizes.push_back(size_text(size));
+  for (const int32_t size : d.allowed_group_sizes()) sizes.push_back(size_text(size));
   return {{"bits", d.element_bits},
           {"grid", grid_of(d)},
           {"group_sizes", sizes},
           {"group_size", size_text(d.group_size)},
           {"scale", scale_name(d.described() ? d.scale_kind : 0)},
-          {"zero_point", d.zero_point},
-          {"global_scale", d.global_scale},
+          {"zero_point", d.zero_point()},
+          {"global_scale", d.global_scale()},
           {"max_error", most},
           {"rms_error", std::sqrt(sum / static_cast<double>(weights.size()))}};
 }
