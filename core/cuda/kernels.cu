@@ -6,6 +6,8 @@
 namespace aqhost::cuda {
 namespace {
 
+using aq::GroupParams, aq::Rounded;
+
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;  // per thread block
 constexpr unsigned kAll = 0xffffffffu;
@@ -25,28 +27,28 @@ __device__ double sum_of_lanes(double x) {
   return x;
 }
 
-/// The minimum and the maximum of n weights and 0, in every lane.
-__device__ void extent(const float* weights, int64_t n, int lane, float& least, float& most) {
-  least = most = 0;
-  for (int64_t i = lane; i < n; i += kWarp) {
-    least = fminf(least, weights[i]);
-    most = fmaxf(most, weights[i]);
-  }
+/// The extent of n weights, in every lane.
+__device__ aq::Extent extent_of(const float* weights, int64_t n, int lane) {
+  aq::Extent extent;
+  for (int64_t i = lane; i < n; i += kWarp) extent.add(weights[i]);
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    least = fminf(least, __shfl_xor_sync(kAll, least, offset));
-    most = fmaxf(most, __shfl_xor_sync(kAll, most, offset));
+    extent.min = fminf(extent.min, __shfl_xor_sync(kAll, extent.min, offset));
+    extent.max = fmaxf(extent.max, __shfl_xor_sync(kAll, extent.max, offset));
   }
+  return extent;
 }
 
 /// The errors of two candidates over a group, each summed in the order of the columns.
 __device__ void errors_of(const Grid& grid, const float* weights, const float* importance,
-                          int64_t n, float global, const Params* params, double* errors) {
+                          int64_t n, float global, const GroupParams* params, double* errors) {
   const float step0 = params[0].scale / global, step1 = params[1].scale / global;
   for (int64_t i = 0; i < n; i++) {
     const float w = __ldg(weights + i);
     const double h = importance != nullptr ? static_cast<double>(__ldg(importance + i)) : 1.0;
-    errors[0] += error_of(grid, w, step0, params[0].zero, h);
-    errors[1] += error_of(grid, w, step1, params[1].zero, h);
+    const float stored0 = round_to_grid(grid, w / step0, params[0].zero).value * step0;
+    const float stored1 = round_to_grid(grid, w / step1, params[1].zero).value * step1;
+    errors[0] += aq::weighted_error(w, stored0, h);
+    errors[1] += aq::weighted_error(w, stored1, h);
   }
 }
 
@@ -64,17 +66,16 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const float* importance =
       a.importance != nullptr ? a.importance + e * a.importance_stride + begin : nullptr;
   const float global = a.globals != nullptr ? a.globals[e] : 1.0f;
-  float least, most;
-  extent(weights, n, lane, least, most);
+  const aq::Extent extent = extent_of(weights, n, lane);
 
-  Params best;
-  if (grid.n_search == 0) {
-    best = params_for(grid, least, most, global, 1.0f);
+  GroupParams best;
+  if (grid.desc.n_search == 0) {
+    best = aq::params_for(grid.desc, extent, global, 1.0f);
   } else {
-    const int last = grid.n_search - 1;
-    const Params candidates[2] = {
-        params_for(grid, least, most, global, grid.search[min(lane, last)]),
-        params_for(grid, least, most, global, grid.search[min(lane + kWarp, last)])};
+    const int last = static_cast<int>(grid.desc.n_search) - 1;
+    const GroupParams candidates[2] = {
+        aq::params_for(grid.desc, extent, global, grid.search[min(lane, last)]),
+        aq::params_for(grid.desc, extent, global, grid.search[min(lane + kWarp, last)])};
     double errors[2] = {0, 0};
     errors_of(grid, weights, importance, n, global, candidates, errors);
     const double infinity = __longlong_as_double(0x7ff0000000000000ll);
@@ -100,9 +101,9 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     }
   }
   if (lane != 0) return;
-  float* out = a.params + row * a.param_stride + g * grid.group_params;
+  float* out = a.params + row * a.param_stride + g * grid.desc.group_params;
   out[0] = best.scale;
-  if (grid.group_params > 1) out[1] = best.zero;
+  if (grid.desc.group_params > 1) out[1] = best.zero;
 }
 
 __global__ void round_kernel(const __grid_constant__ Grid parameter, const RoundArgs a) {
@@ -112,9 +113,9 @@ __global__ void round_kernel(const __grid_constant__ Grid parameter, const Round
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < total; i += stride) {
     const int64_t row = i / a.cols, g = i % a.cols / a.width;
-    const float* params = a.params + (row * a.groups + g) * grid.group_params;
+    const float* params = a.params + (row * a.groups + g) * grid.desc.group_params;
     const float global = a.globals != nullptr ? a.globals[row / a.rows] : 1.0f;
-    const float step = params[0] / global, zero = grid.group_params > 1 ? params[1] : 0.0f;
+    const float step = params[0] / global, zero = grid.desc.group_params > 1 ? params[1] : 0.0f;
     const Rounded rounded = round_to_grid(grid, a.weights[i] / step, zero);
     a.codes[i] = static_cast<uint8_t>(rounded.code);
     a.values[i] = rounded.value * step;
@@ -143,10 +144,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     code[k] = 0;
     if (c >= n) continue;
     const int64_t g = a.order[e * a.cols + c] / a.width;
-    const float* params = a.params + (all_rows * a.groups + g) * grid.group_params;
+    const float* params = a.params + (all_rows * a.groups + g) * grid.desc.group_params;
     w[k] = a.weights[all_rows * a.row_stride + c];
     step[k] = params[0] / global;
-    if (grid.group_params > 1) zero[k] = params[1];
+    if (grid.desc.group_params > 1) zero[k] = params[1];
   }
 
   const float* upper = a.upper + e * a.cols * a.cols;
@@ -209,11 +210,11 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   slope = sum_of_lanes(slope);
   bend = sum_of_lanes(bend);
   float* params = a.params + row * a.param_stride;
-  const float scale = params[0], zero = grid.group_params > 1 ? params[1] : 0.0f;
+  const float scale = params[0], zero = grid.desc.group_params > 1 ? params[1] : 0.0f;
   float fitted = scale;
   if (bend > 0) {
     const double factor = fmin(fmax(1 - slope / bend, 0.5), 2.0);
-    fitted = round_scale(grid, scale * static_cast<float>(factor));
+    fitted = aq::round_scale(grid.desc, scale * static_cast<float>(factor));
     const double moved = static_cast<double>(fitted) / static_cast<double>(scale) - 1;
     if (!(slope * moved + bend * moved * moved / 2 < 0)) fitted = scale;
   }
@@ -249,11 +250,11 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     code[k] = 0;
     if (c >= n) continue;
     const int64_t group = (a.begin + c) / a.width;
-    const float* params = a.params + (all_rows * a.groups + group) * grid.group_params;
+    const float* params = a.params + (all_rows * a.groups + group) * grid.desc.group_params;
     g[k] = a.gradient[all_rows * a.row_stride + c];
     before[k] = a.values[all_rows * a.row_stride + c];
     step[k] = params[0] / global;
-    if (grid.group_params > 1) zero[k] = params[1];
+    if (grid.desc.group_params > 1) zero[k] = params[1];
   }
 
   const float* hessian = a.hessians + e * a.cols * a.cols;

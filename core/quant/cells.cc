@@ -20,16 +20,16 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
   const int64_t width = desc.width(cols);
   const bool table = desc.element_kind == AQ_ELEM_TABLE;
   const int count = table ? 1 << desc.element_bits : desc.int_max - desc.int_min + 1;
-  const auto grid = [&](int code) {
-    return table ? desc.values[code] : static_cast<float>(code + desc.int_min);
-  };
-  for (int code = 0; code < count; code++) levels_.push_back(grid(code));
+  const aq::Grid grid(desc);
+  const auto value_of = [&](int code) { return grid.value(static_cast<uint32_t>(code), 0); };
+  for (int code = 0; code < count; code++) levels_.push_back(value_of(code));
   std::sort(levels_.begin(), levels_.end());
   levels_.erase(std::unique(levels_.begin(), levels_.end()), levels_.end());
   std::vector<int32_t> level_of(static_cast<std::size_t>(count));
   code_of_.resize(levels_.size());
   for (int code = count - 1; code >= 0; code--) {
-    const auto at = std::lower_bound(levels_.begin(), levels_.end(), grid(code)) - levels_.begin();
+    const auto at =
+        std::lower_bound(levels_.begin(), levels_.end(), value_of(code)) - levels_.begin();
     level_of[static_cast<std::size_t>(code)] = static_cast<int32_t>(at);
     code_of_[static_cast<std::size_t>(at)] = static_cast<uint8_t>(code);
   }

@@ -1,42 +1,22 @@
 #pragma once
 
-#include <aq/quantizer.h>
-
 #include <algorithm>
 #include <aq/sdk/grid.hpp>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <variant>
 
 namespace aqhost {
 
-// These do what aq::Grid does to one element, but without branches, so that loops over them
-// vectorize. They are exact: for every t that is not NaN, code and value equal those of Grid.
-// value() computes only the value; the sign of a zero may differ.
-
-struct ElementCode {
-  float value;  // before it is multiplied by the scale
-  uint32_t code;
-};
+// These round as aq::Grid does, but without branches, so that loops over them vectorize. They are
+// exact: for every t that is not NaN, code and value equal those of Grid to the bit.
 
 /// Integers from `least` to `most`.
 struct IntElement {
-  // Adding and subtracting this constant rounds |t| < 2^22 to the nearest integer, ties to even, as
-  // nearbyint does. Codes saturate far below 2^22.
-  static constexpr float kRounding = 0x1.8p23f;
   float least, most;
-  float far = 0x1p20f;  // not a constant, because compilers would turn min and max with a constant
-                        // into branches
 
-  ElementCode operator()(float t, float zero) const {
-    // the bounds are the first arguments of min and max, so that each is one instruction
-    const float whole = (std::min(far, std::max(-far, t)) + kRounding) - kRounding;
-    const float q = std::min(most, std::max(least, whole + zero));
-    return {q - zero, static_cast<uint32_t>(static_cast<int32_t>(q - least))};
-  }
-  float value(float t, float zero) const {  // the bounds are integers, so clamping may come first
-    return (std::min(most - zero, std::max(least - zero, t)) + kRounding) - kRounding;
+  aq::Rounded operator()(float t, float zero) const {
+    return aq::round_to_integer(t, zero, least, most);
   }
 };
 
@@ -52,58 +32,49 @@ struct FloatElement {
         max(type.max),
         smallest_normal(std::ldexp(1.0f, type.min_exponent)) {}
 
-  ElementCode operator()(float t, float) const {
+  aq::Rounded operator()(float t, float) const {
     constexpr uint32_t kSign = 0x80000000u, kExponent = 0x7f800000u, kHalf = 0x00400000u;
-    const uint32_t normal = std::bit_cast<uint32_t>(smallest_normal);
+    const uint32_t normal = aq::bits_of(smallest_normal);
     const float a = std::min(max, std::fabs(t));
     // This is 1.5 x 2^23 units in the last place of a; adding it rounds a to that place, ties to
     // even.
-    const uint32_t exponent = std::max(std::bit_cast<uint32_t>(a) & kExponent, normal);
-    const float rounding =
-        std::bit_cast<float>(exponent + (static_cast<uint32_t>(shift) << 23 | kHalf));
+    const uint32_t exponent = std::max(aq::bits_of(a) & kExponent, normal);
+    const float rounding = aq::float_of(exponent + (static_cast<uint32_t>(shift) << 23 | kHalf));
     const float r = (a + rounding) - rounding;
     // a subnormal has exponent field 0, as if its mantissa were preceded by a 1
     const bool subnormal = r < smallest_normal;
     const float shown = subnormal ? r + smallest_normal : r;
     const uint32_t least = subnormal ? normal : normal - 0x00800000u;
-    const uint32_t sign = std::bit_cast<uint32_t>(t) & kSign;
-    return {std::bit_cast<float>(std::bit_cast<uint32_t>(r) | sign),
-            (std::bit_cast<uint32_t>(shown) - least) >> shift | sign >> sign_shift};
+    const uint32_t sign = aq::bits_of(t) & kSign;
+    return {aq::float_of(aq::bits_of(r) | sign),
+            (aq::bits_of(shown) - least) >> shift | sign >> sign_shift};
   }
-  float value(float t, float zero) const { return (*this)(t, zero).value; }
 };
 
 /// A table with up to 16 values of any kind.
 struct TableElement {
   static constexpr std::size_t kMost = 16;
-  float bounds[kMost - 1];  // t gets the value whose index is the number of bounds <= t; unused
-                            // bounds are NaN
+  float bounds[kMost - 1];  // as in aq::Grid; unused bounds are NaN
   float values[kMost];
   uint32_t codes[kMost];
-  uint32_t negative_zero = 0;  // 1 if the table has -0 as well as +0
+  uint32_t negative_zero;
 
-  TableElement(const aq_format_desc& desc, const aq::Grid& grid) {
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    const std::vector<uint32_t>& order = grid.order();
+  TableElement(const aq_format_desc& desc, const aq::Grid& grid)
+      : negative_zero(grid.negative_zero()) {
     std::fill(bounds, bounds + kMost - 1, std::numeric_limits<float>::quiet_NaN());
-    for (std::size_t i = 0; i < order.size(); i++) {
-      codes[i] = order[i];
-      values[i] = desc.values[order[i]];
-      if (i == 0) continue;
-      const float middle = (values[i - 1] + values[i]) / 2;
-      const bool up = middle == values[i] || order[i - 1] % 2 != 0;  // whether a tie goes up
-      bounds[i - 1] = up ? middle : std::nextafter(middle, kInfinity);
-      if (values[i - 1] == 0 && values[i] == 0) negative_zero = 1;
+    std::copy(grid.bounds().begin(), grid.bounds().end(), bounds);
+    for (std::size_t i = 0; i < grid.order().size(); i++) {
+      codes[i] = grid.order()[i];
+      values[i] = desc.values[codes[i]];
     }
   }
 
-  ElementCode operator()(float t, float) const {
+  aq::Rounded operator()(float t, float) const {
     uint32_t i = 0;
     for (const float bound : bounds) i += t >= bound ? 1 : 0;
-    i -= std::bit_cast<uint32_t>(t) == 0x80000000u ? negative_zero : 0;
+    i -= aq::zeros_back(t, negative_zero);
     return {values[i], codes[i]};
   }
-  float value(float t, float zero) const { return (*this)(t, zero).value; }
 };
 
 /// monostate: only Grid can compute this element.

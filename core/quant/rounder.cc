@@ -49,9 +49,6 @@ struct Candidates {
   alignas(64) float error[kLanes];
 };
 
-// Each element kind has operator()(t, zero), which gives code and value of Grid, and value();
-// neither has a branch.
-
 /// Computes an approximation of every candidate's error over one group; see
 /// Rounder::keep_contenders().
 template <typename Element>
@@ -63,7 +60,7 @@ template <typename Element>
       const float w = weights[i], h = importance[i];
       for (std::size_t lane = 0; lane < kInRegisters; lane++) {
         const std::size_t k = begin + lane;
-        const float d = w - element.value(w * c.inverse[k], c.zero[k]) * c.step[k];
+        const float d = w - element(w * c.inverse[k], c.zero[k]).value * c.step[k];
         errors[lane] += h * (d * d);
       }
     }
@@ -79,9 +76,10 @@ template <typename Element>
   for (int64_t i = 0; i < n; i++) {
     const float w = weights[i];
     const double h = importance[i];
+#pragma GCC unroll 1  // GCC vectorizes this loop only while it is a loop
     for (std::size_t k = 0; k < Finalists::kLanes; k++) {
-      const double d = w - element(w / c.step[k], c.zero[k]).value * c.step[k];
-      c.error[k] += h * (d * d);
+      const float stored = element(w / c.step[k], c.zero[k]).value * c.step[k];
+      c.error[k] += aq::weighted_error(w, stored, h);
     }
   }
 }
@@ -92,8 +90,8 @@ template <typename Element>
                                                      const float* importance, int64_t n, float step,
                                                      float zero, double* errors) {
   for (int64_t i = 0; i < n; i++) {
-    const double d = weights[i] - element(weights[i] / step, zero).value * step;
-    errors[i] = static_cast<double>(importance[i]) * (d * d);
+    const float stored = element(weights[i] / step, zero).value * step;
+    errors[i] = aq::weighted_error(weights[i], stored, importance[i]);
   }
 }
 
@@ -102,7 +100,7 @@ template <typename Element>
                                                  const float* weights, const float* step,
                                                  const float* zero, uint8_t* codes, float* values) {
   for (int64_t i = 0; i < n; i++) {
-    const ElementCode rounded = element(weights[i] / step[i], zero[i]);
+    const aq::Rounded rounded = element(weights[i] / step[i], zero[i]);
     codes[i] = static_cast<uint8_t>(rounded.code);
     values[i] = rounded.value * step[i];
   }
@@ -214,9 +212,8 @@ void Rounder::add_errors(const float* weights, int64_t n, const float* importanc
         for (int64_t i = 0; i < n; i++)
           for (std::size_t k = 0; k < Finalists::kLanes; k++) {
             const float step = finalists.step[k], zero = finalists.zero[k];
-            const double d =
-                weights[i] - grid_.value(grid_.code(weights[i] / step, zero), zero) * step;
-            finalists.error[k] += static_cast<double>(importance[i]) * (d * d);
+            const float stored = grid_.round(weights[i] / step, zero).value * step;
+            finalists.error[k] += aq::weighted_error(weights[i], stored, importance[i]);
           }
       },
       element_);
@@ -346,9 +343,9 @@ void Rounder::round(int64_t n, const float* weights, const float* step, const fl
           return;
         }
         for (int64_t i = 0; i < n; i++) {
-          const uint32_t code = grid_.code(weights[i] / step[i], zero[i]);
-          codes[i] = static_cast<uint8_t>(code);
-          values[i] = grid_.value(code, zero[i]) * step[i];
+          const aq::Rounded rounded = grid_.round(weights[i] / step[i], zero[i]);
+          codes[i] = static_cast<uint8_t>(rounded.code);
+          values[i] = rounded.value * step[i];
         }
       },
       element_);

@@ -77,7 +77,7 @@ std::vector<float> telling_points(const FormatDesc& desc) {
 
 TEST_CASE("a copy of a description keeps its table, factors and group sizes without its format") {
   const Registry registry({AQ_BUILD_DIR "/plugins"});
-  FormatDesc copy, moved = registry.create_format("mxfp4", {})->desc();
+  FormatDesc copy, moved = registry.create_format("mxfp4", Json::object())->desc();
   copy = moved;
   const FormatDesc last = std::move(moved);
   for (const FormatDesc& desc : {copy, last}) {
@@ -125,7 +125,7 @@ TEST_CASE("every format: the fast elements round as Grid does, at every bound an
           if constexpr (!std::is_same_v<std::remove_cvref_t<decltype(fast)>, std::monostate>)
             for (const float t : telling_points(d)) {
               CAPTURE(t);
-              const ElementCode found = fast(t, zero);
+              const aq::Rounded found = fast(t, zero);
               REQUIRE(found.code == grid.code(t, zero));
               const float value = grid.value(found.code, zero);
               REQUIRE(std::memcmp(&found.value, &value, sizeof value) == 0);

@@ -11,61 +11,62 @@ namespace aq {
 /// How the elements of a described format are rounded. Borrows the description.
 class Grid {
  public:
-  explicit Grid(const aq_format_desc& desc) : desc_(desc) {
-    if (desc.element_kind != AQ_ELEM_TABLE) return;
-    const uint32_t count = 1u << desc.element_bits;
-    for (uint32_t c = 0; c < count; c++) order_.push_back(c);
+  explicit Grid(const aq_format_desc& desc)
+      : desc_(desc),
+        least_(static_cast<float>(desc.int_min)),
+        most_(static_cast<float>(desc.int_max)) {
+    if (desc.element_kind == AQ_ELEM_TABLE) sort_table();
+  }
+
+  /// The codes in use, sorted by rising value, -0 before +0; empty for integers.
+  const std::vector<uint32_t>& order() const { return order_; }
+  /// The bounds between the values of these codes, one fewer, as table_index() takes them.
+  const std::vector<float>& bounds() const { return bounds_; }
+  /// 1 if the table has -0 as well as +0.
+  uint32_t negative_zero() const { return negative_zero_; }
+
+  /// Rounds t, which is a weight divided by its scale.
+  Rounded round(float t, float zero) const {
+    if (desc_.element_kind != AQ_ELEM_TABLE) return round_to_integer(t, zero, least_, most_);
+    const auto n = static_cast<uint32_t>(order_.size());
+    const uint32_t code = order_[table_index(bounds_.data(), n, negative_zero_, t)];
+    return {desc_.values[code], code};
+  }
+  uint32_t code(float t, float zero) const { return round(t, zero).code; }
+
+  /// The value of a code before it is multiplied by the scale.
+  float value(uint32_t code, float zero) const {
+    return desc_.element_kind == AQ_ELEM_TABLE ? desc_.values[code]
+                                               : integer_value(code, zero, least_);
+  }
+
+ private:
+  void sort_table() {
+    const float* values = desc_.values;
+    for (uint32_t c = 0; c < 1u << desc_.element_bits; c++) order_.push_back(c);
     // Sorts codes by value, -0 before +0. Of codes with equal values, the first one stays.
-    const auto before = [&](uint32_t a, uint32_t b) {
-      const float x = desc.values[a], y = desc.values[b];
+    const auto before = [values](uint32_t a, uint32_t b) {
+      const float x = values[a], y = values[b];
       return x != y ? x < y : std::signbit(x) && !std::signbit(y);
     };
     std::stable_sort(order_.begin(), order_.end(), before);
     order_.erase(std::unique(order_.begin(), order_.end(),
                              [&](uint32_t a, uint32_t b) { return !before(a, b); }),
                  order_.end());
-  }
-
-  /// The codes in use, sorted by rising value, -0 before +0; empty for integers.
-  const std::vector<uint32_t>& order() const { return order_; }
-
-  /// The code nearest to t, which is a weight divided by its scale.
-  uint32_t code(float t, float zero) const {
-    if (desc_.element_kind == AQ_ELEM_TABLE) return nearest(t);
-    const auto least = static_cast<float>(desc_.int_min), most = static_cast<float>(desc_.int_max);
-    return static_cast<uint32_t>(std::clamp(std::nearbyint(t) + zero, least, most) - least);
-  }
-
-  /// The value of a code before it is multiplied by the scale.
-  float value(uint32_t code, float zero) const {
-    if (desc_.element_kind == AQ_ELEM_TABLE) return desc_.values[code];
-    return static_cast<float>(static_cast<int32_t>(code) + desc_.int_min) - zero;
-  }
-
- private:
-  uint32_t nearest(float t) const {
-    // `above` is the first value above t; t lies between it and the value before it
-    const auto above = std::upper_bound(order_.begin(), order_.end(), t,
-                                        [&](float x, uint32_t c) { return x < desc_.values[c]; });
-    if (above == order_.begin()) return order_.front();
-    if (above == order_.end()) return order_.back();
-    const uint32_t low = *(above - 1), high = *above;
-    const float a = desc_.values[low], b = desc_.values[high];
-    const float middle = (a + b) / 2;
-    const bool up = t > middle || (t == middle && low % 2 != 0);
-    return signed_zero(up ? high : low, t);
-  }
-
-  /// If the code's value is zero, returns the code of +0 or -0 that has the sign of t.
-  uint32_t signed_zero(uint32_t code, float t) const {
-    if (desc_.values[code] != 0) return code;
-    for (const uint32_t c : order_)
-      if (desc_.values[c] == 0 && std::signbit(desc_.values[c]) == std::signbit(t)) return c;
-    return code;
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    for (std::size_t i = 1; i < order_.size(); i++) {
+      const float low = values[order_[i - 1]], high = values[order_[i]], middle = (low + high) / 2;
+      const bool up = middle == high || order_[i - 1] % 2 != 0;  // whether a tie goes up
+      bounds_.push_back(up ? middle : std::nextafter(middle, kInfinity));
+      if (low == 0 && high == 0) negative_zero_ = 1;
+    }
   }
 
   const aq_format_desc& desc_;
+  const float least_, most_;
   std::vector<uint32_t> order_;
+  std::vector<float> bounds_;
+  uint32_t negative_zero_ = 0;
 };
 
 /// The global scale of a matrix with n weights.
@@ -74,38 +75,6 @@ inline float fit_global(const aq_format_desc& desc, const float* weights, int64_
   for (int64_t i = 0; i < n; i++) most = std::max(most, std::fabs(weights[i]));
   if (most == 0) return 1;
   return std::min(desc.global_max / most, std::numeric_limits<float>::max());
-}
-
-/// The minimum and maximum of a group, extended to include 0.
-struct Extent {
-  float min = 0, max = 0;
-  Extent(const float* weights, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-      min = std::min(min, weights[i]);
-      max = std::max(max, weights[i]);
-    }
-  }
-  float absmax() const { return std::max(-min, max); }
-};
-
-/// Scale (and zero point) of a group. params_for() computes them for one search factor f.
-struct GroupParams {
-  float scale = 1, zero = 0;
-};
-inline GroupParams params_for(const aq_format_desc& desc, const Extent& extent, float global,
-                              float f) {
-  GroupParams params;
-  if (desc.fit_rule == AQ_FIT_MINMAX) {
-    if (extent.min == 0 && extent.max == 0) return params;
-    const auto steps = static_cast<float>(desc.int_max - desc.int_min);
-    params.scale = round_scale(desc, f * ((extent.max - extent.min) * global / steps));
-    const auto least = static_cast<float>(desc.int_min), most = static_cast<float>(desc.int_max);
-    params.zero =
-        std::clamp(std::nearbyint(least - f * extent.min / (params.scale / global)), least, most);
-  } else if (extent.absmax() > 0) {
-    params.scale = round_scale(desc, f * (extent.absmax() * global / desc.scale_divisor));
-  }
-  return params;
 }
 
 /// Fits one group of n weights. `importance` may be nullptr.
@@ -120,10 +89,9 @@ inline GroupParams fit_group(const aq_format_desc& desc, const Grid& grid, const
     const float step = params.scale / global;
     double error = 0;
     for (int64_t i = 0; i < n; i++) {
-      const float stored =
-          grid.value(grid.code(weights[i] / step, params.zero), params.zero) * step;
-      const double d = weights[i] - stored;
-      error += (importance != nullptr ? static_cast<double>(importance[i]) : 1.0) * (d * d);
+      const float stored = grid.round(weights[i] / step, params.zero).value * step;
+      error += weighted_error(weights[i], stored,
+                              importance != nullptr ? static_cast<double>(importance[i]) : 1.0);
     }
     if (error < least) {
       least = error;

@@ -1,9 +1,8 @@
 // aq/sdk/numeric.hpp - bit-exact rounding to small floating-point types.
 #pragma once
 
-#include <aq/quantizer.h>
-
 #include <algorithm>
+#include <aq/sdk/grid_math.hpp>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -12,37 +11,9 @@
 
 namespace aq {
 
-/// A binary floating-point type. Its numbers are m * 2^(e - mantissa_bits), it has subnormals below
-/// 2^min_exponent, and its largest number is `max`.
-struct SmallFloat {
-  int mantissa_bits, min_exponent;
-  float max;
-
-  /// 2^exponent as a normal float.
-  static float power(int exponent) {
-    return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
-  }
-  float smallest() const { return power(min_exponent) * power(-mantissa_bits); }
-
-  /// Rounds x, which is not NaN, to the nearest number; ties go to even, the result saturates, and
-  /// zero keeps its sign.
-  float round(float x) const {
-    const float magnitude = std::fabs(x);
-    if (magnitude >= max) return std::copysign(max, x);
-    if (magnitude < power(min_exponent))
-      return std::copysign(std::nearbyint(magnitude / smallest()) * smallest(), x);
-    // Rounds the bits at the last place that stays. A carry correctly moves into the exponent.
-    const int dropped = 23 - mantissa_bits;
-    uint32_t bits = std::bit_cast<uint32_t>(magnitude);
-    bits += (1u << (dropped - 1)) - 1 + (bits >> dropped & 1u);
-    const auto rounded = std::bit_cast<float>(bits >> dropped << dropped);
-    return std::copysign(std::min(rounded, max), x);
-  }
-};
-
-inline constexpr SmallFloat kF16{10, -14, 65504.0f};
-inline constexpr SmallFloat kBF16{7, -126, 0x1.fep127f};
-inline constexpr SmallFloat kE4M3{3, -6, 448.0f};  // OCP FP8, no infinities
+inline constexpr SmallFloat kF16 = f16();
+inline constexpr SmallFloat kBF16 = bf16();
+inline constexpr SmallFloat kE4M3 = e4m3();
 inline constexpr SmallFloat kE5M2{2, -14, 57344.0f};
 inline constexpr SmallFloat kE2M1{1, 0, 6.0f};  // OCP MX v1.0, table 5 ff.
 inline constexpr SmallFloat kE2M3{3, 0, 7.5f};
@@ -106,37 +77,6 @@ inline std::vector<float> float_values(const SmallFloat& type, int bits) {
   }
   for (int c = 0; c < count; c++) values.push_back(-values[static_cast<std::size_t>(c)]);
   return values;
-}
-
-/// The exponent of 2 to which an E8M0 scale x >= 0 is rounded, in [-127, 127].
-inline int e8m0_exponent(float x, int32_t rounding, int32_t mantissa_bits) {
-  if (!(x > 0)) return -127;
-  int exponent = std::ilogb(x);
-  const float mantissa = std::ldexp(x, -exponent);  // [1, 2)
-  if (rounding == AQ_ROUND_UP && mantissa > 1) exponent++;
-  // rounding half up at mantissa_bits carries into the exponent from 2 - 2^-(bits + 1) on
-  if (rounding == AQ_ROUND_EVEN && mantissa >= 2 - std::ldexp(1.0f, -mantissa_bits - 1)) exponent++;
-  return std::clamp(exponent, -127, 127);
-}
-
-/// round_scale() of aq/quantizer.h. x must be positive.
-inline float round_scale(const aq_format_desc& desc, float x) {
-  const auto kind = [x](const SmallFloat& type) {
-    return std::max(type.round(x), type.smallest());
-  };
-  switch (desc.scale_kind) {
-    case AQ_SCALE_F16:
-      return kind(kF16);
-    case AQ_SCALE_BF16:
-      return kind(kBF16);
-    case AQ_SCALE_E4M3:
-      return kind(kE4M3);
-    case AQ_SCALE_E8M0:
-      return std::ldexp(1.0f, e8m0_exponent(x, desc.scale_round, desc.scale_mantissa_bits));
-    default:
-      return std::clamp(x, std::numeric_limits<float>::denorm_min(),
-                        std::numeric_limits<float>::max());
-  }
 }
 
 }  // namespace aq
