@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "quant/cuda.h"
-#include "quant/solver.h"
+#include "quant/gpu.h"
+#include "quant/groups.h"
 
 namespace aqhost {
 namespace {
@@ -37,7 +37,7 @@ float ActivationRounder::global() const {
 }
 
 at::Tensor ActivationRounder::round_on_gpu(const at::Tensor& x) const {
-  if (!cuda_rounds(format_->desc())) return (*this)(x.cpu()).to(x.device());
+  if (!gpu_rounds(format_->desc())) return (*this)(x.cpu()).to(x.device());
   const at::Tensor from = x.to(at::kFloat).reshape({1, -1, x.size(-1)}).contiguous();
   QuantizedBatch batch;
   if (has_global()) batch.tensor_params = at::full({1, 1}, global(), from.options());

@@ -1,5 +1,6 @@
+#include "quant/solve_by_callbacks.h"
+
 #include "base/interrupt.h"
-#include "quant/solver.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {

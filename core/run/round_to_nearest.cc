@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "base/interrupt.h"
-#include "quant/gptq.h"
+#include "quant/quantize.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {

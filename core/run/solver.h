@@ -9,7 +9,7 @@
 
 #include "calibrate/hessian.h"
 #include "plan/plan.h"
-#include "quant/gptq.h"
+#include "quant/quantize.h"
 #include "run/phase_timer.h"
 #include "run/solution.h"
 

@@ -9,10 +9,10 @@
 #include "calibrate/hessian.h"
 #include "quant/activations.h"
 #include "quant/cells.h"
-#include "quant/cuda.h"
 #include "quant/formats.h"
-#include "quant/gptq.h"
+#include "quant/gpu.h"
 #include "quant/problem.h"
+#include "quant/quantize.h"
 #include "torch_doctest.h"
 
 using namespace aqhost;

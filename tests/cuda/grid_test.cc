@@ -8,9 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "quant/cuda.h"
-#include "quant/cuda_grid.h"
 #include "quant/formats.h"
+#include "quant/gpu.h"
 #include "torch_doctest.h"
 
 using namespace aqhost;
@@ -49,9 +48,9 @@ TEST_CASE("the GPU's grid rounds and decodes as the SDK's to the bit, for every 
   for (const auto& format : formats()) {
     CAPTURE(format->id());
     const FormatDesc& desc = format->desc();
-    REQUIRE(cuda_rounds(desc));
+    REQUIRE(gpu_rounds(desc));
     const aq::Grid expected(desc);
-    const cuda::Grid grid = make_cuda_grid(desc);
+    const cuda::Grid grid = kernel_grid(desc);
     REQUIRE(grid.desc.n_search == desc.n_search);
     REQUIRE(std::equal(desc.search, desc.search + desc.n_search, grid.search));
     for (int trial = 0; trial < 300; trial++) {

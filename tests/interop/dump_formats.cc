@@ -14,8 +14,8 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "plugin/registry.h"
-#include "quant/gptq.h"
-#include "quant/solver.h"
+#include "quant/batch.h"
+#include "quant/groups.h"
 #include "whole_writer.h"
 
 namespace aqhost {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "plugin/format.h"
-#include "quant/gptq.h"
+#include "quant/quantize.h"
 
 namespace aqhost {
 

@@ -1,8 +1,8 @@
 #include <algorithm>
 
 #include "quant/formats.h"
-#include "quant/gptq.h"
 #include "quant/problem.h"
+#include "quant/quantize.h"
 #include "torch_doctest.h"
 
 namespace aqhost {

@@ -2,7 +2,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "quant/gptq.h"
+#include "quant/quantize.h"
 #include "small_model.h"
 #include "tensor/tensor.h"
 #include "torch_doctest.h"

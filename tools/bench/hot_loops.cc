@@ -20,8 +20,10 @@
 #include "forward/causal_attention.h"
 #include "forward/fused.h"
 #include "plugin/registry.h"
-#include "quant/gptq.h"
-#include "quant/solver.h"
+#include "quant/groups.h"
+#include "quant/quantize.h"
+#include "quant/solve.h"
+#include "quant/sweep.h"
 
 namespace aqhost {
 namespace {
@@ -123,7 +125,7 @@ void solving(const Ceiling& ceiling, const Registry& registry, int64_t width) {
   print("round to nearest", matrix * 9 / ceiling.memory,
         [&] { round_groups(*format, weights, batch); });
   print("GPTQ", matrix * wide / ceiling.single,
-        [&] { solve_described(*format, weights, factors, importance, {}, batch); });
+        [&] { solve_described(*format, weights, factors, importance, true, 128, batch); });
   print("sweep", 2 * 2 * matrix * wide / ceiling.single,
         [&] { sweep_described(*format, weights, factors.damped, 1, batch); });
   const QuantizedMatrix whole = batch.matrix(0, 0, 2 * width);

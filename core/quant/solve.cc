@@ -1,3 +1,5 @@
+#include "quant/solve.h"
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -5,7 +7,6 @@
 
 #include "base/interrupt.h"
 #include "quant/rounder.h"
-#include "quant/solver.h"
 #include "quant/tile.h"
 
 namespace aqhost {
@@ -30,7 +31,7 @@ int64_t block_columns(int64_t wanted, int64_t group_size) {
 class Solver {
  public:
   Solver(const Format& format, const at::Tensor& weights, const Factors& factors,
-         const at::Tensor& importance, const GptqOptions& options, QuantizedBatch& batch)
+         const at::Tensor& importance, bool actorder, int64_t block, QuantizedBatch& batch)
       : desc_(format.desc()),
         rounder_(desc_),
         count_(weights.size(0)),
@@ -39,8 +40,8 @@ class Solver {
         groups_(desc_.groups(in_)),
         width_(desc_.width(in_)),
         n_params_(desc_.group_params),
-        fit_on_the_way_(!options.actorder && desc_.group_size > 0),
-        block_(std::min(in_, block_columns(options.block, desc_.group_size))),
+        fit_on_the_way_(!actorder && desc_.group_size > 0),
+        block_(std::min(in_, block_columns(block, desc_.group_size))),
         factors_(factors),
         importance_(importance),
         batch_(batch) {
@@ -175,9 +176,9 @@ class Solver {
 }  // namespace
 
 void solve_described(const Format& format, const at::Tensor& weights, const Factors& factors,
-                     const at::Tensor& importance, const GptqOptions& options,
+                     const at::Tensor& importance, bool actorder, int64_t block,
                      QuantizedBatch& batch) {
-  Solver(format, weights, factors, importance, options, batch).solve();
+  Solver(format, weights, factors, importance, actorder, block, batch).solve();
 }
 
 }  // namespace aqhost

@@ -1,14 +1,13 @@
-#include "quant/cuda.h"
+#include "quant/gpu.h"
 
 #include <algorithm>
+#include <aq/sdk/grid.hpp>
 #include <boost/dll/shared_library.hpp>
 
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "cuda/kernels.h"
-#include "quant/cuda_grid.h"
-#include "quant/rounder.h"
-#include "quant/solver.h"
+#include "quant/sweep.h"
 #include "tensor/device.h"
 
 namespace aqhost {
@@ -79,23 +78,44 @@ cuda::FitArgs fit_args(const FormatDesc& desc, const at::Tensor& weights, int64_
 
 }  // namespace
 
-bool cuda_rounds(const FormatDesc& desc) {
+bool gpu_rounds(const FormatDesc& desc) {
   return desc.host_rounds() && desc.group_size != 0 && desc.n_search <= cuda::Grid::kMostSearch;
 }
 
-at::Tensor fit_groups_cuda(const FormatDesc& desc, const at::Tensor& weights,
-                           const at::Tensor& importance, const at::Tensor& tensor_params) {
+cuda::Grid kernel_grid(const FormatDesc& desc) {
+  cuda::Grid grid{};
+  grid.desc = desc;
+  grid.desc.values = grid.desc.search = nullptr;
+  grid.desc.group_sizes = nullptr;
+  std::copy_n(desc.search, desc.n_search, grid.search);
+  grid.least = static_cast<float>(desc.int_min);
+  grid.most = static_cast<float>(desc.int_max);
+  const aq::Grid sdk_grid(desc);
+  const std::vector<uint32_t>& order = sdk_grid.order();
+  grid.n_values = static_cast<uint32_t>(order.size());
+  grid.negative_zero = sdk_grid.negative_zero();
+  std::copy(sdk_grid.bounds().begin(), sdk_grid.bounds().end(), grid.bounds);
+  for (std::size_t i = 0; i < order.size(); i++) {
+    grid.codes[i] = static_cast<uint8_t>(order[i]);
+    grid.values[i] = desc.values[order[i]];
+  }
+  std::copy(desc.table().begin(), desc.table().end(), grid.by_code);
+  return grid;
+}
+
+at::Tensor fit_groups_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
+                             const at::Tensor& importance, const at::Tensor& tensor_params) {
   const int64_t in = weights.size(2);
   at::Tensor params =
       at::empty({weights.size(0), weights.size(1), desc.groups(in), int64_t{desc.group_params}},
                 weights.options());
-  check(kernels().fit(make_cuda_grid(desc),
+  check(kernels().fit(kernel_grid(desc),
                       fit_args(desc, weights, 0, in, importance, tensor_params, params),
                       weights.get_device(), nullptr));
   return params;
 }
 
-void round_groups_cuda(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatch& batch) {
+void round_groups_on_gpu(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatch& batch) {
   const int64_t in = weights.size(2);
   const cuda::RoundArgs args{weights.data_ptr<float>(),
                              batch.params.data_ptr<float>(),
@@ -107,12 +127,12 @@ void round_groups_cuda(const FormatDesc& desc, const at::Tensor& weights, Quanti
                              in,
                              desc.width(in),
                              desc.groups(in)};
-  check(kernels().round(make_cuda_grid(desc), args, weights.get_device(), nullptr));
+  check(kernels().round(kernel_grid(desc), args, weights.get_device(), nullptr));
 }
 
-void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, const Factors& factors,
-                          const at::Tensor& importance, const GptqOptions& options,
-                          QuantizedBatch& batch) {
+void solve_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
+                            const Factors& factors, const at::Tensor& importance, bool actorder,
+                            QuantizedBatch& batch) {
   const int64_t count = weights.size(0), rows = weights.size(1), in = weights.size(2);
   const int64_t width = desc.width(in);
   const at::Tensor order = factors.order.unsqueeze(1).expand({count, rows, in});
@@ -120,14 +140,13 @@ void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, con
   const at::Tensor codes = at::empty({count, rows, in}, weights.options().dtype(at::kByte));
   const at::Tensor values = at::empty_like(w);
   // without act-order, groups are fitted during the solve, so a block is one group or part of one
-  const int64_t block =
-      options.actorder ? kMostColumns : std::min(kMostColumns, std::min(width, in));
+  const int64_t block = actorder ? kMostColumns : std::min(kMostColumns, std::min(width, in));
   const at::Tensor errors = at::empty({count, rows, block}, weights.options());
-  const cuda::Grid grid = make_cuda_grid(desc);
+  const cuda::Grid grid = kernel_grid(desc);
   for (int64_t begin = 0, n = 0; begin < in; begin += n) {
     check_interrupt();
     n = std::min(block, in - begin);
-    if (!options.actorder) {
+    if (!actorder) {
       n = std::min(n, width - begin % width);
       if (begin % width == 0)
         check(kernels().fit(grid,
@@ -165,13 +184,13 @@ void solve_described_cuda(const FormatDesc& desc, const at::Tensor& weights, con
 
 namespace {
 
-/// A batch and the gradient of its loss, (values - weights) H, as in sweep_described.cc.
-class CudaSweeper {
+/// A batch and the gradient of its loss, (values - weights) H, as in sweep.cc.
+class GpuSweeper {
  public:
-  CudaSweeper(const FormatDesc& desc, const at::Tensor& weights, const at::Tensor& hessians,
-              QuantizedBatch& batch)
+  GpuSweeper(const FormatDesc& desc, const at::Tensor& weights, const at::Tensor& hessians,
+             QuantizedBatch& batch)
       : desc_(desc),
-        grid_(make_cuda_grid(desc)),
+        grid_(kernel_grid(desc)),
         count_(weights.size(0)),
         rows_(weights.size(1)),
         in_(weights.size(2)),
@@ -256,9 +275,9 @@ class CudaSweeper {
 
 }  // namespace
 
-void sweep_described_cuda(const FormatDesc& desc, const at::Tensor& weights,
-                          const at::Tensor& hessians, int sweeps, QuantizedBatch& batch) {
-  CudaSweeper sweeper(desc, weights, hessians, batch);
+void sweep_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
+                            const at::Tensor& hessians, int sweeps, QuantizedBatch& batch) {
+  GpuSweeper sweeper(desc, weights, hessians, batch);
   for (int i = 1; i <= sweeps; i++) sweeper.sweep(i == sweeps);
 }
 

@@ -1,10 +1,11 @@
+#include "quant/groups.h"
+
 #include <ATen/Parallel.h>
 
 #include "quant/formats.h"
-#include "quant/gptq.h"
 #include "quant/problem.h"
+#include "quant/quantize.h"
 #include "quant/reference.h"
-#include "quant/solver.h"
 #include "tensor/tensor.h"
 #include "torch_doctest.h"
 

@@ -1,3 +1,5 @@
+#include "quant/sweep.h"
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -5,7 +7,6 @@
 
 #include "base/interrupt.h"
 #include "quant/rounder.h"
-#include "quant/solver.h"
 #include "quant/tile.h"
 
 namespace aqhost {

@@ -1,13 +1,12 @@
-#include "quant/gptq.h"
-
-#include <cstring>
+#include "quant/quantize.h"
 
 #include "base/error.h"
-#include "quant/cuda.h"
 #include "quant/factor.h"
-#include "quant/rounder.h"
-#include "quant/solver.h"
-#include "tensor/tensor.h"
+#include "quant/gpu.h"
+#include "quant/groups.h"
+#include "quant/solve.h"
+#include "quant/solve_by_callbacks.h"
+#include "quant/sweep.h"
 
 namespace aqhost {
 namespace {
@@ -57,45 +56,11 @@ QuantizedBatch round_nearest(const Format& format, const at::Tensor& weights,
   return batch;
 }
 
-template <typename T>
-void append(std::vector<T>& to, const at::Tensor& from) {
-  const at::Tensor whole = from.contiguous();
-  const auto* data = static_cast<const std::byte*>(whole.data_ptr());
-  to.resize(static_cast<std::size_t>(whole.nbytes()) / sizeof(T));
-  if (!to.empty()) std::memcpy(to.data(), data, whole.nbytes());
-}
-
 }  // namespace
-
-QuantizedMatrix QuantizedBatch::matrix(int64_t e, int64_t begin, int64_t rows) const {
-  QuantizedMatrix m;
-  m.rows = rows;
-  m.cols = cols;
-  append(m.codes, codes[e].narrow(0, begin, rows));
-  append(m.group_params, params[e].narrow(0, begin, rows));
-  append(m.tensor_params, tensor_params[e]);
-  return m;
-}
-
-void QuantizedBatch::move_codes(at::Device device) {
-  for (at::Tensor* t : {&codes, &params, &tensor_params, &loss, &rtn_loss}) {
-    if (t->is_cuda() && device.is_cpu())  // to pinned memory, which the GPU writes directly
-      *t = at::empty_like(*t, t->options().device(device).pinned_memory(true)).copy_(*t);
-    else
-      *t = t->to(device);
-  }
-}
-
-QuantizedBatch QuantizedBatch::to(at::Device device) const {
-  QuantizedBatch moved = *this;
-  moved.move_codes(device);
-  moved.values = values.to(device);
-  return moved;
-}
 
 QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
                             const at::Tensor& hessians, const GptqOptions& options) {
-  if (weights.is_cuda() && !cuda_rounds(format.desc())) {
+  if (weights.is_cuda() && !gpu_rounds(format.desc())) {
     const at::Tensor h = hessians.defined() ? hessians.cpu() : hessians;
     return quantize_rtn(format, weights.cpu(), h, options).to(weights.device());
   }
@@ -112,7 +77,7 @@ QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
                              const at::Tensor& hessians, const GptqOptions& options,
                              const at::Tensor& shifts) {
   const FormatDesc& desc = format.desc();
-  if (weights.is_cuda() && !cuda_rounds(desc)) {
+  if (weights.is_cuda() && !gpu_rounds(desc)) {
     const at::Tensor m = shifts.defined() ? shifts.cpu() : shifts;
     return quantize_gptq(format, weights.cpu(), hessians.cpu(), options, m).to(weights.device());
   }
@@ -129,13 +94,13 @@ QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
   batch.tensor_params = nearest.tensor_params;
   batch.params = nearest.params.clone();  // static groups; or fitted anew by the solve
   if (w.is_cuda()) {
-    solve_described_cuda(desc, w, factors, importance, used, batch);
+    solve_described_on_gpu(desc, w, factors, importance, used.actorder, batch);
     if (used.sweeps > 0) {
-      sweep_described_cuda(desc, w, factors.damped, used.sweeps, batch);
+      sweep_described_on_gpu(desc, w, factors.damped, used.sweeps, batch);
       batch.loss = row_losses(w, batch.values, factors.damped);
     }
   } else if (desc.host_rounds()) {
-    solve_described(format, w, factors, importance, used, batch);
+    solve_described(format, w, factors, importance, used.actorder, used.block, batch);
     if (used.sweeps > 0) sweep_described(format, w, factors.damped, used.sweeps, batch);
   } else {
     solve_by_callbacks(format, w, factors, importance, used.actorder, batch);

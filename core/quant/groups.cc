@@ -1,10 +1,11 @@
+#include "quant/groups.h"
+
 #include <ATen/Parallel.h>
 
 #include <limits>
 
-#include "quant/cuda.h"
+#include "quant/gpu.h"
 #include "quant/rounder.h"
-#include "quant/solver.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -62,7 +63,7 @@ at::Tensor fit_tensors(const Format& format, const at::Tensor& weights,
 at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at::Tensor& importance,
                       const at::Tensor& tensor_params) {
   const FormatDesc& desc = format.desc();
-  if (weights.is_cuda()) return fit_groups_cuda(desc, weights, importance, tensor_params);
+  if (weights.is_cuda()) return fit_groups_on_gpu(desc, weights, importance, tensor_params);
   const int64_t rows = weights.size(1), in = weights.size(2), groups = desc.groups(in);
   const auto n_params = static_cast<int64_t>(desc.group_params);
   at::Tensor params = at::empty({weights.size(0), rows, groups, n_params}, at::kFloat);
@@ -136,7 +137,7 @@ void round_rows(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatc
 
 void round_groups(const Format& format, const at::Tensor& weights, QuantizedBatch& batch) {
   const FormatDesc& desc = format.desc();
-  if (weights.is_cuda()) return round_groups_cuda(desc, weights, batch);
+  if (weights.is_cuda()) return round_groups_on_gpu(desc, weights, batch);
   if (desc.host_rounds()) return round_rows(desc, weights, batch);
   const int64_t rows = weights.size(1), dim = desc.vector_dim;
   const auto code_bytes = static_cast<std::size_t>(desc.code_bytes());

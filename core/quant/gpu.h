@@ -1,0 +1,30 @@
+#pragma once
+
+#include "cuda/grid.h"
+#include "plugin/format.h"
+#include "quant/batch.h"
+#include "quant/factor.h"
+
+namespace aqhost {
+
+/// Whether the GPU module can round to this format: it must be described, with at most 8 bits and
+/// 64 search factors, and groups within a row. Other formats are solved on the CPU.
+bool gpu_rounds(const FormatDesc& desc);
+
+/// A format that the GPU module can round, in the form that its kernels take.
+cuda::Grid kernel_grid(const FormatDesc& desc);
+
+// These equal the functions of the same names in groups.h, solve.h and sweep.h, but take tensors on
+// a GPU. They throw an Error if the GPU module (aqhost_cuda.so, beside the program) cannot be
+// opened.
+at::Tensor fit_groups_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
+                             const at::Tensor& importance, const at::Tensor& tensor_params);
+void round_groups_on_gpu(const FormatDesc& desc, const at::Tensor& weights, QuantizedBatch& batch);
+void solve_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
+                            const Factors& factors, const at::Tensor& importance, bool actorder,
+                            QuantizedBatch& batch);
+/// Does not change batch.loss.
+void sweep_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
+                            const at::Tensor& hessians, int sweeps, QuantizedBatch& batch);
+
+}  // namespace aqhost
