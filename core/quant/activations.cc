@@ -58,11 +58,12 @@ at::Tensor ActivationRounder::operator()(const at::Tensor& x) const {
     const auto size = static_cast<std::size_t>(width);
     std::vector<float> step(size), zero(size);
     std::vector<uint8_t> codes(size);
+    Rounder::Scratch scratch;
     for (int64_t at = begin * cols; at < end * cols; at += cols)
       for (int64_t c = 0; c < cols; c += width) {
         const int64_t n = std::min(width, cols - c);
         const float* group = from.data_ptr<float>() + at + c;
-        const aq::GroupParams params = rounder_.fit(group, n, nullptr, whole);
+        const aq::GroupParams params = rounder_.fit(group, n, nullptr, whole, scratch);
         std::fill(step.begin(), step.end(), params.scale / whole);
         std::fill(zero.begin(), zero.end(), params.zero);
         rounder_.round(n, group, step.data(), zero.data(), codes.data(),

@@ -92,13 +92,15 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
   }
   const int64_t width = desc.width(in);
   at::parallel_for(0, weights.size(0) * rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    Rounder::Scratch scratch;
     for (int64_t r = begin; r < end; r++) {
       const auto h = row_span(importance, r / rows), whole = row_span(tensor_params, r / rows);
       const float global = whole.empty() ? 1.0f : whole[0];
       for (int64_t g = 0; g < groups; g++) {
         const int64_t c = g * width;
-        const aq::GroupParams fitted = rounder.fit(w + r * in + c, std::min(width, in - c),
-                                                   h.empty() ? nullptr : h.data() + c, global);
+        const aq::GroupParams fitted =
+            rounder.fit(w + r * in + c, std::min(width, in - c), h.empty() ? nullptr : h.data() + c,
+                        global, scratch);
         float* p = out + (r * groups + g) * n_params;
         p[0] = fitted.scale;
         if (n_params > 1) p[1] = fitted.zero;

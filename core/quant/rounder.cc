@@ -148,24 +148,23 @@ float Rounder::fit_global(const float* weights, int64_t n) const {
   return desc_.tensor_params > 0 ? aq::fit_global(desc_, weights, n) : 1.0f;
 }
 
-aq::GroupParams Rounder::fit(const float* weights, int64_t n, const float* importance,
-                             float global) const {
+aq::GroupParams Rounder::fit(const float* weights, int64_t n, const float* importance, float global,
+                             Scratch& scratch) const {
   if (desc_.n_search < 2 || std::holds_alternative<std::monostate>(element_))
     return aq::fit_group(desc_, grid_, weights, n, importance, global);
-  thread_local std::vector<float> ones;
   if (importance == nullptr) {
-    ones.resize(std::max(ones.size(), static_cast<std::size_t>(n)), 1.0F);
-    importance = ones.data();
+    scratch.ones.resize(std::max(scratch.ones.size(), static_cast<std::size_t>(n)), 1.0F);
+    importance = scratch.ones.data();
   }
   const aq::Extent extent(weights, n);
-  return desc_.n_search <= kFew ? fit_few(weights, n, importance, extent, global)
-                                : fit_many(weights, n, importance, extent, global);
+  return desc_.n_search <= kFew ? fit_few(weights, n, importance, extent, global, scratch)
+                                : fit_many(weights, n, importance, extent, global, scratch);
 }
 
 /// Tries one candidate after another, each on all weights at once.
 aq::GroupParams Rounder::fit_few(const float* weights, int64_t n, const float* importance,
-                                 const aq::Extent& extent, float global) const {
-  thread_local std::vector<double> errors;
+                                 const aq::Extent& extent, float global, Scratch& scratch) const {
+  std::vector<double>& errors = scratch.errors;
   errors.resize(static_cast<std::size_t>(n));
   aq::GroupParams best;
   double least_error = std::numeric_limits<double>::infinity();
@@ -190,12 +189,12 @@ aq::GroupParams Rounder::fit_few(const float* weights, int64_t n, const float* i
 /// Tries many candidates at once on one weight after another: a float32 pre-screen of all, then
 /// exact float64 errors for those that remain.
 aq::GroupParams Rounder::fit_many(const float* weights, int64_t n, const float* importance,
-                                  const aq::Extent& extent, float global) const {
-  thread_local std::vector<aq::GroupParams> params;
+                                  const aq::Extent& extent, float global, Scratch& scratch) const {
+  std::vector<aq::GroupParams>& params = scratch.params;
   params.clear();
   for (uint32_t k = 0; k < desc_.n_search; k++)
     params.push_back(aq::params_for(desc_, extent, global, desc_.search[k]));
-  keep_contenders(weights, n, importance, extent, global, params);
+  keep_contenders(weights, n, importance, extent, global, scratch);
   if (params.size() == 1) return params.front();
   return first_best(weights, 1, n, importance, global, params);
 }
@@ -286,18 +285,18 @@ aq::GroupParams Rounder::fit_matrix(const float* weights, int64_t rows, int64_t 
              : first_best(weights, rows, n, importance, 1.0F, close);
 }
 
-/// Removes from `params` those whose error cannot be the minimum. Errors are summed in float32,
-/// from products with 1 / step, with weights and importances scaled to about 1. Every difference d
-/// is off by less than 2^-20 |w|. The root of the error is a norm of d, so it is off by less than
-/// 2^-20 of the same norm of w, and the sum by n roundings.
+/// Removes from scratch.params those whose error cannot be the minimum. Errors are summed in
+/// float32, from products with 1 / step, with weights and importances scaled to about 1. Every
+/// difference d is off by less than 2^-20 |w|. The root of the error is a norm of d, so it is off
+/// by less than 2^-20 of the same norm of w, and the sum by n roundings.
 void Rounder::keep_contenders(const float* weights, int64_t n, const float* importance,
-                              const aq::Extent& extent, float global,
-                              std::vector<aq::GroupParams>& params) const {
+                              const aq::Extent& extent, float global, Scratch& scratch) const {
   constexpr float kTiny = 1e-30F;  // below this, float32 squares underflow
+  std::vector<aq::GroupParams>& params = scratch.params;
   const std::size_t count = params.size();
   const float most_important = *std::max_element(importance, importance + n);
   if (!(most_important > 0)) return;
-  thread_local std::vector<float> w, h, errors;
+  std::vector<float>&w = scratch.weights, &h = scratch.importance, &errors = scratch.guesses;
   w.resize(static_cast<std::size_t>(n));
   h.resize(static_cast<std::size_t>(n));
   const float unit = power_to_one(extent.absmax());

@@ -18,6 +18,13 @@ class Rounder {
  public:
   struct Finalists;  // see rounder.cc
 
+  /// Memory that fit() uses again from group to group. Each thread needs its own.
+  struct Scratch {
+    std::vector<float> ones, weights, importance, guesses;
+    std::vector<double> errors;
+    std::vector<aq::GroupParams> params;
+  };
+
   /// Borrows `desc`.
   explicit Rounder(const aq_format_desc& desc);
   Rounder(const Rounder&) = delete;
@@ -26,7 +33,8 @@ class Rounder {
   float fit_global(const float* weights, int64_t n) const;
 
   /// The scale and zero point of one group of n weights. `importance` is [n] or nullptr.
-  aq::GroupParams fit(const float* weights, int64_t n, const float* importance, float global) const;
+  aq::GroupParams fit(const float* weights, int64_t n, const float* importance, float global,
+                      Scratch& scratch) const;
 
   /// The scale of a whole matrix [rows, n] that is one group (group_size 0); the rows follow one
   /// another. `importance` is [n] or nullptr. Uses all threads; the result does not depend on their
@@ -48,9 +56,9 @@ class Rounder {
 
  private:
   aq::GroupParams fit_few(const float* weights, int64_t n, const float* importance,
-                          const aq::Extent& extent, float global) const;
+                          const aq::Extent& extent, float global, Scratch& scratch) const;
   aq::GroupParams fit_many(const float* weights, int64_t n, const float* importance,
-                           const aq::Extent& extent, float global) const;
+                           const aq::Extent& extent, float global, Scratch& scratch) const;
   void add_errors(const float* weights, int64_t n, const float* importance,
                   Finalists& finalists) const;
   aq::GroupParams first_best(const float* weights, int64_t rows, int64_t n, const float* importance,
@@ -59,8 +67,7 @@ class Rounder {
                                      const float* importance,
                                      const std::vector<aq::GroupParams>& params) const;
   void keep_contenders(const float* weights, int64_t n, const float* importance,
-                       const aq::Extent& extent, float global,
-                       std::vector<aq::GroupParams>& params) const;
+                       const aq::Extent& extent, float global, Scratch& scratch) const;
 
   const aq_format_desc& desc_;
   aq::Grid grid_;

@@ -58,8 +58,9 @@ class Solver {
       check_interrupt();
       const int64_t n = std::min(block_, in_ - begin), rest = in_ - begin - n;
       at::parallel_for(0, count_ * row_tasks, 1, [&](int64_t first, int64_t last) {
+        Work work;
         for (int64_t task = first; task < last; task++)
-          solve_rows(task / row_tasks, task % row_tasks * kRows, begin, n);
+          solve_rows(work, task / row_tasks, task % row_tasks * kRows, begin, n);
       });
       if (rest == 0) break;
       const at::Tensor upper = factors_.upper.narrow(1, begin, n).narrow(2, begin + n, rest);
@@ -75,11 +76,11 @@ class Solver {
     std::vector<float> w, err, step, zero, values, group;
     std::vector<uint8_t> codes;
     std::vector<double> loss;
+    Rounder::Scratch scratch;
   };
 
   /// Takes rows [row, row + kRows) of matrix e through columns [begin, begin + n).
-  void solve_rows(int64_t e, int64_t row, int64_t begin, int64_t n) {
-    thread_local Work work;
+  void solve_rows(Work& work, int64_t e, int64_t row, int64_t begin, int64_t n) {
     const int64_t rows = std::min(kRows, rows_ - row);
     load(work, e, row, rows, begin, n);
     const float* upper = factors_.upper.data_ptr<float>() + e * in_ * in_;
@@ -137,7 +138,8 @@ class Solver {
         work.group[static_cast<std::size_t>(c)] =
             i + c < n ? work.w[static_cast<std::size_t>((i + c) * kRows + r)]
                       : later[(e * rows_ + row + r) * in_ + first + c];
-      const aq::GroupParams fitted = rounder_.fit(work.group.data(), size, h, global_of(e));
+      const aq::GroupParams fitted =
+          rounder_.fit(work.group.data(), size, h, global_of(e), work.scratch);
       float* p = params + (((e * rows_ + row + r) * groups_) + first / width_) * n_params_;
       p[0] = fitted.scale;
       if (n_params_ > 1) p[1] = fitted.zero;

@@ -55,8 +55,9 @@ class Sweeper {
       check_interrupt();
       const int64_t n = std::min(block_, in_ - begin);
       at::parallel_for(0, count_ * row_tasks, 1, [&](int64_t first, int64_t last) {
+        Work work;
         for (int64_t task = first; task < last; task++)
-          sweep_rows(task / row_tasks, task % row_tasks * kRows, begin, n);
+          sweep_rows(work, task / row_tasks, task % row_tasks * kRows, begin, n);
       });
       gradient_.baddbmm_(change_.narrow(2, 0, n), hessians_.narrow(1, begin, n));
     }
@@ -76,8 +77,7 @@ class Sweeper {
   };
 
   /// Sweeps rows [row, row + kRows) of matrix e in columns [begin, begin + n).
-  void sweep_rows(int64_t e, int64_t row, int64_t begin, int64_t n) {
-    thread_local Work work;
+  void sweep_rows(Work& work, int64_t e, int64_t row, int64_t begin, int64_t n) {
     const int64_t rows = std::min(kRows, rows_ - row), at = (e * rows_ + row) * in_ + begin;
     const auto size = static_cast<std::size_t>(n * kRows);
     for (std::vector<float>* tile : {&work.values, &work.gradient, &work.product})

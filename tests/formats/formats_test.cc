@@ -42,13 +42,14 @@ Coded by_host(const Format& format, const std::vector<float>& row,
               const std::vector<float>& importance) {
   const auto n = static_cast<int64_t>(row.size());
   const Rounder rounder(format.desc());
+  Rounder::Scratch scratch;
   Coded c;
   c.values.resize(row.size());
   c.codes.resize(row.size());
   const float global = rounder.fit_global(row.data(), n);
   if (format.desc().global_scale()) c.tensor_params = {global};
   const aq::GroupParams fitted =
-      rounder.fit(row.data(), n, importance.empty() ? nullptr : importance.data(), global);
+      rounder.fit(row.data(), n, importance.empty() ? nullptr : importance.data(), global, scratch);
   c.params = {fitted.scale};
   if (format.desc().zero_point()) c.params.push_back(fitted.zero);
   const std::vector<float> step(row.size(), fitted.scale / global), zero(row.size(), fitted.zero);
@@ -186,11 +187,12 @@ TEST_CASE("MXFP4's squared error on N(0,1) is what the scale rules are known for
     for (const auto& format : variants())
       if (format->id() == "mxfp4" && format->options().value("scale_rule", "") == rule) {
         const Rounder rounder(format->desc());
+        Rounder::Scratch scratch;
         double sum = 0;
         std::vector<float> zero(32, 0.0f), values(32);
         std::vector<uint8_t> codes(32);
         for (std::size_t i = 0; i < weights.size(); i += 32) {
-          const float scale = rounder.fit(&weights[i], 32, nullptr, 1).scale;
+          const float scale = rounder.fit(&weights[i], 32, nullptr, 1, scratch).scale;
           const std::vector<float> step(32, scale);
           rounder.round(32, &weights[i], step.data(), zero.data(), codes.data(), values.data());
           for (std::size_t k = 0; k < 32; k++)
