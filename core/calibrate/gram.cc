@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <aq/sdk/numeric.hpp>
 #include <vector>
 
 #include "base/error.h"
@@ -59,13 +60,15 @@ const uint16_t* bits_of(const at::Tensor& t) {
 
 AQ_VECTOR_CLONES
 void scale(const uint16_t* x, float factor, int64_t n, uint16_t* to) {
-  for (int64_t i = 0; i < n; i++) to[i] = static_cast<uint16_t>(narrow(widen(x[i]) * factor));
+  for (int64_t i = 0; i < n; i++)
+    to[i] = static_cast<uint16_t>(aq::to_bf16(aq::from_bf16(x[i]) * factor));
 }
 
 AQ_VECTOR_CLONES
 void scale_difference(const uint16_t* a, const uint16_t* b, float factor, int64_t n, uint16_t* to) {
   for (int64_t i = 0; i < n; i++)
-    to[i] = static_cast<uint16_t>(narrow((widen(a[i]) - widen(b[i])) * factor));
+    to[i] =
+        static_cast<uint16_t>(aq::to_bf16((aq::from_bf16(a[i]) - aq::from_bf16(b[i])) * factor));
 }
 
 /// The rows of x [n, d], each multiplied by its element of `factors` (undefined: 1).

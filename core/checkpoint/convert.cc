@@ -1,5 +1,6 @@
 #include "checkpoint/convert.h"
 
+#include <aq/sdk/numeric.hpp>
 #include <bit>
 #include <cstring>
 
@@ -7,18 +8,6 @@
 
 namespace aqhost {
 namespace {
-
-float from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
-
-/// Converts from IEEE 754 binary16. A multiplication moves the exponent; it handles subnormals too.
-float from_f16(uint16_t bits) {
-  const uint32_t magnitude = uint32_t{bits & 0x7fffu} << 13;
-  const uint32_t sign = uint32_t{bits & 0x8000u} << 16;
-  if (magnitude >= 0x7c00u << 13)  // infinity or NaN
-    return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x7fffffu));
-  const float value = std::bit_cast<float>(magnitude) * 0x1p112f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
-}
 
 /// Elements are copied out, because the data in a safetensors file need not be aligned.
 template <typename Element, typename Convert>
@@ -30,17 +19,16 @@ void convert(const std::byte* from, std::span<float> out, Convert to_float) {
   }
 }
 
-/// Whether all exponents are below that of infinity. The loop has no branch, so that it vectorizes.
+}  // namespace
+
 bool all_finite(std::span<const float> values) {
-  uint32_t worst = 0;
+  uint32_t worst = 0;  // there is no branch below, so that the loop vectorizes
   for (const float v : values) {
     const uint32_t magnitude = std::bit_cast<uint32_t>(v) & 0x7fffffffu;
     worst = magnitude > worst ? magnitude : worst;
   }
   return worst < 0x7f800000u;
 }
-
-}  // namespace
 
 void convert_f32(const TensorInfo& tensor, std::span<const std::byte> bytes, int64_t begin,
                  std::span<float> out, const std::string& where) {
@@ -50,10 +38,10 @@ void convert_f32(const TensorInfo& tensor, std::span<const std::byte> bytes, int
       if (!out.empty()) std::memcpy(out.data(), from, out.size_bytes());
       break;
     case DType::kBF16:
-      convert<uint16_t>(from, out, from_bf16);
+      convert<uint16_t>(from, out, aq::from_bf16);
       break;
     case DType::kF16:
-      convert<uint16_t>(from, out, from_f16);
+      convert<uint16_t>(from, out, aq::from_f16);
       break;
     default:
       fail("{}: tensor {} is {}, expected F16, BF16 or F32", where, tensor.name,

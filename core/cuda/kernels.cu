@@ -38,6 +38,19 @@ __device__ aq::Extent extent_of(const float* weights, int64_t n, int lane) {
   return extent;
 }
 
+__device__ float global_of(const float* globals, int64_t matrix) {
+  return globals != nullptr ? globals[matrix] : 1.0f;
+}
+
+/// The step (scale / global) and the zero of one group of a row, of all rows of all matrices.
+template <typename Args>
+__device__ void load_scale(const Grid& grid, const Args& a, int64_t row, int64_t group,
+                           float global, float& step, float& zero) {
+  const float* params = a.params + (row * a.groups + group) * grid.desc.group_params;
+  step = params[0] / global;
+  zero = grid.desc.group_params > 1 ? params[1] : 0.0f;
+}
+
 /// The errors of two candidates over a group, each summed in the order of the columns.
 __device__ void errors_of(const Grid& grid, const float* weights, const float* importance,
                           int64_t n, float global, const GroupParams* params, double* errors) {
@@ -65,7 +78,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const float* weights = a.weights + row * a.row_stride + begin;
   const float* importance =
       a.importance != nullptr ? a.importance + e * a.importance_stride + begin : nullptr;
-  const float global = a.globals != nullptr ? a.globals[e] : 1.0f;
+  const float global = global_of(a.globals, e);
   const aq::Extent extent = extent_of(weights, n, lane);
 
   GroupParams best;
@@ -113,9 +126,8 @@ __global__ void round_kernel(const __grid_constant__ Grid parameter, const Round
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < total; i += stride) {
     const int64_t row = i / a.cols, g = i % a.cols / a.width;
-    const float* params = a.params + (row * a.groups + g) * grid.desc.group_params;
-    const float global = a.globals != nullptr ? a.globals[row / a.rows] : 1.0f;
-    const float step = params[0] / global, zero = grid.desc.group_params > 1 ? params[1] : 0.0f;
+    float step, zero;
+    load_scale(grid, a, row, g, global_of(a.globals, row / a.rows), step, zero);
     const Rounded rounded = round_to_grid(grid, a.weights[i] / step, zero);
     a.codes[i] = static_cast<uint8_t>(rounded.code);
     a.values[i] = rounded.value * step;
@@ -133,7 +145,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   if (row >= a.rows) return;
   const int n = static_cast<int>(a.n);
   const int64_t all_rows = e * a.rows + row;
-  const float global = a.globals != nullptr ? a.globals[e] : 1.0f;
+  const float global = global_of(a.globals, e);
   float w[kRegisters], step[kRegisters], zero[kRegisters], value[kRegisters], error[kRegisters];
   uint32_t code[kRegisters];
 #pragma unroll
@@ -143,11 +155,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     step[k] = 1;
     code[k] = 0;
     if (c >= n) continue;
-    const int64_t g = a.order[e * a.cols + c] / a.width;
-    const float* params = a.params + (all_rows * a.groups + g) * grid.desc.group_params;
     w[k] = a.weights[all_rows * a.row_stride + c];
-    step[k] = params[0] / global;
-    if (grid.desc.group_params > 1) zero[k] = params[1];
+    load_scale(grid, a, all_rows, a.order[e * a.cols + c] / a.width, global, step[k], zero[k]);
   }
 
   const float* upper = a.upper + e * a.cols * a.cols;
@@ -218,7 +227,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     const double moved = static_cast<double>(fitted) / static_cast<double>(scale) - 1;
     if (!(slope * moved + bend * moved * moved / 2 < 0)) fitted = scale;
   }
-  const float step = fitted / (a.globals != nullptr ? a.globals[row / a.rows] : 1.0f);
+  const float step = fitted / global_of(a.globals, row / a.rows);
   for (int64_t c = lane; c < a.n; c += kWarp) {
     const float before = values[c];
     const float after = fitted == scale ? before : value_of(grid, codes[c], zero) * step;
@@ -239,7 +248,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   if (row >= a.rows) return;
   const int n = static_cast<int>(a.n);
   const int64_t all_rows = e * a.rows + row;
-  const float global = a.globals != nullptr ? a.globals[e] : 1.0f;
+  const float global = global_of(a.globals, e);
   float g[kRegisters], step[kRegisters], zero[kRegisters], before[kRegisters], value[kRegisters];
   uint32_t code[kRegisters];
 #pragma unroll
@@ -249,12 +258,9 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     step[k] = 1;
     code[k] = 0;
     if (c >= n) continue;
-    const int64_t group = (a.begin + c) / a.width;
-    const float* params = a.params + (all_rows * a.groups + group) * grid.desc.group_params;
     g[k] = a.gradient[all_rows * a.row_stride + c];
     before[k] = a.values[all_rows * a.row_stride + c];
-    step[k] = params[0] / global;
-    if (grid.desc.group_params > 1) zero[k] = params[1];
+    load_scale(grid, a, all_rows, (a.begin + c) / a.width, global, step[k], zero[k]);
   }
 
   const float* hessian = a.hessians + e * a.cols * a.cols;

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <aq/sdk/numeric.hpp>
 #include <cstring>
 #include <limits>
 #include <numbers>
@@ -89,7 +90,7 @@ AQ_AVX512 void exponentiate(const float* scores, int64_t tokens, float factor, u
       const float a = power_of_two<4>((scores[t * kTile + c] - most[c]) * factor);
       const float b = power_of_two<4>((scores[(t + 1) * kTile + c] - most[c]) * factor);
       sums[c] += a + b;
-      shares[c] = narrow(a) | narrow(b) << 16;
+      shares[c] = aq::to_bf16(a) | aq::to_bf16(b) << 16;
     }
 }
 
@@ -124,7 +125,7 @@ void attend(const Head& head, Scratch& s) {
       for (int64_t r = 0; r < std::min(kTile, head.tokens - begin); r++)
         for (int64_t c = 0; c < width; c++)
           head.context[(begin + r) * head.q_stride + c0 + c] =
-              static_cast<uint16_t>(narrow(context[r * kTile + c] / sums[r]));
+              static_cast<uint16_t>(aq::to_bf16(context[r * kTile + c] / sums[r]));
     }
   }
 }

@@ -3,11 +3,11 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <aq/sdk/numeric.hpp>
 #include <cmath>
 #include <numbers>
 #include <vector>
 
-#include "tensor/bfloat16_tile.h"
 #include "tensor/power_of_two.h"
 #include "tensor/vector_clones.h"
 
@@ -19,18 +19,18 @@ constexpr int64_t kGrain = 1 << 14;  // minimum count of numbers per thread
 
 AQ_VECTOR_CLONES
 void widen_row(const uint16_t* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; i++) to[i] = widen(from[i]);
+  for (int64_t i = 0; i < n; i++) to[i] = aq::from_bf16(from[i]);
 }
 
 AQ_VECTOR_CLONES
 void narrow_row(const float* from, int64_t n, uint16_t* to) {
-  for (int64_t i = 0; i < n; i++) to[i] = static_cast<uint16_t>(narrow(from[i]));
+  for (int64_t i = 0; i < n; i++) to[i] = static_cast<uint16_t>(aq::to_bf16(from[i]));
 }
 
 /// Rounds to the nearest bfloat16.
 AQ_VECTOR_CLONES
 void round_row(float* x, int64_t n) {
-  for (int64_t i = 0; i < n; i++) x[i] = widen(static_cast<uint16_t>(narrow(x[i])));
+  for (int64_t i = 0; i < n; i++) x[i] = aq::from_bf16(static_cast<uint16_t>(aq::to_bf16(x[i])));
 }
 
 AQ_VECTOR_CLONES

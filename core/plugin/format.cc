@@ -5,6 +5,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "checkpoint/convert.h"
 #include "plugin/call.h"
 #include "plugin/dl_tensor.h"
 
@@ -18,10 +19,6 @@ constexpr uint32_t kMostGroupSizes = 64;
 
 bool known(int32_t value, std::initializer_list<int32_t> values) {
   return std::find(values.begin(), values.end(), value) != values.end();
-}
-
-bool all_finite(std::span<const float> values) {
-  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 // Products of bfloat16 matrices by AVX512-BF16, on tiles that stay in the first-level cache. Each
@@ -22,13 +21,5 @@ void add_tile(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs,
 /// Interleaves two rows of `columns` <= 64 bfloat16: to[c] = {even[c], odd[c]}, with zeros up to
 /// the 64th. `odd` may be null, which stands for zeros.
 void make_pairs(const uint16_t* even, const uint16_t* odd, int64_t columns, uint32_t* to);
-
-inline float widen(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
-
-/// Rounds to the nearest bfloat16, ties to even. Only for finite numbers.
-inline uint32_t narrow(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
 
 }  // namespace aqhost

@@ -24,11 +24,12 @@ inline uint16_t bf16_bits(float x) {  // x must be exactly a bfloat16
 }
 inline float from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
-/// Rounds a finite x within range to the nearest bfloat16, ties to even. It equals kBF16.round(),
-/// but takes only a few integer operations, so that loops over it vectorize.
-inline float round_bf16(float x) {
+/// The bits of the bfloat16 that is nearest to a finite x within range, ties to even. They equal
+/// those of kBF16.round(x), but take only a few integer operations of one type, so that loops over
+/// this function vectorize.
+inline uint32_t to_bf16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
-  return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+  return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
 
 /// The bits of x as IEEE binary16. x must be exactly a binary16 number.
