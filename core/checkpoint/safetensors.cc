@@ -94,8 +94,8 @@ StoredTensor parse_entry(const std::string& name, const Json& entry, int64_t dat
   const int64_t begin = size_of(offsets[0], what + ".data_offsets");
   const int64_t end = size_of(offsets[1], what + ".data_offsets");
   if (begin > end || end > data_size)
-    fail("{}.data_offsets [{}, {}] do not lie within the {} bytes of data", what, begin, end,
-         data_size);
+    fail("{}.data_offsets [{}, {}] do not lie within the {} bytes of data{}", what, begin, end,
+         data_size, end > data_size ? "; the file may be truncated" : "");
   if (const int64_t expected = bytes_of(tensor, what); end - begin != expected)
     fail("{}: {} [{}] takes {} bytes, data_offsets [{}, {}] have {}", what,
          dtype_name(tensor.dtype), fmt::join(tensor.shape, ", "), expected, begin, end,

@@ -13,10 +13,10 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kMostSize = int64_t{1} << 24;  // of hidden states, vocabularies, all heads
-constexpr int32_t kMostLayers = 1 << 16, kMostExperts = 1 << 16;
-constexpr int64_t kMostRows = int64_t{1} << 38;  // of a tensor, with the rows of all its experts
-constexpr uint32_t kMostModules = 1u << 24;
+constexpr int64_t kMaxSize = int64_t{1} << 24;  // of hidden states, vocabularies, all heads
+constexpr int32_t kMaxLayers = 1 << 16, kMaxExperts = 1 << 16, kMaxHeads = 1 << 16;
+constexpr int64_t kMaxRows = int64_t{1} << 38;  // of a tensor, with the rows of all its experts
+constexpr uint32_t kMaxModules = 1u << 24;
 
 bool is_ffn_role(int32_t role) { return role >= AQ_ROLE_FFN_GATE && role <= AQ_ROLE_FFN_DOWN; }
 
@@ -24,8 +24,15 @@ bool is_ffn_role(int32_t role) { return role >= AQ_ROLE_FFN_GATE && role <= AQ_R
 bool is_limit(float value) { return std::isfinite(value) && value >= 0; }
 
 template <typename T>
-bool within(T value, T least, T most) {
-  return value >= least && value <= most;
+bool within(T value, T minimum, T maximum) {
+  return value >= minimum && value <= maximum;
+}
+
+/// Passes to `refuse` a sentence about a size that is not within 1 and `maximum`.
+template <typename Refuse>
+void check_size(const char* name, int64_t size, int64_t maximum, const Refuse& refuse) {
+  if (!within(size, int64_t{1}, maximum))
+    refuse(fmt::format("{} is {}, expected 1 to {}", name, size, maximum));
 }
 
 }  // namespace
@@ -68,10 +75,11 @@ void Model::describe() {
   const aq_status status =
       call_plugin(error, [&](aq_error* e) { return raw_->describe(raw_.get(), &d, e); });
   if (status != AQ_OK) lie("describe: {}", error_text(status, error));
-  if (!within(d.n_layers, 1, kMostLayers) || !within(d.hidden_size, int64_t{1}, kMostSize) ||
-      !within(d.vocab_size, int64_t{1}, kMostSize) || d.max_positions < 0)
-    lie("describe: {} layers, hidden size {}, vocabulary {}, {} positions make no model",
-        d.n_layers, d.hidden_size, d.vocab_size, d.max_positions);
+  const auto wrong = [&](const std::string& what) { lie("describe: {}", what); };
+  check_size("n_layers", d.n_layers, kMaxLayers, wrong);
+  check_size("hidden_size", d.hidden_size, kMaxSize, wrong);
+  check_size("vocab_size", d.vocab_size, kMaxSize, wrong);
+  if (d.max_positions < 0) wrong(fmt::format("max_positions is {}", d.max_positions));
   if (d.norm_kind != AQ_NORM_RMS && d.norm_kind != AQ_NORM_LAYER)
     lie("describe: norm_kind {} is not known", d.norm_kind);
   if (!(d.norm_eps >= 0 && d.norm_eps < 1)) lie("describe: norm_eps is {}", d.norm_eps);
@@ -92,8 +100,9 @@ AttentionDesc Model::attention(int32_t layer, int64_t seq_len) const {
   a.kind = d.kind;
   if (d.kind == AQ_ATTN_CUSTOM) return a;
   if (d.kind != AQ_ATTN_STANDARD) wrong(fmt::format("kind {} is not known", d.kind));
-  if (!within(d.n_heads, 1, 1 << 16) || !within(d.head_dim, 1, 1 << 16) || d.n_kv_heads < 1 ||
-      d.n_heads % d.n_kv_heads != 0)
+  check_size("n_heads", d.n_heads, kMaxHeads, wrong);
+  check_size("head_dim", d.head_dim, kMaxHeads, wrong);
+  if (d.n_kv_heads < 1 || d.n_heads % d.n_kv_heads != 0)
     wrong(
         fmt::format("{} heads of {}, {} for keys and values", d.n_heads, d.head_dim, d.n_kv_heads));
   if (!within(d.qk_norm, 0, int32_t{AQ_QK_NORM_FULL}))
@@ -134,12 +143,12 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
     wrong(fmt::format("kind {} is not known", d.kind));
   if (!within(d.activation, int32_t{AQ_ACT_SILU_GLU}, int32_t{AQ_ACT_GELU_TANH_GLU}))
     wrong(fmt::format("activation {} is not known", d.activation));
-  if (!within(d.inner_size, int64_t{1}, kMostSize))
-    wrong(fmt::format("inner size {}", d.inner_size));
+  check_size("inner_size", d.inner_size, kMaxSize, wrong);
   f.activation = d.activation;
   f.inner_size = d.inner_size;
   if (d.kind == AQ_FFN_DENSE) return f;
-  if (!within(d.n_experts, 1, kMostExperts) || !within(d.top_k, 1, d.n_experts))
+  check_size("n_experts", d.n_experts, kMaxExperts, wrong);
+  if (!within(d.top_k, 1, d.n_experts))
     wrong(fmt::format("top {} of {} experts", d.top_k, d.n_experts));
   if (d.router != AQ_ROUTER_SOFTMAX_TOPK && d.router != AQ_ROUTER_SIGMOID_TOPK &&
       d.router != AQ_ROUTER_CUSTOM)
@@ -148,8 +157,7 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   if (d.n_groups < 0 ||
       (d.n_groups > 0 && (d.n_experts % d.n_groups != 0 || !within(d.top_groups, 1, d.n_groups))))
     wrong(fmt::format("top {} of {} groups of {} experts", d.top_groups, d.n_groups, d.n_experts));
-  if (!within(d.shared_size, int64_t{0}, kMostSize))
-    wrong(fmt::format("shared size {}", d.shared_size));
+  if (d.shared_size != 0) check_size("shared_size", d.shared_size, kMaxSize, wrong);
   f.n_experts = d.n_experts;
   f.top_k = d.top_k;
   f.router = d.router;
@@ -165,9 +173,9 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
 
 TensorRef Model::take_ref(const aq_tensor_ref& raw, const std::string& what) const {
   if (!is_name(raw.name)) lie("{} has no tensor name", what);
-  if (!within(raw.index, int64_t{-1}, int64_t{kMostExperts}) ||
-      !within(raw.row_begin, int64_t{0}, kMostRows) ||
-      !within(raw.row_step, int64_t{0}, kMostRows) || !within(raw.row_count, int64_t{0}, kMostRows))
+  if (!within(raw.index, int64_t{-1}, int64_t{kMaxExperts}) ||
+      !within(raw.row_begin, int64_t{0}, kMaxRows) || !within(raw.row_step, int64_t{0}, kMaxRows) ||
+      !within(raw.row_count, int64_t{0}, kMaxRows))
     lie("{} lies at index {}, rows from {} in steps of {}, {} of them", what, raw.index,
         raw.row_begin, raw.row_step, raw.row_count);
   return {raw.name,      raw.index,          raw.row_begin, std::max<int64_t>(1, raw.row_step),
@@ -190,9 +198,9 @@ Module Model::get_module(uint32_t index) const {
   if (m.key.layer < -1 || m.key.layer >= desc_.n_layers || m.key.expert < AQ_EXPERT_SHARED ||
       m.key.part != AQ_PART_WEIGHT)
     lie("{} has the key {}", what, key_text(m.key));
-  if (!within(m.out_features, int64_t{1}, kMostSize) ||
-      !within(m.in_features, int64_t{1}, kMostSize))
-    lie("{} is {} x {}", what, m.out_features, m.in_features);
+  if (!within(m.out_features, int64_t{1}, kMaxSize) || !within(m.in_features, int64_t{1}, kMaxSize))
+    lie("{} is {} x {}, expected 1 to {} features each", what, m.out_features, m.in_features,
+        kMaxSize);
   module.weight = take_ref(m.weight, what);
   if (m.bias.name != nullptr) module.bias = take_ref(m.bias, what + "'s bias");
   module.out_features = m.out_features;
@@ -215,10 +223,10 @@ uint32_t Model::module_count() const {
 
 void Model::list_modules() {
   const uint32_t count = module_count();
-  if (!within(count, 1u, kMostModules)) lie("module_count is {}", count);
+  if (!within(count, 1u, kMaxModules)) lie("module_count is {}", count);
   std::set<std::string> names;
   const auto place = [](const Module& m) {
-    return std::pair(m.key.layer < 0 ? kMostLayers : m.key.layer, m.stage);
+    return std::pair(m.key.layer < 0 ? kMaxLayers : m.key.layer, m.stage);
   };
   for (uint32_t i = 0; i < count; i++) {
     modules_.push_back(get_module(i));

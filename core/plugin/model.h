@@ -118,8 +118,8 @@ class Model {
   /// The names of tensors in the checkpoint that the adapter does not know. They are copied to an
   /// export unchanged, and never run. The list does not contain known buffers (rotary_emb.inv_freq,
   /// k_scale, ...). It does not contain tensors that would change the model either: if there is
-  /// another tensor of one of the model's modules, or of an expert beyond the last, the constructor
-  /// throws an Error.
+  /// another tensor of one of the model's modules, of an expert beyond the last, or of a layer that
+  /// is run, the constructor throws an Error.
   const std::vector<std::string>& extra_tensors() const { return extra_tensors_; }
   /// A note about those extra tensors that belong to layers beyond the last; empty if there are
   /// none.

@@ -82,11 +82,36 @@ bool is_attention(const Module* module) {
          module->key.role <= AQ_ROLE_ATTN_O;
 }
 
+/// What precedes the number of the layer in the names of the modules ("model.layers."), if all of
+/// these names agree in it; empty if they do not.
+std::string layer_prefix(const std::vector<Module>& modules) {
+  std::string prefix;
+  for (const Module& m : modules) {
+    if (m.key.layer < 0) continue;
+    const std::vector<Number> numbers = numbers_in(m.name);
+    if (numbers.empty() || numbers.front().value != m.key.layer) return "";
+    const std::string before = m.name.substr(0, numbers.front().begin);
+    if (prefix.empty()) prefix = before;
+    if (before != prefix) return "";
+  }
+  return prefix;
+}
+
+/// The number of the layer to which a tensor belongs by its name, which may be beyond the last
+/// layer; -1 if it belongs to none.
+int64_t layer_of(const std::string& tensor, const std::string& prefix) {
+  if (prefix.empty() || !tensor.starts_with(prefix)) return -1;
+  const std::vector<Number> numbers = numbers_in(tensor);
+  return numbers.empty() || numbers.front().begin != prefix.size() ? -1 : numbers.front().value;
+}
+
 }  // namespace
 
 /// Throws an Error if the name of a tensor without a key shows that it belongs to a module or
-/// another part of the model, or to an expert beyond the last. Biases that are all zero change
-/// nothing and are accepted.
+/// another part of the model, to an expert beyond the last, or to a layer that is run: the original
+/// model very likely uses such a tensor, and a run without it would be calibrated on wrong hidden
+/// states. Biases that are all zero change nothing and are accepted. A plugin that leaves a tensor
+/// out on purpose gives it a key with a role of its own.
 void Model::check_extra_tensors(const Source& source) const {
   if (extra_tensors_.empty()) return;
   std::map<std::string_view, const Module*> parts;  // indexed by what precedes ".weight"
@@ -96,6 +121,7 @@ void Model::check_extra_tensors(const Source& source) const {
     if (m.weight.index < 0 && stored.ends_with(kWeight))
       parts[stored.substr(0, stored.size() - kWeight.size())] = &m;
   }
+  const std::string prefix = layer_prefix(modules_);
   for (const std::string& name : extra_tensors_) {
     const std::size_t dot = name.rfind('.');
     if (dot == name.npos) continue;
@@ -110,34 +136,33 @@ void Model::check_extra_tensors(const Source& source) const {
           "{}: tensor {} belongs to {}, which has no such tensor by config.json{}; give the "
           "config.json of this model, or delete the tensor",
           where, name, stem, bias && is_attention(module) ? bias_fields(source.config()) : "");
+    if (known) continue;
     const std::vector<Number> numbers = numbers_in(stem);
     if (numbers.empty()) continue;
     const Number& last = numbers.back();
     const auto first =
         parts.find(std::string(stem).replace(last.begin, last.size, "0"));  // with number 0
-    if (first == parts.end() || first->second->key.expert != 0) continue;
-    const int32_t experts = ffn(first->second->key.layer).n_experts;
-    if (last.value >= experts)
+    const bool of_expert = first != parts.end() && first->second->key.expert == 0;
+    const int32_t experts = of_expert ? ffn(first->second->key.layer).n_experts : 0;
+    if (of_expert && last.value >= experts)
       fail(
           "{}: tensor {} is of expert {}, and by config.json{} a layer has {} experts, the last of "
           "which is {}; give the config.json of this model, or delete the tensors beyond",
           where, name, last.value, expert_fields(source.config(), experts), experts, experts - 1);
+    if (const int64_t layer = layer_of(name, prefix); layer >= 0 && layer < desc_.n_layers)
+      fail(
+          "{}: tensor {} lies in layer {}, but model \"{}\" does not know it, so that the layer "
+          "would be run without it; use a plugin that knows the tensor, or delete it if the model "
+          "does not need it",
+          where, name, layer, id_);
   }
 }
 
 std::string Model::extra_note() const {
-  const auto in_layer = std::find_if(modules_.begin(), modules_.end(),
-                                     [](const Module& m) { return m.key.layer >= 0; });
-  if (in_layer == modules_.end()) return "";
-  const std::vector<Number> numbers = numbers_in(in_layer->name);
-  if (numbers.empty()) return "";
-  const std::string_view layers = std::string_view(in_layer->name).substr(0, numbers.front().begin);
-  const auto beyond =
-      std::count_if(extra_tensors_.begin(), extra_tensors_.end(), [&](const std::string& name) {
-        const std::vector<Number> of_name = numbers_in(name);
-        return name.starts_with(layers) && !of_name.empty() &&
-               of_name.front().begin == layers.size() && of_name.front().value >= desc_.n_layers;
-      });
+  const std::string prefix = layer_prefix(modules_);
+  const auto beyond = std::count_if(
+      extra_tensors_.begin(), extra_tensors_.end(),
+      [&](const std::string& name) { return layer_of(name, prefix) >= desc_.n_layers; });
   if (beyond == 0) return "";
   return fmt::format(
       "{} of them {} in layers from {} on, beyond num_hidden_layers of config.json, as layers of "

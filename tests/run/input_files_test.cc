@@ -153,6 +153,25 @@ TEST_CASE("an expert beyond the number that config.json gives is refused with th
     }
 }
 
+TEST_CASE("a tensor in a layer that the family does not know is refused, buffers are not") {
+  for (const char* name :
+       {"model.layers.1.mlp.some_new.weight", "model.layers.0.self_attn.sinks",
+        "model.layers.1.some_scale", "model.layers.0.mlp.experts.1.extra_proj.weight"}) {
+    CAPTURE(name);
+    const Changed changed;
+    changed.add(name, {"", DType::kBF16, {4}});
+    const std::string expected = fmt::format("model.safetensors: tensor {} lies in layer ", name);
+    CHECK(shown(changed.opened()) == Contains(expected.c_str()));
+    CHECK(shown(changed.opened()) == Contains("but model \"olmoe\" does not know it"));
+    CHECK(changed.rounded(kRtn, Layout::kCompressedTensors) == changed.opened());
+  }
+  const Changed buffers;
+  for (const char* name :
+       {"rotary_emb.inv_freq", "self_attn.rotary_emb.cos_cached", "attn.k_scale"})
+    buffers.add(std::string("model.layers.0.") + name, {"", DType::kF32, {8}});
+  CHECK(buffers.rounded(kRtn, Layout::kCompressedTensors).empty());
+}
+
 TEST_CASE("layers beyond those of config.json are let pass, and told apart in the warning") {
   const Changed changed;
   changed.add("model.layers.2.mlp.experts.9.up_proj.weight", {"", DType::kBF16, {48, 64}});
