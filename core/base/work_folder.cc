@@ -6,16 +6,15 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
 #include "base/field.h"
 #include "base/file.h"
-#include "base/json.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -25,11 +24,10 @@ namespace {
 /// added last.
 constexpr const char* kLast = "config.json";
 constexpr const char* kWork = ".work";
-/// The names in the work folder that belong to the run.
 constexpr const char* kUnfinishedManifest = "manifest.json.part";  // see write_file()
 constexpr const char* kCommit = "commit.json";                     // what merge() moves
-constexpr std::array kOwn{"export", "progress",           "replaced", kUnfinishedManifest,
-                          kCommit,  WorkFolder::kManifest};
+/// The folders in the work folder. The last one holds files of the target while merge() moves.
+constexpr const char *kExport = "export", *kProgress = "progress", *kReplaced = "replaced";
 
 /// The target without links, "." and "..". A part that does not exist yet is appended unchanged.
 fs::path resolve(fs::path target) {
@@ -57,44 +55,103 @@ bool is_content(const fs::path& entry) {
   return entry.filename() != kWork && entry.filename() != "lost+found";  // in the root of a volume
 }
 
-/// Whether the manifest of a work folder says that aqhost made it.
-bool is_ours(const fs::path& work) {
+/// The manifest of a work folder, if it says that aqhost made the folder.
+std::optional<Json> manifest_of(const fs::path& work) {
   const fs::path manifest = work / WorkFolder::kManifest;
   std::error_code ignored;
-  if (!fs::is_regular_file(fs::symlink_status(manifest, ignored))) return false;
+  if (!fs::is_regular_file(fs::symlink_status(manifest, ignored))) return {};
   try {
-    const Json json = read_json(manifest);
-    return json.is_object() && json.value("generator", Json()) == "aqhost";
-  } catch (const Error&) {
-    return false;
+    Json json = read_json(manifest);
+    if (json.is_object() && json.value("generator", Json()) == "aqhost") return json;
+  } catch (const Error&) {  // somebody else's file may be no JSON
   }
+  return {};
 }
 
-/// Removes what is ours in a work folder.
-void remove_own(const fs::path& work) {
-  std::error_code ignored;
-  for (const char* name : kOwn) fs::remove_all(work / name, ignored);
-}
+bool is_ours(const fs::path& work) { return manifest_of(work).has_value(); }
 
+/// All files of a folder and of the folders below it, relative to it and sorted.
 std::vector<std::string> files_in(const fs::path& folder) {
   std::vector<std::string> files;
   std::error_code error;
   for (fs::recursive_directory_iterator it(folder, error), end; !error && it != end;
        it.increment(error))
-    if (!it->is_directory(error)) files.push_back(it->path().lexically_relative(folder).string());
+    if (!fs::is_directory(it->symlink_status(error)))
+      files.push_back(it->path().lexically_relative(folder).string());
   if (error) fail("{}: {}", folder.string(), error.message());
   std::sort(files.begin(), files.end());
   return files;
 }
 
+/// The files of export/ that the manifest of a work folder lists; nullopt if it has no list.
+std::optional<std::set<std::string>> listed_files(const fs::path& work) {
+  const std::optional<Json> manifest = manifest_of(work);
+  if (!manifest || !manifest->contains(WorkFolder::kFiles)) return {};
+  std::set<std::string> files;
+  for (const Json& name : (*manifest)[WorkFolder::kFiles])
+    if (name.is_string()) files.insert(name.get<std::string>());
+  return files;
+}
+
+/// The files that belong to the run of a work folder, relative to it; the manifest is the last.
+std::vector<std::string> own_files(const fs::path& work) {
+  const auto listed = listed_files(work);  // without a list, all of export/ is the run's
+  const auto is_export = [&listed](const std::string& name) {
+    constexpr std::string_view kPart = ".part";  // the end of the name while a file is written
+    return !listed || listed->contains(name) ||
+           (name.ends_with(kPart) && listed->contains(name.substr(0, name.size() - kPart.size())));
+  };
+  const auto is_progress = [](const std::string& name) {
+    return name.starts_with("unit-") || name.starts_with("states-");
+  };
+  std::vector<std::string> own;
+  const auto add = [&](const std::string& folder, const auto& is_own) {
+    std::error_code ignored;
+    if (!fs::is_directory(fs::symlink_status(work / folder, ignored))) return;
+    for (const std::string& name : files_in(work / folder))
+      if (is_own(name)) own.push_back(fmt::format("{}/{}", folder, name));
+  };
+  add(kExport, is_export);
+  add(kProgress, is_progress);
+  add(kReplaced, [](const std::string& /*name*/) { return true; });
+  for (const char* name : {kUnfinishedManifest, kCommit, WorkFolder::kManifest})
+    own.emplace_back(name);
+  return own;
+}
+
+/// Removes the folders between a file, which is gone, and `folder` that contained nothing else.
+void remove_empty_parents(const fs::path& folder, const fs::path& file) {
+  for (fs::path p = file.parent_path(); !p.empty(); p = p.parent_path())
+    ::rmdir((folder / p).c_str());
+}
+
+/// Removes the files of the run from a work folder, and its folders if they are empty then. Throws
+/// an Error if a folder cannot be read or a file cannot be removed.
+void remove_own(const fs::path& work) {
+  for (const std::string& file : own_files(work)) {
+    if (::unlink((work / file).c_str()) != 0 && errno != ENOENT)
+      fail("{}: cannot be removed: {}", (work / file).string(), std::strerror(errno));
+    remove_empty_parents(work, file);
+  }
+  for (const char* folder : {kExport, kProgress, kReplaced}) ::rmdir((work / folder).c_str());
+}
+
+/// Removes a work folder whose run has ended. What cannot be removed stays.
+void remove_work(const fs::path& work) {
+  try {
+    remove_own(work);
+  } catch (const Error&) {  // the result is not affected
+  }
+  ::rmdir(work.c_str());
+}
+
 /// Removes the work folder of a run that was killed after it had put its result in place.
 void remove_finished(const fs::path& work) {
   std::error_code ignored;
-  const fs::path result = work / "export";
+  const fs::path result = work / kExport;
   if (!is_ours(work) || WorkFolder::is_locked(work)) return;
   if (fs::exists(result, ignored) && !files_in(result).empty()) return;
-  remove_own(work);
-  ::rmdir(work.c_str());
+  remove_work(work);
 }
 
 /// Where the work folder of a resolved target lies: inside it if it is a folder, unless an earlier
@@ -115,6 +172,19 @@ bool lies_in(const fs::path& folder, const fs::path& name) {
     if (!fs::is_directory(fs::symlink_status(folder / parent, ignored))) return false;
   const fs::file_status status = fs::symlink_status(folder / name, ignored);
   return fs::exists(status) && !fs::is_directory(status);
+}
+
+/// Whether an open folder is the one that has this path.
+bool is_at(int folder, const fs::path& path) {
+  struct stat open {
+  }, named{};
+  return ::fstat(folder, &open) == 0 && ::lstat(path.c_str(), &named) == 0 &&
+         open.st_dev == named.st_dev && open.st_ino == named.st_ino;
+}
+
+bool is_folder(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_directory(fs::symlink_status(path, ignored));
 }
 
 /// Moves files one after another, and moves them back unless finish() is called.
@@ -184,9 +254,8 @@ WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
 }
 
 WorkFolder::~WorkFolder() {
-  if (!keep_) {
-    remove_own(work_);
-    ::rmdir(work_.c_str());
+  if (!keep_ && is_at(lock_, work_)) {
+    remove_work(work_);
     for (auto it = parents_.rbegin(); it != parents_.rend(); ++it) ::rmdir(it->c_str());
   }
   if (lock_ >= 0) ::close(lock_);
@@ -221,10 +290,10 @@ void WorkFolder::undo_commit(const fs::path& target) {
   };
   for (const Field& file : moved["after"].items())
     if (lies_in(resolved, file.text()))
-      move_back(resolved / file.text(), work / "export" / file.text());
+      move_back(resolved / file.text(), work / kExport / file.text());
   for (const Field& file : moved["before"].items())
-    if (lies_in(work / "replaced", file.text()))
-      move_back(work / "replaced" / file.text(), resolved / file.text());
+    if (lies_in(work / kReplaced, file.text()))
+      move_back(work / kReplaced / file.text(), resolved / file.text());
   fs::remove(work / kCommit, ignored);
 }
 
@@ -256,10 +325,7 @@ void WorkFolder::lock() {
   lock_ = ::open(work_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
   if (lock_ < 0) fail("{}: {}", work_.string(), std::strerror(errno));
   const bool in_use = ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-  struct stat ours {};  // some file systems have no locks
-  struct stat there {};
-  if (in_use || ::fstat(lock_, &ours) != 0 || ::stat(work_.c_str(), &there) != 0 ||
-      ours.st_ino != there.st_ino)  // the other run has just ended and removed it
+  if (in_use || !is_at(lock_, work_))  // or the other run has just ended and removed it
     fail("{}: another run of aqhost is writing to it (in {}); choose another folder", name_,
          work_.string());
 }
@@ -291,18 +357,48 @@ void WorkFolder::make_folders() const {
   }
 }
 
+void WorkFolder::check_in_place() const {
+  fs::path changed;
+  for (const fs::path& folder : {progress(), result()})
+    if (!is_folder(folder)) changed = folder;
+  if (!is_at(lock_, work_)) changed = work_;
+  if (changed.empty()) return;
+  fail(
+      "{}: this folder was removed, moved or replaced while the run was writing to it; put it back "
+      "to go on, or begin anew without it, by the same command, and leave it alone until the run "
+      "has ended",
+      changed.string());
+}
+
 void WorkFolder::clear() {
   remove_own(work_);
   make_folders();
   keep_ = false;
 }
 
-std::vector<std::string> WorkFolder::files() const { return files_in(result()); }
+int64_t WorkFolder::clearable_bytes() const {
+  constexpr int64_t kBlock = 512;  // the unit of st_blocks
+  int64_t bytes = 0;
+  struct stat status {};
+  for (const std::string& file : own_files(work_))
+    if (::lstat((work_ / file).c_str(), &status) == 0) bytes += kBlock * status.st_blocks;
+  return bytes;
+}
 
-void WorkFolder::check() const {
+void WorkFolder::write_manifest(Json manifest, const std::vector<std::string>& files) const {
+  for (const std::string& name : listed_files(work_).value_or(std::set<std::string>()))
+    if (std::find(files.begin(), files.end(), name) == files.end() && lies_in(result(), name))
+      ::unlink((result() / name).c_str());
+  manifest[kFiles] = files;
+  write_file(work_ / kManifest, to_text(manifest, 2) + "\n");
+  flush_folder(work_);
+  flush_folder(work_.parent_path());
+}
+
+void WorkFolder::check(const std::vector<std::string>& files) const {
   if (!inside_) return;
   std::error_code ignored;
-  for (const std::string& file : files())
+  for (const std::string& file : files)
     if (!replaced_.contains(file) && fs::exists(fs::symlink_status(target_ / file, ignored)))
       fail(
           "{}/{}: was not written by an earlier run, and this one writes a file of that name; move "
@@ -310,9 +406,27 @@ void WorkFolder::check() const {
           name_, file);
 }
 
+std::string WorkFolder::set_aside_others(const std::vector<std::string>& files) const {
+  const std::set<std::string> listed(files.begin(), files.end());
+  std::vector<std::string> others = files_in(result());
+  std::erase_if(others, [&](const std::string& file) { return listed.contains(file); });
+  if (others.empty()) return {};
+  fs::path aside = work_ / "not-exported";
+  for (int i = 2; fs::exists(aside); i++) aside = work_ / fmt::format("not-exported-{}", i);
+  Moves moves;
+  for (const std::string& file : others) moves.move(result() / file, aside / file);
+  moves.finish();
+  for (const std::string& file : others) remove_empty_parents(result(), file);
+  return fmt::format(
+      "{}: {}{} not written by the run and {} not part of the export, but now in {}",
+      result().string(), others.front(),
+      others.size() == 1 ? " was" : fmt::format(" and {} more were", others.size() - 1),
+      others.size() == 1 ? "is" : "are", aside.string());
+}
+
 void WorkFolder::merge() const {
-  const fs::path old = work_ / "replaced";
-  std::vector<std::string> before, after = files();
+  const fs::path old = work_ / kReplaced;
+  std::vector<std::string> before, after = files_in(result());
   for (const std::string& file : replaced_)
     if (lies_in(target_, file)) before.push_back(file);
   const auto is_last = [](const std::string& file) { return file == kLast; };
@@ -327,22 +441,15 @@ void WorkFolder::merge() const {
     for (const std::string& file : after) moves.move(result() / file, target_ / file);
     moves.finish();
   }
-  for (const std::string& file : before)  // folders that held nothing else
-    for (fs::path p = fs::path(file).parent_path(); !p.empty(); p = p.parent_path())
-      ::rmdir((target_ / p).c_str());
-}
-
-std::string WorkFolder::fate(const std::string& what, const std::string& advice) const {
-  std::error_code ignored;
-  if (fs::is_directory(result(), ignored))
-    return fmt::format("{} is kept in {}{}", what, result().string(), advice);
-  return fmt::format("{} was in {}, which no longer exists", what, result().string());
+  for (const std::string& file : before) remove_empty_parents(target_, file);
+  for (const std::string& file : after) remove_empty_parents(result(), file);
 }
 
 void WorkFolder::commit() {
+  check_in_place();
   keep();
   try {
-    check();
+    check(files_in(result()));
     if (inside_) {
       merge();
     } else if (::rename(result().c_str(), target_.c_str()) != 0) {
@@ -354,11 +461,11 @@ void WorkFolder::commit() {
                     : fmt::format("cannot be put in place: {}", std::strerror(error)));
     }
   } catch (const Error& e) {
-    fail("{}. {}", e.what(), fate("The finished result", "; move it to where you want it"));
+    fail("{}. The finished result is kept in {}; move it to where you want it", e.what(),
+         result().string());
   }
   flush_folder(inside_ ? target_ : target_.parent_path());
-  remove_own(work_);
-  ::rmdir(work_.c_str());
+  remove_work(work_);
 }
 
 }  // namespace aqhost

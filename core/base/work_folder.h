@@ -1,9 +1,12 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <set>
 #include <string>
 #include <vector>
+
+#include "base/json.h"
 
 namespace aqhost {
 
@@ -16,14 +19,17 @@ namespace aqhost {
 /// volume, an earlier export, the current folder), the work folder lies inside it (`target/.work`),
 /// and commit() moves the files of the result up. So the target itself is never renamed or deleted,
 /// and neither are the user's files in the target or in the work folder. A lock prevents two runs
-/// from using one target. Used by one thread only.
+/// from using one target. Used by one thread only, except check_in_place().
 ///
 /// The work folder contains three things. `export` becomes the target. `progress` holds what the
-/// run records for a later run. These two folders belong to the run alone. `manifest.json` says
-/// which run the work folder belongs to (see run/store.h).
+/// run records for a later run, in files whose names begin with unit- or states-. `manifest.json`
+/// says which run the work folder belongs to (see run/store.h), and lists the files that the run
+/// writes to `export`. All other files belong to the user.
 class WorkFolder {
  public:
   static constexpr const char* kManifest = "manifest.json";
+  /// The key of the manifest for the list of files.
+  static constexpr const char* kFiles = "files";
 
   /// Creates the work folder, or opens the one that an earlier run has left. `replaced` are the
   /// files, relative to `target`, that an earlier run wrote and that commit() removes. Throws an
@@ -43,29 +49,37 @@ class WorkFolder {
   /// The work folder of a target: the existing one, or the one that a run would create.
   static std::filesystem::path of(const std::filesystem::path& target);
 
-  /// Whether a run holds the lock of this work folder.
   /// Takes back what a run that was killed in commit() has moved into an existing target and out of
   /// it, so that the target is as it was before and the result is whole again. Does nothing if
   /// there is no such run. To be called before the target is looked at.
   static void undo_commit(const std::filesystem::path& target);
+  /// Whether a run holds the lock of this work folder.
   static bool is_locked(const std::filesystem::path& work);
 
   const std::filesystem::path& path() const { return work_; }
   std::filesystem::path result() const { return work_ / "export"; }
   std::filesystem::path progress() const { return work_ / "progress"; }
 
-  /// Removes what an earlier run has left, as if the folder were new; files of other origin stay.
+  /// Throws an Error, which says what to do, if somebody has removed, moved or replaced path(),
+  /// result() or progress() since this object opened them. To be called before anything is written,
+  /// so that nothing is written to a folder of another owner.
+  void check_in_place() const;
+
+  /// Removes what an earlier run has left, as if the folder were new; the user's files stay.
   void clear();
-  /// The files that the result has so far, relative to it and sorted.
-  std::vector<std::string> files() const;
-  /// Throws an Error if a file of the result has the same name as a file of the target that must
-  /// not be replaced.
-  void check() const;
+  /// The bytes on the disk that clear() frees.
+  int64_t clearable_bytes() const;
+  /// Writes the manifest, with the list of the `files` that the run writes to result(). Removes
+  /// from result() what an earlier manifest listed and this one does not list.
+  void write_manifest(Json manifest, const std::vector<std::string>& files) const;
+  /// Throws an Error if the target has a file with the name of one of `files`, relative to it, that
+  /// must not be replaced.
+  void check(const std::vector<std::string>& files) const;
   /// From now on, the folder stays where it is if the run fails.
   void keep() { keep_ = true; }
-  /// The end of the message of a failed run. It says that `what` is kept in result(), followed by
-  /// `advice`; or that it is gone, if somebody has deleted it meanwhile.
-  std::string fate(const std::string& what, const std::string& advice) const;
+  /// Moves all files of result() that are not among `files` to a new folder beside it, so that
+  /// commit() does not take them along. Returns a sentence that says so, or "" if there are none.
+  std::string set_aside_others(const std::vector<std::string>& files) const;
   /// Puts the result in place and removes the work folder. On failure, the target is as it was
   /// before, the work folder is kept, and the Error names both.
   void commit();

@@ -95,16 +95,8 @@ class Calibrator {
         windows_(windows),
         options_(at::TensorOptions(options.device).dtype(options.dtype)),
         seed_(options.seed),
-        originals_(original_windows(plan, windows.size(0), windows.size(1))) {
-    if (options.memory_limit == 0) return;
-    const int64_t room = room_for_experts(
-        memory_need(original, model, plan, windows.numel(), originals_ * windows.size(1),
-                    options.dtype, options.device.is_cpu()),
-        options.memory_limit,
-        options.limit_is_standard ? "what this container's memory limit leaves, in MB,"
-                                  : "--memory-limit");
-    chunk_bytes_ = options.limit_is_standard ? std::min(room, chunk_bytes_) : room;
-  }
+        originals_(original_windows(plan, windows.size(0), windows.size(1))),
+        chunk_bytes_(options.chunk_bytes) {}
 
   /// `states`: behind the last finished layer; undefined if there is none.
   void run(BoundaryStates states, UnitSink& sink, PhaseTimer& timer) {
@@ -188,9 +180,9 @@ class Calibrator {
   const at::Tensor windows_;  // [windows, tokens] i64
   const at::TensorOptions options_;
   const uint64_t seed_;
-  const int64_t originals_;                 // windows that run through the original, too
-  at::Tensor x_, original_x_;               // [windows, tokens, hidden] f32 before the next layer
-  int64_t chunk_bytes_ = int64_t{3} << 29;  // for experts that are solved together
+  const int64_t originals_;    // windows that run through the original, too
+  const int64_t chunk_bytes_;  // for experts that are solved together
+  at::Tensor x_, original_x_;  // [windows, tokens, hidden] f32 before the next layer
 };
 
 }  // namespace
@@ -198,6 +190,22 @@ class Calibrator {
 int32_t layers_with_states(const Model& model, const Plan& plan) {
   if (!plan.runs_model()) return 0;
   return has_head(plan) ? model.desc().n_layers : std::max(last_layer(model, plan), 0);
+}
+
+int64_t chunk_bytes(const Reader& original, const Model& model, const Plan& plan,
+                    const at::Tensor& windows, const CalibratedRunOptions& options,
+                    const MemoryLimit& limit) {
+  constexpr int64_t kUsual = int64_t{3} << 29;
+  if (limit.bytes == 0) return kUsual;
+  const int64_t seqlen = windows.size(1);
+  const int64_t originals = original_windows(plan, windows.size(0), seqlen);
+  const int64_t room =
+      room_for_experts(memory_need(original, model, plan, windows.numel(), originals * seqlen,
+                                   options.dtype, options.device.is_cpu()),
+                       limit.bytes,
+                       limit.is_of_container ? "what this container's memory limit leaves, in MB,"
+                                             : "--memory-limit");
+  return limit.is_of_container ? std::min(room, kUsual) : room;
 }
 
 void run_calibrated(const Reader& original, const Model& model, const Plan& plan,

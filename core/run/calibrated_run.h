@@ -19,16 +19,26 @@ namespace aqhost {
 int32_t layers_with_states(const Model& model, const Plan& plan);
 
 struct CalibratedRunOptions {
-  at::ScalarType dtype = at::kFloat;  // that layers compute in
+  at::ScalarType dtype = at::kFloat;  // in which layers compute
   at::Device device = at::kCPU;
-  int64_t memory_limit = 0;  // see QuantizeOptions
-  bool limit_is_standard = false;
-  uint64_t seed = 0;  // of learned rounding
+  uint64_t seed = 0;        // of learned rounding
+  int64_t chunk_bytes = 0;  // for the experts that are solved together, see chunk_bytes()
 };
 
+struct MemoryLimit {
+  int64_t bytes = 0;             // 0: there is none
+  bool is_of_container = false;  // and not --memory-limit: it need not be used up
+};
+
+/// The bytes that the experts which are solved together may take in a run of windows [n, tokens].
+/// Throws an Error if the limit is less than hidden states and layers need.
+int64_t chunk_bytes(const Reader& original, const Model& model, const Plan& plan,
+                    const at::Tensor& windows, const CalibratedRunOptions& options,
+                    const MemoryLimit& limit);
+
 /// Runs windows [n, tokens] i64 through the layers from sink.next() on, and solves each layer's
-/// planned modules on the way. `states`: behind the last finished layer; undefined if there is
-/// none. Error if the memory limit is less than hidden states and layers need.
+/// planned modules on the way. `states` are those behind the last finished layer; they are
+/// undefined if there is none.
 void run_calibrated(const Reader& original, const Model& model, const Plan& plan,
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     BoundaryStates states, UnitSink& sink, PhaseTimer& timer);

@@ -160,10 +160,12 @@ std::set<std::string> replaced_files(const Reader& original, const fs::path& tar
 }
 
 Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan, WorkFolder& work,
-                   int64_t max_shard_bytes)
+                   int64_t max_shard_bytes, RunObserver& observer)
     : original_(original),
       plan_(plan),
       work_(work),
+      observer_(observer),
+      side_files_(side_files(original.directory(), observer)),
       units_(model.desc().n_layers + 1),
       unit_tensors_(static_cast<std::size_t>(units_)),
       other_linears_(linears_besides(original, model)),
@@ -177,10 +179,22 @@ std::vector<std::string> Exporter::shards(int32_t unit) const {
   return writer_->files(static_cast<std::size_t>(unit));
 }
 
-void Exporter::write_files(RunObserver& observer) {
+std::vector<std::string> Exporter::files() const {
+  std::vector<std::string> files = side_files_;
+  files.emplace_back("config.json");
+  if (plan_.layout == Layout::kGptq) files.emplace_back("quantize_config.json");
+  const std::size_t others = files.size();
+  for (int32_t unit = 0; unit < units_; unit++)
+    for (std::string& shard : shards(unit)) files.push_back(std::move(shard));
+  if (files.size() - others > 1) files.emplace_back("model.safetensors.index.json");
+  std::sort(files.begin(), files.end());
+  files.emplace_back(kReport);
+  return files;
+}
+
+void Exporter::write_files() const {
   write_config();
-  copy_side_files(observer);
-  work_.check();
+  copy_side_files();
 }
 
 /// `tensors`: those of each unit, in the order in which they are written.
@@ -250,18 +264,20 @@ void Exporter::finish(int32_t unit) {
 }
 
 void Exporter::commit(Json report) {
+  work_.check_in_place();
   work_.keep();
+  report[kFiles] = files();
   try {
     writer_->write_index();
-    std::vector<std::string> files = work_.files();
-    files.emplace_back(kReport);
-    report[kFiles] = files;
     write_file(work_.result() / kReport, to_text(report, 2) + "\n");
   } catch (const Error& e) {
-    fail("{}. {}", e.what(),
-         work_.fate("The export, which is finished but for this file,",
-                    "; run the same command again to finish it"));
+    fail(
+        "{}. The export, which is finished but for this file, is kept in {}; run the same command "
+        "again to finish it",
+        e.what(), work_.result().string());
   }
+  if (const std::string aside = work_.set_aside_others(files()); !aside.empty())
+    observer_.warn(aside);
   work_.commit();
 }
 
@@ -297,8 +313,8 @@ void Exporter::write_config() const {
   write_file(work_.result() / "config.json", to_text(config, 2) + "\n");
 }
 
-void Exporter::copy_side_files(RunObserver& observer) const {
-  for (const std::string& name : side_files(original_.directory(), observer)) {
+void Exporter::copy_side_files() const {
+  for (const std::string& name : side_files_) {
     const fs::path to = work_.result() / name;
     std::error_code error;
     fs::create_directories(to.parent_path(), error);

@@ -33,24 +33,30 @@ std::set<std::string> replaced_files(const Reader& original, const std::filesyst
 /// finished.
 class Exporter {
  public:
-  /// Lays out the files. Writes nothing.
+  /// Lays out the files. Writes nothing. Throws an Error if a side file cannot be carried over; the
+  /// observer is warned of folders that cannot be read.
   Exporter(const Reader& original, const Model& model, const Plan& plan, WorkFolder& work,
-           int64_t max_shard_bytes);
+           int64_t max_shard_bytes, RunObserver& observer);
 
   /// The number of units: the layers, and one for the rest.
   int32_t units() const { return units_; }
   /// The names of a unit's shards in the result.
   std::vector<std::string> shards(int32_t unit) const;
+  /// The names of all files of the export, sorted but for the report, which is the last.
+  std::vector<std::string> files() const;
   /// The bytes of the tensors of one unit, and of all.
   int64_t bytes(int32_t unit) const { return writer_->bytes(static_cast<std::size_t>(unit)); }
   int64_t bytes() const { return writer_->bytes(); }
 
   /// Writes all that is known before the run, config.json and side files: what cannot be read or
-  /// written later is an Error now. The observer hears of folders that cannot be read.
-  void write_files(RunObserver& observer);
+  /// written later is an Error now.
+  void write_files() const;
 
   /// Creates the shards of a unit; before it the unit's modules are not written.
-  void begin(int32_t unit) { writer_->begin(static_cast<std::size_t>(unit)); }
+  void begin(int32_t unit) {
+    work_.check_in_place();
+    writer_->begin(static_cast<std::size_t>(unit));
+  }
   /// One planned module, each once; any thread.
   void write(const PlannedModule& planned, const QuantizedMatrix& matrix, float input_global);
   /// Copies the unit's other tensors and flushes it; once all of its modules are written. Any
@@ -58,7 +64,8 @@ class Exporter {
   void finish(int32_t unit);
 
   /// Once every unit is finished: puts the export in place, with `report` and the list of all files
-  /// in it as quantization_report.json. A failure keeps the work folder and names it.
+  /// in it as quantization_report.json. A failure keeps the work folder and names it. The observer
+  /// is warned of files that the run did not write: they stay in the work folder.
   void commit(Json report);
 
  private:
@@ -80,11 +87,13 @@ class Exporter {
   void plan_tensors(const Model& model, std::vector<std::vector<TensorInfo>>& tensors);
   Json gptq_json() const;
   void write_config() const;
-  void copy_side_files(RunObserver& observer) const;
+  void copy_side_files() const;
 
   const Reader& original_;
   const Plan& plan_;
   WorkFolder& work_;
+  RunObserver& observer_;
+  const std::vector<std::string> side_files_;
   const int32_t units_;
   std::vector<Unit> unit_tensors_;
   /// Linear modules of the model class that stay dense, besides those of the plan.

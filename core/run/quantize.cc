@@ -15,6 +15,7 @@
 #include "run/exporter.h"
 #include "run/phase_timer.h"
 #include "run/round_to_nearest.h"
+#include "run/run_difference.h"
 #include "run/run_identity.h"
 #include "run/store.h"
 #include "run/unit_sink.h"
@@ -23,14 +24,15 @@
 namespace aqhost {
 namespace {
 
-/// Error if the disk has not room for the units that are not finished, and for hidden states: those
-/// of two layers, and of a third while they are written.
+/// Throws an Error if the disk has not enough room for the units that are not finished, and for the
+/// hidden states behind three layers: of two of them while those of a third are written.
 void check_room(const WorkFolder& work, const Exporter& exporter, int32_t finished,
                 int64_t states_bytes) {
   int64_t needed = 3 * states_bytes;
   for (int32_t u = finished; u < exporter.units(); u++) needed += exporter.bytes(u);
-  const int64_t available = free_bytes(work.path());
-  if (available >= 0 && needed > available)
+  const int64_t free = free_bytes(work.path());
+  const int64_t available = free + (finished == 0 ? work.clearable_bytes() : 0);
+  if (free >= 0 && needed > available)
     fail("{}: No space left on device: the export takes {:.3f} GB{}, {:.3f} GB are free",
          work.path().string(), static_cast<double>(needed) / 1e9,
          states_bytes > 0 ? " with the hidden states of the run" : "",
@@ -52,15 +54,18 @@ std::string layers_text(const Exporter& exporter, int32_t units) {
   return fmt::format("{} finished layer{}", layers, layers == 1 ? "" : "s");
 }
 
-/// "3 finished layers are kept in OUT.work; ...", or "" where nothing is; keeps them.
+/// Keeps the finished layers of a run that has failed. Returns a sentence that says so, as "3
+/// finished layers are kept in OUT.work; ...", or "" if there are none. Throws an Error if the work
+/// folder is not in place, which is then the reason of the failure.
 std::string keep_finished(RunStore& store, const Exporter& exporter, WorkFolder& work) {
   try {
     store.wait();
-  } catch (const std::exception&) {  // no news beside what has ended the run
+  } catch (const std::exception&) {  // the error that has ended the run is the one to report
   }
   const int32_t finished = store.finished_units();
+  if (finished > 0) work.keep();
+  work.check_in_place();
   if (finished == 0) return {};
-  work.keep();
   return fmt::format("{} kept in {}; run the same command again to go on after {}",
                      layers_text(exporter, finished) + (finished == 1 ? " is" : " are"),
                      work.path().string(), finished == 1 ? "it" : "them");
@@ -92,7 +97,7 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
   timer.begin("prepare");
   WorkFolder::undo_commit(options.target);
   WorkFolder work(options.target, replaced_files(original, options.target, options.overwrite));
-  Exporter exporter(original, model, plan, work, options.max_shard_bytes);
+  Exporter exporter(original, model, plan, work, options.max_shard_bytes, observer);
   RunStore store(work, exporter, observer);
   try {
     timer.begin("tokenize");
@@ -103,13 +108,22 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
     const at::Tensor& windows = calibration.windows;
     timer.begin("prepare");
     const int32_t with_states = layers_with_states(model, plan);
+    const uint64_t seed = options.calibration ? options.calibration->seed : 0;
+    CalibratedRunOptions run{dtype, options.device, seed};
+    if (windows.defined()) {
+      const MemoryLimit limit{options.memory_limit, options.limit_is_standard};
+      run.chunk_bytes = chunk_bytes(original, model, plan, windows, run, limit);
+    }
     Finished finished = store.open(
-        run_identity(original, model, plan, options.plugins, options.max_shard_bytes, windows,
-                     dtype, options.device, options.calibration ? options.calibration->seed : 0),
+        run_manifest(run_identity(original, model, plan, options.plugins, options.max_shard_bytes,
+                                  windows, dtype, options.device, seed),
+                     options.calibration),
         options.resume, with_states);
+    work.check(exporter.files());
     check_room(work, exporter, finished.units,
                with_states > 0 ? 8 * windows.numel() * model.desc().hidden_size : 0);
-    exporter.write_files(observer);
+    store.begin();
+    exporter.write_files();
     timer.end();
     if (finished.units > 0) timer.resume(finished.seconds);
     RunReport report;
@@ -120,13 +134,10 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
     {
       BoundaryStates states = std::move(finished.states);
       UnitSink sink(exporter, store, timer, plan, observer, std::move(finished));
-      if (windows.defined()) {
-        const CalibratedRunOptions run{dtype, options.device, options.memory_limit,
-                                       options.limit_is_standard, options.calibration->seed};
+      if (windows.defined())
         run_calibrated(original, model, plan, windows, run, std::move(states), sink, timer);
-      } else {
+      else
         round_to_nearest(original, plan, exporter.units(), sink, timer);
-      }
       timer.begin("write");
       store.wait();
       timer.end();

@@ -65,7 +65,7 @@ Json run_identity(const Reader& source, const Model& model, const Plan& plan,
   if (std::any_of(plan.modules.begin(), plan.modules.end(),
                   [](const PlannedModule& m) { return m.refined(); }))
     identity["calibration"]["seed"] = seed;  // of learned rounding
-  identity["dtype"] = at::toString(dtype);
+  identity["dtype"] = dtype == at::kBFloat16 ? "bfloat16" : "float32";
   identity["device"] = device.is_cpu() ? "cpu" : "cuda";
   const at::Tensor ids = windows.contiguous();
   Json& calibration = identity["calibration"];

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
-#include <set>
 
 #include "base/error.h"
 #include "base/field.h"
@@ -13,6 +12,7 @@
 #include "base/sha256.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/writer.h"
+#include "run/run_difference.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -121,23 +121,6 @@ BoundaryStates load_states(const fs::path& path) {
   return {load(file, kX), load(file, kOriginal)};
 }
 
-void compare(const Json& before, const Json& now, const std::string& path,
-             std::vector<std::string>& found) {
-  if (before == now) return;
-  if (!before.is_object() || !now.is_object()) {
-    found.push_back(fmt::format("{}: {} before, {} now", path,
-                                before.is_null() ? "nothing" : to_text(before),
-                                now.is_null() ? "nothing" : to_text(now)));
-    return;
-  }
-  std::set<std::string> keys;
-  for (const auto& [key, value] : before.items()) keys.insert(key);
-  for (const auto& [key, value] : now.items()) keys.insert(key);
-  for (const std::string& key : keys)
-    compare(before.value(key, Json()), now.value(key, Json()),
-            path.empty() ? key : path + "." + key, found);
-}
-
 }  // namespace
 
 struct RunStore::Record {
@@ -146,12 +129,6 @@ struct RunStore::Record {
   ReportRows rows;
   PhaseSeconds seconds;
 };
-
-std::vector<std::string> differences(const Json& before, const Json& now) {
-  std::vector<std::string> found;
-  compare(before, now, "", found);
-  return found;
-}
 
 RunStore::RunStore(WorkFolder& work, Exporter& exporter, RunObserver& observer)
     : work_(work), exporter_(exporter), observer_(observer) {}
@@ -203,13 +180,10 @@ bool RunStore::states_are_whole(const Record& record) const {
   return what.empty();
 }
 
-void RunStore::refuse_other_run(const Json& identity) const {
-  const Json before = read_json(work_.path() / WorkFolder::kManifest);
-  std::vector<std::string> found = differences(before, identity);
+void RunStore::refuse_other_run() const {
+  std::vector<std::string> found =
+      run_differences(read_json(work_.path() / WorkFolder::kManifest), manifest_);
   if (found.empty()) return;
-  // what is true of the whole run first: there may be thousands of modules
-  std::stable_partition(found.begin(), found.end(),
-                        [](const std::string& field) { return !field.starts_with("plan."); });
   constexpr std::size_t kMaximum = 8;
   const std::size_t more = found.size() > kMaximum ? found.size() - kMaximum : 0;
   found.resize(std::min(found.size(), kMaximum));
@@ -220,27 +194,18 @@ void RunStore::refuse_other_run(const Json& identity) const {
       more > 0 ? fmt::format("; and {} more", more) : "");
 }
 
-Finished RunStore::open(const Json& identity, Resume resume, int32_t needs_states) {
+Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_states) {
+  manifest_ = manifest;
   needs_states_ = needs_states;
-  const auto begin_anew = [&] {
-    work_.clear();
-    write_file(work_.path() / WorkFolder::kManifest, to_text(identity, 2) + "\n");
-    flush_folder(work_.path());
-    flush_folder(work_.path().parent_path());
-    return Finished();
-  };
   const std::vector<fs::directory_entry> notes = list_folder(work_.progress());
   const bool any = std::any_of(notes.begin(), notes.end(), [](const fs::directory_entry& note) {
     return note.path().filename().string().starts_with("unit-");
   });
-  if (resume == Resume::kNever) return begin_anew();
-  if (!any) {
-    if (resume == Resume::kRequired)
-      fail("{}: there is nothing to go on with (--resume required): no finished layer",
-           work_.path().string());
-    return begin_anew();
-  }
-  refuse_other_run(identity);
+  if (!any && resume == Resume::kRequired)
+    fail("{}: there is nothing to go on with (--resume required): no finished layer",
+         work_.path().string());
+  if (!any || resume == Resume::kNever) return {};
+  refuse_other_run();
   std::vector<std::optional<Record>> records;
   for (int32_t u = 0; u < exporter_.units(); u++) records.push_back(read_record(u));
 
@@ -271,6 +236,11 @@ Finished RunStore::open(const Json& identity, Resume resume, int32_t needs_state
   return finished;
 }
 
+void RunStore::begin() {
+  if (finished_ == 0) work_.clear();
+  work_.write_manifest(manifest_, exporter_.files());
+}
+
 void RunStore::remove_states_before(int32_t unit) const {
   std::error_code ignored;
   for (const auto& entry : list_folder(work_.progress())) {
@@ -282,6 +252,7 @@ void RunStore::remove_states_before(int32_t unit) const {
 
 void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& seconds,
                       const BoundaryStates& states) {
+  work_.check_in_place();
   const bool on_cpu = !states.x.defined() || states.x.is_cpu();
   bool with_states = unit < needs_states_ && states.x.defined();
   if (on_cpu) {
@@ -306,6 +277,7 @@ void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& 
   writing_ = std::async(std::launch::async, [this, unit, file, copy, keep_from, before,
                                              record = std::move(record)]() mutable {
     if (before->valid()) before->get();
+    work_.check_in_place();
     exporter_.finish(unit);
     record["shards"] = Json::array();
     for (const std::string& name : exporter_.shards(unit))
@@ -319,6 +291,7 @@ void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& 
     if (file) record["states"] = to_json(file->finish());
     flush_folder(work_.result());
     flush_folder(work_.progress());
+    work_.check_in_place();
     const std::string text = to_text(record);
     write_file(work_.progress() / record_name(unit),
                to_text(Json{{"sha256", sha256_of(std::as_bytes(std::span(text)))},

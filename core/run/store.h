@@ -39,7 +39,8 @@ struct Finished {
 };
 
 /// Makes a run resumable at every layer. In the work folder:
-///   manifest.json                 what identifies the run; see run_identity.h
+///   manifest.json                 what identifies the run (see run_identity.h), the options that
+///                                 it was given, and the files of export/
 ///   export/                       the shards of the units that are finished, see Exporter
 ///   progress/unit-00007.json      written once a unit's shards and states are safe on disk: their
 ///                                 sizes and SHA-256, the unit's rows of the report, and the
@@ -55,13 +56,17 @@ class RunStore {
   RunStore(const RunStore&) = delete;
   RunStore& operator=(const RunStore&) = delete;
 
-  /// Begins the run that `identity` identifies, or goes on with it. `needs_states`: how many of the
-  /// first units a later one needs the states of; for all others shards are enough. Every finished
-  /// shard is read and its SHA-256 compared; a damaged unit is told to the observer and done again,
-  /// with those behind it. Error if the work folder holds another run (each field that differs is
-  /// named with both values), if a unit must be done again whose input is gone, or as `resume`
-  /// says.
-  Finished open(const Json& identity, Resume resume, int32_t needs_states);
+  /// Finds out which units the run of `manifest` (see run_manifest()) has finished; changes
+  /// nothing. `needs_states` is the number of units, from the first on, whose states a later unit
+  /// needs; the shards of all others are enough. Every finished shard is read and its SHA-256 is
+  /// compared. The observer is warned of a damaged unit; that unit and those behind it are done
+  /// again. Throws an Error if the work folder holds another run (see run_differences()), if a unit
+  /// must be done again whose input is gone, or as `resume` says.
+  Finished open(const Json& manifest, Resume resume, int32_t needs_states);
+  /// Begins the run, or goes on with it, as open() has found. If open() has found no finished unit,
+  /// this removes what an earlier run has left; so it comes after everything that may refuse the
+  /// run.
+  void begin();
 
   /// Takes a unit whose modules are all written. Its files are flushed beside the work on the next
   /// unit; an Error of that comes with the next call. The states may be changed after this returns.
@@ -78,20 +83,17 @@ class RunStore {
   std::optional<Record> read_record(int32_t unit) const;
   bool shards_are_whole(int32_t unit, const Record& record) const;
   bool states_are_whole(const Record& record) const;
-  void refuse_other_run(const Json& identity) const;
+  void refuse_other_run() const;
   void remove_states_before(int32_t unit) const;
 
   WorkFolder& work_;
   Exporter& exporter_;
   RunObserver& observer_;
+  Json manifest_;
   int32_t needs_states_ = 0;
   std::vector<int32_t> stored_states_;  // units, in order
   std::atomic<int32_t> finished_ = 0;
   std::future<void> writing_;
 };
-
-/// The fields in which two identities differ, for people: "calibration.seqlen: 256 before, 512
-/// now".
-std::vector<std::string> differences(const Json& before, const Json& now);
 
 }  // namespace aqhost

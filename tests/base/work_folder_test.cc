@@ -2,9 +2,11 @@
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
 #include <string>
 #include <utility>
@@ -136,7 +138,7 @@ TEST_CASE("only what an earlier run wrote is replaced; the user's files stay") {
   WorkFolder staged(root / "out", {"a", "stale", "old-sub/x", "gone"});
   write_file(staged.result() / "a", "after");
   write_file(staged.result() / "b", "after");
-  staged.check();
+  staged.check({"a", "b"});
   staged.commit();
   CHECK(content_of(root / "out") == "README.md=before a=after b=after mine/y=before");
   CHECK(entries(root / "out") == 4);
@@ -177,10 +179,9 @@ TEST_CASE("a file of the user's under a name that is written is refused, not rep
   fs::create_directory(root / "out");
   write_file(root / "out/a", "before");
   write_file(root / "out/notes.json", "mine");
-  WorkFolder staged(root / "out", {"a"});
-  write_file(staged.result() / "notes.json", "ours");
-  CHECK_THROWS_WITH_AS(staged.check(), Contains("out/notes.json: was not written by an earlier"),
-                       Error);
+  const WorkFolder staged(root / "out", {"a"});
+  CHECK_THROWS_WITH_AS(staged.check({"a", "notes.json"}),
+                       Contains("out/notes.json: was not written by an earlier"), Error);
   CHECK(read_file(root / "out/notes.json") == "mine");
 }
 
@@ -232,19 +233,101 @@ TEST_CASE("a commit that fails changes nothing, keeps the result and says where 
   }
 }
 
-TEST_CASE("a commit whose folder somebody has deleted does not say that it is kept") {
+TEST_CASE("a work folder that is removed, moved or replaced meanwhile is told and not written to") {
+  struct Case {
+    const char* label;
+    const char* named;  // in the message, below the root
+    std::function<void(const fs::path& work)> change;
+  };
+  for (const bool inside : {false, true})
+    for (const auto& [label, named, change] :
+         {Case{"removed", "", [](const fs::path& work) { fs::remove_all(work); }},
+          Case{"moved", "", [](const fs::path& work) { fs::rename(work, work.string() + "-2"); }},
+          Case{"replaced", "",
+               [](const fs::path& work) {
+                 fs::rename(work, work.string() + "-2");
+                 for (const char* folder : {"export", "progress"})
+                   fs::create_directories(work / folder);
+                 write_file(work / "export/weights", "mine");
+               }},
+          Case{"replaced by a link", "",
+               [](const fs::path& work) {
+                 fs::rename(work, work.string() + "-2");
+                 fs::create_directory_symlink(work.string() + "-2", work);
+               }},
+          Case{"without its result", "/export",
+               [](const fs::path& work) { fs::remove_all(work / "export"); }},
+          Case{"without its progress", "/progress",
+               [](const fs::path& work) { fs::remove_all(work / "progress"); }}}) {
+      CAPTURE(label);
+      CAPTURE(inside);
+      const TempFolder root;
+      if (inside) fs::create_directory(root / "out");
+      const std::string work = (inside ? root / "out/.work" : root / "out.work").string();
+      std::string before;
+      {
+        WorkFolder staged(root / "out");
+        write_file(staged.result() / "weights", "hours");
+        CHECK_NOTHROW(staged.check_in_place());
+        change(work);
+        before = content_of(root.path());
+        CHECK(failure(staged).starts_with(work + named + ": this folder was removed, moved or "));
+      }
+      if (*named == '\0') CHECK(content_of(root.path()) == before);
+    }
+}
+
+TEST_CASE("only the files that the manifest lists are removed, also while they are written") {
+  const TempFolder root;
+  const fs::path work = root / "out.work";
+  {
+    WorkFolder first(root / "out");
+    first.write_manifest({{"generator", "aqhost"}}, {"a", "sub/b", "stale"});
+    fs::create_directories(first.result() / "sub");
+    fs::create_directories(first.result() / "photos");
+    fs::create_directory_symlink("photos", first.result() / "link");
+    for (const char* own : {"a.part", "sub/b", "stale"}) write_file(first.result() / own, "1");
+    for (const char* mine : {"notes.txt", "sub/c", "photos/d"})
+      write_file(first.result() / mine, "mine");
+    write_file(first.progress() / "unit-00000.json", std::string(5000, ' '));
+    write_file(first.progress() / "diary.txt", "mine");
+    first.keep();
+  }
+  {
+    const WorkFolder second(root / "out");
+    CHECK(second.clearable_bytes() >= 5000);
+    second.write_manifest({{"generator", "aqhost"}}, {"a", "sub/b"});
+    CHECK(!fs::exists(second.result() / "stale"));
+  }
+  WorkFolder third(root / "out");
+  third.clear();
+  CHECK(content_of(work) ==
+        "export/notes.txt=mine export/photos/d=mine export/sub/c=mine progress/diary.txt=mine");
+  CHECK(fs::is_symlink(work / "export/link"));
+}
+
+TEST_CASE("files of other origin are set aside in the work folder, not committed") {
   for (const bool inside : {false, true}) {
     CAPTURE(inside);
     const TempFolder root;
     if (inside) fs::create_directory(root / "out");
+    const fs::path work = inside ? root / "out/.work" : root / "out.work";
     WorkFolder staged(root / "out");
-    write_file(staged.result() / "weights", "hours");
-    fs::remove_all(staged.path());
-    const std::string message = failure(staged);
-    CAPTURE(message);
-    CHECK(message.find("kept") == message.npos);
-    CHECK(message.ends_with("The finished result was in " + staged.result().string() +
-                            ", which no longer exists"));
+    const std::vector<std::string> files{"config.json", "sub/b"};
+    staged.write_manifest({{"generator", "aqhost"}}, files);
+    fs::create_directories(staged.result() / "sub");
+    fs::create_directories(staged.path() / "not-exported");
+    for (const std::string& file : files) write_file(staged.result() / file, "1");
+    CHECK(staged.set_aside_others(files).empty());
+    for (const char* mine : {"notes.txt", "sub/c"}) write_file(staged.result() / mine, "mine");
+    CHECK(staged.set_aside_others(files) ==
+          fmt::format("{}/export: notes.txt and 1 more were not written by the run and are not "
+                      "part of the export, but now in {}/not-exported-2",
+                      work.string(), work.string()));
+    staged.commit();
+    CHECK(content_of(work) == "not-exported-2/notes.txt=mine not-exported-2/sub/c=mine");
+    fs::remove_all(work);
+    CHECK(content_of(root / "out") == "config.json=1 sub/b=1");
   }
 }
 
@@ -268,13 +351,13 @@ TEST_CASE("what an earlier run left is there for the next one, which clears it w
       WorkFolder first(root / "out");
       write_file(first.path() / WorkFolder::kManifest, kOurs);
       write_file(first.result() / "a", "1234");
-      write_file(first.progress() / "b", "1");
+      write_file(first.progress() / "unit-b", "1");
       first.keep();
     }
-    CHECK(content_of(work) == "export/a=1234 manifest.json=" + kOurs + " progress/b=1");
+    CHECK(content_of(work) == "export/a=1234 manifest.json=" + kOurs + " progress/unit-b=1");
     CHECK(WorkFolder::of(root / "out") == work);
     { const WorkFolder unused(root / "out"); }  // a run that is refused at once
-    CHECK(content_of(work) == "export/a=1234 manifest.json=" + kOurs + " progress/b=1");
+    CHECK(content_of(work) == "export/a=1234 manifest.json=" + kOurs + " progress/unit-b=1");
     write_file(work / "notes.txt", "mine");
     {
       WorkFolder cleared(root / "out");

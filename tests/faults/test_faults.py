@@ -192,11 +192,12 @@ class Faults(unittest.TestCase):
 
     def test_another_run_is_refused_and_names_what_differs(self):
         self.interrupted()
-        self.refused("calibration.seqlen: 128 before, 64 now", seqlen=64)
-        self.refused("calibration.token_ids", seed=3)
+        self.refused("another run: --seqlen: 128 before, 64 now. Run", seqlen=64)
+        self.refused("another run: --seed: 0 before, 3 now. Run", seed=3)
         before = json.loads((self.work / "out.work/manifest.json").read_text())["dtype"]
-        self.refused("dtype: ", dtype="float32" if before == "BFloat16" else "bfloat16")
-        self.refused('container: "compressed-tensors" before, "gptq" now', export="gptq")
+        other = "float32" if before == "bfloat16" else "bfloat16"
+        self.refused(f"--dtype: {before} before, {other} now", dtype=other)
+        self.refused("--export: compressed-tensors before, gptq now", export="gptq")
         recipe = self.work / "r.yaml"
         recipe.write_text("{default: {wq: int8}}")
         self.refused("int8", config=recipe)
@@ -205,7 +206,7 @@ class Faults(unittest.TestCase):
         shutil.copytree(model_of("olmoe"), model)
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**config, "rope_theta": 5e5}))
-        self.refused("source.config.json", model=model)
+        self.refused("config.json (--model): changed", model=model)
         status, errors = run(command("olmoe", self.out))
         self.assertEqual(status, 0, errors)
         self.check_done("olmoe")
@@ -216,7 +217,7 @@ class Faults(unittest.TestCase):
         self.interrupted(plugins=plugins)
         with open(plugins / "int4.so", "ab") as file:  # it works as before
             file.write(b"\0")
-        self.refused("plugins.int4: ", plugins=plugins)
+        self.refused("the plugin int4 (--plugin-dir): changed", plugins=plugins)
 
     def test_status(self):
         self.interrupted()

@@ -29,9 +29,9 @@ class Export {
       : open_(open),
         plan_(plan),
         work_(target, replaced_files(open.reader(), target, overwrite)),
-        exporter_(open.reader(), open.model(), plan, work_, kOneFile) {
-    RunObserver silent;
-    exporter_.write_files(silent);
+        exporter_(open.reader(), open.model(), plan, work_, kOneFile, silent_) {
+    work_.check(exporter_.files());
+    exporter_.write_files();
   }
 
   void write_all() {
@@ -59,6 +59,7 @@ class Export {
   const OpenModel& open_;
   const Plan& plan_;
   WorkFolder work_;
+  RunObserver silent_;
   Exporter exporter_;
 };
 
@@ -294,14 +295,14 @@ TEST_CASE("an export whose report cannot be written is kept but for that, and th
   CHECK(Reader(open / "out.work/export").tensors().size() > 0);
 }
 
-TEST_CASE("an export that somebody deletes before it is in place is not said to be kept") {
+TEST_CASE("an export whose folder is deleted before it is in place is not said to be kept") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   Export exported(open, plan, open / "out");
   exported.write_all();
   fs::remove_all(open / "out.work");
   CHECK_THROWS_WITH_AS(exported->commit(Json::object()),
-                       doctest::Contains("out.work/export, which no longer exists"), Error);
+                       doctest::Contains("out.work: this folder was removed"), Error);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "run/quantize.h"
+#include "run/run_difference.h"
 #include "run/status.h"
 #include "small_model.h"
 #include "torch_doctest.h"
@@ -14,41 +15,49 @@ namespace {
 namespace fs = std::filesystem;
 using doctest::Contains;
 
-/// Keeps what it hears, and fails the run when it begins to work on what contains `stop_at`.
+/// Keeps what it hears. Calls `act` when the run begins to work on what contains `at`; without
+/// `act`, the run fails there.
 class Witness : public RunObserver {
  public:
-  explicit Witness(std::string stop_at = "") : stop_at_(std::move(stop_at)) {}
+  Witness(std::string at, std::function<void()> act) : at_(std::move(at)), act_(std::move(act)) {}
 
   void warn(const std::string& message) override { heard += "warning: " + message + "\n"; }
   void inform(const std::string& message) override { heard += message + "\n"; }
   void update(double /*done*/, const std::string& detail) override {
-    if (!stop_at_.empty() && detail.find(stop_at_) != std::string::npos) fail("stopped here");
+    if (at_.empty() || detail.find(at_) == std::string::npos) return;
+    if (!act_) fail("stopped here");
+    std::exchange(at_, "");
+    act_();
   }
 
   std::string heard;
 
  private:
-  const std::string stop_at_;
+  std::string at_;
+  const std::function<void()> act_;
 };
 
 struct Run {
   std::string recipe = "{default: {group_size: 16}}";
   uint64_t seed = 0;
-  std::string stop_at;  // what the run fails at; empty: nothing
+  std::string at;  // what the run fails at; empty: nothing
   Resume resume = Resume::kAuto;
+  std::function<void()> act;  // done there in place of failing
+  int64_t memory_limit = 0;
 
   explicit Run(std::string of = "{default: {group_size: 16}}", uint64_t with = 0,
-               std::string at = "", Resume how = Resume::kAuto)
-      : recipe(std::move(of)), seed(with), stop_at(std::move(at)), resume(how) {}
+               std::string where = "", Resume how = Resume::kAuto)
+      : recipe(std::move(of)), seed(with), at(std::move(where)), resume(how) {}
 };
 
 /// What a run to folder / name says: its messages, and its error if it fails.
 std::string run(const OpenModel& open, const std::string& name, const Run& how = Run()) {
   const Plan plan = open.plan(how.recipe);
-  Witness witness(how.stop_at);
+  Witness witness(how.at, how.act);
   QuantizeOptions options;
   options.target = open / name;
   options.resume = how.resume;
+  options.memory_limit = how.memory_limit;
   options.plugins = registry().plugins();
   options.observer = &witness;
   if (plan.needs_calibration())
@@ -135,13 +144,13 @@ TEST_CASE("another run is refused with each field that differs, and touches noth
   const std::string other_recipe = run(open, "out", Run{"{default: {group_size: 16, wq: int8}}"});
   CHECK(contains(other_recipe, "out.work: holds the unfinished work of another run: "));
   CHECK(contains(other_recipe,
-                 "plan.model.layers.0.mlp.experts.0.down_proj.format: \"int4 g16\" "
-                 "before, \"int8 g16\" now"));
+                 "model.layers.0.mlp.experts.0.down_proj.format (--config or --algorithm): int4 "
+                 "g16 before, int8 g16 now"));
   CHECK(contains(other_recipe, "more. Run it as before to go on"));
   CHECK(contains(run(open, "out", Run{"{default: {group_size: 16}}", 7}),
-                 "calibration.token_ids: \""));
+                 "work of another run: --seed: 0 before, 7 now. Run it"));
   CHECK(contains(run(open, "out", Run{"{default: {group_size: 16}, percdamp: 0.2}"}),
-                 "settings.percdamp: 0.1 before, 0.2 now"));
+                 "percdamp (--config): 0.1 before, 0.2 now"));
   const std::string manifest = read_file(open / "out.work/manifest.json");
   write_file(open / "out.work/manifest.json", "{");
   CHECK(contains(run(open, "out"), "it has no manifest.json that says so"));
@@ -211,13 +220,135 @@ TEST_CASE("a file that is not the run's stays in the work folder") {
   CHECK(read_file(open / "out.work/notes.txt") == "mine");
 }
 
-TEST_CASE("differences name the field, and both values") {
-  const Json before{{"a", 1}, {"b", {{"c", "x"}, {"d", 2}}}, {"e", {1, 2}}};
-  const Json now{{"a", 1}, {"b", {{"c", "y"}}}, {"e", {1, 3}}, {"f", true}};
-  CHECK(differences(before, before).empty());
-  CHECK(differences(before, now) ==
-        std::vector<std::string>{"b.c: \"x\" before, \"y\" now", "b.d: 2 before, nothing now",
-                                 "e: [1,2] before, [1,3] now", "f: nothing before, true now"});
+TEST_CASE("a run with --resume never that is refused leaves the work of the earlier run") {
+  const OpenModel open(three_layers());
+  run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.2."});
+  const auto exported = files_of(open / "out.work/export");
+  const auto progress = files_of(open / "out.work/progress");
+  Run anew{"{default: {group_size: 16}}", 0, "", Resume::kNever};
+  anew.memory_limit = 1;
+  CHECK(contains(run(open, "out", anew), "--memory-limit 0: hidden states"));
+  const fs::path link = open / "model/special_tokens_map.json";
+  fs::create_symlink("nowhere", link);
+  anew.memory_limit = 0;
+  CHECK(contains(run(open, "out", anew), "special_tokens_map.json: is a link to nowhere"));
+  fs::remove(link);
+  CHECK(files_of(open / "out.work/export") == exported);
+  CHECK(files_of(open / "out.work/progress") == progress);
+  CHECK(contains(run(open, "out"), "going on after 2 finished layers"));
+}
+
+TEST_CASE("a work folder that is removed or replaced during a run ends it with one sentence") {
+  for (const char* recipe :
+       {"{default: {group_size: 16}}", "{default: {group_size: 16, algorithm: rtn}}"})
+    for (const std::string label : {"removed", "export removed", "replaced"}) {
+      CAPTURE(recipe);
+      CAPTURE(label);
+      const OpenModel open(three_layers());
+      const fs::path work = open / "out.work";
+      Run disturbed{recipe, 0, "layers.1."};
+      disturbed.act = [&] {
+        if (label == "replaced") {
+          fs::rename(work, open / "moved");
+          for (const char* folder : {"export", "progress"}) fs::create_directories(work / folder);
+        } else {
+          fs::remove_all(label == "removed" ? work : work / "export");
+        }
+      };
+      const std::string changed = (label == "export removed" ? work / "export" : work).string();
+      const std::string heard = run(open, "out", disturbed);
+      CHECK(heard ==
+            fmt::format("error: {}: this folder was removed, moved or replaced while the run was "
+                        "writing to it; put it back to go on, or begin anew without it, by the "
+                        "same command, and leave it alone until the run has ended",
+                        changed));
+      CHECK(!fs::exists(open / "out"));
+      CHECK(fs::exists(work) == (label != "removed"));
+      if (label != "replaced") continue;
+      CHECK(fs::is_empty(work / "export"));
+      CHECK(fs::is_empty(work / "progress"));
+      fs::remove_all(work);
+      fs::rename(open / "moved", work);
+      CHECK(contains(run(open, "out", Run{recipe}), "going on after 1 finished layer "));
+      CHECK(fs::exists(open / "out/config.json"));
+    }
+}
+
+TEST_CASE("a file that the user puts among those of the export is not exported, but set aside") {
+  const OpenModel open(three_layers());
+  run(open, "whole");
+  run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.1."});
+  write_file(open / "out.work/export/notes.txt", "mine");
+  CHECK(contains(run(open, "out"),
+                 "out.work/export: notes.txt was not written by the run and is not part of the "
+                 "export, but now in "));
+  CHECK(files_of(open / "out") == files_of(open / "whole"));
+  CHECK(read_file(open / "out.work/not-exported/notes.txt") == "mine");
+  const Json report = read_json(open / "out/quantization_report.json");
+  CHECK(report["files"] == read_json(open / "whole/quantization_report.json")["files"]);
+}
+
+TEST_CASE("a side file that the original no longer has is not exported by the next try") {
+  const OpenModel open(three_layers());
+  write_file(open / "model/old.jinja", "");
+  run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.1."});
+  CHECK(fs::exists(open / "out.work/export/old.jinja"));
+  fs::remove(open / "model/old.jinja");
+  CHECK(run(open, "out").find("warning") == std::string::npos);
+  CHECK(!fs::exists(open / "out/old.jinja"));
+  CHECK(!fs::exists(open / "out.work"));
+}
+
+CalibrationOptions calibrated_on(const std::string& file) {
+  CalibrationOptions options;
+  options.files = {{file}};
+  return options;
+}
+
+TEST_CASE("differences of two runs name the option, and both values where they are short") {
+  const std::string sha(64, 'a');
+  const Json identity{{"version", "0.1"},
+                      {"dtype", "bfloat16"},
+                      {"source", {{"config.json", sha}}},
+                      {"plugins", {{"int4", sha}}},
+                      {"plan", {{"q_proj", {{"format", "int4"}}}}},
+                      {"settings", {{"percdamp", 0.1}}},
+                      {"calibration", {{"token_ids", sha}}}};
+  const Json before = run_manifest(identity, calibrated_on("a.txt"));
+  const auto with = [&](const char* pointer, const Json& value) {
+    Json now = before;
+    now[Json::json_pointer(pointer)] = value;
+    return run_differences(before, now);
+  };
+  using Texts = std::vector<std::string>;
+  CHECK(run_differences(before, before).empty());
+  CHECK(with("/files", {"a", "b"}).empty());
+  CHECK(with("/options/--seed", 3).empty());  // the token ids are the same
+  CHECK(with("/version", "0.2") == Texts{"the version of aqhost: 0.1 before, 0.2 now"});
+  CHECK(with("/dtype", "float32") == Texts{"--dtype: bfloat16 before, float32 now"});
+  CHECK(with("/source/config.json", "b" + sha) == Texts{"config.json (--model): changed"});
+  CHECK(with("/source/x", sha) == Texts{"x (--model): new"});
+  CHECK(with("/plugins/int4", Json()) == Texts{"the plugin int4 (--plugin-dir): missing now"});
+  CHECK(with("/settings", Json()) == Texts{"percdamp (--config): 0.1 before, nothing now"});
+  CHECK(with("/calibration/token_ids", "b") ==
+        Texts{"the token ids of the same options (another text in the files of --calib)"});
+
+  CalibrationOptions other = calibrated_on("a.txt");
+  other.files.push_back({"b.txt", 2});
+  other.seqlen = 64;
+  other.random_percent = 0;
+  other.balance_experts = true;
+  Json changed = identity;
+  changed["calibration"]["token_ids"] = "b";
+  changed["plan"]["q_proj"]["format"] = "int8";
+  changed["plan"]["a_proj"]["format"] = "int8";
+  changed["settings"]["percdamp"] = 0.2;
+  CHECK(run_differences(before, run_manifest(changed, other)) ==
+        Texts{"--balance-experts: false before, true now",
+              "--calib: a.txt before, a.txt, b.txt=2 now", "--random-percent: 50 before, 0 now",
+              "--seqlen: 512 before, 64 now", "percdamp (--config): 0.1 before, 0.2 now",
+              "a_proj.format (--config or --algorithm): nothing before, int8 now",
+              "q_proj.format (--config or --algorithm): int4 before, int8 now"});
 }
 
 }  // namespace

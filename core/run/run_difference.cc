@@ -1,0 +1,133 @@
+#include "run/run_difference.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <set>
+#include <string_view>
+
+#include "base/work_folder.h"
+
+namespace aqhost {
+namespace {
+
+constexpr const char* kOptions = "options";
+
+struct Difference {
+  std::string field;  // its path, as "settings.percdamp"
+  Json before, now;   // null where it is missing
+};
+
+/// Appends every value in which two objects differ, at any depth. A missing object has no fields.
+void compare(const Json& before, const Json& now, const std::string& field,
+             std::vector<Difference>& found) {
+  if (before == now) return;
+  const auto may_have_fields = [](const Json& json) { return json.is_object() || json.is_null(); };
+  if (!may_have_fields(before) || !may_have_fields(now)) {
+    found.push_back({field, before, now});
+    return;
+  }
+  std::set<std::string> keys;
+  for (const Json* object : {&before, &now})
+    for (const auto& [key, value] : object->items()) keys.insert(key);
+  const auto value_of = [](const Json& object, const std::string& key) {
+    return object.is_null() ? Json() : object.value(key, Json());
+  };
+  for (const std::string& key : keys)
+    compare(value_of(before, key), value_of(now, key), field.empty() ? key : field + "." + key,
+            found);
+}
+
+std::vector<Difference> compare(const Json& before, const Json& now) {
+  std::vector<Difference> found;
+  compare(before, now, "", found);
+  return found;
+}
+
+/// A field of the identity, or all fields of an object in it, and how a message calls it. "{}"
+/// stands for the rest of the field's path.
+struct Name {
+  std::string_view field, text;
+};
+
+constexpr std::array kNames{Name{"version", "the version of aqhost"},
+                            Name{"abi", "the plugin ABI of aqhost"},
+                            Name{"layers", "the number of layers (--model)"},
+                            Name{"source.", "{} (--model)"},
+                            Name{"container", "--export"},
+                            Name{"max_shard_bytes", "--max-shard-size, in bytes"},
+                            Name{"dtype", "--dtype"},
+                            Name{"device", "--device"},
+                            Name{"plugins.", "the plugin {} (--plugin-dir)"},
+                            Name{"settings.", "{} (--config)"},
+                            Name{"plan.", "{} (--config or --algorithm)"}};
+
+std::string name_of(const std::string& field) {
+  for (const auto& [prefix, text] : kNames) {
+    if (!field.starts_with(prefix)) continue;
+    return fmt::format(fmt::runtime(text), field.substr(prefix.size()));
+  }
+  return field;
+}
+
+std::string value_text(const Json& value) {
+  if (value.is_null()) return "nothing";
+  return value.is_string() ? value.get<std::string>() : to_text(value);
+}
+
+std::string text_of(const std::string& name, const Difference& difference) {
+  constexpr std::size_t kShort = 60;  // a SHA-256 has 64 digits
+  const std::string before = value_text(difference.before), now = value_text(difference.now);
+  if (before.size() <= kShort && now.size() <= kShort)
+    return fmt::format("{}: {} before, {} now", name, before, now);
+  return fmt::format("{}: {}", name,
+                     difference.before.is_null() ? "new"
+                     : difference.now.is_null()  ? "missing now"
+                                                 : "changed");
+}
+
+}  // namespace
+
+Json run_manifest(Json identity, const std::optional<CalibrationOptions>& calibration) {
+  if (!calibration) return identity;
+  std::string files;
+  for (const CorpusFile& file : calibration->files)
+    files += fmt::format("{}{}{}", files.empty() ? "" : ", ", file.path.string(),
+                         file.weight == 1 ? "" : fmt::format("={}", file.weight));
+  identity[kOptions] = {{"--calib", files},
+                        {"--nsamples", calibration->nsamples},
+                        {"--seqlen", calibration->seqlen},
+                        {"--seed", calibration->seed},
+                        {"--random-percent", calibration->random_percent},
+                        {"--balance-experts", calibration->balance_experts}};
+  return identity;
+}
+
+std::vector<std::string> run_differences(const Json& before, const Json& now) {
+  const auto is_of_modules = [](const Difference& d) { return d.field.starts_with("plan."); };
+  const auto is_of_calibration = [](const Difference& d) {
+    return d.field.starts_with("calibration");
+  };
+  const auto is_of_no_identity = [](const Difference& d) {
+    return d.field.starts_with(kOptions) || d.field.starts_with(WorkFolder::kFiles);
+  };
+  std::vector<Difference> found = compare(before, now);
+  std::erase_if(found, is_of_no_identity);
+  // there may be thousands of modules
+  std::stable_partition(found.begin(), found.end(), std::not_fn(is_of_modules));
+  std::vector<std::string> texts;
+  if (std::erase_if(found, is_of_calibration) > 0) {
+    for (const Difference& d :
+         compare(before.value(kOptions, Json::object()), now.value(kOptions, Json::object())))
+      texts.push_back(text_of(d.field, d));
+    if (texts.empty())
+      texts.emplace_back(
+          "the token ids of the same options (another text in the files of --calib)");
+  }
+  for (const Difference& d : found) texts.push_back(text_of(name_of(d.field), d));
+  return texts;
+}
+
+}  // namespace aqhost

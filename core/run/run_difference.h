@@ -1,0 +1,23 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "run/calibration.h"
+
+namespace aqhost {
+
+/// What a work folder records of its run: `identity` (see run_identity()), and the options that the
+/// calibration windows were made with. The options identify nothing, since other options may lead
+/// to the same windows; they explain in which option two runs differ.
+Json run_manifest(Json identity, const std::optional<CalibrationOptions>& calibration);
+
+/// What differs between two runs, given their manifests: each difference names the option that the
+/// user gave, and both values where they are short, as "--seqlen: 256 before, 512 now" or
+/// "config.json (--model): changed". Differences of the whole run come first, those of modules
+/// last. Empty if the identities are equal.
+std::vector<std::string> run_differences(const Json& before, const Json& now);
+
+}  // namespace aqhost
