@@ -7,11 +7,11 @@ namespace {
 
 /// A value as messages show it: a short one in full, a long one only by its type.
 std::string shown(const Json& json) {
-  constexpr std::size_t kMostCharacters = 60;
+  constexpr std::size_t kMaxCharacters = 60;
   if (json.is_null()) return "nothing";
   if (json.is_structured()) return json.type_name();
   const std::string text = to_text(json);
-  return text.size() <= kMostCharacters ? text : json.type_name();
+  return text.size() <= kMaxCharacters ? text : json.type_name();
 }
 
 }  // namespace
@@ -40,13 +40,13 @@ const std::string& Field::text() const {
   return json_->get_ref<const std::string&>();
 }
 
-int64_t Field::integer(int64_t least, int64_t most) const {
-  constexpr auto kMost = std::numeric_limits<int64_t>::max();
+int64_t Field::integer(int64_t minimum, int64_t maximum) const {
+  constexpr auto kMaxInteger = std::numeric_limits<int64_t>::max();
   if (!json_->is_number_integer()) mismatch("an integer");
   const bool too_large =
-      json_->is_number_unsigned() && json_->get<uint64_t>() > static_cast<uint64_t>(kMost);
-  if (too_large || json_->get<int64_t>() < least || json_->get<int64_t>() > most)
-    mismatch(fmt::format("an integer from {} to {}", least, most));
+      json_->is_number_unsigned() && json_->get<uint64_t>() > static_cast<uint64_t>(kMaxInteger);
+  if (too_large || json_->get<int64_t>() < minimum || json_->get<int64_t>() > maximum)
+    mismatch(fmt::format("an integer from {} to {}", minimum, maximum));
   return json_->get<int64_t>();
 }
 

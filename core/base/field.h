@@ -30,9 +30,9 @@ class Field {
   // These return the value, and throw an Error if it has another type. text_or() and flag_or() also
   // accept null.
   const std::string& text() const;
-  /// An integer from `least` to `most`.
-  int64_t integer(int64_t least = std::numeric_limits<int64_t>::min(),
-                  int64_t most = std::numeric_limits<int64_t>::max()) const;
+  /// An integer from `minimum` to `maximum`.
+  int64_t integer(int64_t minimum = std::numeric_limits<int64_t>::min(),
+                  int64_t maximum = std::numeric_limits<int64_t>::max()) const;
   double number() const;
   bool flag() const;
   bool flag_or(bool missing) const { return is_null() ? missing : flag(); }

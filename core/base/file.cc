@@ -66,7 +66,7 @@ void write_all(const FileDescriptor& file, std::string_view content, const fs::p
   }
 }
 
-/// Reads up to `most` bytes; returns fewer at the end of the file.
+/// Reads what is next in the file, up to the size of `buffer`; returns "" at the end of the file.
 std::string_view read_some(const FileDescriptor& file, std::span<char> buffer,
                            const fs::path& path) {
   for (;;) {

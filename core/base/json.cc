@@ -15,9 +15,9 @@ constexpr int kMaxDepth = 64;
 /// unlimited depth. It uses the SAX interface and not the parser's callback, because with a
 /// callback nlohmann walks through a whole object at the end of each member, which is quadratic in
 /// the number of tensors of a file.
-class Guard : public nlohmann::json_sax<Json> {
+class StrictParser : public nlohmann::json_sax<Json> {
  public:
-  explicit Guard(const std::string& where) : where_(where) {}
+  explicit StrictParser(const std::string& where) : where_(where) {}
 
   bool null() override { return true; }
   bool boolean(bool) override { return true; }
@@ -65,8 +65,8 @@ class Guard : public nlohmann::json_sax<Json> {
 Json parse_json(std::string_view text, const std::string& where) {
   if (const auto other = misplaced_file(text); !other.empty()) fail("{}: is {}", where, other);
   try {
-    Guard guard(where);
-    Json::sax_parse(text, &guard);
+    StrictParser parser(where);
+    Json::sax_parse(text, &parser);
     return Json::parse(text);
   } catch (const Json::exception& e) {
     // `what` is like "[json.exception.parse_error.101] parse error at line 1, column 2: ..."

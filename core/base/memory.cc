@@ -38,7 +38,7 @@ int64_t of_status(std::string_view key) {
 
 /// The minimum of `limit` and the numbers in the files called `name` in `folder` and in the folders
 /// above it, up to `root`.
-int64_t least_limit(fs::path folder, const fs::path& root, const char* name, int64_t limit) {
+int64_t minimum_limit(fs::path folder, const fs::path& root, const char* name, int64_t limit) {
   for (;; folder = folder.parent_path()) {
     if (const int64_t found = number_in(text_of(folder / name)); found > 0)
       limit = std::min(limit, found);
@@ -72,9 +72,10 @@ int64_t cgroup_memory_limit(std::string_view groups, const fs::path& root, int64
     const std::string_view controllers = line.substr(first + 1, second - first - 1);
     const fs::path group = fs::path(line.substr(second + 1)).relative_path();
     if (controllers.empty())
-      limit = least_limit(root / group, root, "memory.max", limit);
+      limit = minimum_limit(root / group, root, "memory.max", limit);
     else if (has_memory(controllers))
-      limit = least_limit(root / "memory" / group, root / "memory", "memory.limit_in_bytes", limit);
+      limit =
+          minimum_limit(root / "memory" / group, root / "memory", "memory.limit_in_bytes", limit);
   }
   return limit < physical ? limit : 0;
 }

@@ -8,14 +8,14 @@
 namespace aqhost {
 namespace {
 
-constexpr std::size_t kMostCharacters = 1000;  // std::regex compiles recursively
-constexpr int kMostDigits = 9;                 // std::regex lets longer numbers overflow
+constexpr std::size_t kMaxCharacters = 1000;  // std::regex compiles recursively
+constexpr int kMaxDigits = 9;                 // std::regex lets longer numbers overflow
 
 bool has_long_number(const std::string& expression) {
   int digits = 0;
   return std::any_of(expression.begin(), expression.end(), [&](unsigned char c) {
     digits = std::isdigit(c) != 0 ? digits + 1 : 0;
-    return digits > kMostDigits;
+    return digits > kMaxDigits;
   });
 }
 
@@ -41,11 +41,11 @@ bool glob_match(std::string_view pattern, std::string_view text) {
 }
 
 std::regex compile_regex(const std::string& expression, const std::string& where) {
-  if (expression.size() > kMostCharacters)
+  if (expression.size() > kMaxCharacters)
     fail("{}: a regular expression of {} characters, expected at most {}", where, expression.size(),
-         kMostCharacters);
+         kMaxCharacters);
   if (has_long_number(expression))
-    fail("{}: \"{}\" has a number of more than {} digits", where, expression, kMostDigits);
+    fail("{}: \"{}\" has a number of more than {} digits", where, expression, kMaxDigits);
   try {
     return std::regex(expression, std::regex::ECMAScript | std::regex_constants::__polynomial);
   } catch (const std::regex_error& e) {

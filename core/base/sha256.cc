@@ -17,24 +17,24 @@ namespace {
 class Sha256 {
  public:
   explicit Sha256(std::string what) : what_(std::move(what)) {
-    check(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
+    require(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
   }
 
   void add(std::span<const std::byte> bytes) {
-    check(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) == 1);
+    require(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) == 1);
   }
 
   std::string digits() {
     std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
     unsigned int size = 0;
-    check(EVP_DigestFinal_ex(context_.get(), digest.data(), &size) == 1);
+    require(EVP_DigestFinal_ex(context_.get(), digest.data(), &size) == 1);
     std::string text;
     for (unsigned int i = 0; i < size; i++) text += fmt::format("{:02x}", digest[i]);
     return text;
   }
 
  private:
-  void check(bool ok) const {
+  void require(bool ok) const {
     if (!ok) fail("{}: OpenSSL cannot compute its SHA-256", what_);
   }
 

@@ -7,7 +7,7 @@ namespace {
 /// second byte. The range is empty if no character begins with this byte.
 struct Lead {
   std::size_t following = 1;
-  unsigned char least = 0x80, most = 0xbf;
+  unsigned char minimum = 0x80, maximum = 0xbf;
 };
 
 Lead lead_of(unsigned char byte) {
@@ -33,7 +33,7 @@ std::size_t utf8_length(std::string_view text) {
     }
     const Lead lead = lead_of(byte(at));
     if (text.size() - at <= lead.following) return at;
-    if (byte(at + 1) < lead.least || byte(at + 1) > lead.most) return at;
+    if (byte(at + 1) < lead.minimum || byte(at + 1) > lead.maximum) return at;
     for (std::size_t i = 2; i <= lead.following; i++)
       if ((byte(at + i) & 0xc0) != 0x80) return at;
     at += lead.following + 1;

@@ -18,7 +18,7 @@ namespace {
 
 using namespace std::string_view_literals;
 
-constexpr std::size_t kMostBytes = std::size_t{1} << 32;
+constexpr std::size_t kMaxBytes = std::size_t{1} << 32;
 constexpr std::string_view kSpace = " \t\r\n";
 
 /// A kind of file that cannot be read, recognised by its first bytes.
@@ -140,10 +140,10 @@ std::string chat_text(const Json& turns, const std::string& where) {
     const char* key = turn.is_object() && turn.contains("content") ? "content" : "value";
     if (!turn.is_object() || !turn.contains(key))
       fail("{}: expected turns that are objects with \"content\" (or \"value\")", where);
-    const std::string said = turn_text(turn[key], where);
-    if (said.empty()) continue;
+    const std::string words = turn_text(turn[key], where);
+    if (words.empty()) continue;
     if (!text.empty()) text += "\n\n";
-    text += said;
+    text += words;
   }
   return text;
 }
@@ -208,7 +208,7 @@ std::string read_calibration_file(const fs::path& path) {
     if (n < 0) fail("{}: {}", path.string(), std::strerror(errno));
     if (n == 0) break;
     content.append(piece.data(), static_cast<std::size_t>(n));
-    if (content.size() > kMostBytes)
+    if (content.size() > kMaxBytes)
       fail("{}: more than 4 GiB; give a part of it, which is enough to calibrate on",
            path.string());
   }

@@ -86,7 +86,8 @@ Panels panels_of(const at::Tensor& x, const at::Tensor& factors) {
 }
 
 /// The rows of `original` - x, each multiplied by its element of `factors` (undefined: 1).
-Panels differences(const at::Tensor& x, const at::Tensor& original, const at::Tensor& factors) {
+Panels difference_panels(const at::Tensor& x, const at::Tensor& original,
+                         const at::Tensor& factors) {
   const int64_t n = x.size(0), d = x.size(1);
   Panels panels(n, d);
   const uint16_t *after = bits_of(x), *before = bits_of(original);
@@ -129,13 +130,13 @@ void add_products(at::Tensor& sum, const Panels& x, const Panels& y, double scal
   const int64_t step = (x.pairs() + slices - 1) / slices;
   const int64_t round = kTasks / slices;
   for (std::size_t begin = 0; begin < tiles.size(); begin += static_cast<std::size_t>(round)) {
-    const Tile* some = tiles.data() + begin;
+    const Tile* batch = tiles.data() + begin;
     const int64_t count = std::min(round, static_cast<int64_t>(tiles.size() - begin));
     const at::Tensor partial = at::zeros({count, slices, kTileSize}, at::kFloat);
     auto* sums = partial.data_ptr<float>();
     at::parallel_for(0, count * slices, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++) {
-        const Tile& tile = some[i / slices];
+        const Tile& tile = batch[i / slices];
         const int64_t from = std::min(i % slices * step, x.pairs());
         add_tile(sums + i * kTileSize, x.panel(tile.row) + from * kTile,
                  y.panel(tile.column) + from * kTile, std::min(step, x.pairs() - from));
@@ -143,13 +144,13 @@ void add_products(at::Tensor& sum, const Panels& x, const Panels& y, double scal
     });
     at::parallel_for(0, count, 16, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++)
-        add_slices(sum, some[i], sums + i * slices * kTileSize, slices, static_cast<float>(scale),
+        add_slices(sum, batch[i], sums + i * slices * kTileSize, slices, static_cast<float>(scale),
                    mirrored);
     });
   }
 }
 
-void check(const at::Tensor& sum, const at::Tensor& x) {
+void check_operands(const at::Tensor& sum, const at::Tensor& x) {
   if (!has_bfloat16_products()) fail("this CPU has no AVX512-BF16");
   TORCH_INTERNAL_ASSERT(sum.is_contiguous() && sum.scalar_type() == at::kFloat &&
                         x.scalar_type() == at::kBFloat16 && x.size(1) == sum.size(0));
@@ -158,7 +159,7 @@ void check(const at::Tensor& sum, const at::Tensor& x) {
 }  // namespace
 
 void add_gram(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights) {
-  check(sum, x);
+  check_operands(sum, x);
   const Panels panels =
       panels_of(x.contiguous(), weights.defined() ? weights.sqrt() : at::Tensor());
   add_products(sum, panels, panels, 1, true);
@@ -166,9 +167,9 @@ void add_gram(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights) {
 
 void add_shift_products(at::Tensor& sum, const at::Tensor& x, const at::Tensor& weights,
                         const at::Tensor& original, double scale) {
-  check(sum, x);
+  check_operands(sum, x);
   const at::Tensor rows = x.contiguous();
-  const Panels left = differences(rows, original.contiguous(), weights);
+  const Panels left = difference_panels(rows, original.contiguous(), weights);
   add_products(sum, left, panels_of(rows, {}), scale, false);
 }
 

@@ -23,8 +23,8 @@ void add_products(at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, dou
 /// Calls body(x, weights, original) for parts of a GPU's inputs; all three belong to the same
 /// tokens.
 template <typename Body>
-void each_part(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& original,
-               Body body) {
+void for_row_parts(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& original,
+                   Body body) {
   for (int64_t begin = 0; begin < x.size(0); begin += kGpuRows) {
     const int64_t n = std::min(kGpuRows, x.size(0) - begin);
     const auto part = [&](const at::Tensor& t) { return t.defined() ? t.narrow(0, begin, n) : t; };
@@ -48,7 +48,7 @@ void Hessian::add(const at::Tensor& x, const at::Tensor& weights) {
   weight_ +=
       weights.defined() ? weights.sum(at::kDouble).item<double>() : static_cast<double>(x.size(0));
   if (on_tensor_cores(x))  // both factors are rounded alike, so the sum stays positive semidefinite
-    return each_part(x, weights, {}, [&](const at::Tensor& part, const at::Tensor& s, auto&&) {
+    return for_row_parts(x, weights, {}, [&](const at::Tensor& part, const at::Tensor& s, auto&&) {
       const at::Tensor y = s.defined() ? weighted(part, s.sqrt()).to(at::kBFloat16) : part;
       add_products(sum_, y, y, 1);
     });
@@ -62,11 +62,11 @@ void Hessian::add_shift(const at::Tensor& x, const at::Tensor& weights, const at
   if (x.size(0) == 0) return;
   if (!shift_.defined()) shift_ = at::zeros_like(sum_);
   if (on_tensor_cores(x))
-    return each_part(
+    return for_row_parts(
         x, weights, original,
         [&](const at::Tensor& part, const at::Tensor& s, const at::Tensor& part_original) {
-          const at::Tensor moved = part_original.to(at::kFloat) - part;
-          add_products(shift_, weighted(moved, s), part, scale);
+          const at::Tensor difference = part_original.to(at::kFloat) - part;
+          add_products(shift_, weighted(difference, s), part, scale);
         });
   if (in_bfloat16(x)) return add_shift_products(shift_, x, weights, original, scale);
   const at::Tensor wide = x.to(at::kFloat);

@@ -28,11 +28,11 @@ std::vector<std::size_t> share_windows(const std::vector<int64_t>& available,
   std::vector<int64_t> taken(available.size(), 0);
   while (static_cast<int64_t>(turns.size()) < count) {
     std::size_t next = available.size();
-    double most = 0;
+    double largest = 0;
     for (std::size_t i = 0; i < available.size(); i++) {
       const double claim = weights[i] / (2 * static_cast<double>(taken[i]) + 1);
-      if (taken[i] == available[i] || claim <= most) continue;
-      most = claim;
+      if (taken[i] == available[i] || claim <= largest) continue;
+      largest = claim;
       next = i;
     }
     if (next == available.size()) break;

@@ -36,9 +36,9 @@ void for_window_batches(const at::Tensor& windows, Body body) {
 /// their own threads. Without gradients.
 template <typename Body>
 void for_row_blocks(const at::Tensor& x, Body body) {
-  constexpr int64_t kBlockBytes = 1 << 18, kLeastRows = 512;
+  constexpr int64_t kBlockBytes = 1 << 18, kMinRows = 512;
   const int64_t rows = x.size(0), row_bytes = std::max<int64_t>(1, x.size(1) * x.element_size());
-  const int64_t block = std::clamp(kBlockBytes / row_bytes, kLeastRows, kBatchTokens);
+  const int64_t block = std::clamp(kBlockBytes / row_bytes, kMinRows, kBatchTokens);
   if (!x.is_cpu() || rows < block * at::get_num_threads())
     return for_batches(rows, kBatchTokens, body);
   at::parallel_for(0, rows, block, [&](int64_t begin, int64_t end) {

@@ -80,15 +80,15 @@ void mask(float* tile, int64_t first_key, int64_t first_query, int64_t window) {
 /// 64].
 AQ_AVX512 void exponentiate(const float* scores, int64_t tokens, float factor, uint32_t* shares,
                             float* sums) {
-  float most[kTile];
-  std::copy_n(scores, kTile, most);
+  float maximum[kTile];
+  std::copy_n(scores, kTile, maximum);
   for (int64_t t = 1; t < tokens; t++)
-    for (int64_t c = 0; c < kTile; c++) most[c] = std::max(most[c], scores[t * kTile + c]);
+    for (int64_t c = 0; c < kTile; c++) maximum[c] = std::max(maximum[c], scores[t * kTile + c]);
   std::fill_n(sums, kTile, 0.0F);
   for (int64_t t = 0; t < tokens; t += 2, shares += kTile)
     for (int64_t c = 0; c < kTile; c++) {
-      const float a = power_of_two<4>((scores[t * kTile + c] - most[c]) * factor);
-      const float b = power_of_two<4>((scores[(t + 1) * kTile + c] - most[c]) * factor);
+      const float a = power_of_two<4>((scores[t * kTile + c] - maximum[c]) * factor);
+      const float b = power_of_two<4>((scores[(t + 1) * kTile + c] - maximum[c]) * factor);
       sums[c] += a + b;
       shares[c] = aq::to_bf16(a) | aq::to_bf16(b) << 16;
     }

@@ -55,7 +55,7 @@ struct CustomAttentionCall {
   /// Turns whatever is thrown into *err, so that no exception passes through the plugin. An Error
   /// means that the plugin's request was wrong; any other exception is not the plugin's fault.
   template <typename Body>
-  static aq_status guard(aq_error* err, Body body) noexcept {
+  static aq_status report_exceptions(aq_error* err, Body body) noexcept {
     const auto report = [err](aq_status code, std::string_view text) {
       err->message[text.copy(err->message, sizeof err->message - 1)] = '\0';
       return err->code = code;
@@ -130,12 +130,15 @@ aq_forward_ctx CustomAttentionCall::context() {
   ctx.layer = attention.layer_;
   ctx.host_data = this;
   ctx.linear = [](const aq_forward_ctx* c, uint32_t module, const DLTensor* x, DLTensor* y,
-                  aq_error* err) { return guard(err, [&] { of(c).linear(module, x, y); }); };
+                  aq_error* err) {
+    return report_exceptions(err, [&] { of(c).linear(module, x, y); });
+  };
   ctx.attend = [](const aq_forward_ctx* c, const DLTensor* q, const DLTensor* k, const DLTensor* v,
-                  float scale, DLTensor* y,
-                  aq_error* err) { return guard(err, [&] { of(c).attend(q, k, v, scale, y); }); };
+                  float scale, DLTensor* y, aq_error* err) {
+    return report_exceptions(err, [&] { of(c).attend(q, k, v, scale, y); });
+  };
   ctx.tensor = [](const aq_forward_ctx* c, const aq_tensor_key* key, DLTensor* out, aq_error* err) {
-    return guard(err, [&] {
+    return report_exceptions(err, [&] {
       const auto& tensors = of(c).attention.tensors_;
       const auto it = key->layer == c->layer ? tensors.find({key->role, key->expert, key->part})
                                              : tensors.end();

@@ -78,10 +78,10 @@ void silu_row(float* x, int64_t n) {
   }
 }
 
-/// Rows of float32 or bfloat16 that are read and written as float32.
-class Rows {
+/// Rows of float32 or bfloat16 numbers that are read and written as float32.
+class FloatRows {
  public:
-  Rows(const at::Tensor& t, int64_t size)
+  FloatRows(const at::Tensor& t, int64_t size)
       : size_(size), rounded_(t.scalar_type() == at::kBFloat16), data_(t.data_ptr()) {
     TORCH_INTERNAL_ASSERT(t.is_contiguous() && (rounded_ || t.scalar_type() == at::kFloat));
   }
@@ -130,7 +130,7 @@ at::Tensor fused_rms_norm(const at::Tensor& x, const at::Tensor& weight, float e
   const int64_t size = weight.size(0), rows = x.numel() / std::max<int64_t>(1, size);
   const at::Tensor input = x.contiguous(), factors = weight.to(at::kFloat);
   at::Tensor out = at::empty(x.sizes(), weight.options());
-  const Rows from(input, size), to(out, size);
+  const FloatRows from(input, size), to(out, size);
   for_rows(rows, size, [&](int64_t begin, int64_t end) {
     std::vector<float> wide = buffer_of(size), result = buffer_of(size);
     for (int64_t r = begin; r < end; r++) {
@@ -148,7 +148,7 @@ at::Tensor fused_rms_norm(const at::Tensor& x, const at::Tensor& weight, float e
 
 void fused_rotate(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool interleaved) {
   const int64_t tokens = x.size(1), heads = x.size(2), size = x.size(3), half = cos.size(1);
-  const Rows rows(x, size), cosines(cos, half), sines(sin, half);
+  const FloatRows rows(x, size), cosines(cos, half), sines(sin, half);
   for_rows(x.size(0) * tokens, heads * size, [&](int64_t begin, int64_t end) {
     std::vector<float> c_buffer = buffer_of(half), s_buffer = buffer_of(half),
                        buffer = buffer_of(size);
@@ -169,7 +169,7 @@ void fused_rotate(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, b
 
 void fused_silu_times(at::Tensor& gate, const at::Tensor& up) {
   const int64_t size = gate.size(-1);
-  const Rows gates(gate, size), ups(up, size);
+  const FloatRows gates(gate, size), ups(up, size);
   for_rows(gate.numel() / std::max<int64_t>(1, size), size, [&](int64_t begin, int64_t end) {
     std::vector<float> gate_buffer = buffer_of(size), up_buffer = buffer_of(size);
     for (int64_t r = begin; r < end; r++) {
@@ -185,7 +185,7 @@ void fused_silu_times(at::Tensor& gate, const at::Tensor& up) {
 void fused_add_rows(at::Tensor& sums, const at::Tensor& rows, const at::Tensor& weights,
                     const at::Tensor& y) {
   const int64_t size = y.size(1);
-  const Rows from(y, size);
+  const FloatRows from(y, size);
   const int64_t* places = rows.data_ptr<int64_t>();
   const float* factors = weights.data_ptr<float>();
   float* out = sums.data_ptr<float>();

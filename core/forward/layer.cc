@@ -36,11 +36,10 @@ using Weights = std::vector<std::pair<const Module*, at::Tensor>>;
 /// Reads weights on all threads. Weights that must be decoded (not `stored`) are read in batches
 /// that memory has room for.
 void read_in_parallel(const Source& source, const Weights& weights, bool stored) {
-  constexpr int64_t kMostElements = int64_t{1} << 28;
+  constexpr int64_t kMaxElements = int64_t{1} << 28;
   for (std::size_t begin = 0, end = 0; begin < weights.size(); begin = end) {
     check_interrupt();
-    for (int64_t n = 0; end < weights.size() && (stored || end == begin || n < kMostElements);
-         end++)
+    for (int64_t n = 0; end < weights.size() && (stored || end == begin || n < kMaxElements); end++)
       n += weights[end].second.numel();
     Weights read(weights.begin() + static_cast<int64_t>(begin),
                  weights.begin() + static_cast<int64_t>(end));

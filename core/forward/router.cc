@@ -12,8 +12,8 @@ constexpr double kNever = -std::numeric_limits<double>::infinity();
 /// Softmax over the last dimension. -inf becomes 0 even if there is no other value, and +inf takes
 /// the whole weight.
 at::Tensor softmax(const at::Tensor& logits) {
-  const at::Tensor most = logits.amax(-1, true);
-  const at::Tensor shifted = at::where(logits == most, 0.0, logits - most);
+  const at::Tensor maximum = logits.amax(-1, true);
+  const at::Tensor shifted = at::where(logits == maximum, 0.0, logits - maximum);
   const at::Tensor e = shifted.exp().masked_fill_(logits == kNever, 0.0);
   const at::Tensor sum = e.sum(-1, true);
   return e / at::where(sum > 0, sum, 1.0);

@@ -15,28 +15,28 @@ namespace {
 constexpr std::array kMarks{"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
 
 /// The experts of one layer, in order.
-struct Row {
+struct LayerCounts {
   std::vector<int64_t> tokens;
   std::vector<bool> starved;
 };
 
 /// The mark for experts [begin, end).
-std::string mark(const Row& row, std::size_t begin, std::size_t end, int64_t most) {
-  int64_t least = most;
+std::string mark(const LayerCounts& row, std::size_t begin, std::size_t end, int64_t maximum) {
+  int64_t minimum = maximum;
   for (std::size_t i = begin; i < end; i++) {
     if (row.starved[i]) return "!";
-    least = std::min(least, row.tokens[i]);
+    minimum = std::min(minimum, row.tokens[i]);
   }
   const auto steps = static_cast<int64_t>(kMarks.size());
   return kMarks[static_cast<std::size_t>(
-      std::min(least * steps / std::max<int64_t>(1, most), steps - 1))];
+      std::min(minimum * steps / std::max<int64_t>(1, maximum), steps - 1))];
 }
 
-std::string marks(const Row& row, std::size_t columns, int64_t most) {
+std::string marks(const LayerCounts& row, std::size_t columns, int64_t maximum) {
   const std::size_t each = (row.tokens.size() + columns - 1) / columns;
   std::string line;
   for (std::size_t i = 0; i < row.tokens.size(); i += each)
-    line += mark(row, i, std::min(i + each, row.tokens.size()), most);
+    line += mark(row, i, std::min(i + each, row.tokens.size()), maximum);
   return line;
 }
 
@@ -44,20 +44,20 @@ std::string marks(const Row& row, std::size_t columns, int64_t most) {
 
 std::vector<std::string> coverage_rows(const std::vector<ExpertReport>& experts,
                                        std::size_t width) {
-  std::map<int32_t, Row> layers;
+  std::map<int32_t, LayerCounts> layers;
   for (const ExpertReport& e : experts) {
-    Row& row = layers[e.layer];
+    LayerCounts& row = layers[e.layer];
     row.tokens.push_back(e.tokens);
     row.starved.push_back(e.starved);
   }
   std::vector<std::string> lines;
   for (const auto& [index, row] : layers) {
-    const auto [least, most] = std::minmax_element(row.tokens.begin(), row.tokens.end());
+    const auto [minimum, maximum] = std::minmax_element(row.tokens.begin(), row.tokens.end());
     const std::string begin = fmt::format("layer {:>3}  ", index);
     const std::string end =
-        fmt::format("  {} to {} tokens, spread {:.2f}", *least, *most, spread(row.tokens));
+        fmt::format("  {} to {} tokens, spread {:.2f}", *minimum, *maximum, spread(row.tokens));
     const std::size_t used = begin.size() + end.size() + 1;
-    lines.push_back(begin + marks(row, width > used + 8 ? width - used : 8, *most) + end);
+    lines.push_back(begin + marks(row, width > used + 8 ? width - used : 8, *maximum) + end);
   }
   return lines;
 }
@@ -74,19 +74,19 @@ std::string starved_warning(const RunReport& report) {
       factor = std::max(factor, static_cast<double>(e.needed) / static_cast<double>(e.tokens));
   }
   if (starved == 0) return {};
-  std::string told = fmt::format(
+  std::string text = fmt::format(
       "{} of {} experts saw fewer tokens than they need and were solved with their layer's inputs "
       "mixed in",
       starved, report.rows.experts.size());
   if (starved > unseen)
-    told += fmt::format("; about {:.1f} times as much calibration text would be enough for {}",
+    text += fmt::format("; about {:.1f} times as much calibration text would be enough for {}",
                         factor, unseen > 0 ? fmt::format("{} of them", starved - unseen) : "all");
   if (report.calibration && starved > unseen) {
     const auto windows = static_cast<double>(report.calibration->windows);
-    told += fmt::format(" (--nsamples {:.0f})", std::ceil(factor * windows));
+    text += fmt::format(" (--nsamples {:.0f})", std::ceil(factor * windows));
   }
-  if (unseen > 0) told += fmt::format("; {} saw none: give text of other kinds too", unseen);
-  return told + " (see quantization_report.json)";
+  if (unseen > 0) text += fmt::format("; {} saw none: give text of other kinds too", unseen);
+  return text + " (see quantization_report.json)";
 }
 
 }  // namespace aqhost

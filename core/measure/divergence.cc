@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "forward/batches.h"
-#include "forward/decoder.h"
+#include "forward/embedding_and_head.h"
 #include "run/forward_pass.h"
 #include "run/layer_reader.h"
 
@@ -67,13 +67,13 @@ void add_positions(const at::Tensor& logits0, const at::Tensor& logits, const at
   sums.same += logits0.argmax(-1).eq(logits.argmax(-1)).sum().to(at::kDouble).item<double>();
 }
 
-Sums compare_logits(const Ends& ends0, const at::Tensor& x0, const Ends& ends, const at::Tensor& x,
-                    const at::Tensor& windows) {
+Sums compare_logits(const OutputHead& head0, const at::Tensor& x0, const OutputHead& head,
+                    const at::Tensor& x, const at::Tensor& windows) {
   Sums sums;
   const at::Tensor ids = windows.to(x.device());
-  const int64_t most = x.is_cpu() ? kLogitRows : kGpuLogits / ends.vocab_size();
-  for_positions(windows, most, !x.is_cpu(), [&](const Positions& p) {
-    add_positions(ends0.logits(p.of(x0)), ends.logits(p.of(x)), p.next(ids), sums);
+  const int64_t maximum = x.is_cpu() ? kLogitRows : kGpuLogits / head.vocab_size();
+  for_positions(windows, maximum, !x.is_cpu(), [&](const Positions& p) {
+    add_positions(head0.logits(p.of(x0)), head.logits(p.of(x)), p.next(ids), sums);
   });
   return sums;
 }
@@ -119,10 +119,10 @@ Divergences diverge(const Runnable& reference, const std::vector<Runnable>& mode
     if (progress) progress(l);
   }
   const int64_t tokens = windows.size(0) * (windows.size(1) - 1);
-  const Ends ends0(*reference.source, *reference.model, options);
+  const OutputHead head0(*reference.source, *reference.model, options);
   for (std::size_t m = 0; m < models.size(); m++) {
-    const Sums sums = compare_logits(ends0, x0, Ends(*models[m].source, *models[m].model, options),
-                                     states[m], windows);
+    const Sums sums = compare_logits(
+        head0, x0, OutputHead(*models[m].source, *models[m].model, options), states[m], windows);
     result.reference = perplexity_of(sums.reference_loss, tokens, reference);
     result.models[m].perplexity = perplexity_of(sums.loss, tokens, models[m]);
     result.models[m].kl = sums.kl / static_cast<double>(tokens);

@@ -13,7 +13,7 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
   const int64_t length = windows.size(1);
   if (length < 2) fail("a window of {} tokens has no next token to predict, use 2 or more", length);
   const at::Tensor x = run_layers(source, model, windows, progress, options);
-  const at::Tensor losses = next_token_losses(Ends(source, model, options), x, windows);
+  const at::Tensor losses = next_token_losses(OutputHead(source, model, options), x, windows);
   Perplexity result;
   result.tokens = losses.numel();
   result.value =

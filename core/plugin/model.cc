@@ -55,7 +55,7 @@ Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const
   if (!AQ_HAS(raw, describe) || !AQ_HAS(raw, describe_attention) || !AQ_HAS(raw, describe_ffn) ||
       !AQ_HAS(raw, module_count) || !AQ_HAS(raw, get_module) || !AQ_HAS(raw, find_ref) ||
       !AQ_HAS(raw, find_key) || !AQ_HAS(raw, route))
-    lie("a function that every adapter has is missing");
+    refuse("a function that every adapter has is missing");
   describe();
   for (int32_t l = 0; l < desc_.n_layers; l++) ffns_.push_back(describe_ffn(l));
   for (int32_t l = 0; l < desc_.n_layers; l++) attention(l, 1);
@@ -74,15 +74,15 @@ void Model::describe() {
   aq_error error;
   const aq_status status =
       call_plugin(error, [&](aq_error* e) { return raw_->describe(raw_.get(), &d, e); });
-  if (status != AQ_OK) lie("describe: {}", error_text(status, error));
-  const auto wrong = [&](const std::string& what) { lie("describe: {}", what); };
+  if (status != AQ_OK) refuse("describe: {}", error_text(status, error));
+  const auto wrong = [&](const std::string& what) { refuse("describe: {}", what); };
   check_size("n_layers", d.n_layers, kMaxLayers, wrong);
   check_size("hidden_size", d.hidden_size, kMaxSize, wrong);
   check_size("vocab_size", d.vocab_size, kMaxSize, wrong);
   if (d.max_positions < 0) wrong(fmt::format("max_positions is {}", d.max_positions));
   if (d.norm_kind != AQ_NORM_RMS && d.norm_kind != AQ_NORM_LAYER)
-    lie("describe: norm_kind {} is not known", d.norm_kind);
-  if (!(d.norm_eps >= 0 && d.norm_eps < 1)) lie("describe: norm_eps is {}", d.norm_eps);
+    refuse("describe: norm_kind {} is not known", d.norm_kind);
+  if (!(d.norm_eps >= 0 && d.norm_eps < 1)) refuse("describe: norm_eps is {}", d.norm_eps);
   desc_ = {d.n_layers,  d.hidden_size, d.vocab_size,          d.max_positions,
            d.norm_kind, d.norm_eps,    d.tied_embeddings != 0};
 }
@@ -94,8 +94,10 @@ AttentionDesc Model::attention(int32_t layer, int64_t seq_len) const {
   const aq_status status = call_plugin(error, [&](aq_error* e) {
     return raw_->describe_attention(raw_.get(), layer, seq_len, &d, e);
   });
-  if (status != AQ_OK) lie("describe_attention({}): {}", layer, error_text(status, error));
-  const auto wrong = [&](const std::string& what) { lie("layer {}: attention: {}", layer, what); };
+  if (status != AQ_OK) refuse("describe_attention({}): {}", layer, error_text(status, error));
+  const auto wrong = [&](const std::string& what) {
+    refuse("layer {}: attention: {}", layer, what);
+  };
   AttentionDesc a;
   a.kind = d.kind;
   if (d.kind == AQ_ATTN_CUSTOM) return a;
@@ -134,8 +136,8 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   aq_error error;
   const aq_status status =
       call_plugin(error, [&](aq_error* e) { return raw_->describe_ffn(raw_.get(), layer, &d, e); });
-  if (status != AQ_OK) lie("describe_ffn({}): {}", layer, error_text(status, error));
-  const auto wrong = [&](const std::string& what) { lie("layer {}: ffn: {}", layer, what); };
+  if (status != AQ_OK) refuse("describe_ffn({}): {}", layer, error_text(status, error));
+  const auto wrong = [&](const std::string& what) { refuse("layer {}: ffn: {}", layer, what); };
   FfnDesc f;
   f.kind = d.kind;
   if (d.kind == AQ_FFN_CUSTOM) return f;
@@ -172,12 +174,12 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
 }
 
 TensorRef Model::take_ref(const aq_tensor_ref& raw, const std::string& what) const {
-  if (!is_name(raw.name)) lie("{} has no tensor name", what);
+  if (!is_name(raw.name)) refuse("{} has no tensor name", what);
   if (!within(raw.index, int64_t{-1}, int64_t{kMaxExperts}) ||
       !within(raw.row_begin, int64_t{0}, kMaxRows) || !within(raw.row_step, int64_t{0}, kMaxRows) ||
       !within(raw.row_count, int64_t{0}, kMaxRows))
-    lie("{} lies at index {}, rows from {} in steps of {}, {} of them", what, raw.index,
-        raw.row_begin, raw.row_step, raw.row_count);
+    refuse("{} lies at index {}, rows from {} in steps of {}, {} of them", what, raw.index,
+           raw.row_begin, raw.row_step, raw.row_count);
   return {raw.name,      raw.index,          raw.row_begin, std::max<int64_t>(1, raw.row_step),
           raw.row_count, raw.transposed != 0};
 }
@@ -188,8 +190,8 @@ Module Model::get_module(uint32_t index) const {
   aq_error error;
   const aq_status status =
       call_plugin(error, [&](aq_error* e) { return raw_->get_module(raw_.get(), index, &m, e); });
-  if (status != AQ_OK) lie("get_module({}): {}", index, error_text(status, error));
-  if (!is_name(m.name)) lie("module {} has no name", index);
+  if (status != AQ_OK) refuse("get_module({}): {}", index, error_text(status, error));
+  if (!is_name(m.name)) refuse("module {} has no name", index);
   Module module;
   module.index = index;
   module.name = m.name;
@@ -197,10 +199,10 @@ Module Model::get_module(uint32_t index) const {
   const std::string what = "module " + module.name;
   if (m.key.layer < -1 || m.key.layer >= desc_.n_layers || m.key.expert < AQ_EXPERT_SHARED ||
       m.key.part != AQ_PART_WEIGHT)
-    lie("{} has the key {}", what, key_text(m.key));
+    refuse("{} has the key {}", what, key_text(m.key));
   if (!within(m.out_features, int64_t{1}, kMaxSize) || !within(m.in_features, int64_t{1}, kMaxSize))
-    lie("{} is {} x {}, expected 1 to {} features each", what, m.out_features, m.in_features,
-        kMaxSize);
+    refuse("{} is {} x {}, expected 1 to {} features each", what, m.out_features, m.in_features,
+           kMaxSize);
   module.weight = take_ref(m.weight, what);
   if (m.bias.name != nullptr) module.bias = take_ref(m.bias, what + "'s bias");
   module.out_features = m.out_features;
@@ -217,13 +219,13 @@ uint32_t Model::module_count() const {
   try {
     return call_or_fail("module_count", [&] { return raw_->module_count(raw_.get()); });
   } catch (const Error& e) {
-    lie("{}", e.what());
+    refuse("{}", e.what());
   }
 }
 
 void Model::list_modules() {
   const uint32_t count = module_count();
-  if (!within(count, 1u, kMaxModules)) lie("module_count is {}", count);
+  if (!within(count, 1u, kMaxModules)) refuse("module_count is {}", count);
   std::set<std::string> names;
   const auto place = [](const Module& m) {
     return std::pair(m.key.layer < 0 ? kMaxLayers : m.key.layer, m.stage);
@@ -231,11 +233,11 @@ void Model::list_modules() {
   for (uint32_t i = 0; i < count; i++) {
     modules_.push_back(get_module(i));
     const Module& m = modules_.back();
-    if (!names.insert(m.name).second) lie("two modules are named {}", m.name);
+    if (!names.insert(m.name).second) refuse("two modules are named {}", m.name);
     if (i > 0 && place(m) < place(modules_[i - 1]))
-      lie("module {} comes after {}, which belongs behind it", m.name, modules_[i - 1].name);
+      refuse("module {} comes after {}, which belongs behind it", m.name, modules_[i - 1].name);
     if (!by_key_.try_emplace({m.key.layer, m.key.role, m.key.expert}, i).second)
-      lie("two modules have the key {}", key_text(m.key));
+      refuse("two modules have the key {}", key_text(m.key));
   }
 }
 
@@ -251,10 +253,10 @@ void Model::check_modules() const {
   const auto expect = [&](int32_t layer, int32_t role, int32_t expert, int64_t out, int64_t in) {
     const Module* m = find_module({layer, role, expert, AQ_PART_WEIGHT});
     if (m == nullptr)
-      lie("no module for {}, which its description has", key_text({layer, role, expert, 0}));
+      refuse("no module for {}, which its description has", key_text({layer, role, expert, 0}));
     if (m->out_features != out || m->in_features != in)
-      lie("module {} is {} x {}, the description makes it {} x {}", m->name, m->out_features,
-          m->in_features, out, in);
+      refuse("module {} is {} x {}, the description makes it {} x {}", m->name, m->out_features,
+             m->in_features, out, in);
     expected.insert(m->index);
   };
   const int64_t d = desc_.hidden_size;
@@ -285,8 +287,8 @@ void Model::check_modules() const {
   check_input_groups();
   for (const Module& m : modules_)
     if (!expected.contains(m.index) && !may_be_wired(m.key))
-      lie("module {} ({}) is in no layer that its description makes, so nothing runs it", m.name,
-          key_text(m.key));
+      refuse("module {} ({}) is in no layer that its description makes, so nothing runs it", m.name,
+             key_text(m.key));
 }
 
 /// Whether the adapter itself may run the module of `key`, in an attention or FFN of its own.
@@ -305,8 +307,8 @@ void Model::check_input_groups() const {
     const Module& other =
         *first.try_emplace({m.key.layer, m.key.expert, m.input_group}, &m).first->second;
     if (m.in_features != other.in_features || m.stage != other.stage)
-      lie("modules {} and {} share the input group {}, but not their input's size and stage",
-          other.name, m.name, m.input_group);
+      refuse("modules {} and {} share the input group {}, but not their input's size and stage",
+             other.name, m.name, m.input_group);
   }
 }
 
@@ -316,7 +318,7 @@ std::optional<TensorRef> Model::find_ref(const aq_tensor_key& key) const {
   const aq_status status =
       call_plugin(error, [&](aq_error* e) { return raw_->find_ref(raw_.get(), &key, &ref, e); });
   if (status == AQ_NOT_FOUND) return std::nullopt;
-  if (status != AQ_OK) lie("find_ref({}): {}", key_text(key), error_text(status, error));
+  if (status != AQ_OK) refuse("find_ref({}): {}", key_text(key), error_text(status, error));
   return take_ref(ref, key_text(key));
 }
 
@@ -326,7 +328,7 @@ std::optional<aq_tensor_key> Model::find_key(const std::string& name) const {
   const aq_status status = call_plugin(
       error, [&](aq_error* e) { return raw_->find_key(raw_.get(), name.c_str(), &key, e); });
   if (status == AQ_NOT_FOUND) return std::nullopt;
-  if (status != AQ_OK) lie("find_key({}): {}", name, error_text(status, error));
+  if (status != AQ_OK) refuse("find_key({}): {}", name, error_text(status, error));
   return key;
 }
 
@@ -344,19 +346,19 @@ void Model::route(const RouteArgs& args) const {
   aq_error error;
   const aq_status status =
       call_plugin(error, [&](aq_error* e) { return raw_->route(raw_.get(), &raw, e); });
-  if (status != AQ_OK) lie("route: {}", error_text(status, error));
+  if (status != AQ_OK) refuse("route: {}", error_text(status, error));
   const auto k = static_cast<std::size_t>(f.top_k);
   for (std::size_t i = 0; i < args.ids.size(); i++) {
     if (!within(args.ids[i], -1, f.n_experts - 1) || !std::isfinite(args.weights[i]) ||
         (args.ids[i] < 0 && args.weights[i] != 0))
-      lie("route: token {} goes to expert {} of {} with weight {}", i / k, args.ids[i], f.n_experts,
-          args.weights[i]);
+      refuse("route: token {} goes to expert {} of {} with weight {}", i / k, args.ids[i],
+             f.n_experts, args.weights[i]);
     if (args.weights[i] < 0)
-      lie("route: token {} goes to expert {} with the weight {}, which may not be negative", i / k,
-          args.ids[i], args.weights[i]);
+      refuse("route: token {} goes to expert {} with the weight {}, which may not be negative",
+             i / k, args.ids[i], args.weights[i]);
     for (std::size_t j = i / k * k; j < i; j++)
       if (args.ids[j] == args.ids[i] && args.ids[i] >= 0)
-        lie("route: token {} goes to expert {} twice", i / k, args.ids[i]);
+        refuse("route: token {} goes to expert {} twice", i / k, args.ids[i]);
   }
 }
 

@@ -147,7 +147,7 @@ class Model {
   void check_needed(const Source& source) const;
   std::string extra_text() const;
   template <typename... Args>
-  [[noreturn]] void lie(fmt::format_string<Args...> format, Args&&... args) const {
+  [[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) const {
     fail("plugin {}: model \"{}\": {}", plugin_path_, id_,
          fmt::format(format, std::forward<Args>(args)...));
   }

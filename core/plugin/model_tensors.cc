@@ -78,8 +78,8 @@ void Model::check_tensors(const Source& source) {
     }
     const auto ref = find_ref(*key);
     if (!ref || ref->name != info.name)
-      lie("tensor {} has the key {}, whose tensor is {}", info.name, key_text(*key),
-          ref ? ref->name : "not there");
+      refuse("tensor {} has the key {}, whose tensor is {}", info.name, key_text(*key),
+             ref ? ref->name : "not there");
   }
   check_module_tensors(source);
 }
@@ -105,11 +105,11 @@ void Model::check_module_tensors(const Source& source) const {
            source.directory(), m.bias->name, id_, m.name, extra_text());
     const auto ref = find_ref(m.key);
     if (!ref || ref->name != m.weight.name || ref->index != m.weight.index)
-      lie("module {} lies in {}, but its key's tensor is {}", m.name, m.weight.name,
-          ref ? ref->name : "not there");
+      refuse("module {} lies in {}, but its key's tensor is {}", m.name, m.weight.name,
+             ref ? ref->name : "not there");
     const auto key = find_key(m.weight.name);
     if (m.weight.index < 0 && (!key || !same(*key, m.key)))
-      lie("tensor {} has another key than its module {}", m.weight.name, m.name);
+      refuse("tensor {} has another key than its module {}", m.weight.name, m.name);
     if (!holds(*info, m.weight, std::array{m.out_features, m.in_features}))
       fail("{}: tensor {} is [{}], config.json makes {} {} x {}", source.directory(), info->name,
            fmt::join(info->shape, ", "), m.name, m.out_features, m.in_features);
@@ -121,7 +121,7 @@ std::vector<NeededTensor> Model::needed_tensors(const Source& source) const {
   const auto add = [&](const aq_tensor_key& key, std::vector<int64_t> shape, bool optional) {
     const auto ref = find_ref(key);
     if (ref) needed.push_back({*ref, std::move(shape)});
-    if (!ref && !optional) lie("find_ref({}): there is no such tensor", key_text(key));
+    if (!ref && !optional) refuse("find_ref({}): there is no such tensor", key_text(key));
   };
   add({-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT},
       {desc_.vocab_size, desc_.hidden_size}, false);
@@ -155,7 +155,7 @@ void Model::check_needed(const Source& source) const {
     check_holds(source, n.ref, n.shape);
     // if a tensor is not part of a stack, its name and its key are inverse to each other
     if (n.ref.index < 0 && !find_key(n.ref.name))
-      lie("tensor {} has no key, though a key names it", n.ref.name);
+      refuse("tensor {} has no key, though a key names it", n.ref.name);
   }
 }
 

@@ -15,13 +15,13 @@ namespace {
 
 constexpr double kTemperature = 0.1;  // 0.01 of spread weighs as much as 0.1 nats of loss
 
-/// What is known of one layer while windows are being chosen.
+/// The state of one layer while windows are being chosen.
 struct Balance {
   at::Tensor uses;     // [windows, experts] f64
-  at::Tensor squares;  // [windows], sums over experts
-  at::Tensor sum;      // [experts], of the windows chosen
+  at::Tensor squares;  // [windows], the sums of squared uses over experts
+  at::Tensor sum;      // [experts], the uses by the windows chosen so far
 
-  /// The spread with each window added [windows].
+  /// [windows]: the spread of the chosen windows if each window were added to them.
   at::Tensor spreads() const {
     const at::Tensor square = squares + 2 * uses.mv(sum) + sum.square().sum();
     const at::Tensor mean = (uses.sum(1) + sum.sum()) / uses.size(1);
@@ -58,7 +58,7 @@ WindowUse window_use(const Source& source, const Model& model, const at::Tensor&
   const at::Tensor x = run_layers(source, model, windows, progress, options, count);
   WindowUse use;
   for (const auto& [layer, of_layer] : uses) use.experts.push_back(of_layer);
-  use.loss = next_token_losses(Ends(source, model, options), x, windows)
+  use.loss = next_token_losses(OutputHead(source, model, options), x, windows)
                  .mean(at::IntArrayRef{1}, false, at::kDouble);
   return use;
 }
@@ -92,13 +92,13 @@ std::vector<int64_t> choose_balanced(const WindowUse& use, const std::vector<std
       spreads += layer.spreads() / static_cast<double>(layers.size());
     const auto spread = span_of<double>(spreads);
     std::size_t best = file.size();
-    double least = std::numeric_limits<double>::infinity();
+    double best_score = std::numeric_limits<double>::infinity();
     for (std::size_t w = 0; w < file.size(); w++) {
       if (taken[w] || quota[file[w]] == 0) continue;
       const double mean_loss = (loss + losses[w]) / static_cast<double>(chosen.size() + 1);
       const double score = mean_loss + spread[w] / kTemperature;
-      if (score >= least) continue;
-      least = score;
+      if (score >= best_score) continue;
+      best_score = score;
       best = w;
     }
     if (best == file.size()) break;

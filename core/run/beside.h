@@ -4,9 +4,9 @@
 
 namespace aqhost {
 
-/// Whether the host's own work for `device` (reading the next layer, handing over what was solved)
-/// goes on in a thread beside it: for a GPU. Under ThreadSanitizer for the CPU too, so that these
-/// threads are checked where there is no GPU.
+/// Whether the host reads the next layer and hands over solutions in another thread while `device`
+/// computes. This is so for a GPU; under ThreadSanitizer also for the CPU, so that these threads
+/// are checked on machines without a GPU.
 inline bool works_beside([[maybe_unused]] c10::Device device) {
 #ifdef __SANITIZE_THREAD__
   return true;

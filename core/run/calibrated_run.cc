@@ -4,7 +4,7 @@
 #include <set>
 
 #include "base/error.h"
-#include "forward/decoder.h"
+#include "forward/embedding_and_head.h"
 #include "forward/layer.h"
 #include "run/layer_reader.h"
 #include "run/layer_walk.h"
@@ -15,7 +15,7 @@
 namespace aqhost {
 namespace {
 
-/// lm_head, where a recipe names it: its input is the normed output of the last layer.
+/// Solves lm_head, if the plan quantizes it. Its input is the normed output of the last layer.
 void quantize_head(const Reader& original, const Model& model, const Plan& plan,
                    const at::Tensor& x, const at::Tensor& original_x, UnitSink& sink) {
   for (const PlannedModule& planned : plan.modules) {
@@ -59,7 +59,8 @@ bool has_head(const Plan& plan) {
                      [](const PlannedModule& m) { return m.format && m.module->key.layer < 0; });
 }
 
-/// The last layer that has something to quantize; what lies behind need not be run.
+/// The last layer that must be run, because a module of it, or lm_head, is quantized; -1 if there
+/// is none.
 int32_t last_layer(const Model& model, const Plan& plan) {
   if (has_head(plan)) return model.desc().n_layers - 1;
   int32_t last = -1;
@@ -68,23 +69,23 @@ int32_t last_layer(const Model& model, const Plan& plan) {
   return last;
 }
 
-/// Of how many windows of seqlen tokens the original's hidden states go along.
+/// The number of windows (of seqlen tokens) that also run through the original model.
 int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
-  constexpr int64_t kLeastTokens = 1 << 15;
+  constexpr int64_t kMinTokens = 1 << 15;
   if (!plan.needs_calibration()) return 0;
-  // the layers round the inputs of whatever runs through them, also of the original
+  // a layer that rounds its inputs would also round those of the original model
   const bool rounds = std::any_of(plan.modules.begin(), plan.modules.end(),
                                   [](const PlannedModule& m) { return m.activations != nullptr; });
   if (rounds) return 0;
   if (std::any_of(plan.modules.begin(), plan.modules.end(),
                   [](const PlannedModule& m) { return m.refined(); }))
-    return windows;  // all are targets
+    return windows;  // learned rounding needs the original's output for all of them
   if (plan.settings.error_feedback == 0) return 0;
-  // half tell well enough what quantization does to the inputs, unless they are few
-  return std::max((windows + 1) / 2, std::min(windows, (kLeastTokens + seqlen - 1) / seqlen));
+  // half of the windows show well enough how quantization changes the inputs, unless they are few
+  return std::max((windows + 1) / 2, std::min(windows, (kMinTokens + seqlen - 1) / seqlen));
 }
 
-/// A run's calibration data on its way through the layers.
+/// Moves the hidden states of the calibration windows through the layers.
 class Calibrator {
  public:
   Calibrator(const Reader& original, const Model& model, const Plan& plan,
@@ -98,7 +99,7 @@ class Calibrator {
         originals_(original_windows(plan, windows.size(0), windows.size(1))),
         chunk_bytes_(options.chunk_bytes) {}
 
-  /// `states`: behind the last finished layer; undefined if there is none.
+  /// `states` are those behind the last finished layer; they are undefined if there is none.
   void run(BoundaryStates states, UnitSink& sink, PhaseTimer& timer) {
     begin(std::move(states), sink.next());
     const int32_t layers = model_.desc().n_layers, last = last_layer(model_, plan_);

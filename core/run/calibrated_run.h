@@ -14,8 +14,8 @@
 
 namespace aqhost {
 
-/// How many of the first layers have hidden states behind them that a later layer, or lm_head, is
-/// solved with; 0 where the model is not run.
+/// The number of layers, from the first on, whose output is needed to solve a later layer or
+/// lm_head; 0 if the model is not run.
 int32_t layers_with_states(const Model& model, const Plan& plan);
 
 struct CalibratedRunOptions {

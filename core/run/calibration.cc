@@ -11,21 +11,21 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kPool = 4;  // windows to choose from, by those that are chosen
+constexpr int64_t kPool = 4;  // how many times as many windows the pool of --balance-experts has
 
-/// A window's file and place in it.
+/// Names a window: its file, and its index in that file.
 struct Place {
   std::size_t file;
   int64_t index;
   bool operator==(const Place&) const = default;
 };
 
-/// What files hold, and their parts.
+/// All windows of the files.
 struct Corpus {
   std::vector<FileWindows> files;
-  std::optional<int64_t> separator;  // of documents that share a window
-  std::vector<int64_t> available;
-  std::vector<double> weights;
+  std::optional<int64_t> separator;  // the token between documents that share a window
+  std::vector<int64_t> available;    // the number of windows per file
+  std::vector<double> weights;       // the share that each file should give
 };
 
 Corpus read_files(const Reader& original, const Model& model, const CalibrationOptions& options,
@@ -41,7 +41,8 @@ Corpus read_files(const Reader& original, const Model& model, const CalibrationO
   return corpus;
 }
 
-/// `count` windows, files in turn. Those of a smaller count are among those of a larger.
+/// Chooses `count` windows; the files take turns. The windows of a smaller count are among those of
+/// a larger one.
 std::vector<Place> choose(const Corpus& corpus, int64_t count, uint64_t seed) {
   const auto turns = share_windows(corpus.available, corpus.weights, count);
   std::vector<std::vector<int64_t>> samples;
@@ -64,12 +65,13 @@ int64_t count_of(const std::vector<Place>& places, std::size_t file) {
                        [&](const Place& p) { return p.file == file; });
 }
 
-/// How many windows of text are asked for; the others are random.
+/// The number of windows of text that the options ask for. The others are random.
 int64_t text_windows(const CalibrationOptions& options) {
   return options.nsamples - options.nsamples * options.random_percent / 100;
 }
 
-/// `text` [n, length] with random windows in their share, in turn.
+/// Adds random windows to `text` [n, length], in the share that the options ask for; text and
+/// random windows take turns.
 at::Tensor with_random(const at::Tensor& text, int64_t vocab_size,
                        const CalibrationOptions& options) {
   const int64_t asked = text_windows(options), n = text.size(0);
@@ -83,7 +85,8 @@ at::Tensor with_random(const at::Tensor& text, int64_t vocab_size,
   return at::stack(rows);
 }
 
-/// Replaces `places` by as many of each file, from a larger pool, that even out expert use.
+/// Replaces `places` by windows from a larger pool that use experts more evenly; each file keeps
+/// its number of windows.
 CalibrationReport::Balance balance(const Reader& original, const Model& model,
                                    const CalibrationOptions& options, const at::TensorOptions& run,
                                    const Corpus& corpus, std::vector<Place>& places,
@@ -137,11 +140,11 @@ Calibration read_calibration(const Reader& original, const Model& model,
   const Corpus corpus = read_files(original, model, options, observer);
   const int64_t text = text_windows(options);
   std::vector<Place> places = choose(corpus, text, options.seed);
-  double all = 0;
-  for (const double weight : corpus.weights) all += weight;
+  double total_weight = 0;
+  for (const double weight : corpus.weights) total_weight += weight;
   CalibrationReport report;
   for (std::size_t i = 0; i < options.files.size(); i++) {
-    const double asked = std::floor(static_cast<double>(text) * corpus.weights[i] / all);
+    const double asked = std::floor(static_cast<double>(text) * corpus.weights[i] / total_weight);
     if (static_cast<double>(corpus.available[i]) < asked)
       observer.warn(fmt::format("{}: {} windows of {} tokens, {:.0f} were asked for",
                                 options.files[i].path.string(), corpus.available[i], options.seqlen,

@@ -8,7 +8,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kMostLogits = int64_t{1} << 27;  // 512 MiB of float32
+constexpr int64_t kMaxLogits = int64_t{1} << 27;  // 512 MiB of float32
 
 }  // namespace
 
@@ -34,25 +34,26 @@ at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor
   return x;
 }
 
-void for_positions(const at::Tensor& windows, int64_t most, bool across,
+void for_positions(const at::Tensor& windows, int64_t maximum, bool across,
                    const std::function<void(const Positions&)>& body) {
   const int64_t n = windows.size(0), positions = windows.size(1) - 1;
   if (positions < 1) return;
-  const int64_t together = across ? std::max<int64_t>(1, most / positions) : 1;
+  const int64_t together = across ? std::max<int64_t>(1, maximum / positions) : 1;
   for_batches(n, together, [&](int64_t window, int64_t count) {
-    for_batches(positions, std::max<int64_t>(1, most), [&](int64_t begin, int64_t tokens) {
+    for_batches(positions, std::max<int64_t>(1, maximum), [&](int64_t begin, int64_t tokens) {
       body({window, count, begin, tokens});
     });
   });
 }
 
-at::Tensor next_token_losses(const Ends& ends, const at::Tensor& x, const at::Tensor& windows) {
+at::Tensor next_token_losses(const OutputHead& head, const at::Tensor& x,
+                             const at::Tensor& windows) {
   const at::Tensor ids = windows.to(x.device());
   at::Tensor losses =
       at::empty({windows.size(0), windows.size(1) - 1}, x.options().dtype(at::kFloat));
-  // on a CPU the logits of one window stay in its cache, a GPU wants many at once
-  for_positions(windows, kMostLogits / ends.vocab_size(), !x.is_cpu(), [&](const Positions& p) {
-    const at::Tensor log_p = ends.logits(p.of(x)).to(at::kFloat).log_softmax(-1);
+  // on a CPU, the logits of one window stay in its cache; a GPU needs many windows at once
+  for_positions(windows, kMaxLogits / head.vocab_size(), !x.is_cpu(), [&](const Positions& p) {
+    const at::Tensor log_p = head.logits(p.of(x)).to(at::kFloat).log_softmax(-1);
     losses.narrow(0, p.window, p.windows)
         .narrow(1, p.begin, p.count)
         .copy_(log_p.gather(1, p.next(ids)).neg_().view({p.windows, p.count}));

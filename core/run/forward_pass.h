@@ -6,27 +6,29 @@
 #include <functional>
 
 #include "checkpoint/source.h"
-#include "forward/decoder.h"
+#include "forward/embedding_and_head.h"
 #include "forward/layer.h"
 #include "plugin/model.h"
 
 namespace aqhost {
 
-/// Hidden states [windows, tokens, hidden] after the last layer for windows [n, length] i64, of the
-/// type and on the device of `options`, through open_layer(). One layer's weights are in memory at
-/// a time (two on a GPU). `progress`, if set, hears of each layer done; `routed`, if set, of how a
-/// layer with experts has routed the tokens of the windows from `begin` on.
+/// Runs windows [n, length] i64 through all layers, each opened by open_layer(). Returns the hidden
+/// states [n, length, hidden] after the last layer, in the type and on the device of `options`. The
+/// weights of one layer are in memory at a time (of two on a GPU). `progress`, if set, is called
+/// after each layer. `routed`, if set, receives how a layer with experts has routed the tokens of
+/// the windows from `begin` on.
 at::Tensor run_layers(
     const Source& source, const Model& model, const at::Tensor& windows,
     const std::function<void(int32_t layer)>& progress,
     const at::TensorOptions& options = at::kFloat,
     const std::function<void(int32_t layer, int64_t begin, const Routing& routing)>& routed = {});
 
-/// Some of the positions of windows [n, length] that have a next token.
+/// A rectangle of the positions of windows [n, length] that have a next token: `count` tokens from
+/// `begin` on, in each of `windows` windows from `window` on.
 struct Positions {
-  int64_t window, windows, begin, count;  // windows [window, + windows), tokens [begin, + count)
+  int64_t window, windows, begin, count;
 
-  /// [windows * count, features] of states [n, length, features].
+  /// The rows [windows * count, features] of these positions in states [n, length, features].
   at::Tensor of(const at::Tensor& states) const {
     return states.narrow(0, window, windows).narrow(1, begin, count).flatten(0, 1);
   }
@@ -36,13 +38,15 @@ struct Positions {
   }
 };
 
-/// Calls body for all positions of windows [n, length] in turn: at most `most` at once, of several
-/// windows where `across`. Interrupted is thrown between them.
-void for_positions(const at::Tensor& windows, int64_t most, bool across,
+/// Calls body for all positions of windows [n, length] in turn, for at most `maximum` positions (at
+/// least one) at a time; for those of several windows only if `across`. Interrupted is thrown
+/// between the calls.
+void for_positions(const at::Tensor& windows, int64_t maximum, bool across,
                    const std::function<void(const Positions&)>& body);
 
-/// The loss [n, length - 1] f32 on the CPU of each next token of windows [n, length] i64; x [n,
-/// length, hidden] is what the last layer made of them, on the device of `ends`.
-at::Tensor next_token_losses(const Ends& ends, const at::Tensor& x, const at::Tensor& windows);
+/// The loss of each next token of windows [n, length] i64, as [n, length - 1] f32 on the CPU. x [n,
+/// length, hidden] are their hidden states after the last layer, on the device of `head`.
+at::Tensor next_token_losses(const OutputHead& head, const at::Tensor& x,
+                             const at::Tensor& windows);
 
 }  // namespace aqhost

@@ -64,7 +64,7 @@ void LayerWalk::run(at::Tensor& x, at::Tensor& original) {
   });
 }
 
-/// Undefined states give an undefined input.
+/// The FFN's input for hidden states x; all undefined if x is undefined.
 LayerWalk::FfnStates LayerWalk::ffn_states(const at::Tensor& x) const {
   if (!x.defined()) return {};
   FfnStates states;
@@ -88,7 +88,7 @@ void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
   };
   const auto qkv = planned({AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V}, AQ_EXPERT_NONE);
   const auto o = planned({AQ_ROLE_ATTN_O}, AQ_EXPERT_NONE);
-  std::vector<at::Tensor> contexts, contexts_before;  // before: of the original, so of its weights
+  std::vector<at::Tensor> contexts, contexts_before;  // those of the original model, by its weights
   Hessian hessian(x.size(2), x.device());
   if (InputRounding::observed(qkv))
     for_window_batches(x, [&](int64_t begin, int64_t count) {
@@ -123,8 +123,8 @@ void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
   add_output(x, contexts);
 }
 
-/// Of attention that only the adapter knows: each stage's inputs are recorded while it runs. They
-/// are not held against the original's.
+/// Handles attention that only the adapter knows: each stage's inputs are recorded while the
+/// attention runs. Its modules are solved without a shift.
 void LayerWalk::custom_attention(at::Tensor& x, at::Tensor& original) {
   const auto add_output = [&](at::Tensor& states) {
     for_window_batches(states, [&](int64_t begin, int64_t count) {
@@ -173,7 +173,8 @@ void LayerWalk::custom_attention_stage(const at::Tensor& x, int32_t stage) {
   }
 }
 
-/// One batch of tokens; `original` has the first of them, or is undefined.
+/// Adds a batch of tokens to a Hessian. `original` has the inputs of the first of these tokens in
+/// the original model, or is undefined.
 void LayerWalk::add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
                            const at::Tensor& original) const {
   hessian.add(x, weights);
@@ -202,7 +203,8 @@ void LayerWalk::ffn(FfnStates quantized, FfnStates original) {
   routed_experts(routed_original, quantized, original);
 }
 
-/// A dense or shared FFN: gate and up, then down, then its output times the gate (or 1).
+/// Solves a dense or shared FFN: gate and up first, then down; then adds its output, times the
+/// shared experts' gate if there is one.
 void LayerWalk::dense_ffn(int32_t expert, const FfnStates& quantized, const FfnStates& original) {
   const int64_t total = quantized.input.size(0);
   const auto add_output = [&](const FfnStates& states, const at::Tensor& h, int64_t begin) {
@@ -265,7 +267,8 @@ void LayerWalk::solve_one(const Modules& modules, const Hessian& hessian) {
   solve(task);
 }
 
-/// The layer goes on with the new weights, at once or at its end.
+/// Solves a task. The layer gets the new weights at once, or at its end if stages are not
+/// sequential.
 void LayerWalk::solve(const SolveTask& task) {
   for (NewWeight& weight : solver_.solve(task)) {
     if (plan_.settings.sequential) {

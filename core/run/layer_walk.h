@@ -30,7 +30,7 @@ struct ExpertCoverage {
 /// worked on in chunks that fit in memory.
 class LayerWalk {
  public:
-  /// `chunk_bytes`: the memory for the experts of one chunk, beside the layer's weights and the
+  /// `chunk_bytes` is the memory for the experts of one chunk, beside the layer's weights and the
   /// hidden states; a chunk has at least one expert.
   LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, SolutionSink sink,
             PhaseTimer& timer);
@@ -42,7 +42,7 @@ class LayerWalk {
   /// calibrate_all_experts.
   void run(at::Tensor& x, at::Tensor& original);
 
-  /// Of the layer's routed experts, once run() has ended.
+  /// The coverage of the layer's routed experts; complete when run() has ended.
   const std::vector<ExpertCoverage>& coverage() const { return coverage_; }
 
  private:
@@ -53,8 +53,8 @@ class LayerWalk {
     at::Tensor shared_gate;  // [N, 1] of the shared experts; undefined: they have no gate
   };
 
-  /// Rows of a tensor: those of an index, or all of them.
-  struct Rows {
+  /// The rows of a tensor that `index` names, or all rows if `index` is undefined.
+  struct SelectedRows {
     at::Tensor from, index;
 
     int64_t size() const { return index.defined() ? index.size(0) : from.size(0); }
@@ -67,11 +67,11 @@ class LayerWalk {
     }
   };
 
-  /// The inputs of one expert's module in both models. The token at position in_quantized[i] of the
-  /// one is at position in_original[i] of the other: only tokens that both models route to the
-  /// expert have a shift.
+  /// The inputs of one expert's module in both models. Only tokens that both models route to the
+  /// expert contribute to the shift: those at the positions in_quantized[i] of the one and
+  /// in_original[i] of the other.
   struct ExpertInput {
-    Rows quantized, original;
+    SelectedRows quantized, original;
     at::Tensor in_quantized, in_original;
   };
   /// Experts [begin, end) that are worked on together.
@@ -111,7 +111,7 @@ class LayerWalk {
   void add_expert_output(const FfnStates& states, const ExpertTokens& tokens, int32_t expert,
                          const at::Tensor& hidden) const;
   void observe_hidden(const std::vector<ExpertTokens>& routed, const at::Tensor& input);
-  at::Tensor expert_hidden(int32_t expert, const Rows& input) const;
+  at::Tensor expert_hidden(int32_t expert, const SelectedRows& input) const;
   void add_expert(SolveTask& task, const Modules& modules, const ExpertInput& input,
                   const at::Tensor& routing_weights,
                   const std::function<Hessian()>& all_tokens) const;
@@ -126,9 +126,10 @@ class LayerWalk {
   std::map<std::pair<int32_t, int32_t>, const PlannedModule*> modules_;  // by role and expert
   InputRounding rounding_;
   Solver solver_;
-  std::vector<NewWeight> pending_;  // held back until the end, where stages are not sequential
+  std::vector<NewWeight> pending_;  // set at the end of the layer if stages are not sequential
   std::vector<ExpertCoverage> coverage_;
-  // the Hessians of all tokens at the FFN's input, by the rounding of the input; made when needed
+  // the Hessians of all tokens at the FFN's input, by the format to which the input is rounded;
+  // each is computed when it is needed
   std::map<const Format*, Hessian> input_hessians_;
   double mean_routing_weight_ = 1;
   double shift_scale_ = 1;  // all calibration tokens / tokens that also run through the original

@@ -1,4 +1,4 @@
-// The routed experts of LayerWalk.
+// LayerWalk: the routed experts of a layer.
 #include <algorithm>
 #include <cmath>
 #include <tuple>
@@ -12,15 +12,15 @@
 namespace aqhost {
 namespace {
 
-/// sums[rows[i]] += weights[i] y[i], in float32; no two rows are equal.
+/// sums[rows[i]] += weights[i] y[i], in float32. All `rows` are different.
 void add_weighted_rows(at::Tensor sums, const at::Tensor& rows, const at::Tensor& weights,
                        const at::Tensor& y) {
   if (can_fuse(y)) return fused_add_rows(sums, rows, weights, y);
   sums.index_add_(0, rows, y.to(sums.scalar_type()).mul_(weights.unsqueeze(1)));
 }
 
-/// Where the same number stands in both: positions in a and in b, both rising [n] i64.
-std::pair<at::Tensor, at::Tensor> common(const at::Tensor& a, const at::Tensor& b) {
+/// The positions in a and in b of the numbers that both contain. All are [n] i64 in rising order.
+std::pair<at::Tensor, at::Tensor> common_positions(const at::Tensor& a, const at::Tensor& b) {
   if (b.size(0) == 0) return {b, b};
   const at::Tensor place = at::searchsorted(b, a).clamp_max_(b.size(0) - 1);
   const at::Tensor in_a = (b.index_select(0, place) == a).nonzero().squeeze(1);
@@ -51,7 +51,8 @@ void LayerWalk::routed_experts(const std::vector<ExpertTokens>& routed_original,
     });
   const std::vector<Chunk> chunks = chunks_of(routed, quantized, original);
   std::vector<ExpertInput> inputs(routed.size());
-  // one scale for the inputs of all down projections is known once all of gate and up are done
+  // a scale that all down projections share for their inputs is known when every gate and up
+  // projection is solved
   const bool two_passes = InputRounding::observed(all_down);
   for (const Chunk& chunk : chunks) {
     gate_and_up(chunk, routed, routed_original, quantized, original, inputs);
@@ -75,7 +76,8 @@ void LayerWalk::count_tokens(const std::vector<ExpertTokens>& routed) {
   mean_routing_weight_ = tokens > 0 ? weights / static_cast<double>(tokens) : 1;
 }
 
-/// As many experts at a time as the memory for them allows, at least one.
+/// Divides the experts into chunks, each with as many experts as the memory for them allows, at
+/// least one.
 std::vector<LayerWalk::Chunk> LayerWalk::chunks_of(const std::vector<ExpertTokens>& routed,
                                                    const FfnStates& quantized,
                                                    const FfnStates& original) const {
@@ -84,11 +86,11 @@ std::vector<LayerWalk::Chunk> LayerWalk::chunks_of(const std::vector<ExpertToken
   // targets, values and gradients.
   const FfnDesc& desc = layer_.ffn_desc();
   const int64_t d = quantized.input.size(1), inner = desc.inner_size,
-                streams = original.input.defined() ? 2 : 1;
+                models = original.input.defined() ? 2 : 1;
   const int64_t widest = std::max(d, inner), solving = 28 * widest * widest + 120 * d * inner;
   const auto bytes = [&](int32_t e) {
     const int64_t tokens = routed[static_cast<std::size_t>(e)].rows.size(0);
-    return solving + streams * tokens * inner * quantized.input.element_size();
+    return solving + models * tokens * inner * quantized.input.element_size();
   };
   std::vector<Chunk> chunks;
   for (int32_t begin = 0, end = 0; begin < desc.n_experts; begin = end) {
@@ -108,7 +110,7 @@ void LayerWalk::add_expert_output(const FfnStates& states, const ExpertTokens& t
   });
 }
 
-/// Solves gate and up of a chunk; leaves in `inputs` what down() needs.
+/// Solves the gate and up projections of a chunk, and stores in `inputs` what down() needs.
 void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>& routed,
                             const std::vector<ExpertTokens>& routed_original,
                             const FfnStates& quantized, const FfnStates& original,
@@ -118,10 +120,10 @@ void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>&
     check_interrupt();
     const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
     ExpertInput input{{quantized.input, mine.rows}, {}, {}, {}};
-    at::Tensor hidden;  // of the original
+    at::Tensor hidden;  // in the original model
     if (original.input.defined()) {
       const ExpertTokens& before = routed_original[static_cast<std::size_t>(e)];
-      std::tie(input.in_quantized, input.in_original) = common(mine.rows, before.rows);
+      std::tie(input.in_quantized, input.in_original) = common_positions(mine.rows, before.rows);
       input.original = {original.input, before.rows};
       hidden = expert_hidden(e, input.original);
       add_expert_output(original, before, e, hidden);
@@ -135,7 +137,7 @@ void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>&
   solve(task);
 }
 
-/// Solves down of a chunk and adds its experts' outputs.
+/// Solves the down projections of a chunk and adds its experts' outputs.
 void LayerWalk::down(const Chunk& chunk, const std::vector<ExpertTokens>& routed,
                      const FfnStates& quantized, std::vector<ExpertInput>& inputs) {
   SolveTask task;
@@ -156,10 +158,10 @@ void LayerWalk::down(const Chunk& chunk, const std::vector<ExpertTokens>& routed
   }
 }
 
-/// Shows the inputs of all experts' down projections to their scale for all tokens; where no token
-/// tells it, those of some that were routed elsewhere.
+/// Lets the rounding observe the inputs of all experts' down projections. For an expert without
+/// tokens, it observes what tokens that are routed to other experts would give.
 void LayerWalk::observe_hidden(const std::vector<ExpertTokens>& routed, const at::Tensor& f) {
-  const auto observe = [&](int32_t e, const Rows& rows) {
+  const auto observe = [&](int32_t e, const SelectedRows& rows) {
     for_batches(rows.size(), kBatchTokens, [&](int64_t begin, int64_t count) {
       rounding_.observe(planned({AQ_ROLE_FFN_DOWN}, e),
                         layer_.ffn_hidden(e, rows.part(begin, count)));
@@ -174,8 +176,9 @@ void LayerWalk::observe_hidden(const std::vector<ExpertTokens>& routed, const at
       observe(e, {f.narrow(0, 0, std::min(f.size(0), kBatchTokens)), {}});
 }
 
-/// The input of an expert's down projection for the rows of the FFN's input that are its own.
-at::Tensor LayerWalk::expert_hidden(int32_t expert, const Rows& f) const {
+/// The input of an expert's down projection, for those rows of the FFN's input that are routed to
+/// the expert.
+at::Tensor LayerWalk::expert_hidden(int32_t expert, const SelectedRows& f) const {
   at::Tensor hidden = at::empty({f.size(), layer_.ffn_desc().inner_size}, layer_.options());
   for_row_blocks(hidden, [&](int64_t begin, int64_t count) {
     hidden.narrow(0, begin, count).copy_(layer_.ffn_hidden(expert, f.part(begin, count)));
@@ -183,9 +186,8 @@ at::Tensor LayerWalk::expert_hidden(int32_t expert, const Rows& f) const {
   return hidden;
 }
 
-/// Adds an expert's modules with the Hessian of its own tokens. If those are too few, the Hessian
-/// of all tokens of the layer is mixed in. A token that only one of the two models routes to the
-/// expert has no shift.
+/// Adds to the task an expert's modules with the Hessian of its own tokens. If those are too few,
+/// the Hessian of all tokens of the layer is mixed in.
 void LayerWalk::add_expert(SolveTask& task, const Modules& modules, const ExpertInput& input,
                            const at::Tensor& routing_weights,
                            const std::function<Hessian()>& all_tokens) const {
@@ -217,7 +219,8 @@ void LayerWalk::add_expert(SolveTask& task, const Modules& modules, const Expert
   group.hessian = Hessian::mix(own, all_tokens(), needed, std::pow(mean_routing_weight_, power));
 }
 
-/// Of all tokens run through one expert, at the input of its down projection.
+/// The Hessian at the input of one expert's down projection, if all tokens are run through the
+/// expert.
 Hessian LayerWalk::hidden_hessian(const Modules& modules, int32_t expert,
                                   const at::Tensor& f) const {
   Hessian hessian(layer_.ffn_desc().inner_size, f.device());

@@ -9,17 +9,17 @@
 namespace aqhost {
 namespace {
 
-/// Elements of the largest layer's modules.
+/// The number of weights in the modules of the largest layer.
 int64_t largest_layer(const Model& model) {
   std::map<int32_t, int64_t> elements;
   for (const Module& m : model.modules())
     if (m.key.layer >= 0) elements[m.key.layer] += m.out_features * m.in_features;
-  int64_t most = 0;
-  for (const auto& [layer, size] : elements) most = std::max(most, size);
-  return most;
+  int64_t maximum = 0;
+  for (const auto& [layer, size] : elements) maximum = std::max(maximum, size);
+  return maximum;
 }
 
-/// Of the embedding as embed_tokens() reads it.
+/// The bytes of the embedding as embed_tokens() reads it.
 int64_t embedding_bytes(const Source& source, const Model& model) {
   const auto ref = model.find_ref({-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT});
   const TensorInfo* table = ref ? source.find(ref->name) : nullptr;
@@ -27,7 +27,7 @@ int64_t embedding_bytes(const Source& source, const Model& model) {
   return element * model.desc().hidden_size * model.desc().vocab_size;
 }
 
-/// Features of a token's widest input of o, which are as many as hidden_size, or more.
+/// The maximum of hidden_size and the features of any o projection's input.
 int64_t widest_context(const Model& model) {
   int64_t widest = model.desc().hidden_size;
   for (const Module& m : model.modules())
@@ -35,13 +35,14 @@ int64_t widest_context(const Model& model) {
   return widest;
 }
 
-/// What solving modules of one input takes: Hessian and shift, damped, factored; weights, what they
-/// aim at, values and gradient.
+/// The bytes for solving modules that share an input: for the Hessian, its damped copy, its factors
+/// and the shift; and for the weights, their targets, their values and their gradients.
 int64_t solver_bytes(int64_t features, int64_t rows) {
   return 28 * features * features + 60 * features * rows;
 }
 
-/// Of the largest group of planned modules that have one input.
+/// The bytes for solving the largest group of planned modules that share an input: of those in
+/// layers, or if `head` of those outside.
 int64_t largest_solve(const Plan& plan, bool head) {
   std::map<std::tuple<int32_t, int32_t, int32_t>, std::pair<int64_t, int64_t>> groups;
   for (const PlannedModule& m : plan.modules) {
@@ -51,10 +52,10 @@ int64_t largest_solve(const Plan& plan, bool head) {
     features = std::max(features, m.module->in_features);
     rows += m.module->out_features;
   }
-  int64_t most = 0;
+  int64_t maximum = 0;
   for (const auto& [key, group] : groups)
-    most = std::max(most, solver_bytes(group.first, group.second));
-  return most;
+    maximum = std::max(maximum, solver_bytes(group.first, group.second));
+  return maximum;
 }
 
 }  // namespace
@@ -67,7 +68,7 @@ MemoryNeed memory_need(const Source& source, const Model& model, const Plan& pla
                   [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; });
   const auto element = static_cast<int64_t>(at::elementSize(refined ? at::kFloat : dtype));
   const int64_t states = 4 * hidden * (tokens + original_tokens);
-  // attention's contexts and the FFN's inputs are not there at the same time
+  // attention's contexts and the FFN's inputs are not in memory at the same time
   const int64_t inputs = element * widest_context(model) * (tokens + original_tokens);
   const int64_t kept = refined || !plan.settings.sequential ? 4 * hidden * tokens : 0;
   MemoryNeed need;
@@ -75,7 +76,7 @@ MemoryNeed memory_need(const Source& source, const Model& model, const Plan& pla
   need.solver = largest_solve(plan, false);
   // lm_head is solved on the CPU
   const int64_t table = embedding_bytes(source, model);
-  need.ends = states + std::max(table, on_cpu ? largest_solve(plan, true) : 0);
+  need.embedding = states + std::max(table, on_cpu ? largest_solve(plan, true) : 0);
   return need;
 }
 
@@ -88,7 +89,7 @@ int64_t room_for_experts(const MemoryNeed& need, int64_t limit, const std::strin
   if (need.layers + need.solver > limit)
     refuse("hidden states, layer weights and the modules that are solved at once",
            need.layers + need.solver);
-  if (need.ends > limit) refuse("hidden states and the embedding or lm_head", need.ends);
+  if (need.embedding > limit) refuse("hidden states and the embedding or lm_head", need.embedding);
   return limit - need.layers;
 }
 

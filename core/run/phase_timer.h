@@ -7,14 +7,15 @@
 
 namespace aqhost {
 
-/// Seconds of a run by phase; each phase begins where the last ended.
+/// Measures the seconds of a run by phase. Used by one thread only.
 class PhaseTimer {
  public:
+  /// Begins a phase, which may have been measured before, and ends the current one.
   void begin(const std::string& phase);
   void end();
-  /// Of the phases that have ended.
+  /// The seconds of the phases that have ended.
   const PhaseSeconds& seconds() const { return seconds_; }
-  /// The seconds of an earlier try of the run, to go on from.
+  /// Goes on from the seconds of an earlier try of the run, in place of those measured so far.
   void resume(PhaseSeconds seconds) { seconds_ = std::move(seconds); }
 
  private:

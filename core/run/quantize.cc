@@ -48,7 +48,7 @@ void check_calibration(const Plan& plan, const QuantizeOptions& options) {
         "calibration text: give --calib FILE");
 }
 
-/// "1 finished layer", "3 finished layers": of `units`, the last of which is what is outside them.
+/// "1 finished layer", "3 finished layers". The last of all units is no layer.
 std::string layers_text(const Exporter& exporter, int32_t units) {
   const int32_t layers = std::min(units, exporter.units() - 1);
   return fmt::format("{} finished layer{}", layers, layers == 1 ? "" : "s");
@@ -89,7 +89,7 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
   RunObserver& observer = options.observer == nullptr ? silent : *options.observer;
   const at::ScalarType dtype = compute_type(options.dtype, original, options.device);
   check_calibration(plan, options);
-  std::set<std::string> solved;  // their values are checked when they are read
+  std::set<std::string> solved;  // the values of these tensors are checked when they are read
   for (const PlannedModule& m : plan.modules)
     if (m.format) solved.insert(m.module->weight.name);
   check_finite(original, model, solved);

@@ -17,11 +17,11 @@ namespace {
 struct Refined {
   const PlannedModule* planned;
   Solution* solution;
-  at::Tensor kept;  // the layer's own weight, which is put back in the end
+  at::Tensor own_weight;  // the layer's own tensor, which it uses again in the end
   Cells cells;
 };
 
-bool wants(const PlannedModule& m) { return m.refined() && Cells::possible(m.format->desc()); }
+bool is_refined(const PlannedModule& m) { return m.refined() && Cells::possible(m.format->desc()); }
 
 /// Calls body(begin, output) with the layer's output for every batch of x.
 template <typename Body>
@@ -40,11 +40,11 @@ double output_error(const Layer& layer, const at::Tensor& x, const at::Tensor& t
   return sum / static_cast<double>(x.numel());
 }
 
-/// Moves the cells. Modules that no window of a step meets, as experts that no token is routed to,
-/// stay as they are in it.
+/// Moves the weights in their cells. A module whose output does not depend on the windows of a
+/// step, such as an expert without tokens, does not change in that step.
 void run_steps(Layer& layer, std::vector<Refined>& refined, const at::Tensor& x,
                const at::Tensor& target, const RefineOptions& options) {
-  const c10::AutoGradMode gradients(true);  // the program has them off
+  const c10::AutoGradMode gradients(true);  // the program has switched them off
   std::mt19937_64 random(options.seed);
   for (int64_t step = 0; step < options.steps; step++) {
     check_interrupt();
@@ -56,7 +56,7 @@ void run_steps(Layer& layer, std::vector<Refined>& refined, const at::Tensor& x,
     const at::Tensor windows =
         at::tensor(sample(x.size(0), options.batch, random), at::kLong).to(x.device());
     const at::Tensor out = layer.forward(x.index_select(0, windows));
-    if (!out.requires_grad()) continue;  // these windows meet none of the modules
+    if (!out.requires_grad()) continue;  // it depends on none of the modules
     (out - target.index_select(0, windows)).square().mean().backward();
     const double size = (1 - static_cast<double>(step) / static_cast<double>(options.steps)) /
                         static_cast<double>(options.steps);
@@ -71,7 +71,7 @@ RefineOptions refine_options(const Plan& plan, int32_t layer, uint64_t seed) {
   RefineOptions options;
   options.seed = seed + static_cast<uint64_t>(layer);
   for (const PlannedModule& m : plan.modules) {
-    if (m.module->key.layer != layer || !wants(m) || m.recipe.refine_steps <= options.steps)
+    if (m.module->key.layer != layer || !is_refined(m) || m.recipe.refine_steps <= options.steps)
       continue;
     options.steps = m.recipe.refine_steps;
     options.batch = m.recipe.refine_batch;
@@ -85,7 +85,7 @@ Refinement refine_layer(const Source& source, int32_t index, Layer& layer,
   Refinement refinement{index, output_error(layer, x, target), 0};
   std::vector<Refined> refined;
   for (Solution& solution : solutions) {
-    if (!wants(*solution.planned) || solution.rtn) continue;
+    if (!is_refined(*solution.planned) || solution.rtn) continue;
     const Module& module = *solution.planned->module;
     const at::Tensor original =
         read_tensor(source, module.weight, {module.out_features, module.in_features});
@@ -97,11 +97,11 @@ Refinement refine_layer(const Source& source, int32_t index, Layer& layer,
 
   std::vector<at::Tensor> before;
   for (Refined& m : refined) {
-    before.push_back(m.kept.clone());
-    layer.use_weight(*m.planned->module, m.kept);
+    before.push_back(m.own_weight.clone());
+    layer.use_weight(*m.planned->module, m.own_weight);
     QuantizedMatrix matrix = m.solution->matrix;
     m.cells.store(matrix);
-    m.kept.copy_(at::tensor(m.planned->format->dequantize(matrix)).view_as(m.kept));
+    m.own_weight.copy_(at::tensor(m.planned->format->dequantize(matrix)).view_as(m.own_weight));
   }
   refinement.error_after = output_error(layer, x, target);
   const bool better = refinement.error_after < refinement.error_before;
@@ -109,7 +109,7 @@ Refinement refine_layer(const Source& source, int32_t index, Layer& layer,
     if (better)
       refined[i].cells.store(refined[i].solution->matrix);
     else
-      refined[i].kept.copy_(before[i]);
+      refined[i].own_weight.copy_(before[i]);
   }
   if (!better) refinement.error_after = refinement.error_before;
   run_layer(layer, x, [&](int64_t begin, const at::Tensor& out) {

@@ -16,22 +16,25 @@ namespace aqhost {
 
 struct RefineOptions {
   int64_t steps = 0;
-  int64_t batch = 16;  // windows a step
+  int64_t batch = 16;  // windows per step
   uint64_t seed = 0;   // of the choice of windows
 };
 
-/// The refine setting of a layer: the most steps that one of its modules asks for.
+/// The refine setting of a layer: that of the module with the maximum of steps.
 RefineOptions refine_options(const Plan& plan, int32_t layer, uint64_t seed);
 
-/// Learned rounding of a solved layer (SignRound, arXiv:2309.05516, from GPTQ's solution): the
-/// codes of all modules that ask for it are chosen together, so that the layer's output on x comes
-/// nearest to `target` (both [windows, tokens, hidden], of the quantized and of the original
-/// stream); x is then replaced by that output. A weight lies somewhere in the cell of its code;
-/// every step moves it against the sign of its gradient, by up to half a cell in all, and across a
-/// border it takes the next code. Scales stay. Where the output did not come nearer in the end, the
-/// codes stay too. `source` is the original checkpoint. Formats that only their plugin can round
-/// are left as they are. Deterministic for one seed and thread count. Memory: about eight times the
-/// layer's weights, and one batch's activations.
+/// Learned rounding of a solved layer (SignRound, arXiv:2309.05516, which begins here with the
+/// solution of GPTQ). The codes of all modules whose recipe has `refine` are chosen together, so
+/// that the layer's output on x comes as near as possible to `target`. Both are hidden states
+/// [windows, tokens, hidden]: x before the layer in the quantized model, `target` after the layer
+/// in the original model. x is then replaced by the layer's output.
+///
+/// A weight lies somewhere in the cell of its code. Every step moves it against the sign of its
+/// gradient, by up to half a cell in all steps together; if it crosses a border, it takes the next
+/// code. Scales do not change, and no code changes if the output has not come nearer. Modules whose
+/// format only a plugin can round are left as they are. `source` is the original checkpoint. The
+/// result is the same for the same seed and number of threads. Memory: about eight times the
+/// layer's weights, and the activations of one batch.
 Refinement refine_layer(const Source& source, int32_t index, Layer& layer,
                         std::vector<Solution>& solutions, at::Tensor& x, const at::Tensor& target,
                         const RefineOptions& options);

@@ -12,38 +12,40 @@
 
 namespace aqhost {
 
-/// How one module came out.
+/// The result of quantizing one module.
 struct ModuleReport {
-  std::string format, activations, algorithm;  // "int4"; "bf16" as they come; "gptq" or "rtn"
-  std::string note;                            // why another algorithm than asked for; or empty
+  std::string format;       // "int4"
+  std::string activations;  // the format of the input; "bf16" if it is not rounded
+  std::string algorithm;    // "gptq" or "rtn"
+  std::string note;         // why the algorithm is not the one of the recipe; empty if it is
   int64_t group_size = 0, out_features = 0, in_features = 0;
   double bits_per_weight = 0;  // with scales
-  /// Of a module that was solved under a Hessian.
+  /// What is known of a module that was solved under a Hessian.
   struct Solve {
     double loss = 0, rtn_loss = 0;  // see QuantizedBatch
-    int64_t tokens = 0;             // that the Hessian was made of
+    int64_t tokens = 0;             // the number of tokens in the Hessian
     double weight = 0;              // the sum of their routing weights to the routing power
-    bool starved = false;           // too few tokens: mixed with the Hessian of all tokens
+    bool starved = false;           // too few tokens: the Hessian of all tokens was mixed in
   };
   std::optional<Solve> solve;
 };
 
-/// What calibration saw of one expert.
+/// The calibration tokens of one expert.
 struct ExpertReport {
   int32_t layer = 0, expert = 0;
   int64_t tokens = 0;
   double weight = 0;  // the sum of their routing weights
   bool starved = false;
-  int64_t needed = 0;  // tokens; with fewer it is starved
+  int64_t needed = 0;  // the number of tokens below which the expert is starved
 };
 
-/// What learned rounding gained in one layer: mean squared errors of its output.
+/// The result of learned rounding in one layer: the mean squared errors of the layer's output.
 struct Refinement {
   int32_t layer = 0;
   double error_before = 0, error_after = 0;
 };
 
-/// What is told of one layer, or of several.
+/// The rows of the report about one layer, or about several.
 struct ReportRows {
   std::map<std::string, ModuleReport> modules;  // by name
   std::vector<ExpertReport> experts;
@@ -55,16 +57,16 @@ struct ReportRows {
   int64_t starved_experts() const;
 };
 Json to_json(const ReportRows& rows);
-/// The inverse of to_json(); Error names file and field.
+/// The inverse of to_json(). An Error names the file and the field.
 ReportRows parse_rows(const Field& json);
 
 struct CalibrationReport {
   struct File {
     std::string file;
-    double weight = 1;  // its part
+    double weight = 1;  // of the file's share of the windows
     int64_t windows = 0, available = 0, documents = 0, tokens = 0, unused_tokens = 0;
-    int64_t joined_windows = 0;        // that hold several documents
-    std::optional<int64_t> separator;  // the token between them
+    int64_t joined_windows = 0;        // the number of windows that contain several documents
+    std::optional<int64_t> separator;  // the token between these
   };
   struct Balance {
     int64_t pool = 0;
@@ -76,25 +78,25 @@ struct CalibrationReport {
   uint64_t seed = 0;
 };
 
-/// The seconds that each phase of a run took, in order of their first beginning.
+/// The seconds that each phase of a run took, in the order in which the phases first began.
 using PhaseSeconds = std::vector<std::pair<std::string, double>>;
 
 double total(const PhaseSeconds& seconds);
-/// [[phase, seconds]], in their order; and the inverse, whose Error names file and field.
+/// [[phase, seconds]] in the same order, and the inverse. An Error names the file and the field.
 Json to_json(const PhaseSeconds& seconds);
 PhaseSeconds parse_seconds(const Field& json);
 
-/// What lies beside an export as quantization_report.json.
+/// The report on a run, which an export contains as quantization_report.json.
 struct RunReport {
   std::string model_type, device;
   ReportRows rows;
-  int64_t weights = 0;  // of the quantized modules
+  int64_t weights = 0;  // the number of weights in the quantized modules
   double bits_per_weight = 0;
-  PhaseSeconds seconds;                      // of all tries, where a run was resumed
+  PhaseSeconds seconds;                      // of all tries, if a run was resumed
   int64_t bytes = 0;                         // of all tensors
   int64_t peak_memory_bytes = 0;             // of the process
   std::optional<int64_t> peak_device_bytes;  // of tensors on a GPU
-  int64_t resumed_layers = 0;                // that an earlier try had finished
+  int64_t resumed_layers = 0;                // the number that an earlier try had finished
   std::optional<CalibrationReport> calibration;
 
   double total_seconds() const { return total(seconds); }
@@ -103,11 +105,11 @@ struct RunReport {
 /// The text of quantization_report.json:
 ///   modules  name -> {format, group_size, bits_per_weight, algorithm, loss, rtn_loss, tokens, ...}
 ///   experts  [{layer, expert, tokens, weight, needed, starved}]
-///   refined  [{layer, error_before, error_after}], where a recipe asks for it
+///   refined  [{layer, error_before, error_after}], if a recipe has `refine`
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
 ///             peak_memory_bytes, bytes, resumed_layers}
-///   files    every file of the export, which a later run with --overwrite may replace; added when
-///            the export is put in place (Exporter::commit)
+///   files    every file of the export, which a later run with --overwrite may replace; it is added
+///            when the export is put in place (Exporter::commit)
 Json to_json(const RunReport& report);
 
 }  // namespace aqhost

@@ -14,39 +14,43 @@
 namespace aqhost {
 namespace {
 
-/// The planned modules of a layer (or those outside of all, -1) in turn; those that engines fuse in
-/// one part where their format has parameters of a whole matrix, which they are then to share.
-std::vector<std::vector<const PlannedModule*>> parts_of(const Plan& plan, int32_t layer) {
-  std::vector<std::vector<const PlannedModule*>> parts;
+/// Modules that are rounded together, as the rows of one matrix.
+using ModuleGroup = std::vector<const PlannedModule*>;
+
+/// The planned modules of a layer (-1: of those outside all layers). Modules that engines fuse are
+/// in one group if their format has parameters of a whole matrix, because they must then share
+/// these; all other modules have a group of their own.
+std::vector<ModuleGroup> module_groups(const Plan& plan, int32_t layer) {
+  std::vector<ModuleGroup> groups;
   std::map<std::tuple<int32_t, int32_t, int32_t, const Format*>, std::size_t> shared;
   for (const PlannedModule& m : plan.modules) {
     const auto& key = m.module->key;
     if (!m.format || std::max(key.layer, -1) != layer) continue;
-    const bool alone = m.format->desc().tensor_params == 0 && m.format->desc().group_size != 0;
-    if (!alone) {
+    const bool shares_parameters =
+        m.format->desc().tensor_params != 0 || m.format->desc().group_size == 0;
+    if (shares_parameters) {
       const auto [it, added] = shared.try_emplace(
-          {key.layer, fused_role(key.role), key.expert, m.format.get()}, parts.size());
+          {key.layer, fused_role(key.role), key.expert, m.format.get()}, groups.size());
       if (!added) {
-        parts[it->second].push_back(&m);
+        groups[it->second].push_back(&m);
         continue;
       }
     }
-    parts.push_back({&m});
+    groups.push_back({&m});
   }
-  return parts;
+  return groups;
 }
 
-std::vector<Solution> round_part(const Reader& original,
-                                 const std::vector<const PlannedModule*>& part) {
+std::vector<Solution> round_group(const Reader& original, const ModuleGroup& group) {
   std::vector<at::Tensor> weights;
-  for (const PlannedModule* m : part)
+  for (const PlannedModule* m : group)
     weights.push_back(read_tensor(original, m->module->weight,
                                   {m->module->out_features, m->module->in_features}));
   const QuantizedBatch batch =
-      quantize_rtn(*part.front()->format, at::cat(weights).unsqueeze(0), {}, {});
+      quantize_rtn(*group.front()->format, at::cat(weights).unsqueeze(0), {}, {});
   std::vector<Solution> solutions;
   int64_t row = 0;
-  for (const PlannedModule* m : part) {
+  for (const PlannedModule* m : group) {
     Solution solution;
     solution.planned = m;
     solution.matrix = batch.matrix(0, row, m->module->out_features);
@@ -57,29 +61,29 @@ std::vector<Solution> round_part(const Reader& original,
   return solutions;
 }
 
-/// One layer without a forward pass; as many parts at once as there are threads and memory for.
+/// Rounds one layer: as many groups at the same time as there are threads and memory for.
 void round_layer(const Reader& original, const Plan& plan, int32_t layer, UnitSink& sink) {
   constexpr int64_t kMaximumWeights = int64_t{1} << 28;  // 9 bytes each while they are rounded
-  const auto parts = parts_of(plan, layer);
+  const auto groups = module_groups(plan, layer);
   const auto threads = static_cast<std::size_t>(at::get_num_threads());
-  for (std::size_t begin = 0, end = 0; begin < parts.size(); begin = end) {
+  for (std::size_t begin = 0, end = 0; begin < groups.size(); begin = end) {
     check_interrupt();
     int64_t weights = 0;
-    for (;
-         end < parts.size() && end - begin < threads && (end == begin || weights < kMaximumWeights);
+    for (; end < groups.size() && end - begin < threads &&
+           (end == begin || weights < kMaximumWeights);
          end++)
-      for (const PlannedModule* m : parts[end]) weights += m->weights();
+      for (const PlannedModule* m : groups[end]) weights += m->weights();
     std::vector<std::vector<Solution>> rounded(end - begin);
     at::parallel_for(0, static_cast<int64_t>(rounded.size()), 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++) {
         const auto at = static_cast<std::size_t>(i);
-        rounded[at] = round_part(original, parts[begin + at]);
+        rounded[at] = round_group(original, groups[begin + at]);
       }
     });
-    std::vector<Solution> all;
-    for (std::vector<Solution>& part : rounded)
-      std::move(part.begin(), part.end(), std::back_inserter(all));
-    sink.take(all);
+    std::vector<Solution> solutions;
+    for (std::vector<Solution>& of_group : rounded)
+      std::move(of_group.begin(), of_group.end(), std::back_inserter(solutions));
+    sink.take(solutions);
   }
 }
 

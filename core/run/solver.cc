@@ -9,12 +9,12 @@
 namespace aqhost {
 namespace {
 
-/// [E, ...]; a single one is not copied: it may be as large as the rest of a layer.
+/// [E, ...]. A single tensor is not copied, because it may be as large as the rest of a layer.
 at::Tensor stack(const std::vector<at::Tensor>& tensors) {
   return tensors.size() == 1 ? tensors.front().unsqueeze(0) : at::stack(tensors);
 }
 
-/// [E, in, in]; undefined if no Hessian has a shift.
+/// The shifts as [E, in, in]; undefined if no Hessian has one.
 at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
   std::vector<at::Tensor> shifts;
   bool any = false;
@@ -44,7 +44,7 @@ Solver::Solver(const RunSettings& settings, SolutionSink sink, PhaseTimer& timer
     : settings_(settings), sink_(std::move(sink)), timer_(timer) {}
 
 std::vector<NewWeight> Solver::solve(const SolveTask& task) {
-  // One batch for all that share format, algorithm and shape; usually there is one.
+  // usually all groups go into one batch
   using FormatKey = std::pair<const Format*, std::string>;
   std::map<std::pair<FormatKey, int64_t>, std::vector<SolveGroup>> batches;
   for (const SolveGroup& group : task.groups) {
@@ -90,7 +90,7 @@ void Solver::solve_alike(const std::vector<SolveGroup>& groups, std::vector<NewW
   timer_.begin("calibrate");
 }
 
-/// Makes the solutions, each of the rows that are its own, and gives them to the sink.
+/// Makes a solution of each member's rows, and gives all of them to the sink.
 void Solver::hand_over(const std::vector<SolveGroup>& groups, const QuantizedBatch& solved) {
   struct Place {
     int64_t matrix, row, rows;

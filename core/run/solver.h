@@ -15,15 +15,15 @@
 
 namespace aqhost {
 
-/// Takes the solutions that were made together, once they are done. One call at a time; on a GPU
-/// from another thread, while the GPU continues.
+/// Receives the solutions of one batch when they are complete. There is one call at a time; for a
+/// GPU it comes from another thread, while the GPU computes.
 using SolutionSink = std::function<void(std::vector<Solution>)>;
 
 /// Modules that share one input. They are solved as the rows of one matrix.
 struct SolveGroup {
   struct Member {
     const PlannedModule* planned;
-    at::Tensor weight;       // [out, in], as the layer has it
+    at::Tensor weight;       // [out, in], in the type and on the device of the layer
     float input_global = 1;  // see Solution
   };
   std::vector<Member> members;
@@ -33,32 +33,34 @@ struct SolveGroup {
   bool starved = false;
 };
 
-/// What is solved together: the groups of one stage of a layer, or a chunk of its experts.
+/// The groups that are solved together: those of one stage of a layer, or of a chunk of its
+/// experts.
 struct SolveTask {
   std::vector<SolveGroup> groups;
 };
 
-/// The values that a module has from now on.
+/// The values that replace the weight of a module.
 struct NewWeight {
   const Module* module;
   at::Tensor values;  // [out, in] f32, a view
 };
 
-/// Solves weights [E, out, in] of modules like `module`, each matrix under its Hessian, as the
-/// module's recipe says.
+/// Solves weights [E, out, in] of modules with the recipe of `module`, each matrix under its
+/// Hessian.
 QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
                              const at::Tensor& weights, const std::vector<Hessian>& hessians);
 
-/// Turns tasks into solutions. It knows formats and Hessians, and no layer. One thread.
+/// Turns tasks into solutions. It knows formats and Hessians, but no layer. Used by one thread
+/// only.
 class Solver {
  public:
   Solver(const RunSettings& settings, SolutionSink sink, PhaseTimer& timer);
 
   /// Solves the task, gives the solutions to the sink, and returns the new weight of every member.
-  /// Groups of one format, algorithm and shape are solved as one batch. Error if a Hessian is not
-  /// finite, or if the sink failed with an earlier task.
+  /// Groups with the same format, algorithm and shape are solved as one batch. Throws an Error if a
+  /// Hessian is not finite, or the exception with which the sink failed in an earlier task.
   std::vector<NewWeight> solve(const SolveTask& task);
-  /// Waits until the sink has everything. Error if it failed.
+  /// Waits until the sink has received all solutions. Throws the exception with which it failed.
   void wait();
 
  private:

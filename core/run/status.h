@@ -5,16 +5,17 @@
 
 namespace aqhost {
 
-/// What a work folder (see RunStore) tells of its run.
+/// What the work folder of a run (see RunStore) says about its progress.
 struct RunStatus {
   int64_t layers = 0, finished_layers = 0;
-  int64_t modules = 0, finished_modules = 0;  // that the plan quantizes
+  int64_t modules = 0, finished_modules = 0;  // of those that the plan quantizes
   double loss = 0, rtn_loss = 0;              // sums over the finished modules
-  double seconds = 0;                         // of all tries
-  bool running = false;                       // a run has the folder locked
+  double seconds = 0;                         // of all tries of the run
+  bool running = false;                       // whether a run has locked the folder
 };
 
-/// Error, naming file and field, if the folder is no work folder of aqhost.
+/// Reads the status of a work folder. Throws an Error if the folder is no work folder of aqhost, or
+/// if a file in it cannot be read.
 RunStatus read_status(const std::filesystem::path& work);
 
 }  // namespace aqhost

@@ -24,7 +24,7 @@ constexpr const char* kOriginal = "original_hidden_states";
 std::string record_name(int32_t unit) { return fmt::format("unit-{:05}.json", unit); }
 std::string states_name(int32_t unit) { return fmt::format("states-{:05}.safetensors", unit); }
 
-/// A file by its name in its folder, with what tells whether it is whole.
+/// The name of a file in its folder, and what shows whether the file is whole.
 struct FileMark {
   std::string name, sha256;
   int64_t bytes = 0;
@@ -43,7 +43,7 @@ FileMark mark_of(const fs::path& folder, const std::string& name) {
   return {name, sha256_of(file, file.size()), file.size()};
 }
 
-/// Nothing, or why a file is not the one that was written.
+/// Says why a file is not the one that was written; "" if it is.
 std::string damage(const fs::path& folder, const FileMark& mark) {
   const fs::path path = folder / mark.name;
   std::error_code ignored;
@@ -69,8 +69,8 @@ std::span<const std::byte> bytes_of(const at::Tensor& t) {
   return {static_cast<const std::byte*>(t.const_data_ptr()), t.nbytes()};
 }
 
-/// The file of a boundary's states while it is written: a folder of its own, since Writer names the
-/// file. `write` takes time for the copying of bytes alone, `finish` flushes.
+/// Writes the file of a boundary's states. While it is written it lies in a folder of its own,
+/// because Writer chooses its name. The constructor only copies the bytes; finish() flushes them.
 class StatesFile {
  public:
   StatesFile(fs::path folder, int32_t unit, const BoundaryStates& states)
@@ -141,7 +141,7 @@ std::optional<RunStore::Record> RunStore::read_record(int32_t unit) const {
   const fs::path path = work_.progress() / record_name(unit);
   std::error_code ignored;
   if (!fs::exists(path, ignored)) return {};
-  const std::string content = read_file(path);  // what cannot be read is not taken for damaged
+  const std::string content = read_file(path);  // a file that cannot be read is not a damaged one
   try {
     const Json file = parse_json(content, path.string());
     const Field field = Field(file, path.string())["record"];
@@ -212,9 +212,10 @@ Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_state
   const auto at = [&](int32_t unit) -> std::optional<Record>& {
     return records[static_cast<std::size_t>(unit)];
   };
-  int32_t done = 0;
+  int32_t done = 0;  // units that have a record and whole shards
   while (done < exporter_.units() && at(done) && shards_are_whole(done, *at(done))) done++;
-  const int32_t whole = done;  // and now those that can be gone on from
+  const int32_t whole = done;
+  // the run can go on after a unit only with the states behind it
   while (done > 0 && done <= needs_states_ && !states_are_whole(*at(done - 1))) done--;
   if (done == 0)
     fail(
@@ -259,10 +260,10 @@ void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& 
     wait();
   } else if (writing_.valid() &&
              writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
-    with_states = false;  // the disk is slower than the GPU: the next layer's are written
+    with_states = false;  // the disk is slower than the GPU; the states of a later unit are written
   }
-  // On a CPU the states are written to the page cache here, which is as fast as a copy of them; on
-  // a GPU they are copied there, and brought to the disk beside its work.
+  // On a CPU, the states are written to the page cache here, which is as fast as copying them. On a
+  // GPU, they are copied here, and another thread brings the copy to the disk.
   std::shared_ptr<StatesFile> file;
   BoundaryStates copy;
   if (with_states && on_cpu)

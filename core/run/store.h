@@ -17,41 +17,41 @@
 
 namespace aqhost {
 
-/// What a run does with what an earlier run to the same target has left.
+/// What a run does with the finished units of an earlier run to the same target.
 enum class Resume : uint8_t {
-  kAuto,      // goes on with it if there is any
-  kNever,     // removes it and begins anew
-  kRequired,  // goes on with it, and fails if there is none
+  kAuto,      // it goes on after them, if there are any
+  kNever,     // it removes them and begins anew
+  kRequired,  // it goes on after them, and fails if there are none
 };
 
-/// The hidden states [windows, tokens, hidden] f32 behind a layer: of the quantized model, and of
-/// the original on the first windows. Undefined where a run has none.
+/// The hidden states [windows, tokens, hidden] f32 behind a layer: x of the quantized model, and
+/// `original` of the original model, for the first windows. Either is undefined if a run has none.
 struct BoundaryStates {
   at::Tensor x, original;
 };
 
 /// What an earlier try of a run has finished.
 struct Finished {
-  int32_t units = 0;  // the first ones: the next to do
+  int32_t units = 0;  // the number of units, from the first on; also the number of the next unit
   ReportRows rows;
   PhaseSeconds seconds;
-  BoundaryStates states;  // behind the last of them, on the CPU
+  BoundaryStates states;  // behind the last of these units, on the CPU
 };
 
-/// Makes a run resumable at every layer. In the work folder:
+/// Makes a run resumable at every layer. The work folder contains:
 ///   manifest.json                 what identifies the run (see run_identity.h), the options that
 ///                                 it was given, and the files of export/
-///   export/                       the shards of the units that are finished, see Exporter
-///   progress/unit-00007.json      written once a unit's shards and states are safe on disk: their
-///                                 sizes and SHA-256, the unit's rows of the report, and the
-///                                 seconds of the run so far
-///   progress/states-00007.safetensors   the hidden states behind the unit; of the last two
-/// What is not named by a unit-*.json is not finished. A run that dies loses the unit that it was
-/// at, and on a GPU those that were finished faster than their states could be written.
+///   export/                       the shards of the finished units, see Exporter
+///   progress/unit-00007.json      the record of a unit, written when its shards and states are
+///                                 flushed to the disk: their sizes and SHA-256, the unit's rows of
+///                                 the report, and the seconds of the run so far
+///   progress/states-00007.safetensors   the hidden states behind the unit, for the last two units
+/// A unit without a record is not finished. A run that is killed loses the unit in progress; on a
+/// GPU also units that were solved faster than their states could be written.
 class RunStore {
  public:
   RunStore(WorkFolder& work, Exporter& exporter, RunObserver& observer);
-  /// Waits for what is being written.
+  /// Waits until nothing is being written any more.
   ~RunStore();
   RunStore(const RunStore&) = delete;
   RunStore& operator=(const RunStore&) = delete;
@@ -68,14 +68,15 @@ class RunStore {
   /// run.
   void begin();
 
-  /// Takes a unit whose modules are all written. Its files are flushed beside the work on the next
-  /// unit; an Error of that comes with the next call. The states may be changed after this returns.
+  /// Finishes a unit whose modules are all written. Another thread flushes its files and writes its
+  /// record; if that fails, the next call throws the exception. The states may be changed when this
+  /// has returned.
   void finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& seconds,
               const BoundaryStates& states);
-  /// Waits until all units given to finish() are safe on disk.
+  /// Waits until all units given to finish() have their records on the disk.
   void wait();
 
-  /// The units that are safe on disk.
+  /// The number of units whose records are on the disk.
   int32_t finished_units() const { return finished_; }
 
  private:

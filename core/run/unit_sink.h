@@ -17,33 +17,34 @@
 
 namespace aqhost {
 
-/// Takes what is finished to the files, the report and the observer, unit by unit (see Exporter).
-/// One call at a time.
+/// Passes solutions on to the files, the report and the observer, unit by unit (see Exporter). Used
+/// by one thread at a time.
 class UnitSink {
  public:
-  /// `finished`: by an earlier try.
+  /// `finished` is what an earlier try of the run has finished.
   UnitSink(Exporter& exporter, RunStore& store, PhaseTimer& timer, const Plan& plan,
            RunObserver& observer, Finished finished);
   ~UnitSink();
   UnitSink(const UnitSink&) = delete;
   UnitSink& operator=(const UnitSink&) = delete;
 
-  /// The unit that is worked on, or the first to be.
+  /// The number of the unit that has begun, or that is the next to begin.
   int32_t next() const { return next_; }
-  /// Tells the observer what is being worked on.
+  /// Tells the observer what the run is working on.
   void say(const std::string& what);
 
   void begin_unit();
+  /// Writes the solutions to the unit's shards, and adds their rows to the report.
   void take(const std::vector<Solution>& solutions);
-  /// What calibration saw of a layer's experts; those of `starved` (layer, expert) saw fewer than
-  /// the `needed` tokens.
+  /// Adds the coverage of a layer's experts to the report. Those of `starved` (layer, expert)
+  /// received fewer than the `needed` tokens.
   void add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
            const std::set<std::pair<int32_t, int32_t>>& starved);
   void add(const Refinement& refinement);
-  /// `states`: the hidden states behind the unit, if it has any; see RunStore::finish().
+  /// `states` are the hidden states behind the unit, if it has any; see RunStore::finish().
   void finish_unit(const BoundaryStates& states = {});
 
-  /// The rows of all finished units, once.
+  /// Hands over the rows of all finished units. To be called once.
   ReportRows rows() { return std::move(all_rows_); }
 
  private:
@@ -53,7 +54,7 @@ class UnitSink {
   RunObserver& observer_;
   ReportRows all_rows_, rows_;
   int32_t next_;
-  double done_ = 0;  // weights
+  double done_ = 0;  // the number of quantized weights
 };
 
 }  // namespace aqhost

@@ -11,7 +11,9 @@
 namespace aqhost {
 namespace fs = std::filesystem;
 
-TEST_CASE("JSON: repeated keys, depth and syntax are refused with the file's name") {
+TEST_CASE(
+    "JSON: repeated keys, deep nesting and wrong syntax are refused, and the message names the "
+    "file") {
   CHECK(parse_json(R"({"a": {"b": 1}, "c": {"b": 2}})", "x.json")["c"]["b"] == 2);
   CHECK_THROWS_WITH_AS(parse_json(R"({"a": 1, "a": 2})", "x.json"),
                        "x.json: key \"a\" appears twice", Error);
@@ -20,7 +22,7 @@ TEST_CASE("JSON: repeated keys, depth and syntax are refused with the file's nam
   CHECK_THROWS_AS(parse_json(std::string(100, '[') + std::string(100, ']'), "x"), Error);
 }
 
-TEST_CASE("JSON: a file of a hundred thousand objects is read at once") {
+TEST_CASE("JSON: a file of a hundred thousand objects is read quickly") {
   std::string text = "{";
   for (int i = 0; i < 100'000; i++)
     text += "\"model.layers.0.mlp.experts." + std::to_string(i) + "\": {\"shape\": [1, 2]},";
@@ -28,35 +30,36 @@ TEST_CASE("JSON: a file of a hundred thousand objects is read at once") {
   const auto start = std::chrono::steady_clock::now();
   CHECK(parse_json(text, "x.json").size() == 100'001);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-  CHECK(took.count() < 20);  // a minute and more where each object's end goes through the others
+  CHECK(took.count() <
+        20);  // more than a minute if the end of each object walks through the others
 }
 
-TEST_CASE("JSON text of what is no UTF-8 has a replacement, and does not throw") {
+TEST_CASE("JSON text replaces bytes that are not UTF-8, and does not throw") {
   const Json json{{"name", "caf\xe9.txt"}, {"n", 1}};
   CHECK(to_text(json) == "{\"n\":1,\"name\":\"caf\xef\xbf\xbd.txt\"}");
   CHECK(to_text(Json{{"n", 1}}, 2) == "{\n  \"n\": 1\n}");
 }
 
-TEST_CASE("JSON: what a download leaves in place of a file is told") {
+TEST_CASE("JSON: the message recognises what a download left in place of a file") {
   CHECK_THROWS_WITH_AS(parse_json("version https://git-lfs.github.com/spec/v1\n", "x.json"),
                        doctest::Contains("x.json: is a Git LFS pointer"), Error);
   CHECK_THROWS_WITH_AS(parse_json("<!DOCTYPE html>", "x.json"),
                        doctest::Contains("x.json: is a web page"), Error);
 }
 
-TEST_CASE("nearest_name finds a misspelling and nothing far away") {
+TEST_CASE("nearest_name finds misspellings and no other names") {
   const std::vector<std::string> names{"int4", "mxfp4", "group_size"};
   CHECK(nearest_name("groupsize", names) == "group_size");
   CHECK(nearest_name("entirely-else", names).empty());
   CHECK(did_you_mean("zzzzzzzzzzz", names) == ", known: int4, mxfp4, group_size");
 }
 
-TEST_CASE("files that are missing, or folders, are named") {
+TEST_CASE("the message names a file that is missing or is a folder") {
   CHECK_THROWS_WITH_AS(read_file("no/such/file"), "no/such/file: No such file or directory", Error);
   CHECK_THROWS_AS(InputFile(fs::temp_directory_path()), Error);
 }
 
-TEST_CASE("a progress line has rate and time left once there is something to tell them from") {
+TEST_CASE("a progress line has rate and remaining time once they can be estimated") {
   CHECK(progress_line("quantizing", 42e6, 100e6, "weights", 14, "layer 3") ==
         "quantizing  42 %, 3.0 M weights/s, 19 s left  layer 3");
   CHECK(progress_line("evaluating", 3, 4, "layers", 60, "layer 2") ==

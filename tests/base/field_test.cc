@@ -7,7 +7,7 @@
 namespace aqhost {
 namespace {
 
-/// What is said of `json` under the key "k" when it is read by `read`.
+/// The message of the Error when `read` reads `json` under the key "k"; "" if there is none.
 template <typename Read>
 std::string said(const Json& json, Read read) {
   const Json file{{"k", json}};
@@ -21,7 +21,7 @@ std::string said(const Json& json, Read read) {
 
 }  // namespace
 
-TEST_CASE("a field of another type is refused with file, way and value") {
+TEST_CASE("a field of another type is refused, and the message names its file, path and value") {
   const auto integer = [](const Field& f) { f.integer(); };
   CHECK(said(3, integer).empty());
   CHECK(said(INT64_MIN, integer).empty());
@@ -44,7 +44,7 @@ TEST_CASE("a field of another type is refused with file, way and value") {
         "x.json: k.a: expected an integer, found \"x\"");
 }
 
-TEST_CASE("an integer beyond its bounds, or beyond 63 bits, is not cut to fit") {
+TEST_CASE("an integer beyond its bounds, or beyond 63 bits, is refused") {
   const auto within = [](const Field& f) { f.integer(-1, 8); };
   for (const int64_t fits : {-1, 0, 8}) CHECK(said(fits, within).empty());
   CHECK(said(9, within) == "x.json: k: expected an integer from -1 to 8, found 9");
@@ -54,7 +54,7 @@ TEST_CASE("an integer beyond its bounds, or beyond 63 bits, is not cut to fit") 
   CHECK(!said(uint64_t{1} << 63, [](const Field& f) { f.integer(); }).empty());
 }
 
-TEST_CASE("what is null or missing is told from what is there") {
+TEST_CASE("null and missing members differ from those that are there") {
   const Json file{{"null", nullptr}, {"text", "x"}, {"flag", true}};
   const Field f(file, "x.json");
   for (const char* key : {"null", "missing"}) {

@@ -13,17 +13,17 @@ namespace aqhost {
 namespace {
 namespace fs = std::filesystem;
 
-TEST_CASE("a file is written and read whole, with any bytes, and replaced") {
+TEST_CASE("a file is written, replaced and read, with any bytes") {
   const TempFolder folder;
   const std::string bytes("a\0b\n\xff", 5);
   write_file(folder / "a", bytes);
   CHECK(read_file(folder / "a") == bytes);
   write_file(folder / "a", "");
   CHECK(read_file(folder / "a").empty());
-  CHECK(std::distance(fs::directory_iterator(folder.path()), {}) == 1);  // no part left
+  CHECK(std::distance(fs::directory_iterator(folder.path()), {}) == 1);  // no .part is left
 }
 
-TEST_CASE("an input file is read from any offset on, and moves keep it") {
+TEST_CASE("an input file is read from any offset, also after it is moved") {
   const TempFolder folder;
   write_file(folder / "a", "xyz");
   write_file(folder / "empty", "");
@@ -38,7 +38,7 @@ TEST_CASE("an input file is read from any offset on, and moves keep it") {
   CHECK(InputFile(folder / "empty").size() == 0);
 }
 
-TEST_CASE("a file that is truncated while it is open is an error that says where") {
+TEST_CASE("reading a file that was truncated while open throws an Error that says where") {
   const TempFolder folder;
   write_file(folder / "a", std::string(10000, 'x'));
   const InputFile file(folder / "a");
@@ -53,29 +53,30 @@ TEST_CASE("a file that is truncated while it is open is an error that says where
                        Error);
 }
 
-TEST_CASE("a pipe is refused and not waited for") {
+TEST_CASE("a pipe is refused without waiting for its writer") {
   const TempFolder folder;
   REQUIRE(::mkfifo((folder / "pipe").c_str(), 0600) == 0);
   CHECK_THROWS_WITH_AS(read_file(folder / "pipe"), doctest::Contains("not a regular file"), Error);
   CHECK_THROWS_WITH_AS(InputFile(folder / "pipe"), doctest::Contains("not a regular file"), Error);
 }
 
-TEST_CASE("what a download leaves in place of a file is told") {
+TEST_CASE("the message recognises what a download left in place of a file") {
   using doctest::Contains;
   const auto told = [](std::string_view start) {
     return doctest::String(std::string(misplaced_file(start)).c_str());
   };
-  CHECK(told("version https://git-lfs.github.com/spec/v1\noid sha256:0\n") == Contains("Git LFS"));
-  CHECK(told("<!DOCTYPE html><html>") == Contains("web page"));
-  CHECK(told("\n <html lang=\"en\">") == Contains("web page"));
-  CHECK(told(std::string_view("PK\x03\x04\0\0", 6)) == Contains("ZIP"));
-  CHECK(told(std::string(100, '\0')) == Contains("zero bytes"));
-  CHECK(told(std::string(8, '\0') + "{") == "");
-  CHECK(told("{\"version\": 1}") == "");
-  CHECK(told("") == "");
+  CHECK(recognised("version https://git-lfs.github.com/spec/v1\noid sha256:0\n") ==
+        Contains("Git LFS"));
+  CHECK(recognised("<!DOCTYPE html><html>") == Contains("web page"));
+  CHECK(recognised("\n <html lang=\"en\">") == Contains("web page"));
+  CHECK(recognised(std::string_view("PK\x03\x04\0\0", 6)) == Contains("ZIP"));
+  CHECK(recognised(std::string(100, '\0')) == Contains("zero bytes"));
+  CHECK(recognised(std::string(8, '\0') + "{") == "");
+  CHECK(recognised("{\"version\": 1}") == "");
+  CHECK(recognised("") == "");
 }
 
-TEST_CASE("a copy is the file's bytes, and a failed one leaves nothing") {
+TEST_CASE("a copy has the file's bytes, and a failed copy leaves nothing") {
   const TempFolder folder;
   const std::string content(700000, 'c');
   write_file(folder / "a", content);
@@ -89,7 +90,7 @@ TEST_CASE("a copy is the file's bytes, and a failed one leaves nothing") {
   CHECK(fs::exists(folder / "b"));
 }
 
-TEST_CASE("a folder is listed by name, and one that cannot be read is named") {
+TEST_CASE("a folder is listed by name, and the message names one that cannot be read") {
   const TempFolder folder;
   for (const char* name : {"b", "a", "c"}) write_file(folder / name, "");
   std::string names;
@@ -99,14 +100,14 @@ TEST_CASE("a folder is listed by name, and one that cannot be read is named") {
                        doctest::Contains("none: No such file or directory"), Error);
 }
 
-TEST_CASE("what cannot be written is named") {
+TEST_CASE("the message names a file that cannot be written") {
   CHECK_THROWS_WITH_AS(write_file("no/such/folder/file", "x"),
                        "no/such/folder/file.part: No such file or directory", Error);
   CHECK_THROWS_WITH_AS(write_file("/dev/full/x", "x"), doctest::Contains("/dev/full/x.part: "),
                        Error);
 }
 
-TEST_CASE("a file whose writing fails leaves no part of it") {
+TEST_CASE("a file that cannot be written leaves no part of it") {
   const TempFolder folder;
   fs::create_directory(folder / "a");
   write_file(folder / "a/b", "");

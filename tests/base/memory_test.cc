@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kMb = 1'000'000;
 
-TEST_CASE("the peak of memory is what has been touched, and does not fall") {
+TEST_CASE("the peak of memory counts touched pages and does not fall") {
   const int64_t before = peak_memory_bytes();
   CHECK(before > kMb);
   { const std::vector<char> block(64 * kMb, 1); }
@@ -21,7 +21,7 @@ TEST_CASE("the peak of memory is what has been touched, and does not fall") {
   CHECK(anonymous_memory_bytes() > 0);
 }
 
-TEST_CASE("a control group's limit is the least from the group up to the root, if any is set") {
+TEST_CASE("a control group's limit is the minimum from the group up to the root") {
   const TempFolder root;
   const auto write = [&](const std::string& file, const std::string& text) {
     std::filesystem::create_directories((root / file).parent_path());
@@ -36,7 +36,7 @@ TEST_CASE("a control group's limit is the least from the group up to the root, i
   write("a/b/d/memory.max", "300000000\n");
   write("a/b/e/memory.max", "9000000000\n");
   write("memory/x/memory.limit_in_bytes", "200000000\n");
-  write("memory/y/memory.limit_in_bytes", "9223372036854771712\n");  // none, in version 1
+  write("memory/y/memory.limit_in_bytes", "9223372036854771712\n");  // no limit, in version 1
   CHECK(limit("0::/\n") == 0);
   CHECK(limit("0::/a\n") == 0);
   CHECK(limit("0::/a/b/c\n") == 500 * kMb);
@@ -48,7 +48,7 @@ TEST_CASE("a control group's limit is the least from the group up to the root, i
   CHECK(limit("4:hugetlb,memory:/x\n") == 200 * kMb);
   CHECK(limit("") == 0);
   CHECK(limit("nonsense\n:\n") == 0);
-  write("memory.max", "100000000\n");  // as a container sees its own
+  write("memory.max", "100000000\n");  // as a container sees its own group
   CHECK(limit("0::/\n") == 100 * kMb);
 }
 

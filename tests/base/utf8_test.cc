@@ -9,7 +9,7 @@
 namespace aqhost {
 namespace {
 
-/// Whether nlohmann's own check takes the text.
+/// Whether nlohmann's own check accepts the text.
 bool json_takes(const std::string& text) {
   try {
     (void)Json(text).dump();
@@ -19,7 +19,7 @@ bool json_takes(const std::string& text) {
   return true;
 }
 
-TEST_CASE("UTF-8: what Unicode's table of well-formed bytes has, and nothing else") {
+TEST_CASE("UTF-8: exactly the sequences of Unicode's table of well-formed bytes are accepted") {
   for (const char* text :
        {"", "plain", "caf\xc3\xa9", "\xe2\x82\xac", "\xed\x9f\xbf", "\xee\x80\x80",
         "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf", "a\xf0\x9f\x98\x80z"})
@@ -28,15 +28,16 @@ TEST_CASE("UTF-8: what Unicode's table of well-formed bytes has, and nothing els
   CHECK(utf8_length("ab\xff") == 2);
   CHECK(utf8_length("\x80") == 0);
   CHECK(utf8_length("\xc3\xa9\xc3") == 2);       // cut off
-  CHECK(utf8_length("abc\xc0\x80") == 3);        // longer than need be
-  CHECK(utf8_length("\xe0\x80\x80") == 0);       // the same
+  CHECK(utf8_length("abc\xc0\x80") == 3);        // an overlong encoding
+  CHECK(utf8_length("\xe0\x80\x80") == 0);       // an overlong encoding
   CHECK(utf8_length("\xed\xa0\x80") == 0);       // a surrogate
   CHECK(utf8_length("a\xf4\x90\x80\x80") == 1);  // above U+10FFFF
   CHECK(utf8_length("\xf0\x9f\x98") == 0);       // cut off
   CHECK(utf8_length("\xf0\x9f\x98 \x80") == 0);
 }
 
-TEST_CASE("UTF-8: every two bytes, before and after others, are judged as nlohmann judges them") {
+TEST_CASE(
+    "UTF-8: all pairs of bytes, before and after others, are judged as nlohmann judges them") {
   for (const std::string after : {"", "\x80", "\xbf\x80", "a\x80"})
     for (int first = 0x7f; first < 256; first++)
       for (int second = 0; second < 256; second++) {

@@ -52,14 +52,14 @@ std::string failure(WorkFolder& staged) {
 }
 
 TEST_CASE(
-    "a work folder's result becomes the target on commit and is gone otherwise, parents too") {
+    "commit() turns the result into the target; without it, nothing is left, not even parents") {
   const TempFolder root;
   {
     const WorkFolder staged(root / "new/sub/out");
     write_file(staged.result() / "a", "1");
   }
   CHECK(fs::is_empty(root.path()));
-  WorkFolder staged(root / "new/sub/out/");  // parents are made
+  WorkFolder staged(root / "new/sub/out/");  // its parents are created
   write_file(staged.result() / "a", "1");
   CHECK(!fs::exists(root / "new/sub/out"));
   staged.commit();
@@ -67,7 +67,7 @@ TEST_CASE(
   CHECK(entries(root / "new/sub") == 1);
 }
 
-TEST_CASE("what cannot be written to is refused before any work, and nothing of it is touched") {
+TEST_CASE("a target that cannot be written is refused before any work and not changed") {
   const TempFolder root;
   write_file(root / "file", "mine");
   fs::create_directory(root / "full");
@@ -95,7 +95,7 @@ TEST_CASE("what cannot be written to is refused before any work, and nothing of 
   CHECK(read_file(root / "full/a") == "mine");
 }
 
-TEST_CASE("an empty folder is written into and stays the folder it was, by whatever path") {
+TEST_CASE("an empty folder is written to and stays the same folder, by any path") {
   for (const char* kind : {"plain", "link", "dot", "with lost+found", "current"}) {
     CAPTURE(kind);
     const TempFolder root;
@@ -104,7 +104,8 @@ TEST_CASE("an empty folder is written into and stays the folder it was, by whate
     fs::path target = root / "out";
     if (name == "link") fs::create_directory_symlink("out", target = root / "link");
     if (name == "dot") target = root / "out/.";
-    if (name == "with lost+found") fs::create_directory(root / "out/lost+found");  // a volume
+    if (name == "with lost+found")
+      fs::create_directory(root / "out/lost+found");  // a mounted volume
     const fs::path before = fs::current_path();
     if (name == "current") {
       fs::current_path(root / "out");
@@ -174,7 +175,7 @@ TEST_CASE("a list of replaced files cannot lead out of the target") {
   CHECK(read_file(root / "out/a") == "after");
 }
 
-TEST_CASE("a file of the user's under a name that is written is refused, not replaced") {
+TEST_CASE("a file of the user with a name that the run writes is refused, not replaced") {
   const TempFolder root;
   fs::create_directory(root / "out");
   write_file(root / "out/a", "before");
@@ -185,7 +186,7 @@ TEST_CASE("a file of the user's under a name that is written is refused, not rep
   CHECK(read_file(root / "out/notes.json") == "mine");
 }
 
-TEST_CASE("a commit that fails changes nothing, keeps the result and says where it is") {
+TEST_CASE("a commit that fails changes nothing, keeps the result and says where") {
   SUBCASE("the target appeared") {
     const TempFolder root;
     fs::path kept;
@@ -201,7 +202,7 @@ TEST_CASE("a commit that fails changes nothing, keeps the result and says where 
     CHECK(content_of(root / "out") == "thesis.tex=theirs");
     CHECK(read_file(kept) == "hours");
   }
-  SUBCASE("a file of the user's appeared in it") {
+  SUBCASE("a file of the user appeared in it") {
     const TempFolder root;
     fs::create_directory(root / "out");
     fs::path kept;
@@ -214,11 +215,11 @@ TEST_CASE("a commit that fails changes nothing, keeps the result and says where 
     CHECK(read_file(root / "out/weights") == "theirs");
     CHECK(read_file(kept) == "hours");
   }
-  SUBCASE("a later file cannot be moved: those before are moved back") {
+  SUBCASE("a later file cannot be moved: the earlier ones are moved back") {
     const TempFolder root;
     fs::create_directory(root / "out");
     write_file(root / "out/a", "before");
-    write_file(root / "out/z", "theirs");  // where a folder is to be
+    write_file(root / "out/z", "theirs");  // the result has a folder of this name
     fs::path kept;
     {
       WorkFolder staged(root / "out", {"a"});
@@ -233,7 +234,7 @@ TEST_CASE("a commit that fails changes nothing, keeps the result and says where 
   }
 }
 
-TEST_CASE("a work folder that is removed, moved or replaced meanwhile is told and not written to") {
+TEST_CASE("a work folder that was removed, moved or replaced is reported and not written to") {
   struct Case {
     const char* label;
     const char* named;  // in the message, below the root
@@ -277,7 +278,7 @@ TEST_CASE("a work folder that is removed, moved or replaced meanwhile is told an
     }
 }
 
-TEST_CASE("only the files that the manifest lists are removed, also while they are written") {
+TEST_CASE("only the files that the manifest lists are removed, also unfinished ones") {
   const TempFolder root;
   const fs::path work = root / "out.work";
   {
@@ -306,7 +307,7 @@ TEST_CASE("only the files that the manifest lists are removed, also while they a
   CHECK(fs::is_symlink(work / "export/link"));
 }
 
-TEST_CASE("files of other origin are set aside in the work folder, not committed") {
+TEST_CASE("the user's files in the result are set aside in the work folder, not committed") {
   for (const bool inside : {false, true}) {
     CAPTURE(inside);
     const TempFolder root;
@@ -341,7 +342,7 @@ TEST_CASE("keep() leaves the folder of a run that fails later") {
   CHECK(content_of(root.path()) == "out.work/export/a=1");
 }
 
-TEST_CASE("what an earlier run left is there for the next one, which clears it when told to") {
+TEST_CASE("the next run finds the work of an earlier one, and clear() removes it") {
   for (const bool inside : {false, true}) {
     CAPTURE(inside);
     const TempFolder root;
@@ -356,7 +357,7 @@ TEST_CASE("what an earlier run left is there for the next one, which clears it w
     }
     CHECK(content_of(work) == "export/a=1234 manifest.json=" + kOurs + " progress/unit-b=1");
     CHECK(WorkFolder::of(root / "out") == work);
-    { const WorkFolder unused(root / "out"); }  // a run that is refused at once
+    { const WorkFolder unused(root / "out"); }  // as a run that is refused does
     CHECK(content_of(work) == "export/a=1234 manifest.json=" + kOurs + " progress/unit-b=1");
     write_file(work / "notes.txt", "mine");
     {
@@ -375,7 +376,7 @@ TEST_CASE("what an earlier run left is there for the next one, which clears it w
   }
 }
 
-TEST_CASE("what is left of a run that was killed when its result was in place is removed") {
+TEST_CASE("the work folder of a run that was killed after its commit is removed") {
   for (const bool inside : {false, true}) {
     CAPTURE(inside);
     const TempFolder root;
@@ -392,7 +393,7 @@ TEST_CASE("what is left of a run that was killed when its result was in place is
   }
 }
 
-TEST_CASE("what a run leaves that was killed at its very start is no obstacle") {
+TEST_CASE("the work folder of a run that was killed at its start can be used") {
   const TempFolder root;
   for (const char* folder : {"export", "progress"})
     fs::create_directories(root / "out.work" / folder);
@@ -401,7 +402,8 @@ TEST_CASE("what a run leaves that was killed at its very start is no obstacle") 
   CHECK(fs::is_empty(root.path()));
 }
 
-TEST_CASE("a folder under that name that is not ours is refused and not touched") {
+TEST_CASE(
+    "a folder with the name of the work folder that is not aqhost's is refused and not changed") {
   const TempFolder root;
   fs::create_directories(root / "out.work/sub");
   write_file(root / "out.work/thesis.tex", "mine");
@@ -415,7 +417,7 @@ TEST_CASE("a folder under that name that is not ours is refused and not touched"
   CHECK(read_file(root / "file.work") == "mine");
 }
 
-TEST_CASE("a manifest that is not ours protects what lies beside it") {
+TEST_CASE("a manifest of another program protects the files beside it") {
   for (const bool finished : {false, true}) {
     CAPTURE(finished);
     const TempFolder root;
@@ -430,7 +432,7 @@ TEST_CASE("a manifest that is not ours protects what lies beside it") {
   }
 }
 
-TEST_CASE("a commit into a folder that was killed half-way is taken back and done again") {
+TEST_CASE("a commit that was killed half-way is taken back and done again") {
   const TempFolder root;
   fs::create_directories(root / "out");
   for (const char* file : {"config.json", "a"}) write_file(root / "out" / file, "before");
@@ -441,7 +443,7 @@ TEST_CASE("a commit into a folder that was killed half-way is taken back and don
     for (const char* file : {"a", "b", "config.json"}) write_file(work.result() / file, "after");
     work.keep();
   }
-  const fs::path work = root / "out/.work";  // as it is after the third of five renames
+  const fs::path work = root / "out/.work";  // the state after the third of five renames
   fs::create_directory(work / "replaced");
   write_file(work / "commit.json",
              R"({"before": ["config.json", "a"], "after": ["a", "b", "config.json"]})");
@@ -457,7 +459,7 @@ TEST_CASE("a commit into a folder that was killed half-way is taken back and don
   CHECK(content_of(root / "out") == "a=after b=after config.json=after notes.md=mine");
 }
 
-TEST_CASE("a target that is made between two tries does not hide the work beside it") {
+TEST_CASE("a target that is created between two tries does not hide the work folder beside it") {
   const TempFolder root;
   {
     WorkFolder first(root / "out");
@@ -472,7 +474,7 @@ TEST_CASE("a target that is made between two tries does not hide the work beside
   CHECK(content_of(root.path()) == "out/a=1");
 }
 
-TEST_CASE("two runs do not write to one target, by whatever path") {
+TEST_CASE("two runs cannot write to the same target, by any path") {
   const TempFolder root;
   fs::create_directory(root / "there");
   fs::create_directory_symlink("there", root / "link");

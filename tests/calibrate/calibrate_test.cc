@@ -9,7 +9,7 @@
 namespace aqhost {
 namespace {
 
-/// sum of s x x^T in float64.
+/// The sum of s x x^T in float64.
 at::Tensor reference(const at::Tensor& x, const at::Tensor& s) {
   const at::Tensor d = x.to(at::kDouble);
   return (d * s.to(at::kDouble).unsqueeze(1)).t().mm(d);
@@ -37,7 +37,7 @@ TEST_CASE("a Hessian is the weighted sum of x x^T, in float32 within 1e-5 of flo
   CHECK(plain.weight() == 5000);
 }
 
-TEST_CASE("a Hessian that is not finite is an error that names its module") {
+TEST_CASE("check_finite() names the module whose Hessian is not finite") {
   Hessian h(4);
   h.add(at::ones({3, 4}), {});
   CHECK_NOTHROW(h.check_finite("layers.1.up"));
@@ -47,13 +47,13 @@ TEST_CASE("a Hessian that is not finite is an error that names its module") {
                        Error);
 }
 
-TEST_CASE("a starved expert counts as min_tokens: its own and the layer's at its mean weight") {
+TEST_CASE("a mixed Hessian counts as min_tokens tokens of mean weight") {
   Hessian own(8), all(8);
   const at::Tensor x = at::randn({10, 8}), layer = at::randn({200, 8});
   own.add(x, at::full({10}, 0.5f));
   all.add(layer, {});
   const at::Tensor mixed = Hessian::mix(own, all, 50, 0.5).sum();
-  // 40 tokens are missing; 200 of weight 1 become 40 of weight 0.5
+  // 40 tokens are missing: the 200 of weight 1 count as 40 of weight 0.5
   const at::Tensor expected =
       reference(x, at::full({10}, 0.5)) + reference(layer, at::full({200}, 0.1));
   CHECK(relative_error(mixed, expected) < 1e-5);
@@ -77,7 +77,7 @@ TEST_CASE("a shift is the weighted sum of (x0 - x) x^T, and mixes as the Hessian
   CHECK(Hessian::mix(h, all, 400, 0.5).tokens() == 300);
 }
 
-TEST_CASE("a sample is seeded, ordered, without repeats, and within that of a larger count") {
+TEST_CASE("a sample depends on its seed, is ordered, has no repeats and is part of larger ones") {
   const std::vector<int64_t> ten = sample(33, 10, 7), twenty = sample(33, 20, 7);
   CHECK(ten == sample(33, 10, 7));
   CHECK(ten != sample(33, 10, 8));
@@ -87,7 +87,7 @@ TEST_CASE("a sample is seeded, ordered, without repeats, and within that of a la
   CHECK(sample(3, 40, 7) == std::vector<int64_t>{0, 1, 2});
 }
 
-TEST_CASE("files share the windows by weight, in turn, and others give what one does not have") {
+TEST_CASE("files share the windows by weight, and others give what one of them lacks") {
   using Turns = std::vector<std::size_t>;
   CHECK(share_windows({9, 9}, {1, 1}, 6) == Turns{0, 1, 0, 1, 0, 1});
   CHECK(share_windows({9, 9}, {3, 1}, 8) == Turns{0, 0, 1, 0, 0, 0, 1, 0});
@@ -95,11 +95,12 @@ TEST_CASE("files share the windows by weight, in turn, and others give what one 
   CHECK(share_windows({2, 1}, {1, 5}, 9) == Turns{1, 0, 0});
 }
 
-TEST_CASE("random windows: every id there is, the same by seed, more of them begin alike") {
+TEST_CASE(
+    "random windows: all ids appear, a seed gives the same ones, and more windows begin alike") {
   const at::Tensor windows = random_windows(8, 500, 100, 3);
   const at::Tensor counts = at::bincount(windows.flatten(), {}, 100);
   CHECK(counts.size(0) == 100);
-  CHECK(counts.min().item<int64_t>() > 15);  // of 40 expected
+  CHECK(counts.min().item<int64_t>() > 15);  // 40 are expected
   CHECK(counts.max().item<int64_t>() < 75);
   CHECK(random_windows(5, 500, 100, 3).equal(windows.narrow(0, 0, 5)));
   CHECK_FALSE(random_windows(8, 500, 100, 4).equal(windows));

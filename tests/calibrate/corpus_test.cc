@@ -32,7 +32,7 @@ std::string npy(const std::string& shape, const std::vector<int32_t>& ids) {
          std::string(reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof(int32_t));
 }
 
-/// A file of int64 tensors of one shape, one behind the other.
+/// The content of a safetensors file with int64 tensors of one shape.
 std::string safetensors(const std::vector<std::string>& names, const std::string& shape,
                         const std::vector<int64_t>& values) {
   const std::size_t each = values.size() / names.size() * sizeof(int64_t);
@@ -74,7 +74,7 @@ at::Tensor rows(std::initializer_list<int64_t> ids, int64_t length) {
 
 }  // namespace
 
-TEST_CASE("the first windows of JSONL lie in one document, and have what the text alone has") {
+TEST_CASE("the first windows of JSONL lie within one document and have the ids of its text") {
   const Files files;
   const std::string a = "In the beginning God created the heaven and the earth.";
   const std::string b = "And the earth was without form, and void.";
@@ -84,11 +84,11 @@ TEST_CASE("the first windows of JSONL lie in one document, and have what the tex
       Json{{"text", a}}.dump() + "\n\n{\"id\": 3, \"text\": \"\"}\n" + Json{{"text", b}}.dump(), 4);
   const int64_t n = of_a.size(0) + of_b.size(0);
   CHECK(both.slice(0, 0, n).equal(at::cat({of_a, of_b})));
-  // as one text the second would begin elsewhere
+  // as one text, the second window would begin elsewhere
   CHECK_FALSE(files.windows("one.txt", a + b, 4).slice(0, 0, n).equal(both.slice(0, 0, n)));
 }
 
-TEST_CASE("ids are read without a tokenizer: rows are documents, what is left of them is joined") {
+TEST_CASE("ids are read without a tokenizer: rows are documents, and their rests are joined") {
   const Files files;
   const fs::path nowhere = files.folder / "no model";
   const std::vector<int32_t> ids{1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
@@ -101,7 +101,7 @@ TEST_CASE("ids are read without a tokenizer: rows are documents, what is left of
           .equal(rows({1, 2, 4, 5, 3, 6}, 2)));
 }
 
-TEST_CASE("an attention mask takes padding away, on either side") {
+TEST_CASE("an attention mask removes padding on either side") {
   const Files files;
   const std::string file = safetensors({"attention_mask", "input_ids"}, "[2,4]",
                                        {1, 1, 0, 0, 0, 1, 1, 1, 11, 12, 0, 0, 0, 13, 14, 15});
@@ -111,7 +111,7 @@ TEST_CASE("an attention mask takes padding away, on either side") {
   CHECK(files.refused("b.safetensors", gap) == doctest::Contains("row 0 of attention_mask"));
 }
 
-TEST_CASE("what cannot be read is refused with file and place") {
+TEST_CASE("invalid content is refused, and the message names the file and the place") {
   const Files files;
   CHECK(files.refused("a.jsonl", "{\"text\": \"In the beginning\"}\n{\"txt\": \"x\"}") ==
         doctest::Contains("a.jsonl:2: expected an object with a string \"text\""));
@@ -133,7 +133,7 @@ TEST_CASE("what cannot be read is refused with file and place") {
                        doctest::Contains("no/such.jsonl"), Error);
 }
 
-TEST_CASE("an array of booleans is a mask and no token ids") {
+TEST_CASE("an array of booleans is not accepted as token ids") {
   const Files files;
   std::string array = npy("(8,)", {1, 0});
   array.replace(array.find("<i4"), 3, "|b1");
@@ -148,7 +148,7 @@ TEST_CASE("an array of booleans is a mask and no token ids") {
     return stored_file(header, std::string("\1\1\1\0", 4) +
                                    std::string(reinterpret_cast<const char*>(ids.data()), 16));
   };
-  // a mask may be of booleans
+  // but a mask may consist of booleans
   CHECK(
       files.windows("b.safetensors", typed("attention_mask", "BOOL"), 3).equal(rows({1, 2, 3}, 3)));
   std::string unnamed = typed("x", "BOOL");
@@ -164,7 +164,7 @@ TEST_CASE("documents shorter than a window share windows, with the separator bet
   const int64_t s = kSeparator;
   CHECK(read.ids.equal(rows({1, 2, 3, s, 4, 5, 6, s, 7, 8, 9, s, 10, 11, 12}, 5)));
   CHECK((read.documents == 4 && read.tokens == 12 && read.joined == 3 && read.unused == 0));
-  // a long document keeps windows of its own; only its end is joined
+  // a long document keeps its own windows; only its end is joined
   const FileWindows mixed =
       files.read("b.safetensors",
                  safetensors({"attention_mask", "input_ids"}, "[2,4]",
@@ -174,7 +174,7 @@ TEST_CASE("documents shorter than a window share windows, with the separator bet
   CHECK((mixed.joined == 1 && mixed.unused == 1));
 }
 
-TEST_CASE("of 499 short chats and one long document, all are used") {
+TEST_CASE("499 short chats and one long document are all used") {
   const Files files;
   std::string lines = Json{{"text", std::string(20'000, 'a')}}.dump() + "\n";
   for (int i = 0; i < 499; i++)
@@ -191,7 +191,7 @@ TEST_CASE("of 499 short chats and one long document, all are used") {
   CHECK(describe_joined(files.read("one.txt", "In the beginning", 2), kSeparator).empty());
 }
 
-TEST_CASE("a model's separator is its end or beginning of text, within the vocabulary") {
+TEST_CASE("a model's separator is its end-of-text or beginning-of-text token, if that is valid") {
   const auto separator = [](const char* config) {
     return document_separator(Json::parse(config), 100);
   };
@@ -203,7 +203,7 @@ TEST_CASE("a model's separator is its end or beginning of text, within the vocab
     CHECK_FALSE(separator(none).has_value());
 }
 
-TEST_CASE("JSON is known by its content, whatever the file is called") {
+TEST_CASE("JSON is recognised by its content, not by the file's name") {
   const Files files;
   const std::string a = "In the beginning God created the heaven and the earth.";
   const std::string b = "And the earth was without form, and void; and darkness was upon it.";
@@ -257,7 +257,7 @@ TEST_CASE("text that only resembles JSON is text") {
         doctest::Contains("f.jsonl:1: the content of a turn is number"));
 }
 
-TEST_CASE("what is neither text nor ids is refused by its first bytes, with what to do") {
+TEST_CASE("files that are neither text nor ids are recognised and refused with advice") {
   using namespace std::string_literals;
   const Files files;
   const std::pair<std::string, const char*> cases[] = {
@@ -284,7 +284,7 @@ TEST_CASE("what is neither text nor ids is refused by its first bytes, with what
                        doctest::Contains("is a folder"), Error);
 }
 
-TEST_CASE("ids are known by their content, and text may come from a pipe") {
+TEST_CASE("ids are recognised by their content, and text may come from a pipe") {
   const Files files;
   const std::vector<int32_t> ids{1, 2, 3, 4};
   CHECK(files.windows("a", npy("(4,)", ids), 2).equal(rows({1, 2, 3, 4}, 2)));
@@ -299,7 +299,7 @@ TEST_CASE("ids are known by their content, and text may come from a pipe") {
   CHECK(piped.equal(files.windows("a.txt", text, 4)));
 }
 
-TEST_CASE("a tokenizer in another form is named, with what to do") {
+TEST_CASE("a tokenizer in an unsupported form is refused with advice") {
   const Files files;
   const auto refused = [&](const std::string& folder, std::initializer_list<const char*> names) {
     fs::create_directory(files.folder / folder);
@@ -321,7 +321,7 @@ TEST_CASE("a tokenizer in another form is named, with what to do") {
   CHECK(refused("tiktoken", {"qwen.tiktoken"}) == doctest::Contains("qwen.tiktoken (tiktoken)"));
 }
 
-TEST_CASE("--calib's weight stands behind the last =, unless a file bears the whole name") {
+TEST_CASE("the weight of --calib follows the last =, unless a file has the whole name") {
   const Files files;
   CHECK(parse_corpus_file("a.txt").weight == 1);
   CHECK(parse_corpus_file("a.txt=0.5").weight == 0.5);
@@ -335,7 +335,7 @@ TEST_CASE("--calib's weight stands behind the last =, unless a file bears the wh
                        "--calib =3: no file is named in front of the weight", UsageError);
 }
 
-TEST_CASE("standard input goes by another name than a hyphen, unless a file has that name") {
+TEST_CASE("a hyphen is refused as a name for standard input, unless a file has that name") {
   CHECK_THROWS_WITH_AS(CorpusReader(kModel, kVocabulary).windows("-", 2),
                        doctest::Contains("/dev/stdin"), Error);
 }

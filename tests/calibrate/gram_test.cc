@@ -29,7 +29,7 @@ at::Tensor shift(const Sample& s, const at::Tensor& weights, double scale) {
   return sum;
 }
 
-/// scale * (s a)^T b in float64.
+/// Computes scale * (s a)^T b in float64.
 at::Tensor reference(const at::Tensor& a, const at::Tensor& b, const at::Tensor& s, double scale) {
   at::Tensor left = a.to(at::kDouble);
   if (s.defined()) left = left * s.to(at::kDouble).unsqueeze(1);
@@ -46,10 +46,10 @@ bool skipped() {
   return true;
 }
 
-// below, at and beyond the sizes of pairs, blocks, tiles and slices
+// sizes below, at and above those of pairs, blocks, tiles and slices
 constexpr int64_t kSizes[][2] = {{1, 1}, {2, 64}, {129, 63}, {1000, 130}, {9001, 70}, {300, 2100}};
 
-TEST_CASE("products of bfloat16 without weights are exact up to float32 sums") {
+TEST_CASE("without weights, products of bfloat16 are exact up to float32 sums") {
   if (skipped()) return;
   for (const auto& [n, d] : kSizes) {
     const Sample s(n, d);
@@ -57,8 +57,8 @@ TEST_CASE("products of bfloat16 without weights are exact up to float32 sums") {
   }
 }
 
-TEST_CASE("weights and differences cost no more than the rounding of factors to bfloat16") {
-  constexpr double kOne = 4e-3, kBoth = 8e-3;  // half a unit in the last place is 2^-8 at most
+TEST_CASE("weights and differences add no more error than the rounding of factors to bfloat16") {
+  constexpr double kOne = 4e-3, kBoth = 8e-3;  // half a unit in the last place is at most 2^-8
   if (skipped()) return;
   for (const auto& [n, d] : kSizes) {
     const Sample s(n, d);
@@ -69,7 +69,7 @@ TEST_CASE("weights and differences cost no more than the rounding of factors to 
   }
 }
 
-TEST_CASE("a Gram matrix is symmetric and the same on any number of threads") {
+TEST_CASE("a Gram matrix is symmetric and does not depend on the number of threads") {
   if (skipped()) return;
   const Sample s(9001, 200);
   const int threads = at::get_num_threads();
@@ -81,7 +81,7 @@ TEST_CASE("a Gram matrix is symmetric and the same on any number of threads") {
   CHECK(at::equal(many, many.t()));
 }
 
-TEST_CASE("what was summed before is kept") {
+TEST_CASE("products are added to the earlier sum") {
   if (skipped()) return;
   const Sample s(100, 70);
   at::Tensor sum = at::ones({70, 70});
@@ -90,7 +90,7 @@ TEST_CASE("what was summed before is kept") {
   CHECK(relative_error(sum, (gram(s.x, {}) + shift(s, {}, 2) + 1).to(at::kDouble)) < 1e-6);
 }
 
-TEST_CASE("rows need not lie one behind the other") {
+TEST_CASE("rows need not be contiguous") {
   if (skipped()) return;
   const Sample s(50, 40);
   const at::Tensor part = s.x.slice(1, 3, 30);

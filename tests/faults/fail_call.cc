@@ -33,7 +33,8 @@ bool is_below(int fd) {
   return is_below(path);
 }
 
-/// Whether this call, which is one of those counted, is to fail.
+/// Counts this call, if it is of the kind and below the folder of the settings; says whether it
+/// must fail.
 template <typename File>
 bool fails(const char* call, File file) {
   if (std::strcmp(call, setting("AQ_FAIL_CALL")) != 0 || !is_below(file)) return false;
@@ -103,7 +104,7 @@ int open(const char* path, int flags, ...) {
   return -1;
 }
 
-/// aqhost ends by it.
+/// aqhost ends by this call.
 void _exit(int status) {
   static const auto real = next<void (*)(int)>("_exit");
   if (const char* path = std::getenv("AQ_FAIL_COUNT"); path != nullptr) {

@@ -1,5 +1,5 @@
-"""Runs that are killed at any moment, and a machine that says no at any call: what is finished stays,
-the next run goes on after it, and the export is the same to the byte.
+"""Runs that are killed at any moment, and system calls that fail: finished layers stay, the next run goes on
+after them, and the export is the same to the byte.
 
 Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library. The random
 moments come from AQ_SEED (0 if it is not set), which is printed where a test fails.
@@ -45,13 +45,13 @@ def run(arguments, **keywords):
 
 
 def files_of(folder):
-    """All of an export but its report, which tells times."""
+    """All files of an export except its report, which contains times."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*"))
             if f.is_file() and f.name != "quantization_report.json"}
 
 
 class Faults(unittest.TestCase):
-    whole = {}  # family: its files without a fault, and the seconds that they took
+    whole = {}  # family: the files of an undisturbed run, and the seconds that it took
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -74,7 +74,7 @@ class Faults(unittest.TestCase):
         shutil.rmtree(self.out)
 
     def stop_at_random(self, family, number, stops, statuses):
-        """Starts and stops runs until one is done; returns how many were stopped."""
+        """Stops `stops` runs at random moments, and checks each run that ends before it is stopped."""
         chance = random.Random(f"{SEED} {family} {number}")
         seconds = self.undisturbed(family)[1]
         stopped = 0
@@ -93,7 +93,7 @@ class Faults(unittest.TestCase):
                 self.assertIn("interrupted", errors)
                 self.assertIn("aqhost: interrupted", errors.splitlines()[-1])
             stopped += 1
-            if self.out.exists():  # it was killed when the result was in place
+            if self.out.exists():  # it was killed after its commit
                 status, errors = run(command(family, self.out))
                 self.assertEqual(status, 1, errors)
                 self.assertIn("already exists", errors)
@@ -110,7 +110,7 @@ class Faults(unittest.TestCase):
     def test_terminated_at_random_moments(self):
         for family in FAMILIES:
             with self.subTest(family):
-                # before the program takes the signal itself it dies of it
+                # before the program has installed its handler, the signal kills it
                 self.stop_at_random(family, signal.SIGTERM, 6, {AGAIN, -signal.SIGTERM})
 
     def fail_call(self, call, at, error, count=None):
@@ -150,7 +150,7 @@ class Faults(unittest.TestCase):
                     self.check_done("olmoe")
 
     def test_a_disk_that_becomes_full_during_the_run(self):
-        """A file system that has room at the start, and another that takes it."""
+        """The file system has room at the start, and another program fills it."""
         whole = self.undisturbed("olmoe")[0]
         size = sum(map(len, whole.values()))
         disk = self.work / "disk"
@@ -175,7 +175,7 @@ class Faults(unittest.TestCase):
         self.check_done("olmoe")
 
     def interrupted(self, **options):
-        """A work folder with a finished layer."""
+        """Leaves a work folder with a finished layer."""
         process = start(command("olmoe", self.out, **options))
         record = self.work / "out.work/progress/unit-00000.json"
         while not record.exists() and process.poll() is None:
@@ -201,7 +201,7 @@ class Faults(unittest.TestCase):
         recipe = self.work / "r.yaml"
         recipe.write_text("{default: {wq: int8}}")
         self.refused("int8", config=recipe)
-        # a file of the model with another content
+        # a file of the model has another content
         model = self.work / "model"
         shutil.copytree(model_of("olmoe"), model)
         config = json.loads((model / "config.json").read_text())

@@ -27,7 +27,7 @@ struct Sample {
   }
 };
 
-/// In float64, [batch, tokens, heads x size].
+/// Attention in float64, as [batch, tokens, heads x size].
 at::Tensor reference(const Case& c, const Sample& s, double scale) {
   const auto wide = [&](const at::Tensor& t) {
     return t.to(at::kDouble).transpose(1, 2).repeat_interleave(c.heads / t.size(2), 1);
@@ -48,9 +48,9 @@ bool skipped() {
 
 }  // namespace
 
-TEST_CASE("attention of bfloat16 is as near to float64 as the rounding of shares and results") {
+TEST_CASE("bfloat16 attention differs from float64 only by the rounding of shares and results") {
   if (skipped()) return;
-  // below, at and beyond tiles; heads that share keys; windows within and across tiles
+  // sizes below, at and above tiles; heads that share keys; windows within and across tiles
   for (const Case& c :
        {Case{2, 4, 4, 512, 32, 0}, Case{1, 1, 1, 1, 2, 0}, Case{3, 2, 1, 63, 16, 0},
         Case{1, 4, 2, 65, 64, 0}, Case{1, 2, 2, 130, 80, 0}, Case{1, 2, 1, 200, 128, 0},
@@ -69,7 +69,7 @@ TEST_CASE("attention of bfloat16 is as near to float64 as the rounding of shares
   }
 }
 
-TEST_CASE("a key that is not a number shows in every token that sees it, and in no other") {
+TEST_CASE("a NaN in a key reaches every token that sees the key, and no other") {
   if (skipped()) return;
   const Case c{1, 2, 2, 150, 32, 0};
   Sample s(c);
@@ -79,7 +79,7 @@ TEST_CASE("a key that is not a number shows in every token that sees it, and in 
   CHECK(at::isnan(got.narrow(0, 70, 80)).all().item<bool>());
 }
 
-TEST_CASE("attention of large scores keeps to the largest, and threads do not matter") {
+TEST_CASE("with large scores the largest takes all, on any number of threads") {
   if (skipped()) return;
   const Case c{2, 3, 3, 100, 32, 0};
   Sample s(c);

@@ -207,8 +207,9 @@ aq_status FakeModel::find_key(const aq_model*, const char* name, aq_tensor_key* 
              : AQ_NOT_FOUND;
 }
 
-/// The top_k by logit + bias; the weight is sigmoid(logit), times 1 + the token's first hidden
-/// value where route_hidden. The last slot of tokens whose first logit is positive is not used.
+/// Chooses the top_k experts by logit + bias. The weight is sigmoid(logit), times 1 + the token's
+/// first hidden value if route_hidden is set. Tokens whose first logit is positive do not use their
+/// last slot.
 aq_status FakeModel::route(const aq_model* self, const aq_route_args* args, aq_error* err) {
   const aq_ffn_desc& ffn = fake(self).ffn;
   if ((args->bias != nullptr) != fake(self).router_bias ||

@@ -13,8 +13,8 @@
 
 namespace aqhost {
 
-/// A small model of one layer, whatever its description says, with random weights that depend on
-/// nothing but the tensor's name and shape. Set the descriptions, then call open().
+/// A small model of one layer with any description. Its random weights depend only on the tensor's
+/// name and shape. Set the descriptions, then call open().
 struct FakeModel {
   FakeModel();
 
@@ -28,16 +28,16 @@ struct FakeModel {
 
   std::map<std::string, at::Tensor> tensors;  // filled by open()
 
-  /// Tensors by role; the name is "role.expert.part", with "top." before those outside the layer.
+  /// The tensor of a role. Its name is "role.expert.part", with "top." in front outside the layer.
   const at::Tensor& tensor(int32_t role, int32_t expert = AQ_EXPERT_NONE,
                            int32_t part = AQ_PART_WEIGHT, bool top = false) const;
   bool has(int32_t role, int32_t expert, int32_t part) const;
 
-  /// Makes the tensors and the adapter; this must outlive the result. Call once.
+  /// Creates the tensors and the adapter. This object must outlive the result. To be called once.
   std::unique_ptr<const Model> open();
   MemorySource source() const { return MemorySource(tensors); }
 
-  /// Attention without RoPE, clipping and norms, wired by the adapter itself.
+  /// Attention without RoPE, clipping and norms, which the adapter itself computes.
   void wire_attention();
 
  private:

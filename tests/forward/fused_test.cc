@@ -5,19 +5,19 @@
 #include "distance.h"
 #include "torch_doctest.h"
 
-// Each against its definition in float64. Sizes below, at and beyond what is worked on at once;
-// enough rows for several threads.
+// Every function is compared with its definition in float64, with sizes below, at and above the
+// number of values that are computed side by side, and enough rows for several threads.
 
 namespace aqhost {
 namespace {
 
 constexpr at::ScalarType kTypes[] = {at::kFloat, at::kBFloat16};
 
-double most(at::ScalarType dtype) { return dtype == at::kFloat ? 1e-6 : 4e-3; }
+double tolerance(at::ScalarType dtype) { return dtype == at::kFloat ? 1e-6 : 4e-3; }
 
 }  // namespace
 
-TEST_CASE("RMS norm in one pass") {
+TEST_CASE("fused_rms_norm is the RMS norm") {
   for (const int64_t size : {1, 15, 16, 100, 128})
     for (const at::ScalarType from : kTypes)
       for (const at::ScalarType to : kTypes) {
@@ -30,17 +30,17 @@ TEST_CASE("RMS norm in one pass") {
         const at::Tensor wanted =
             wide / (wide.square().mean(-1, true) + 0.01).sqrt() * weight.to(at::kDouble);
         REQUIRE(got.sizes() == x.sizes());
-        CHECK(distance(got, wanted) < most(to));
+        CHECK(distance(got, wanted) < tolerance(to));
       }
 }
 
-TEST_CASE("RMS norm of other than contiguous rows, and of none") {
+TEST_CASE("fused_rms_norm accepts rows that are not contiguous, and no rows") {
   const at::Tensor x = at::randn({40, 30}), weight = at::ones({40});
   CHECK(fused_rms_norm(x.t(), weight, 0).equal(fused_rms_norm(x.t().contiguous(), weight, 0)));
   CHECK(fused_rms_norm(at::empty({0, 40}), weight, 0).sizes() == at::IntArrayRef({0, 40}));
 }
 
-TEST_CASE("rotary embedding in one pass turns pairs, and leaves what is behind them") {
+TEST_CASE("fused_rotate rotates pairs and leaves the features behind them unchanged") {
   for (const at::ScalarType dtype : kTypes)
     for (const int64_t half : {1, 7, 16, 32})
       for (const bool interleaved : {false, true}) {
@@ -61,12 +61,12 @@ TEST_CASE("rotary embedding in one pass turns pairs, and leaves what is behind t
         const std::vector<at::Tensor> turned{pairs[0] * table(cos) - pairs[1] * table(sin),
                                              pairs[1] * table(cos) + pairs[0] * table(sin)};
         const at::Tensor wanted = at::stack(turned, interleaved ? 4 : 3).flatten(3);
-        CHECK(distance(got.narrow(3, 0, 2 * half), wanted) < most(dtype));
+        CHECK(distance(got.narrow(3, 0, 2 * half), wanted) < tolerance(dtype));
         CHECK(got.narrow(3, 2 * half, 64 - 2 * half).equal(x.narrow(3, 2 * half, 64 - 2 * half)));
       }
 }
 
-TEST_CASE("silu times another in one pass, also of large numbers") {
+TEST_CASE("fused_silu_times is silu(gate) up, also for large numbers") {
   for (const at::ScalarType dtype : kTypes)
     for (const double scale : {1.0, 30.0, 1e4}) {
       CAPTURE(scale);
@@ -77,11 +77,11 @@ TEST_CASE("silu times another in one pass, also of large numbers") {
       const at::Tensor wide = x.to(at::kDouble);
       const at::Tensor wanted = wide * wide.sigmoid() * up.to(at::kDouble);
       CHECK(got.isfinite().all().item<bool>());
-      CHECK(distance(got, wanted) < most(dtype));
+      CHECK(distance(got, wanted) < tolerance(dtype));
     }
 }
 
-TEST_CASE("rows are added up where they belong, by their weights") {
+TEST_CASE("fused_add_rows adds rows to their places by their weights") {
   for (const at::ScalarType dtype : kTypes) {
     const at::Tensor y = at::randn({1000, 33}).to(dtype), weights = at::rand({1000});
     const at::Tensor rows = at::randperm(1200).narrow(0, 0, 1000), sums = at::randn({1200, 33});
@@ -95,13 +95,13 @@ TEST_CASE("rows are added up where they belong, by their weights") {
   }
 }
 
-TEST_CASE("one pass is for CPUs, two types and no gradients") {
+TEST_CASE("can_fuse() accepts CPU tensors of two types without gradients") {
   CHECK(can_fuse(at::ones({2})));
   CHECK_FALSE(can_fuse(at::ones({2}).requires_grad_()));
   CHECK_FALSE(can_fuse(at::ones({2}, at::kDouble)));
 }
 
-TEST_CASE("threads do not matter") {
+TEST_CASE("the results do not depend on the number of threads") {
   const at::Tensor x = at::randn({5000, 48}).to(at::kBFloat16),
                    weight = at::ones({48}).to(x.dtype());
   const auto run = [&] {

@@ -1,4 +1,4 @@
-// Against the outputs of the original implementations (tests/golden), in float32.
+// Compares with the outputs of the original implementations (tests/golden), in float32.
 
 #include <cstring>
 #include <sstream>
@@ -6,8 +6,8 @@
 #include "base/error.h"
 #include "checkpoint/reader.h"
 #include "checkpoint/safetensors.h"
-#include "forward/decoder.h"
 #include "forward/distance.h"
+#include "forward/embedding_and_head.h"
 #include "forward/layer.h"
 #include "plugin/registry.h"
 #include "torch_doctest.h"
@@ -53,7 +53,7 @@ void check_model(const std::string& name) {
   const Reader reader("models/" + name);
   const Registry registry({AQ_BUILD_DIR "/plugins"});
   const auto model = registry.create_model(reader, "auto");
-  const Ends ends(reader, *model);
+  const OutputHead head(reader, *model);
   const at::Tensor ids = golden("input_ids");
   at::Tensor x = embed_tokens(reader, *model, ids);
   for (int32_t l = 0; l < model->desc().n_layers; l++) {
@@ -63,10 +63,10 @@ void check_model(const std::string& name) {
     x = layer.forward(x);
     CHECK(distance(x[0], golden("hidden." + std::to_string(l))) < 1e-4);
   }
-  CHECK(distance(ends.logits(x)[0], golden("logits")) < 1e-4);
+  CHECK(distance(head.logits(x)[0], golden("logits")) < 1e-4);
 }
 
-TEST_CASE("every model family gives the original's hidden states, expert choices and logits") {
+TEST_CASE("every family gives the original's hidden states, expert choices and logits") {
   std::istringstream models(AQ_GOLDEN_MODELS);
   int checked = 0;
   for (std::string name; models >> name; checked++) check_model(name);

@@ -1,11 +1,11 @@
-// What the shipped models do not use, against the same spelled out in float64 (reference.h).
+// Options of layers that the shipped models do not use, compared with reference.h in float64.
 
 #include "forward/layer.h"
 
 #include "base/error.h"
 #include "forward/compute_type.h"
-#include "forward/decoder.h"
 #include "forward/distance.h"
+#include "forward/embedding_and_head.h"
 #include "forward/fake_model.h"
 #include "forward/reference.h"
 #include "torch_doctest.h"
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kTokens = 11;
 constexpr double kTolerance = 2e-6;  // float32 against float64
-constexpr double kVisible = 1e-3;    // what an option that is heeded changes at least
+constexpr double kVisible = 1e-3;    // the minimum change by an option that has an effect
 
 at::Tensor input(const FakeModel& model) {
   at::manual_seed(3);
@@ -27,7 +27,8 @@ at::Tensor run(FakeModel& fake) {
   return Layer(fake.source(), *model, 0, kTokens).forward(input(fake));
 }
 
-/// The layer after `set`: as the reference has it, and not as it is without.
+/// Checks that the layer with the option that `set` sets equals the reference, and differs from the
+/// layer without it.
 template <typename Set>
 void check_option(const Set& set) {
   FakeModel plain, changed;
@@ -65,7 +66,7 @@ TEST_CASE("q and k are normed over a head or over all heads") {
   });
 }
 
-TEST_CASE("the rotary embedding turns a part of each head") {
+TEST_CASE("the rotary embedding rotates a part of each head") {
   check_option([](FakeModel& m) { m.attention.rope_dim = 4; });
   check_option([](FakeModel& m) { m.attention.rope_dim = 0; });
 }
@@ -109,7 +110,7 @@ TEST_CASE("gated FFNs use silu, gelu or its tanh form") {
   check_option([](FakeModel& m) { m.ffn.activation = AQ_ACT_GELU_GLU; });
 }
 
-TEST_CASE("layer norm centers and adds its bias") {
+TEST_CASE("layer norm subtracts the mean and adds its bias") {
   check_option([](FakeModel& m) { m.desc.norm_kind = AQ_NORM_LAYER; });
 }
 
@@ -120,7 +121,7 @@ TEST_CASE("a dense FFN has no router") {
   });
 }
 
-TEST_CASE("the shared expert is added, weighed by its gate where it has one") {
+TEST_CASE("the shared expert is added, times its gate if it has one") {
   check_option([](FakeModel& m) { m.ffn.shared_size = 16; });
   check_option([](FakeModel& m) {
     m.ffn.shared_size = 16;
@@ -128,7 +129,8 @@ TEST_CASE("the shared expert is added, weighed by its gate where it has one") {
   });
 }
 
-TEST_CASE("the adapter's router gets the router's bias and, where it asks, the hidden states") {
+TEST_CASE(
+    "the adapter's router gets the router's bias and, if it asks for them, the hidden states") {
   check_option([](FakeModel& m) { m.router_bias = true; });
   check_option([](FakeModel& m) { m.ffn.route_hidden = 1; });
 }
@@ -145,7 +147,7 @@ TEST_CASE("a layer runs sequences shorter than it was made for, and refuses long
                        "a sequence of 12 tokens, the layer was made for 11", Error);
 }
 
-TEST_CASE("running a layer leaves its input as it was and repeats to the bit") {
+TEST_CASE("running a layer does not change its input and is repeatable to the bit") {
   FakeModel fake;
   const auto model = fake.open();
   const Layer layer(fake.source(), *model, 0, kTokens);
@@ -155,7 +157,7 @@ TEST_CASE("running a layer leaves its input as it was and repeats to the bit") {
   CHECK(at::equal(layer.forward(x), once));
 }
 
-TEST_CASE("in bfloat16 a layer gives the stream's type, and what float32 gives to 2 digits") {
+TEST_CASE("in bfloat16, a layer keeps the type of x and agrees with float32 to 2 digits") {
   FakeModel fake;
   const auto model = fake.open();
   const Layer wide(fake.source(), *model, 0, kTokens);
@@ -175,7 +177,7 @@ TEST_CASE("in bfloat16 a layer gives the stream's type, and what float32 gives t
   }
 }
 
-TEST_CASE("auto computes in bfloat16 only what is stored in it") {
+TEST_CASE("auto chooses bfloat16 only for checkpoints that are stored in it") {
   FakeModel fake;
   const auto model = fake.open();
   const MemorySource source = fake.source();  // stored in float32
@@ -186,7 +188,7 @@ TEST_CASE("auto computes in bfloat16 only what is stored in it") {
                        "--dtype \"half\": expected auto, float32 or bfloat16", Error);
 }
 
-TEST_CASE("a weight that was set is the one that is used") {
+TEST_CASE("a weight that was set is used") {
   for (const auto& [role, expert] :
        {std::pair<int32_t, int32_t>{AQ_ROLE_ATTN_V, AQ_EXPERT_NONE}, {AQ_ROLE_FFN_UP, 3}}) {
     FakeModel fake;
@@ -204,7 +206,7 @@ TEST_CASE("a weight that was set is the one that is used") {
   }
 }
 
-TEST_CASE("an FFN, and attention without block-forward, that only the adapter knows are refused") {
+TEST_CASE("a custom FFN, and custom attention without block-forward, are refused") {
   FakeModel attention, ffn;
   attention.attention.kind = AQ_ATTN_CUSTOM;
   ffn.ffn.kind = AQ_FFN_CUSTOM;
@@ -219,7 +221,7 @@ TEST_CASE("an FFN, and attention without block-forward, that only the adapter kn
                        Error);
 }
 
-TEST_CASE("attention wired by the adapter gives what the host's own gives, and shows its inputs") {
+TEST_CASE("attention that the adapter computes equals the host's own and shows its inputs") {
   FakeModel described, wired;
   for (FakeModel* m : {&described, &wired}) {
     m->attention.rope_dim = 0;
@@ -241,7 +243,7 @@ TEST_CASE("attention wired by the adapter gives what the host's own gives, and s
   CHECK(seen == std::vector<std::string>{"17 22", "18 22", "19 22", "20 22"});
 }
 
-TEST_CASE("what an adapter's attention does wrong is said, and no output is taken for granted") {
+TEST_CASE("faults of an adapter's attention are reported, and its output is checked") {
   const auto said = [](decltype(aq_block_forward::attention) attention) {
     FakeModel fake;
     fake.wire_attention();
@@ -277,7 +279,7 @@ TEST_CASE("what an adapter's attention does wrong is said, and no output is take
         "CPU");
 }
 
-TEST_CASE("what the host itself fails at is told to the adapter as that, not as a wrong argument") {
+TEST_CASE("a failure of the host is reported to the adapter as such, not as a wrong argument") {
   static aq_status status;
   FakeModel fake;
   fake.wire_attention();
@@ -288,7 +290,7 @@ TEST_CASE("what the host itself fails at is told to the adapter as that, not as 
                                },
                                nullptr};
   fake.block_forward = &table;
-  fake.attention.n_heads = fake.attention.n_kv_heads = 1;  // as wide in as out
+  fake.attention.n_heads = fake.attention.n_kv_heads = 1;  // as many inputs as outputs
   fake.attention.head_dim = static_cast<int32_t>(fake.desc.hidden_size);
   const auto model = fake.open();
   const Layer layer(fake.source(), *model, 0, kTokens);
@@ -297,7 +299,7 @@ TEST_CASE("what the host itself fails at is told to the adapter as that, not as 
     status = AQ_OK;
     try {
       layer.attention(a, tap);
-    } catch (const Error&) {  // only the status is looked at
+    } catch (const Error&) {  // only the status matters
     }
     return status;
   };
@@ -309,17 +311,17 @@ TEST_CASE("what the host itself fails at is told to the adapter as that, not as 
         AQ_INTERNAL);
 }
 
-/// Logits of random hidden states against the reference; `head` [vocab, hidden].
+/// Compares the logits of random hidden states with the reference, for `head` [vocab, hidden].
 void check_ends(FakeModel& fake, const char* head_name) {
   const auto model = fake.open();
-  const Ends ends(fake.source(), *model);
+  const OutputHead head(fake.source(), *model);
   const at::Tensor x = input(fake).flatten(0, 1);
   const at::Tensor normed = reference_norm(fake, AQ_ROLE_FINAL_NORM, x.to(at::kDouble), true);
   at::Tensor logits = normed.matmul(fake.tensors.at(head_name).to(at::kDouble).t());
   if (fake.head_bias)
     logits += fake.tensor(AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, AQ_PART_BIAS, true).to(at::kDouble);
-  CHECK(distance(ends.final_norm(x), normed) < kTolerance);
-  CHECK(distance(ends.logits(x), logits) < kTolerance);
+  CHECK(distance(head.final_norm(x), normed) < kTolerance);
+  CHECK(distance(head.logits(x), logits) < kTolerance);
 }
 
 TEST_CASE("logits come from lm_head with its bias, or from tied embeddings") {
@@ -333,10 +335,10 @@ TEST_CASE("logits come from lm_head with its bias, or from tied embeddings") {
   check_ends(layer_norm, "top.3.-1.0");
 }
 
-TEST_CASE("embed looks ids up and refuses those outside the vocabulary") {
+TEST_CASE("embed_tokens looks ids up and refuses those outside the vocabulary") {
   FakeModel fake;
   const auto model = fake.open();
-  const Ends ends(fake.source(), *model);
+  const OutputHead head(fake.source(), *model);
   const at::Tensor ids = at::tensor({0, 49, 7, 7}, at::kLong).view({2, 2});
   const at::Tensor table = fake.tensor(AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT, true);
   CHECK(at::equal(embed_tokens(fake.source(), *model, ids), table.index({ids})));

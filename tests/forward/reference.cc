@@ -32,7 +32,7 @@ at::Tensor rotate(const FakeModel& m, const at::Tensor& head, int64_t position) 
   return out;
 }
 
-/// x [tokens, heads x head_dim] to [tokens, heads, head_dim], ready for the dot product.
+/// Turns x [tokens, heads x head_dim] into [tokens, heads, head_dim], ready for the dot product.
 at::Tensor heads(const FakeModel& m, at::Tensor x, int64_t count, int32_t norm, bool rotated) {
   const aq_attention_desc& a = m.attention;
   if (norm != 0 && a.qk_norm == AQ_QK_NORM_FULL) x = reference_norm(m, norm, x, false);
@@ -45,7 +45,7 @@ at::Tensor heads(const FakeModel& m, at::Tensor x, int64_t count, int32_t norm, 
   return x;
 }
 
-/// x [tokens, hidden].
+/// Attention of x [tokens, hidden].
 at::Tensor attend(const FakeModel& m, const at::Tensor& x) {
   const aq_attention_desc& a = m.attention;
   const int64_t tokens = x.size(0), shared = a.n_heads / a.n_kv_heads;
@@ -74,7 +74,7 @@ double activate(int32_t activation, double x) {
   return x / (1 + std::exp(-x));
 }
 
-/// One expert on one token, x [hidden].
+/// The output of one expert for one token x [hidden].
 at::Tensor expert_output(const FakeModel& m, int32_t expert, const at::Tensor& x) {
   const at::Tensor gate = linear(m, AQ_ROLE_FFN_GATE, x, expert);
   const at::Tensor up = linear(m, AQ_ROLE_FFN_UP, x, expert);
@@ -84,7 +84,7 @@ at::Tensor expert_output(const FakeModel& m, int32_t expert, const at::Tensor& x
   return linear(m, AQ_ROLE_FFN_DOWN, h, expert);
 }
 
-/// One token, x [hidden]; FakeModel::route() says which experts, and with which weights.
+/// The FFN's output for one token x [hidden]. FakeModel::route() chooses the experts and weights.
 at::Tensor ffn(const FakeModel& m, const at::Tensor& x) {
   if (m.ffn.kind == AQ_FFN_DENSE) return expert_output(m, AQ_EXPERT_NONE, x);
   at::Tensor out = at::zeros_like(x);

@@ -6,10 +6,11 @@
 
 namespace aqhost {
 
-/// The layer of `model`, spelled out in float64 token by token; x [batch, tokens, hidden].
+/// The output of the layer of `model` for x [batch, tokens, hidden], computed token by token in
+/// float64.
 at::Tensor reference_forward(const FakeModel& model, const at::Tensor& x);
 
-/// x [tokens, hidden] f64 through the norm of `role`.
+/// Applies the norm of `role` to x [tokens, hidden] f64.
 at::Tensor reference_norm(const FakeModel& model, int32_t role, const at::Tensor& x, bool top);
 
 }  // namespace aqhost

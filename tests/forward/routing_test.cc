@@ -6,7 +6,7 @@ namespace aqhost {
 namespace {
 
 TEST_CASE("tokens_by_expert keeps each token with the weight of its own slot") {
-  // token 1 uses one slot, token 2 none, token 3 the same expert in another slot than token 0
+  // token 1 uses one slot, token 2 uses none, and token 3 has token 0's expert in another slot
   const at::Tensor ids = at::tensor({2, 0, -1, 2, -1, -1, 0, 2}, at::kInt).view({4, 2});
   const at::Tensor weights =
       at::tensor({0.9, 0.1, 0.0, 0.8, 0.0, 0.0, 0.6, 0.4}, at::kFloat).view({4, 2});

@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
-#include "forward/decoder.h"
+#include "forward/embedding_and_head.h"
 #include "run/forward_pass.h"
 #include "whole_writer.h"
 
@@ -32,7 +32,8 @@ void dump(char** arguments) {
   const at::Tensor windows = at::tensor(ids, at::kLong).unsqueeze(0);
   const at::ScalarType dtype = compute_type(arguments[5], *source);
   const at::Tensor x = run_layers(*source, *model, windows, {}, dtype);
-  const at::Tensor logits = Ends(*source, *model, dtype).logits(x[0]).to(at::kFloat).contiguous();
+  const at::Tensor logits =
+      OutputHead(*source, *model, dtype).logits(x[0]).to(at::kFloat).contiguous();
 
   std::vector<TensorInfo> infos;
   for (const TensorInfo& info : source->tensors())

@@ -14,7 +14,7 @@ CheckpointSummary summary_of(const std::filesystem::path& folder) {
   return summarize(*source, *registry().create_model(*source, "auto"));
 }
 
-/// The losses in a report of modules whose name has `part`.
+/// The sum of the losses in a report of the modules whose name contains `part`.
 double loss_of(const Json& report, const std::string& part) {
   double sum = 0;
   for (const auto& [name, module] : report["modules"].items())
@@ -22,11 +22,13 @@ double loss_of(const Json& report, const std::string& part) {
   return sum;
 }
 
-TEST_CASE("an export's summary has its bits and size, and shares of the report's loss in order") {
+TEST_CASE(
+    "an export's summary has its bits, its size, and the shares of the report's loss in order") {
   const OpenModel open;
   const Json report = open.quantize(open.plan("{default: {wq: int4, group_size: 16}}"), "out");
   const CheckpointSummary summary = summary_of(open / "out");
-  CHECK(summary.bits_per_weight == doctest::Approx(5));  // 4, and a bfloat16 scale for 16
+  CHECK(summary.bits_per_weight ==
+        doctest::Approx(5));  // 4 bits, and a bfloat16 scale for 16 weights
   CHECK(summary.bytes == report["totals"]["bytes"]);
   const double all = loss_of(report, "");
   REQUIRE(summary.layers.size() == 2);
@@ -42,7 +44,7 @@ TEST_CASE("an export's summary has its bits and size, and shares of the report's
   }
 }
 
-TEST_CASE("a plain checkpoint's summary has bits and size alone") {
+TEST_CASE("an unquantized checkpoint's summary has only bits and size") {
   const OpenModel open;
   const CheckpointSummary summary = summary_of(open / "model");
   CHECK(summary.bits_per_weight == 16);
@@ -50,7 +52,7 @@ TEST_CASE("a plain checkpoint's summary has bits and size alone") {
   CHECK(summary.experts.empty());
 }
 
-TEST_CASE("a report that is none is refused with its file and module") {
+TEST_CASE("an invalid report is refused, and the message names its file and module") {
   const OpenModel open;
   open.quantize(open.plan("{default: {group_size: 16}}", "rtn"), "out");
   write_file(open / "out" / "quantization_report.json", R"({"modules": []})");

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "export/decoded_checkpoint.h"
-#include "forward/decoder.h"
+#include "forward/embedding_and_head.h"
 #include "run/forward_pass.h"
 #include "small_model.h"
 #include "torch_doctest.h"
@@ -16,7 +16,7 @@ at::Tensor some_windows(int64_t count, int64_t length) {
   return (at::arange(count * length) * 7919 % 2048).reshape({count, length});
 }
 
-/// `open` rounded to nearest.
+/// Rounds the model of `open` to nearest.
 struct Rounded {
   Rounded(const OpenModel& open, const std::string& recipe)
       : source((open.quantize(open.plan(recipe, "rtn"), "out"),
@@ -61,11 +61,14 @@ TEST_CASE("a divergence has the perplexities and states of plain runs, and KL by
   const at::Tensor h = run_layers(*out.source, *out.model, windows, {});
   const double off = ((h - h0).norm(2, -1) / h0.norm(2, -1)).mean().item<double>();
   CHECK(d.layers.back().total == doctest::Approx(off).epsilon(1e-4));
-  CHECK(d.layers.front().own == d.layers.front().total);  // nothing comes before
+  CHECK(d.layers.front().own == d.layers.front().total);  // the first layer has no earlier layers
   CHECK(d.layers.back().own < d.layers.back().total);
 
   const auto log_p = [&](const Source& source, const Model& model, const at::Tensor& states) {
-    return Ends(source, model).logits(states.slice(1, 0, 199)).to(at::kDouble).log_softmax(-1);
+    return OutputHead(source, model)
+        .logits(states.slice(1, 0, 199))
+        .to(at::kDouble)
+        .log_softmax(-1);
   };
   const at::Tensor p0 = log_p(open.reader(), open.model(), h0);
   const at::Tensor p = log_p(*out.source, *out.model, h);
@@ -75,7 +78,7 @@ TEST_CASE("a divergence has the perplexities and states of plain runs, and KL by
   CHECK(d.top1 < 1);
 }
 
-TEST_CASE("models of different shapes are refused, with what each is") {
+TEST_CASE("models of different shapes are refused, and the message describes both") {
   const OpenModel a, b({.layers = 1});
   CHECK_THROWS_WITH_AS(
       diverge({&a.reader(), &a.model()}, {{&b.reader(), &b.model()}}, some_windows(1, 8), {}),

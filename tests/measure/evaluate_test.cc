@@ -20,7 +20,7 @@ at::Tensor some_windows(int64_t count, int64_t length) {
   return (at::arange(count * length) * 7919 % 2048).reshape({count, length});
 }
 
-TEST_CASE("perplexity is the exponential of the mean loss, however windows are batched") {
+TEST_CASE("perplexity is the exponential of the mean loss, for any batches of windows") {
   const OpenModel open({.layers = 1, .hidden = 16, .inner = 16, .heads = 2});
   const at::Tensor windows = some_windows(20, 500);  // 10,000 tokens: two batches
   const Perplexity all = perplexity(open.reader(), open.model(), windows, {});
@@ -31,37 +31,37 @@ TEST_CASE("perplexity is the exponential of the mean loss, however windows are b
   CHECK(std::log(all.value) == doctest::Approx(loss / 20).epsilon(1e-5));
 }
 
-TEST_CASE("positions are each met once, in order, however many are taken at once") {
+TEST_CASE("every position is met once, in order, for any maximum") {
   const at::Tensor windows = some_windows(5, 8);
   for (const bool across : {false, true})
-    for (const int64_t most : {1, 3, 7, 10, 14, 1000}) {
+    for (const int64_t maximum : {1, 3, 7, 10, 14, 1000}) {
       std::vector<at::Tensor> states, next;
       int64_t largest = 0;
-      for_positions(windows, most, across, [&](const Positions& p) {
+      for_positions(windows, maximum, across, [&](const Positions& p) {
         states.push_back(p.of(windows.unsqueeze(2)));
         next.push_back(p.next(windows));
         largest = std::max(largest, states.back().size(0));
         CHECK((across || p.windows == 1));
       });
-      CHECK(largest <= std::max(most, int64_t{1}));
+      CHECK(largest <= std::max(maximum, int64_t{1}));
       CHECK(at::cat(states).flatten().equal(windows.narrow(1, 0, 7).flatten()));
       CHECK(at::cat(next).flatten().equal(windows.narrow(1, 1, 7).flatten()));
     }
 }
 
-TEST_CASE("losses are the same whether positions are taken window by window or together") {
+TEST_CASE("losses are the same for positions of one window and of several windows at a time") {
   const OpenModel open({.layers = 1});
   const at::Tensor windows = some_windows(6, 30);
   const at::Tensor x = run_layers(open.reader(), open.model(), windows, {});
-  const Ends ends(open.reader(), open.model());
-  const at::Tensor losses = next_token_losses(ends, x, windows);
+  const OutputHead head(open.reader(), open.model());
+  const at::Tensor losses = next_token_losses(head, x, windows);
   CHECK(losses.sizes() == at::IntArrayRef{6, 29});
-  const at::Tensor log_p = ends.logits(x.narrow(1, 0, 29)).log_softmax(-1);
+  const at::Tensor log_p = head.logits(x.narrow(1, 0, 29)).log_softmax(-1);
   const at::Tensor expected = -log_p.gather(2, windows.narrow(1, 1, 29).unsqueeze(2)).squeeze(2);
   CHECK(at::allclose(losses, expected, 1e-5, 1e-5));
 }
 
-TEST_CASE("an export is decoded to the same layer by one thread and by several") {
+TEST_CASE("one thread and several threads decode an export to the same layer") {
   const OpenModel open;
   open.quantize(open.plan("{default: {group_size: 16}}", "rtn"), "out");
   const auto source = open_source(open / "out", registry());
@@ -84,7 +84,7 @@ TEST_CASE("an export is decoded to the same layer by one thread and by several")
   }
 }
 
-TEST_CASE("the progress callback hears of every layer, in order") {
+TEST_CASE("the progress callback is called for every layer, in order") {
   const OpenModel open;
   std::vector<int32_t> heard;
   perplexity(open.reader(), open.model(), some_windows(1, 8),

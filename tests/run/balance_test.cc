@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 
 using Choice = std::vector<int64_t>;
 
-/// One layer of two experts: windows by how often they use each.
+/// The use of one layer with two experts: for each window, how often it uses either expert.
 WindowUse two_experts(std::initializer_list<float> uses, std::initializer_list<double> loss) {
   return {{at::tensor(at::ArrayRef<float>(uses)).view({-1, 2})},
           at::tensor(at::ArrayRef<double>(loss))};
@@ -23,7 +23,7 @@ WindowUse two_experts(std::initializer_list<float> uses, std::initializer_list<d
 
 }  // namespace
 
-TEST_CASE("windows are chosen that make up for one another's use of experts") {
+TEST_CASE("windows that use different experts are chosen together") {
   const WindowUse use = two_experts({9, 1, 8, 2, 1, 9, 8, 2}, {1, 1, 1, 1});
   const std::vector<std::size_t> one_file(4, 0);
   CHECK(spread_of(use, {0, 1}) == doctest::Approx(0.7));
@@ -32,18 +32,18 @@ TEST_CASE("windows are chosen that make up for one another's use of experts") {
   CHECK(spread_of(use, chosen) == doctest::Approx(0.1));
 }
 
-TEST_CASE("of windows that use experts alike the likelier ones are chosen") {
+TEST_CASE("of windows that use experts equally, the likelier ones are chosen") {
   const WindowUse use = two_experts({5, 5, 5, 5, 5, 5}, {3, 1, 2});
   CHECK(choose_balanced(use, {0, 0, 0}, {2}) == Choice{1, 2});
 }
 
-TEST_CASE("every file gives the windows it is to give") {
+TEST_CASE("every file gives its quota of windows") {
   const WindowUse use = two_experts({9, 1, 8, 2, 5, 5, 5, 5}, {1, 1, 1, 1});
   CHECK(choose_balanced(use, {0, 0, 1, 1}, {1, 1}).front() == 1);
   CHECK(choose_balanced(use, {0, 0, 1, 1}, {2, 0}) == Choice{0, 1});
 }
 
-TEST_CASE("use and loss of windows are those of a plain run") {
+TEST_CASE("the use of experts and the loss of windows are those of a plain run") {
   const OpenModel open;
   const at::Tensor windows = (at::arange(200 * 100) * 7919 % 2048).view({200, 100});
   const WindowUse use = window_use(open.reader(), open.model(), windows, at::kFloat, {});

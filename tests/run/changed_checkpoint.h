@@ -13,9 +13,10 @@
 
 namespace aqhost {
 
-/// Tensors of a checkpoint and their bytes, to be changed; they are then in one file.
+/// The tensors of a checkpoint and their bytes, by name.
 using Tensors = std::map<std::string, std::pair<TensorInfo, std::string>>;
 
+/// Lets `change` change the tensors of the checkpoint in `folder`, which are then in one file.
 inline void change_tensors(const std::filesystem::path& folder,
                            const std::function<void(Tensors&)>& change) {
   Tensors tensors;
@@ -41,7 +42,7 @@ inline void change_tensors(const std::filesystem::path& folder,
   writer.finish();
 }
 
-/// `change` is given the whole of config.json.
+/// Lets `change` change the config.json in `folder`.
 inline void change_config(const std::filesystem::path& folder,
                           const std::function<void(Json&)>& change) {
   Json config = read_json(folder / "config.json");

@@ -1,4 +1,4 @@
-// What is asked of a checkpoint before anything is done with it: the same for every algorithm.
+// The checks of a checkpoint before any work, which are the same for every algorithm.
 
 #include <cstring>
 #include <functional>
@@ -31,11 +31,11 @@ class Checkpoint {
     change_config(path(), [&](Json& config) { config[key] = value; });
   }
 
-  /// What opening the model says.
+  /// The message of the Error with which opening the model fails; "" if it does not fail.
   std::string opened() const {
     return said([this](const Reader& reader) { registry().create_model(reader, "auto"); });
   }
-  /// What rounding it says; nothing is written where it is refused.
+  /// The same for rounding it. A run that is refused must write nothing.
   std::string rounded(Layout layout = Layout::kCompressedTensors) const {
     const std::string text = said([this, layout](const Reader& reader) {
       const auto model = registry().create_model(reader, "auto");
@@ -76,7 +76,7 @@ double perplexity_of(const fs::path& folder) {
 
 doctest::String shown(const std::string& text) { return text.c_str(); }
 
-/// Tensors that are no module's to be quantized, of which one of each kind is tried.
+/// One tensor of each kind that is not quantized.
 const std::vector<std::string> kDense{"model.embed_tokens.weight",
                                       "model.norm.weight",
                                       "lm_head.weight",
@@ -86,7 +86,8 @@ const std::vector<std::string> kDense{"model.embed_tokens.weight",
                                       "model.layers.1.self_attn.k_norm.weight",
                                       "model.layers.0.mlp.gate.weight"};
 
-/// Row 0 of a bfloat16 tensor, or element 0 of a vector, taken out or once more at the end.
+/// Removes the last row of a bfloat16 tensor (or the last element of a vector), or appends a copy
+/// of the first one.
 void resize(std::pair<TensorInfo, std::string>& tensor, bool grow) {
   auto& [info, bytes] = tensor;
   const std::size_t row = bytes.size() / static_cast<std::size_t>(info.shape[0]);
@@ -99,7 +100,8 @@ void resize(std::pair<TensorInfo, std::string>& tensor, bool grow) {
 
 }  // namespace
 
-TEST_CASE("every tensor of the model is there, of its shape and of a float type, before any work") {
+TEST_CASE(
+    "a tensor that is missing, or has another shape or no float type, is refused before any work") {
   const std::map<std::string, std::function<void(Tensors&, const std::string&)>> damages{
       {"missing", [](Tensors& t, const std::string& name) { t.erase(name); }},
       {"short", [](Tensors& t, const std::string& name) { resize(t.at(name), false); }},
@@ -123,7 +125,7 @@ TEST_CASE("every tensor of the model is there, of its shape and of a float type,
   names.emplace_back("model.layers.0.mlp.experts.3.down_proj.weight");
   for (const std::string& name : names)
     for (const auto& [label, damage] : damages) {
-      if (label == "missing" && name == "lm_head.weight") continue;  // see below
+      if (label == "missing" && name == "lm_head.weight") continue;  // tested below
       CAPTURE(name);
       CAPTURE(label);
       const Checkpoint checkpoint;
@@ -136,7 +138,7 @@ TEST_CASE("every tensor of the model is there, of its shape and of a float type,
   CHECK(shown(headless.rounded()) == Contains("lm_head.weight is missing"));
 }
 
-TEST_CASE("a dense tensor that is not finite is found before any work") {
+TEST_CASE("a dense tensor that is not finite is refused before any work") {
   for (const std::string& name : kDense)
     for (const char* value : {"\xc0\x7f", "\x80\xff"}) {  // NaN and -infinity
       CAPTURE(name);
@@ -145,18 +147,18 @@ TEST_CASE("a dense tensor that is not finite is found before any work") {
         std::string& bytes = t.at(name).second;
         std::memcpy(bytes.data() + bytes.size() - 2, value, 2);
       });
-      CHECK(checkpoint.opened().empty());  // headers tell nothing of it
+      CHECK(checkpoint.opened().empty());  // the header does not show it
       CHECK(shown(checkpoint.rounded()) == Contains(("tensor " + name + ": element").c_str()));
     }
 }
 
-TEST_CASE("an lm_head that is stored is used, whatever config.json says") {
+TEST_CASE("a stored lm_head is used, whatever config.json says") {
   const Checkpoint checkpoint;
   const double untied = perplexity_of(checkpoint.path());
   checkpoint.configure("tie_word_embeddings", true);
   CHECK(perplexity_of(checkpoint.path()) == untied);
   REQUIRE(checkpoint.rounded().empty());
-  // engines differ in what they make of such a config.json, so the export says what is so
+  // engines interpret such a config.json differently, so the export corrects it
   const Json config = read_json(checkpoint.out() / "config.json");
   CHECK(config["tie_word_embeddings"] == false);
   CHECK(config["quantization_config"]["ignore"].dump().find("\"lm_head\"") != std::string::npos);
@@ -168,7 +170,7 @@ TEST_CASE("an lm_head that is stored is used, whatever config.json says") {
   CHECK(perplexity_of(checkpoint.out()) == exported);
 }
 
-TEST_CASE("tied embeddings: the export lists lm_head as dense, which no tensor tells") {
+TEST_CASE("with tied embeddings, the export lists lm_head as dense although it has no tensor") {
   const Checkpoint checkpoint;
   checkpoint.change([](Tensors& t) { t.erase("lm_head.weight"); });
   checkpoint.configure("tie_word_embeddings", true);
@@ -180,7 +182,7 @@ TEST_CASE("tied embeddings: the export lists lm_head as dense, which no tensor t
   CHECK(verify(checkpoint.out(), registry()).modules == 32);
 }
 
-TEST_CASE("tensors that the model does not know are copied, never run, and told of") {
+TEST_CASE("tensors that the model does not know are copied and listed, but never run") {
   Checkpoint checkpoint;
   const double before = perplexity_of(checkpoint.path());
   const std::map<std::string, TensorInfo> extra{
@@ -197,7 +199,7 @@ TEST_CASE("tensors that the model does not know are copied, never run, and told 
   checkpoint.change([&extra](Tensors& t) {
     for (const auto& [name, info] : extra)
       t[name] = {info, std::string(static_cast<std::size_t>(info.numel() * dtype_size(info.dtype)),
-                                   '\xff')};  // NaN in all of the float types
+                                   '\xff')};  // NaN in every float type
   });
   const Reader reader(checkpoint.path());
   const auto model = registry().create_model(reader, "auto");
@@ -221,12 +223,12 @@ TEST_CASE("tensors that the model does not know are copied, never run, and told 
     }
     CHECK(verify(checkpoint.out(), registry()).extra_tensors == model->extra_tensors());
     const Json config = written.config()["quantization_config"];
-    const std::string told =
-        (layout == Layout::kGptq ? config["dynamic"] : config["ignore"]).dump();
-    // what may be a linear module in an engine's class is told to be dense
-    CHECK(told.find("mtp") != std::string::npos);
-    CHECK(told.find("visual") != std::string::npos);
-    CHECK(told.find("patch_embed") == std::string::npos);
+    const std::string dense =
+    // whatever may be a linear module of an engine's model class is listed as dense
+    // what may be a linear module in an engine's class is dense to be dense
+    CHECK(dense.find("mtp") != std::string::npos);
+    CHECK(dense.find("visual") != std::string::npos);
+    CHECK(dense.find("patch_embed") == std::string::npos);
   }
 }
 
@@ -245,7 +247,7 @@ TEST_CASE("a module whose weight is stored twice is refused") {
         Contains("is stored twice: as tensor model.layers.0.mlp.experts."));
 }
 
-TEST_CASE("a quantization_config that is null or empty leaves a checkpoint plain") {
+TEST_CASE("a quantization_config that is null or empty does not make a checkpoint quantized") {
   for (const Json& none : {Json(), Json::object()}) {
     const Checkpoint checkpoint;
     checkpoint.configure("quantization_config", none);

@@ -22,7 +22,7 @@ std::vector<std::string> names_in(const fs::path& folder) {
   return names;
 }
 
-/// An export of a model that is under way, without the run that makes it resumable.
+/// An unfinished export of a model, without the run that makes it resumable.
 class Export {
  public:
   Export(const OpenModel& open, const Plan& plan, const fs::path& target, bool overwrite = false)
@@ -63,7 +63,8 @@ class Export {
   Exporter exporter_;
 };
 
-/// `names` and the files of the tensors: one shard for each of two layers, one for the rest.
+/// `names` and the names of the shards: one for each of two layers, one for the rest, and the
+/// index.
 std::vector<std::string> with_shards(std::vector<std::string> names) {
   for (const char* name : {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
                            "model-00003-of-00003.safetensors", "model.safetensors.index.json"})
@@ -72,7 +73,7 @@ std::vector<std::string> with_shards(std::vector<std::string> names) {
   return names;
 }
 
-TEST_CASE("side files that readers look for are carried, others and stale ones are not") {
+TEST_CASE("side files that readers look for are copied; others and outdated ones are not") {
   const OpenModel open;
   for (const char* name :
        {"chat_template.jinja", "modeling_x.py", "merges.txt", "spiece.model", "pytorch_model.bin",
@@ -105,7 +106,7 @@ TEST_CASE("side files that readers look for are carried, others and stale ones a
   CHECK(report["totals"]["seconds"]["write"].get<double>() >= 0);
 }
 
-TEST_CASE("config.json keeps its keys in their order and gains quantization_config") {
+TEST_CASE("config.json keeps the order of its keys and gets a quantization_config") {
   const OpenModel open;
   open.quantize(open.plan(kRtn), "out");
   auto before = nlohmann::ordered_json::parse(read_file(open / "model" / "config.json"));
@@ -115,7 +116,7 @@ TEST_CASE("config.json keeps its keys in their order and gains quantization_conf
   CHECK(after.dump() == before.dump());
 }
 
-TEST_CASE("nothing stands at the target before commit(), and nothing is left without it") {
+TEST_CASE("the target does not exist before commit(), and nothing is left without commit()") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   {
@@ -145,7 +146,7 @@ TEST_CASE("a module that was never written fails its unit") {
   CHECK(names_in(open / "") == std::vector<std::string>{"model"});
 }
 
-TEST_CASE("a unit's shard holds the tensors of its layer, dense ones too, and the last the rest") {
+TEST_CASE("a unit's shard contains all tensors of its layer, and the last shard all others") {
   const OpenModel open;
   open.quantize(open.plan(kRtn), "out");
   for (const int layer : {0, 1}) {
@@ -169,7 +170,7 @@ void export_to(const OpenModel& open, const std::string& name, bool overwrite) {
   exported->commit(Json{{"generator", "aqhost"}});
 }
 
-TEST_CASE("an earlier export is replaced where that is asked for, the user's files in it stay") {
+TEST_CASE("--overwrite replaces an earlier export and keeps the user's files in it") {
   const OpenModel open;
   write_file(open / "model" / "old.jinja", "");
   export_to(open, "out", false);
@@ -189,7 +190,7 @@ TEST_CASE("an earlier export is replaced where that is asked for, the user's fil
   }
 }
 
-TEST_CASE("a report of that name does not make an original an export") {
+TEST_CASE("a file with the name of the report does not make an original model an export") {
   OpenModel open;
   const fs::path copy = open / "copy";
   fs::copy(open.reader().directory(), copy);
@@ -233,7 +234,7 @@ TEST_CASE("--overwrite takes neither an original nor a folder of another kind") 
   }
 }
 
-TEST_CASE("a file of the user's under a name that the run writes is told before the run") {
+TEST_CASE("a file of the user with a name that the run writes is refused before the run") {
   const OpenModel open;
   export_to(open, "out", false);
   write_file(open / "model" / "added.json", "the model's");
@@ -245,7 +246,7 @@ TEST_CASE("a file of the user's under a name that the run writes is told before 
   CHECK(read_file(open / "out" / "added.json") == "mine");
 }
 
-TEST_CASE("a side file that cannot be read is told before the run") {
+TEST_CASE("a side file that cannot be read is refused before the run") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   const fs::path link = open / "model" / "special_tokens_map.json";
@@ -257,13 +258,13 @@ TEST_CASE("a side file that cannot be read is told before the run") {
       Error);
   fs::remove(link);
   fs::create_directory(open / "model" / "sub");
-  fs::create_symlink("/proc/self/mem", link);  // opens, and cannot be read
+  fs::create_symlink("/proc/self/mem", link);  // it can be opened, but not read
   CHECK_THROWS_WITH_AS(Export(open, plan, open / "out"),
                        doctest::Contains("special_tokens_map.json: Input/output error"), Error);
   CHECK(names_in(open / "") == std::vector<std::string>{"model"});
 }
 
-TEST_CASE("an export that cannot be put in place is kept, whole and readable") {
+TEST_CASE("an export that cannot be put in place is kept and can be read") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   {
@@ -279,7 +280,7 @@ TEST_CASE("an export that cannot be put in place is kept, whole and readable") {
   CHECK(fs::exists(open / "out.work/export/quantization_report.json"));
 }
 
-TEST_CASE("an export whose report cannot be written is kept but for that, and the error says so") {
+TEST_CASE("an export whose report cannot be written is kept, and the Error says what is missing") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   {
@@ -295,7 +296,7 @@ TEST_CASE("an export whose report cannot be written is kept but for that, and th
   CHECK(Reader(open / "out.work/export").tensors().size() > 0);
 }
 
-TEST_CASE("an export whose folder is deleted before it is in place is not said to be kept") {
+TEST_CASE("if the work folder is deleted before commit(), the Error does not say that it is kept") {
   const OpenModel open;
   const Plan plan = open.plan(kRtn);
   Export exported(open, plan, open / "out");

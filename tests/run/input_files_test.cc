@@ -1,4 +1,4 @@
-// What is found in a checkpoint's files before any work, and what changes in them during a run.
+// Faults of a checkpoint's files that are found before any work, and changes of them during a run.
 
 #include <sys/stat.h>
 
@@ -21,7 +21,7 @@ using doctest::Contains;
 const std::string kRtn = "{default: {group_size: 16, algorithm: rtn}}";
 const std::string kDown = "model.layers.1.mlp.experts.3.down_proj";
 
-/// A SmallModel that a test changes, and what opening, planning and rounding it say.
+/// A SmallModel on disk that a test changes, and the messages of opening, planning and rounding it.
 class Changed {
  public:
   explicit Changed(const SmallModel& sizes = {}) { sizes.write(model()); }
@@ -43,7 +43,7 @@ class Changed {
       check_side_files(reader);
     });
   }
-  /// Nothing is written where it is refused.
+  /// A run that is refused must write nothing.
   std::string rounded(const std::string& recipe, Layout layout) const {
     const std::string text = said([&](const Reader& reader, const Model& model) {
       QuantizeOptions options;
@@ -76,9 +76,9 @@ doctest::String shown(const std::string& text) { return text.c_str(); }
 
 }  // namespace
 
-TEST_CASE("a tensor under a name that an export writes for a module is refused before any work") {
-  std::map<std::string, std::pair<std::string, Layout>> suffixes;  // how an export has them
-  const SmallModel sizes{.hidden = 128, .inner = 128};             // whole groups of every format
+TEST_CASE("a tensor with a name that the export needs for a module is refused before any work") {
+  std::map<std::string, std::pair<std::string, Layout>> suffixes;  // suffix -> recipe and layout
+  const SmallModel sizes{.hidden = 128, .inner = 128};  // divisible by the groups of every format
   const OpenModel clean(sizes);
   const auto collect = [&](const std::string& recipe, Layout layout) {
     for (const PlannedModule& m : clean.plan(recipe, "", layout).modules)
@@ -89,7 +89,7 @@ TEST_CASE("a tensor under a name that an export writes for a module is refused b
     collect(fmt::format("{{default: {{wq: {}, algorithm: rtn}}}}", id), Layout::kCompressedTensors);
   collect("{default: {wq: nvfp4, aq: nvfp4, algorithm: rtn}}", Layout::kCompressedTensors);
   collect("{default: {wq: int4, group_size: -1, algorithm: rtn}}", Layout::kGptq);
-  suffixes.erase("weight");  // in place of the original's
+  suffixes.erase("weight");  // it replaces the original tensor
   CHECK(suffixes.size() >= 9);
   CHECK(suffixes.contains("qweight"));
   for (const auto& [suffix, plan] : suffixes) {
@@ -126,13 +126,13 @@ TEST_CASE("a tensor that a module of the model does not have by config.json is r
   const Changed attention;
   attention.add("model.layers.0.self_attn.k_proj.bias", {"", DType::kBF16, {64}});
   CHECK(shown(attention.opened()) == Contains("attention_bias: false"));
-  // with the embedding in the place of lm_head there is no such module
+  // with tied embeddings there is no module lm_head
   const Changed tied({.head = false});
   tied.add("lm_head.bias", {"", DType::kBF16, {2048}});
   CHECK(shown(tied.opened()) == Contains("tensor lm_head.bias"));
 }
 
-TEST_CASE("a bias of zeros, as old writers of GPTQ add it, changes nothing and is let pass") {
+TEST_CASE("a bias of zeros, which old GPTQ writers add, changes nothing and is accepted") {
   const Changed changed;
   const std::string name = "model.layers.0.self_attn.q_proj.bias";
   changed.add(name, {"", DType::kBF16, {64}}, '\0');
@@ -140,7 +140,8 @@ TEST_CASE("a bias of zeros, as old writers of GPTQ add it, changes nothing and i
   CHECK(registry().create_model(reader, "auto")->extra_tensors() == std::vector{name});
 }
 
-TEST_CASE("an expert beyond the number that config.json gives is refused with that field") {
+TEST_CASE(
+    "an expert beyond the number in config.json is refused, and the message names that field") {
   for (const char* matrix : {"gate_proj", "up_proj", "down_proj"})
     for (const int expert : {4, 17}) {
       const std::string name =
@@ -172,7 +173,7 @@ TEST_CASE("a tensor in a layer that the family does not know is refused, buffers
   CHECK(buffers.rounded(kRtn, Layout::kCompressedTensors).empty());
 }
 
-TEST_CASE("layers beyond those of config.json are let pass, and told apart in the warning") {
+TEST_CASE("layers beyond those of config.json are accepted, and the warning counts them") {
   const Changed changed;
   changed.add("model.layers.2.mlp.experts.9.up_proj.weight", {"", DType::kBF16, {48, 64}});
   changed.add("model.layers.2.eh_proj.weight", {"", DType::kBF16, {64, 128}});
@@ -186,7 +187,7 @@ TEST_CASE("layers beyond those of config.json are let pass, and told apart in th
   CHECK(OpenModel().model().extra_note().empty());
 }
 
-TEST_CASE("a shard that another program replaces or rewrites during a run fails the run") {
+TEST_CASE("the run fails if another program replaces or rewrites a shard") {
   using Change = std::function<void(const fs::path& shard)>;
   const std::map<std::string, Change> changes{
       {"replaced",
@@ -221,18 +222,19 @@ TEST_CASE("a shard that another program replaces or rewrites during a run fails 
     CHECK_THROWS_WITH_AS(perplexity(open.reader(), open.model(), windows, {}),
                          Contains("the file was changed"), Error);
   }
-  const OpenModel same;  // what changes no content: another name for it, other permissions
+  const OpenModel
+      same;  // changes that leave the content as it is: a second name, other permissions
   const fs::path shard = same / "model" / "model.safetensors";
   fs::create_hard_link(shard, same / "link");
   REQUIRE(::chmod(shard.c_str(), 0400) == 0);
   same.quantize(same.plan(kRtn), "out");
   CHECK(fs::exists(same / "out"));
-  fs::remove(shard);  // what was opened is still what is read
+  fs::remove(shard);  // the open file is still the one that is read
   same.quantize(same.plan(kRtn), "again");
   CHECK(fs::exists(same / "again"));
 }
 
-TEST_CASE("a side file that a download left as something else is refused before any work") {
+TEST_CASE("a side file in whose place a download left something else is refused before any work") {
   const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
   for (const char* name :
        {"tokenizer_config.json", "generation_config.json", "chat_template.jinja", "tokenizer.model",
@@ -249,7 +251,7 @@ TEST_CASE("a side file that a download left as something else is refused before 
   write_file(page.model() / "generation_config.json", "<!DOCTYPE html>");
   CHECK(shown(page.planned(kRtn, Layout::kCompressedTensors)) ==
         Contains("generation_config.json: is a web page"));
-  const Changed jinja;  // text of other kinds may begin as it likes
+  const Changed jinja;  // text of other kinds may begin like a web page
   write_file(jinja.model() / "chat_template.jinja", "<s>{{ messages[0].content }}");
   CHECK(jinja.rounded(kRtn, Layout::kCompressedTensors).empty());
 }

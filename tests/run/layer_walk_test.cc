@@ -12,11 +12,10 @@
 namespace aqhost {
 namespace {
 
-/// kPlain: without RoPE; kWired: the same, by block-forward.
+/// kPlain is attention without RoPE; kWired is the same, computed by the adapter (block-forward).
 enum class AttentionOf { kRope, kPlain, kWired };
 
-/// A layer of the fake model with experts (and gated shared ones), what it is to be quantized to,
-/// and what came out.
+/// A layer of the fake model with experts and gated shared experts, its plan, and the solutions.
 struct Run {
   explicit Run(int32_t experts = 6, AttentionOf attention = AttentionOf::kRope) {
     if (attention != AttentionOf::kRope) fake.attention.rope_dim = 0;
@@ -33,7 +32,7 @@ struct Run {
     }
   }
 
-  /// Plans the modules of `role`, of experts of all kinds.
+  /// Plans the modules of `role` in all routed and shared experts.
   void plan_role(int32_t role, const std::string& algorithm, double power) {
     for (PlannedModule& planned : plan.modules) {
       if (planned.module->key.role != role) continue;
@@ -43,7 +42,7 @@ struct Run {
     }
   }
 
-  /// Has them round their inputs as nvfp4 does.
+  /// Lets the planned modules round their inputs to nvfp4.
   void round_inputs(int32_t role) {
     if (!activations) activations = fp4_format("nv", 16);
     for (PlannedModule& planned : plan.modules)
@@ -84,7 +83,7 @@ at::Tensor hidden_states(int64_t windows, int64_t tokens, uint64_t seed) {
   return at::randn({windows, tokens, 24}, at::detail::createCPUGenerator(seed));
 }
 
-/// f of every token in the layer as it was read.
+/// The FFN's input for every token, in the unquantized layer.
 at::Tensor ffn_inputs(const Run& run, const at::Tensor& x) {
   const MemorySource source = run.fake.source();
   const Layer layer(source, *run.model, 0, x.size(1));
@@ -92,7 +91,7 @@ at::Tensor ffn_inputs(const Run& run, const at::Tensor& x) {
   return layer.ffn_input(x + layer.attention_output(layer.attention_context(a))).flatten(0, 1);
 }
 
-/// 1/2 sum of d H d^T, H damped by percdamp.
+/// The loss: 1/2 sum of d H d^T, with H damped by percdamp.
 double loss_of(const at::Tensor& d, at::Tensor h, double percdamp) {
   h = h.clone();
   h.diagonal().add_(h.diagonal().mean().item<double>() * percdamp);
@@ -101,7 +100,8 @@ double loss_of(const at::Tensor& d, at::Tensor h, double percdamp) {
 
 }  // namespace
 
-TEST_CASE("every (token, slot) pair enters its own expert's Hessian with its own routing weight") {
+TEST_CASE(
+    "every (token, slot) pair is added to its own expert's Hessian with its own routing weight") {
   for (const double power : {0.0, 1.0, 2.0}) {
     CAPTURE(power);
     Run run;
@@ -180,7 +180,7 @@ TEST_CASE(
   CHECK(at::isfinite(run.after).all().item<bool>());
 }
 
-TEST_CASE("the original's hidden states leave the layer as the original layer gives them") {
+TEST_CASE("the original model's hidden states behind a layer are those of the original layer") {
   Run run;
   for (const int32_t role : {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O,
                              AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP, AQ_ROLE_FFN_DOWN})
@@ -195,7 +195,7 @@ TEST_CASE("the original's hidden states leave the layer as the original layer gi
   CHECK(((run.after - quantized).norm() / quantized.norm()).item<double>() < 1e-5);
 }
 
-TEST_CASE("attention that the adapter wires is quantized as the host's own") {
+TEST_CASE("attention that the adapter computes is quantized like the host's own") {
   const at::Tensor x = hidden_states(6, 40, 7);
   const auto roles = {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O};
   Run described(6, AttentionOf::kPlain), wired(6, AttentionOf::kWired);
@@ -220,7 +220,7 @@ TEST_CASE("attention that the adapter wires is quantized as the host's own") {
   CHECK(((with_original.original_after - expected).norm() / expected.norm()).item<double>() < 1e-5);
 }
 
-TEST_CASE("a scale for all tokens is observed in attention that the adapter wires, and used") {
+TEST_CASE("in attention that the adapter computes, a shared input scale is observed and used") {
   const at::Tensor x = hidden_states(6, 40, 7);
   const auto roles = {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O};
   Run described(6, AttentionOf::kPlain), wired(6, AttentionOf::kWired);
@@ -241,8 +241,9 @@ TEST_CASE("a scale for all tokens is observed in attention that the adapter wire
   CHECK(((wired.after - described.after).norm() / described.after.norm()).item<double>() < 2e-2);
 }
 
-TEST_CASE("the routed experts of a layer share one input scale, the one that is measured with") {
-  for (const int64_t chunk_bytes : {int64_t{1}, int64_t{1} << 30}) {  // one at a time; all at once
+TEST_CASE("the routed experts of a layer share one input scale, also while it is measured") {
+  for (const int64_t chunk_bytes :
+       {int64_t{1}, int64_t{1} << 30}) {  // one expert at a time, and all together
     Run run;
     run.chunk_bytes = chunk_bytes;
     for (const int32_t role : {AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP, AQ_ROLE_FFN_DOWN}) {
@@ -276,7 +277,7 @@ TEST_CASE("the routed experts of a layer share one input scale, the one that is 
   }
 }
 
-TEST_CASE("a layer makes up for what the layers before did to its input") {
+TEST_CASE("error feedback makes up for the errors of earlier layers") {
   const at::Tensor original = hidden_states(8, 64, 5);
   const at::Tensor skew = at::eye(24) + hidden_states(1, 24, 6)[0] * 0.03;
   const at::Tensor x = original.matmul(skew);
@@ -287,7 +288,7 @@ TEST_CASE("a layer makes up for what the layers before did to its input") {
                                AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP, AQ_ROLE_FFN_DOWN})
       run.plan_role(role, "gptq", 1);
     run.run(x.clone(), original.clone());
-    // what the layer adds; what came in is not its to mend
+    // only what the layer adds is compared, because it cannot correct its input
     return ((run.after - x) - (run.original_after - original)).norm().item<double>();
   };
   CHECK(error(0.75) < 0.9 * error(0));

@@ -13,26 +13,26 @@ MemoryNeed need_of(const OpenModel& open, const std::string& recipe, int64_t tok
                      at::kBFloat16, true);
 }
 
-TEST_CASE("what is needed at once counts states, a layer, a solver's group and the embedding") {
+TEST_CASE("the memory need counts states, a layer, a solver's group and the embedding") {
   const OpenModel open({.hidden = 64, .inner = 48, .experts = 4, .heads = 4});
   const MemoryNeed need = need_of(open, "{default: {group_size: 16}}");
   const int64_t layer = 4 * 64 * 64 + 4 * 64 + 4 * 3 * 64 * 48;
   CHECK(need.layers == 1500 * 64 * (4 + 2) + 2 * layer);
   CHECK(need.solver == 28 * 64 * 64 + 60 * 64 * 3 * 64);  // q, k and v
-  CHECK(need.ends == 1500 * 64 * 4 + 2 * 2048 * 64);
+  CHECK(need.embedding == 1500 * 64 * 4 + 2 * 2048 * 64);
 }
 
-TEST_CASE("refine, which is in float32, and lm_head need more") {
+TEST_CASE("refine, which computes in float32, and lm_head need more") {
   const OpenModel open;
   const MemoryNeed plain = need_of(open, "{default: {group_size: 16}}");
   const MemoryNeed refined = need_of(open, "{default: {group_size: 16, refine: {steps: 2}}}");
   CHECK(refined.layers > plain.layers + 1000 * 64 * 4);
   const MemoryNeed head =
       need_of(open, "{default: {group_size: 16}, overrides: [{pattern: lm_head, skip: false}]}");
-  CHECK(head.ends >= plain.ends);
+  CHECK(head.embedding >= plain.embedding);
 }
 
-TEST_CASE("a limit that anything of it passes is refused, with what passes it") {
+TEST_CASE("a limit below any part of the need is refused, and the message names that part") {
   const MemoryNeed need{100'000'000, 50'000'000, 120'000'000};
   CHECK(room_for_experts(need, 170'000'000, "--memory-limit") == 70'000'000);
   const auto refused = [&](int64_t limit) {

@@ -19,7 +19,7 @@ std::string bytes_of(const Reader& reader, const std::string& tensor) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-/// The packed codes of a module in two runs: equal?
+/// Whether the packed codes of a module are equal in two exports.
 bool same(const Reader& a, const Reader& b, const std::string& module) {
   const std::string tensor = module + ".weight_packed";
   return bytes_of(a, tensor) == bytes_of(b, tensor);
@@ -33,7 +33,7 @@ double perplexity_of(const fs::path& folder) {
   return perplexity(*source, *model, windows.narrow(0, 0, 4), {}).value;
 }
 
-TEST_CASE("the same seed gives the same bytes, another seed others") {
+TEST_CASE("the same seed gives the same bytes, and another seed other bytes") {
   const OpenModel open;
   const Plan plan = open.plan("{default: {group_size: 16}}");
   open.quantize(plan, "a", 7);
@@ -44,12 +44,12 @@ TEST_CASE("the same seed gives the same bytes, another seed others") {
   CHECK(read_file(open / "a" / shard) != read_file(open / "c" / shard));
 }
 
-TEST_CASE("sequential: false solves every stage under the inputs of the original") {
+TEST_CASE("sequential: false solves every stage with the inputs of the unquantized layer") {
   const OpenModel open;
   open.quantize(open.plan("{default: {group_size: 16}}"), "with");
   open.quantize(open.plan("{default: {group_size: 16}, sequential: false}"), "without");
   const Reader with(open / "with"), without(open / "without");
-  // nothing comes before layer 0's q, k, v; what follows sees other inputs
+  // q, k and v of layer 0 come first; all later modules see other inputs
   for (const char* name : {"q_proj", "k_proj", "v_proj"})
     CHECK(same(with, without, std::string("model.layers.0.self_attn.") + name));
   CHECK(!same(with, without, "model.layers.0.self_attn.o_proj"));
@@ -68,16 +68,16 @@ TEST_CASE("calibrate_all_experts: every expert is solved with every token") {
     CHECK(module["weight"] == 8 * 64);
     CHECK(module["algorithm"] == "gptq");
   }
-  int64_t routed = 0;  // coverage still tells what the router chose
+  int64_t routed = 0;  // coverage still counts what the router chose
   for (const Json& e : report["experts"]) routed += e["tokens"].get<int64_t>();
   CHECK(routed == 2 * 2 * 8 * 64);
 }
 
 TEST_CASE("min_tokens decides which experts are starved") {
   const OpenModel open;
-  const auto starved = [&](const std::string& least, const std::string& name) {
+  const auto starved = [&](const std::string& minimum, const std::string& name) {
     const Json report =
-        open.quantize(open.plan("{default: {group_size: 16}, min_tokens: " + least + "}"), name);
+        open.quantize(open.plan("{default: {group_size: 16}, min_tokens: " + minimum + "}"), name);
     return report["totals"]["starved_experts"].get<int64_t>();
   };
   CHECK(starved("0", "none") == 0);
@@ -85,7 +85,7 @@ TEST_CASE("min_tokens decides which experts are starved") {
   CHECK(!same(Reader(open / "none"), Reader(open / "all"), "model.layers.0.mlp.experts.0.up_proj"));
 }
 
-TEST_CASE("an expert that no token reaches is as good as rounded where min_tokens is 0") {
+TEST_CASE("with min_tokens 0, an expert without tokens is as good as one rounded to nearest") {
   const OpenModel open({.experts = 32, .top_k = 1});
   QuantizeOptions options;
   options.target = open / "rtn";
@@ -115,7 +115,7 @@ TEST_CASE("an expert that no token reaches is as good as rounded where min_token
   CHECK(differ > 0);
 }
 
-TEST_CASE("an override's algorithm is that of its modules alone") {
+TEST_CASE("the algorithm of an override applies to its own modules only") {
   const OpenModel open;
   const Json report = open.quantize(
       open.plan("{default: {group_size: 16}, overrides: [{pattern: '*.k_proj', algorithm: rtn}]}"),
@@ -129,7 +129,8 @@ TEST_CASE("an override's algorithm is that of its modules alone") {
   }
 }
 
-TEST_CASE("lm_head is quantized where the recipe names it, under the last layer's output") {
+TEST_CASE(
+    "lm_head is quantized if the recipe names it, with the last layer's output as its input") {
   const OpenModel open;
   const Json report = open.quantize(
       open.plan("{default: {group_size: 16}, overrides: [{pattern: lm_head, group_size: 32}]}"),
@@ -143,7 +144,7 @@ TEST_CASE("lm_head is quantized where the recipe names it, under the last layer'
   CHECK(std::abs(std::log(perplexity_of(open / "out") / perplexity_of(open / "model"))) < 0.2);
 }
 
-TEST_CASE("lm_head alone: every layer is run, none is changed") {
+TEST_CASE("if only lm_head is quantized, every layer is run and none is changed") {
   const OpenModel open;
   const Json report = open.quantize(
       open.plan("{default: {skip: true}, overrides: [{pattern: lm_head, skip: false, group_size: "
@@ -153,7 +154,7 @@ TEST_CASE("lm_head alone: every layer is run, none is changed") {
   CHECK(report["modules"]["lm_head"]["loss"] > 0);
 }
 
-TEST_CASE("GPTQ without text, and windows longer than the model, say what is wrong") {
+TEST_CASE("GPTQ without text, and windows longer than the model, are refused") {
   const OpenModel open;
   const Plan plan = open.plan("{default: {group_size: 16}}");
   QuantizeOptions options;

@@ -10,9 +10,9 @@
 namespace aqhost {
 namespace {
 
-/// A layer of the fake model, quantized to few bits and refined.
+/// A layer of the fake model that is quantized to few bits and refined.
 struct Refined {
-  /// Without experts that are met: of one alone, which no token is routed to.
+  /// Without experts that receive tokens: only one is refined, and no token is routed to it.
   Refined(int64_t steps, uint64_t seed, bool met = true) {
     if (!met) fake.ffn.n_experts = 64;
     fake.ffn.shared_size = 12;
@@ -72,10 +72,10 @@ struct Refined {
 
 }  // namespace
 
-TEST_CASE("refining brings the layer's output nearer to the original's, and keeps every scale") {
+TEST_CASE("refining brings the layer's output nearer to the original's and keeps all scales") {
   const Refined refined(60, 1);
   CHECK(refined.refinement.error_after < 0.9 * refined.refinement.error_before);
-  // what was measured is what the codes stand for
+  // the measured weights are those that the codes stand for
   CHECK(refined.error == doctest::Approx(refined.refinement.error_after).epsilon(1e-4));
   int64_t changed = 0;
   for (std::size_t i = 0; i < refined.modules.size(); i++) {
@@ -90,7 +90,7 @@ TEST_CASE("refining brings the layer's output nearer to the original's, and keep
   CHECK(changed > 10);
 }
 
-TEST_CASE("one seed gives the same codes, another may not") {
+TEST_CASE("the same seed gives the same codes, another seed may not") {
   const Refined a(10, 1), b(10, 1), c(10, 2);
   bool other = false;
   for (std::size_t i = 0; i < a.modules.size(); i++) {
@@ -100,7 +100,7 @@ TEST_CASE("one seed gives the same codes, another may not") {
   CHECK(other);
 }
 
-TEST_CASE("modules that no window meets keep their solved codes") {
+TEST_CASE("modules without tokens keep their solved codes") {
   const Refined refined(5, 1, /*met=*/false);
   REQUIRE(refined.modules.size() == 3);
   CHECK(refined.refinement.error_after == refined.refinement.error_before);
@@ -108,7 +108,7 @@ TEST_CASE("modules that no window meets keep their solved codes") {
     CHECK((refined.modules[i].matrix.codes == refined.solved[i].matrix.codes));
 }
 
-TEST_CASE("where no step helps the solved codes stay") {
+TEST_CASE("if no step helps, the solved codes stay") {
   const Refined refined(1, 3);  // one step moves every weight by half a cell
   CHECK(refined.refinement.error_after == refined.refinement.error_before);
   for (std::size_t i = 0; i < refined.modules.size(); i++)

@@ -12,7 +12,7 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr int64_t kVocabulary = 2048;  // of the tokenizer
+constexpr int64_t kVocabulary = 2048;  // the tokenizer's
 
 std::vector<TensorInfo> tensors_of(const SmallModel& m) {
   std::vector<TensorInfo> tensors;
@@ -89,7 +89,7 @@ void SmallModel::write(const fs::path& folder) const {
 }
 
 OpenModel::OpenModel(const SmallModel& sizes) {
-  at::set_num_threads(1);  // more would cost such small matrices more than they give
+  at::set_num_threads(1);  // for such small matrices, more threads take longer
   sizes.write(folder_ / "model");
   reader_ = std::make_unique<Reader>(folder_ / "model");
   model_ = registry().create_model(*reader_, "auto");

@@ -16,18 +16,17 @@ namespace aqhost {
 /// The plugins of this build.
 const Registry& registry();
 
-/// An OLMoE of random bfloat16 weights, small enough for a run to take a moment, with the tokenizer
-/// and some side files.
+/// An OLMoE with random bfloat16 weights that is small enough for quick runs, with a tokenizer.
 struct SmallModel {
   int64_t layers = 2, hidden = 64, inner = 48, experts = 4, top_k = 2, heads = 4;
   bool biases = false;        // of q, k, v and o
-  bool head = true;           // an lm_head of its own
-  std::string config = "{}";  // keys of config.json that are to be others
+  bool head = true;           // whether it has an lm_head
+  std::string config = "{}";  // keys that replace those of config.json
 
   void write(const std::filesystem::path& folder) const;
 };
 
-/// A SmallModel on disk, opened.
+/// A SmallModel that was written to the disk and opened.
 class OpenModel {
  public:
   explicit OpenModel(const SmallModel& sizes = {});
@@ -38,11 +37,12 @@ class OpenModel {
 
   Plan plan(const std::string& recipe, const std::string& algorithm = "",
             Layout layout = Layout::kCompressedTensors) const;
-  /// Quantizes to folder / name, with 8 windows of 64 tokens where `plan` needs calibration.
+  /// Quantizes to folder / name, with 8 windows of 64 tokens if `plan` needs calibration. Returns
+  /// the report.
   Json quantize(const Plan& plan, const std::string& name, uint64_t seed = 0) const;
 
  private:
-  TempFolder folder_;  // model/, and what runs write
+  TempFolder folder_;  // contains model/ and the exports
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<const Model> model_;
 };

@@ -15,8 +15,8 @@ namespace {
 namespace fs = std::filesystem;
 using doctest::Contains;
 
-/// Keeps what it hears. Calls `act` when the run begins to work on what contains `at`; without
-/// `act`, the run fails there.
+/// Keeps all messages. When the run begins to work on something whose name contains `at`, it calls
+/// `act`, or lets the run fail if there is no `act`.
 class Witness : public RunObserver {
  public:
   Witness(std::string at, std::function<void()> act) : at_(std::move(at)), act_(std::move(act)) {}
@@ -40,9 +40,9 @@ class Witness : public RunObserver {
 struct Run {
   std::string recipe = "{default: {group_size: 16}}";
   uint64_t seed = 0;
-  std::string at;  // what the run fails at; empty: nothing
+  std::string at;  // where the run fails; empty: nowhere
   Resume resume = Resume::kAuto;
-  std::function<void()> act;  // done there in place of failing
+  std::function<void()> act;  // if set, it is called there, and the run does not fail
   int64_t memory_limit = 0;
 
   explicit Run(std::string of = "{default: {group_size: 16}}", uint64_t with = 0,
@@ -50,7 +50,7 @@ struct Run {
       : recipe(std::move(of)), seed(with), at(std::move(where)), resume(how) {}
 };
 
-/// What a run to folder / name says: its messages, and its error if it fails.
+/// Runs to folder / name. Returns the messages, and the error if the run fails.
 std::string run(const OpenModel& open, const std::string& name, const Run& how = Run()) {
   const Plan plan = open.plan(how.recipe);
   Witness witness(how.at, how.act);
@@ -71,7 +71,7 @@ std::string run(const OpenModel& open, const std::string& name, const Run& how =
   return witness.heard;
 }
 
-/// Every file of an export but its report, which tells times.
+/// All files of an export except its report, which contains times.
 std::map<std::string, std::string> files_of(const fs::path& folder) {
   std::map<std::string, std::string> files;
   for (const auto& entry : list_folder(folder))
@@ -92,7 +92,7 @@ SmallModel three_layers() {
   return sizes;
 }
 
-/// Replaces a byte in the middle of a file, or cuts it there.
+/// Changes a byte in the middle of a file, or cuts the file there.
 void damage(const fs::path& file, bool cut) {
   std::string content = read_file(file);
   if (cut)
@@ -102,7 +102,7 @@ void damage(const fs::path& file, bool cut) {
   write_file(file, content);
 }
 
-TEST_CASE("a run that failed goes on after its finished layers, to the same bytes") {
+TEST_CASE("a run that failed goes on after its finished layers and writes the same bytes") {
   const OpenModel open(three_layers());
   for (const char* recipe :
        {"{default: {group_size: 16}}", "{default: {group_size: 16, algorithm: rtn}}",
@@ -129,14 +129,14 @@ TEST_CASE("a run that failed goes on after its finished layers, to the same byte
   }
 }
 
-TEST_CASE("a run that fails before its first layer is finished leaves nothing") {
+TEST_CASE("a run that fails before its first layer is finished leaves nothing behind") {
   const OpenModel open;
   CHECK(run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.0."}) ==
         "error: stopped here");
   CHECK(!fs::exists(open / "out.work"));
 }
 
-TEST_CASE("another run is refused with each field that differs, and touches nothing") {
+TEST_CASE("another run is refused, names what differs and changes nothing") {
   const OpenModel open(three_layers());
   run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.2."});
   const auto before = files_of(open / "out.work/export");
@@ -161,23 +161,23 @@ TEST_CASE("another run is refused with each field that differs, and touches noth
   CHECK(!fs::exists(open / "out.work"));
 }
 
-TEST_CASE("--resume required fails where there is nothing to go on with") {
+TEST_CASE("--resume required fails if there is no finished layer") {
   const OpenModel open;
   CHECK(contains(run(open, "out", Run{"{default: {group_size: 16}}", 0, "", Resume::kRequired}),
                  "there is nothing to go on with"));
   CHECK(!fs::exists(open / "out.work"));
 }
 
-TEST_CASE("what is damaged in the work folder is told and done again, or refused") {
+TEST_CASE("damaged files in the work folder cause a warning, and their layers are done again") {
   const OpenModel open(three_layers());
   run(open, "whole");
   const auto whole = files_of(open / "whole");
   struct Case {
     const char* file;
-    const char* said;  // and the result is the same; "": the run is refused
+    const char* message;  // "": the run is refused; otherwise the result is the same
   };
   for (const bool cut : {false, true})
-    for (const auto& [file, said] :
+    for (const auto& [file, message] :
          {Case{"export/model-00002-of-00004.safetensors", "going on after 1 finished layer "},
           Case{"progress/states-00001.safetensors", "going on after 1 finished layer "},
           Case{"progress/unit-00001.json", "going on after 1 finished layer "},
@@ -189,18 +189,18 @@ TEST_CASE("what is damaged in the work folder is told and done again, or refused
       const std::string heard = run(open, "out");
       CHECK(contains(heard, fs::path(file).filename().string()));
       CHECK(contains(heard, "warning: "));
-      if (*said == '\0') {
+      if (*message == '\0') {
         CHECK(contains(heard, "the first layer is not whole; pass --resume never"));
         fs::remove_all(open / "out.work");
         continue;
       }
-      CHECK(contains(heard, said));
+      CHECK(contains(heard, message));
       CHECK(files_of(open / "out") == whole);
       fs::remove_all(open / "out");
     }
 }
 
-TEST_CASE("where no hidden states are left to go on from, the run is refused") {
+TEST_CASE("the run is refused if there are no whole hidden states to go on from") {
   const OpenModel open(three_layers());
   run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.2."});
   for (const int unit : {0, 1})
@@ -211,7 +211,7 @@ TEST_CASE("where no hidden states are left to go on from, the run is refused") {
   CHECK(fs::exists(open / "out/config.json"));
 }
 
-TEST_CASE("a file that is not the run's stays in the work folder") {
+TEST_CASE("a file of the user stays in the work folder") {
   const OpenModel open(three_layers());
   run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.1."});
   write_file(open / "out.work/notes.txt", "mine");

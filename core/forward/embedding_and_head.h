@@ -16,10 +16,11 @@ at::Tensor embed_tokens(const Source& source, const Model& model, const at::Tens
                         const at::TensorOptions& options = at::kFloat);
 
 /// The part of the model after the layers: the final norm and lm_head.
-class Ends {
+class OutputHead {
  public:
   /// Reads both in the type and to the device of `options`.
-  Ends(const Source& source, const Model& model, const at::TensorOptions& options = at::kFloat);
+  OutputHead(const Source& source, const Model& model,
+             const at::TensorOptions& options = at::kFloat);
 
   /// Norms x [..., hidden], the output of the last layer; the result is the input of lm_head.
   at::Tensor final_norm(const at::Tensor& x) const;

@@ -1,4 +1,4 @@
-#include "forward/decoder.h"
+#include "forward/embedding_and_head.h"
 
 #include "base/error.h"
 #include "tensor/tensor.h"
@@ -24,11 +24,11 @@ at::Tensor read_embedding(const Source& source, const Model& model,
 
 at::Tensor embed_tokens(const Source& source, const Model& model, const at::Tensor& ids,
                         const at::TensorOptions& options) {
-  const auto [least, most] = ids.aminmax();
+  const auto [minimum, maximum] = ids.aminmax();
   const int64_t vocabulary = model.desc().vocab_size;
-  if (least.item<int64_t>() < 0 || most.item<int64_t>() >= vocabulary)
+  if (minimum.item<int64_t>() < 0 || maximum.item<int64_t>() >= vocabulary)
     fail("token ids from {} to {}, the vocabulary has {}: does the tokenizer belong to this model?",
-         least.item<int64_t>(), most.item<int64_t>(), vocabulary);
+         minimum.item<int64_t>(), maximum.item<int64_t>(), vocabulary);
   // a bfloat16 table is kept as it is stored; only the selected rows are converted
   const TensorInfo* table = source.find(embedding_ref(model).name);
   const bool narrow = table != nullptr && table->dtype == DType::kBF16;
@@ -38,7 +38,7 @@ at::Tensor embed_tokens(const Source& source, const Model& model, const at::Tens
   return rows.to(c10::typeMetaToScalarType(options.dtype()));
 }
 
-Ends::Ends(const Source& source, const Model& model, const at::TensorOptions& options)
+OutputHead::OutputHead(const Source& source, const Model& model, const at::TensorOptions& options)
     : norm_(source, model, outside(AQ_ROLE_FINAL_NORM), model.desc().hidden_size, options) {
   if (model.desc().tied_embeddings) {
     head_.weight = read_embedding(source, model, options);
@@ -49,8 +49,8 @@ Ends::Ends(const Source& source, const Model& model, const at::TensorOptions& op
   if (head.bias) head_.bias = read_tensor(source, *head.bias, {head.out_features}, options);
 }
 
-at::Tensor Ends::final_norm(const at::Tensor& x) const { return norm_(x); }
+at::Tensor OutputHead::final_norm(const at::Tensor& x) const { return norm_(x); }
 
-at::Tensor Ends::logits(const at::Tensor& x) const { return head_(norm_(x)); }
+at::Tensor OutputHead::logits(const at::Tensor& x) const { return head_(norm_(x)); }
 
 }  // namespace aqhost
