@@ -1,42 +1,31 @@
-// DescribedFormat and the table in front of it.
+// FormatSpec, the Quantizer that is made of it, and the table in front of that.
 #include <doctest/doctest.h>
 
 #include <aq/sdk/format.hpp>
 #include <cmath>
+#include <functional>
 
 #include "given.h"
 
 namespace {
 
-/// Integers of `bits` bits, a float32 scale for each row, packed as they are.
-class Ints : public aq::DescribedFormat {
- public:
-  explicit Ints(int bits, std::size_t dimensions = 2) : dimensions_(dimensions) {
-    group_sizes_ = {-1};
-    desc_.group_size = -1;
-    desc_.element_kind = AQ_ELEM_INT;
-    desc_.element_bits = bits;
-    desc_.int_min = -(1 << (bits - 1));
-    desc_.int_max = (1 << (bits - 1)) - 1;
-    desc_.fit_rule = AQ_FIT_ABSMAX;
-    desc_.scale_divisor = static_cast<float>(desc_.int_max);
-    desc_.scale_kind = AQ_SCALE_F32;
-    desc_.group_params = 1;
-    desc_.n_packed = 1;
-    seal();
-    config_ = R"({"format": "ints", "weights": {}})";
-  }
-  std::vector<aq::Packed> packed(int64_t rows, int64_t) const override {
-    std::vector<int64_t> shape(dimensions_, 1);
-    shape[0] = rows;
-    return {{"weight", "I16", {kDLInt, 16, 1}, shape}};
-  }
-  void pack(const aq_pack_args&) const override {}
-  void unpack(const aq_pack_args&) const override {}
+constexpr DLDataType kF32{kDLFloat, 32, 1};
 
- private:
-  std::size_t dimensions_;
-};
+/// Integers of `bits` bits with a float32 scale for each row. They are stored in one tensor with
+/// this number of dimensions.
+aq::FormatSpec ints(int bits, std::size_t dimensions = 2) {
+  const auto layout = [=](const aq::MatrixShape& m) {
+    std::vector<int64_t> shape(dimensions, 1);
+    shape[0] = m.rows;
+    return aq::TensorLayout{"I16", shape};
+  };
+  return {.integers = {-(1 << (bits - 1)), (1 << (bits - 1)) - 1},
+          .scale = {.kind = AQ_SCALE_F32},
+          .group_size = {-1, {-1}},
+          .packed = {{"weight", layout, [](const aq::PackSource&, void*) {},
+                      [](const void*, const aq::UnpackTarget&) {}}},
+          .config = {{"format", "ints"}}};
+}
 
 DLTensor tensor(void* data, DLDataType type, std::vector<int64_t>& shape) {
   return {data, {kDLCPU, 0}, static_cast<int32_t>(shape.size()), type, shape.data(), nullptr, 0};
@@ -45,16 +34,16 @@ DLTensor tensor(void* data, DLDataType type, std::vector<int64_t>& shape) {
 /// The largest error of quantizing to codes of type Code and back, in steps of the grid.
 template <typename Code>
 float round_trip(int bits) {
-  const Ints format(bits);
+  const aq::Quantizer format(ints(bits));
   std::vector<float> weights;
   for (int i = 0; i < 64; i++) weights.push_back(std::sin(static_cast<float>(i)));
   std::vector<float> params(2), values(64), again(64);
   std::vector<Code> codes(64);
   std::vector<int64_t> matrix{2, 32}, scales{2, 1};
   const DLDataType code_type{kDLUInt, 8 * sizeof(Code), 1};
-  DLTensor w = tensor(weights.data(), aq::kF32, matrix),
-           p = tensor(params.data(), aq::kF32, scales), c = tensor(codes.data(), code_type, matrix),
-           v = tensor(values.data(), aq::kF32, matrix), a = tensor(again.data(), aq::kF32, matrix);
+  DLTensor w = tensor(weights.data(), kF32, matrix), p = tensor(params.data(), kF32, scales),
+           c = tensor(codes.data(), code_type, matrix), v = tensor(values.data(), kF32, matrix),
+           a = tensor(again.data(), kF32, matrix);
   format.fit({sizeof(aq_fit_args), 0, &w, nullptr, nullptr, &p});
   format.quantize({sizeof(aq_code_args), 0, &w, &p, nullptr, &c, &v});
   format.dequantize({sizeof(aq_code_args), 0, nullptr, &p, nullptr, &c, &a});
@@ -79,7 +68,7 @@ TEST_CASE("described codes of up to 8 bits are bytes, wider ones two bytes") {
 
 TEST_CASE("a packed tensor of more dimensions than the ABI has room for is refused") {
   for (const std::size_t dimensions : {1, 4, 5, 40}) {
-    aq::detail::QuantizerObject object(std::make_unique<Ints>(4, dimensions));
+    aq::detail::QuantizerObject object(aq::detail::made(ints(4, dimensions)));
     aq_packed_tensor out{};
     out.struct_size = sizeof out;
     aq_error error{};
@@ -87,4 +76,75 @@ TEST_CASE("a packed tensor of more dimensions than the ABI has room for is refus
     CHECK((status == AQ_OK) == (dimensions <= 4));
     if (status == AQ_OK) CHECK(out.ndim == static_cast<int32_t>(dimensions));
   }
+}
+
+TEST_CASE("a spec in which something is missing or contradicts itself is refused") {
+  struct Fault {
+    std::function<void(aq::FormatSpec&)> make;
+    const char* message;
+  };
+  const Fault faults[] = {
+      {[](aq::FormatSpec& s) { s.integers = {}; }, "neither values nor integers are given"},
+      {[](aq::FormatSpec& s) { s.custom.codes = true, s.integers = {}; },
+       "neither values nor integers are given"},
+      {[](aq::FormatSpec& s) {
+         s.values = {0, 1};
+       },
+       "both values and integers are given"},
+      {[](aq::FormatSpec& s) { s.values = {1}, s.integers = {}; }, "expected 2 to 65536 values"},
+      {[](aq::FormatSpec& s) { s.integers.max = 1 << 16; }, "the integers have more than 16 bits"},
+      {[](aq::FormatSpec& s) { s.scale = {}; }, "the kind of scale is missing"},
+      {[](aq::FormatSpec& s) {
+         s.values = {0, 1}, s.integers = {}, s.scale.zero_point = true;
+       },
+       "only integers have zero points"},
+      {[](aq::FormatSpec& s) { s.group_size = {}; },
+       "the group size is not one of those that the format accepts"},
+      {[](aq::FormatSpec& s) { s.packed.clear(); }, "the packed tensors are missing"},
+      {[](aq::FormatSpec& s) { s.packed[0].unpack = nullptr; },
+       "a packed tensor lacks its suffix or a function"},
+      {[](aq::FormatSpec& s) { s.config = nullptr; },
+       "config has no \"format\" by which readers know the format"},
+  };
+  for (const Fault& fault : faults) {
+    aq::FormatSpec spec = ints(4);
+    fault.make(spec);
+    CHECK(error_of([&] { aq::Quantizer format(spec); }) ==
+          std::string("FormatSpec: ") + fault.message);
+  }
+}
+
+TEST_CASE("what a spec need not say follows from it") {
+  const aq::Quantizer plain(ints(4));
+  CHECK(plain.describe().element_bits == 4);
+  CHECK(plain.describe().scale_divisor == 7.5f);
+  CHECK(plain.describe().group_params == 1);
+  CHECK(plain.describe().n_packed == 1);
+  aq::FormatSpec spec = ints(4);
+  spec.integers = {};
+  spec.values = {-1, 0, 3};
+  spec.packed = {aq::packed_codes("weight_packed", "U8"), aq::packed_scales(), aq::packed_shape()};
+  spec.scale.global_max = 2;
+  spec.config["weights"] = {{"type", "trit"}, {"own", 1}};
+  const aq::Quantizer table(std::move(spec));
+  const aq_format_desc desc = table.describe();
+  CHECK(desc.element_bits == 2);
+  CHECK(std::vector(desc.values, desc.values + 4) == std::vector<float>{-1, 0, 3, 3});
+  CHECK(desc.scale_divisor == 3);
+  CHECK(desc.tensor_params == 1);
+  CHECK(desc.flags == AQ_FORMAT_GLOBAL_SCALE);
+  CHECK(desc.n_packed == 3);
+  const auto weights = nlohmann::json::parse(table.config_json())["weights"];
+  CHECK(weights["num_bits"] == 2);
+  CHECK(weights["strategy"] == "channel");
+  CHECK(weights["type"] == "trit");  // what the spec says itself has precedence
+  CHECK(weights["own"] == 1);
+}
+
+TEST_CASE("codes of more than 8 bits are not packed as a stream of bits") {
+  aq::FormatSpec spec = ints(9);
+  spec.packed = {aq::packed_codes("weight_packed", "I32")};
+  const aq::Quantizer format(std::move(spec));
+  CHECK(error_of([&] { format.packed(0, 2, 3); }) ==
+        "codes of more than 8 bits need functions of their own to be packed");
 }

@@ -1,5 +1,5 @@
-"""Plugins of others, as others make them: from the install tree alone, from the template, and from
-the Debian package; checked by aq-check, used by aqhost, compared with transformers.
+"""Plugins as third parties make them: from the install tree alone, from the template, and from the
+Debian package. They are checked by aq-check, used by aqhost, and compared with transformers.
 
 Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes.
 """
@@ -166,9 +166,15 @@ class Documentation(Installed):
         build(folder / "nf3", self.prefix, folder / "nf3/again")
         run("ctest", "--test-dir", folder / "nf3/again")
 
+    def test_the_format_of_the_guide_is_the_template_and_short(self):
+        run(self.prefix / "bin/aq-new-plugin", "quantizer", "trits", self.work / "template")
+        [code] = self.blocks("FORMATS.md", "cpp")
+        self.assertEqual(code, (self.work / "template/trits.cc").read_text())
+        self.assertLess(code.count("\n"), 40)
+
     def test_the_plugins_of_the_guides(self):
         blocks = self.blocks("FORMATS.md", "cpp") + self.blocks("MODELS.md", "cpp")
-        for code, name in zip(blocks, ("levels", "my_moe", "my_latent"), strict=True):
+        for code, name in zip(blocks, ("trits", "my_moe", "my_latent"), strict=True):
             folder = self.work / name
             folder.mkdir()
             (folder / f"{name}.cc").write_text(code)
@@ -177,7 +183,7 @@ class Documentation(Installed):
                 f"find_package(aqsdk REQUIRED)\naq_add_plugin({name} SOURCES {name}.cc)\n")
             build(folder, self.prefix, folder / "build")
             told = run(self.prefix / "bin/aq-check", folder / f"build/{name}.so")
-            self.assertIn(f"{'format' if name == 'levels' else 'model'} {name}: ", told)
+            self.assertIn(f"{'format' if name == 'trits' else 'model'} {name}: ", told)
 
 
 class Plugins(Installed):
@@ -242,6 +248,20 @@ class Plugins(Installed):
         name = "model.layers.1.self_attn.q_proj"
         self.assertLess(gptq["modules"][name]["loss"], gptq["modules"][name]["rtn_loss"])
         self.assertEqual(rtn["modules"][name]["format"], "codebook")
+
+    def test_two_formats_of_one_library_hold_and_can_be_used(self):
+        self.assertEqual(self.check("steps"), [])
+        listed = json.loads(run(self.aqhost, "plugins", "--plugin-dir", self.plugins, "--json"))
+        offered = [p["id"] for p in listed if p["path"].endswith("/steps.so")]
+        self.assertEqual(offered, ["steps3", "steps5"])
+        name = "model.layers.1.self_attn.q_proj"
+        losses = []
+        for wq in offered:
+            report, loaded = self.quantize(wq, "gptq")
+            self.assertEqual(report["modules"][name]["format"], wq)
+            self.assertEqual(set(loaded["formats"]), {wq})
+            losses.append(report["modules"][name]["loss"])
+        self.assertLess(losses[1], losses[0])
 
     @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
     def test_qwen3_moe_gives_the_logits_of_transformers(self):

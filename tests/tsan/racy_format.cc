@@ -3,16 +3,12 @@
 
 namespace {
 
-class Counting : public aq::IntFormat {
+class Counting : public aq::Quantizer {
  public:
-  Counting(int bits, aq::Options& options) : IntFormat(bits, options) {
-#ifdef AQ_RACY_CUSTOM  // the host asks the plugin for every number
-    desc_.element_kind = AQ_ELEM_CUSTOM;
-#endif
-  }
+  using Quantizer::Quantizer;
   void quantize(const aq_code_args& args) const override {
     calls_++;
-    IntFormat::quantize(args);
+    Quantizer::quantize(args);
   }
 
  private:
@@ -22,7 +18,11 @@ class Counting : public aq::IntFormat {
 struct Racy {
   static constexpr aq::Descriptor kDescriptor{"racy", "racy", "1.0", "tests", "counts its calls"};
   static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
-    return std::make_unique<Counting>(4, options);
+    aq::FormatSpec spec = aq::int_format(4, options);
+#ifdef AQ_RACY_CUSTOM  // the host asks the plugin for every number
+    spec.custom.codes = true;
+#endif
+    return std::make_unique<Counting>(std::move(spec));
   }
 };
 

@@ -1,4 +1,4 @@
-// fp4: 4-bit floats (0 .5 1 1.5 2 3 4 6) under a real-valued scale; only we read it.
+// fp4: 4-bit floats (0 .5 1 1.5 2 3 4 6) with a real-valued scale. Only aqhost reads this format.
 
 #include <aq/sdk/table_format.hpp>
 
@@ -8,11 +8,10 @@ struct Fp4 {
   static constexpr aq::Descriptor kDescriptor{"fp4", "FP4", "1.0.0", "AlphaQuant",
                                               "E2M1 in groups with a real-valued scale"};
 
-  static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
-    const nlohmann::json config{{"format", "fp4-pack-quantized"}, {"quant_method", "alphaquant"}};
-    return std::make_unique<aq::ScaledFormat>(4, aq::float_values(aq::kE2M1, 4),
-                                              std::vector{32, 16, 64, 128, -1}, "bfloat16", nullptr,
-                                              config, options);
+  static aq::FormatSpec create(aq::Options& options) {
+    return aq::scaled_format(
+        {.values = aq::float_values(aq::kE2M1, 4), .group_sizes = {32, 16, 64, 128, -1}},
+        {{"format", "fp4-pack-quantized"}, {"quant_method", "alphaquant"}}, options);
   }
 };
 

@@ -1,4 +1,4 @@
-// fp8: 8-bit floats (OCP FP8): E4M3, which engines load, or E5M2, which only we read.
+// fp8: 8-bit floats (OCP FP8): E4M3, which engines load, or E5M2, which only aqhost reads.
 
 #include <aq/sdk/table_format.hpp>
 
@@ -8,7 +8,7 @@ struct Fp8 {
   static constexpr aq::Descriptor kDescriptor{"fp8", "FP8", "1.0.0", "AlphaQuant",
                                               "E4M3 or E5M2 with a scale for each row or matrix"};
 
-  static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
+  static aq::FormatSpec create(aq::Options& options) {
     const bool wide = options.choice("element", "e4m3", {"e4m3", "e5m2"}) == "e5m2";
     const bool alone = options.activations().empty();
     nlohmann::json config{{"format", alone ? "naive-quantized" : "float-quantized"}};
@@ -16,9 +16,11 @@ struct Fp8 {
       config["quant_method"] = "alphaquant";
       config["weights"]["element"] = "e5m2";
     }
-    return std::make_unique<aq::ScaledFormat>(8, aq::float_values(wide ? aq::kE5M2 : aq::kE4M3, 8),
-                                              std::vector{-1, 0}, "float32",
-                                              wide ? "F8_E5M2" : "F8_E4M3", config, options);
+    return aq::scaled_format({.values = aq::float_values(wide ? aq::kE5M2 : aq::kE4M3, 8),
+                              .group_sizes = {-1, 0},
+                              .scale_dtype = "float32",
+                              .code_type = wide ? "F8_E5M2" : "F8_E4M3"},
+                             config, options);
   }
 };
 

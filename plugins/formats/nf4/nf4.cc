@@ -1,5 +1,5 @@
-// nf4: NormalFloat, the quantiles of N(0,1) in 16 values (QLoRA, arXiv:2305.14314, appendix E);
-// only we read it.
+// nf4: NormalFloat, 16 quantiles of N(0, 1) (QLoRA, arXiv:2305.14314, appendix E). Only aqhost
+// reads this format.
 
 #include <aq/sdk/table_format.hpp>
 #include <array>
@@ -27,14 +27,14 @@ struct Nf4 {
   static constexpr aq::Descriptor kDescriptor{"nf4", "NF4", "1.0.0", "AlphaQuant",
                                               "the 16 quantiles of QLoRA in groups"};
 
-  static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
-    options.choice("element", "nf4", {"nf4"});  // as the config group below says it
-    const nlohmann::json config{{"format", "nf4-pack-quantized"},
-                                {"quant_method", "alphaquant"},
-                                {"weights", {{"element", "nf4"}}}};
-    return std::make_unique<aq::ScaledFormat>(4, std::vector<float>(kValues.begin(), kValues.end()),
-                                              std::vector{64, 16, 32, 128, 256}, "bfloat16",
-                                              nullptr, config, options);
+  static aq::FormatSpec create(aq::Options& options) {
+    options.choice("element", "nf4", {"nf4"});  // as the config below has it
+    return aq::scaled_format(
+        {.values = {kValues.begin(), kValues.end()}, .group_sizes = {64, 16, 32, 128, 256}},
+        {{"format", "nf4-pack-quantized"},
+         {"quant_method", "alphaquant"},
+         {"weights", {{"element", "nf4"}}}},
+        options);
   }
 };
 

@@ -1,34 +1,27 @@
-// nvfp4: NVIDIA's FP4: E2M1 in groups of 16 whose E4M3 scales share a float32 one.
+// nvfp4: NVIDIA's FP4: E2M1 in groups of 16, whose E4M3 scales share one float32 scale per matrix.
 
 #include <aq/sdk/table_format.hpp>
 
 namespace {
-
-class Format : public aq::TableFormat {
- public:
-  explicit Format(aq::Options& options) : TableFormat(4, aq::float_values(aq::kE2M1, 4)) {
-    group_sizes_ = {16};
-    desc_.group_size = options.group_size(16, group_sizes_);
-    desc_.flags = AQ_FORMAT_GLOBAL_SCALE;
-    desc_.global_max = aq::kE4M3.max * aq::kE2M1.max;
-    desc_.scale_kind = AQ_SCALE_E4M3;
-    desc_.scale_divisor = aq::kE2M1.max;
-    const bool dynamic = options.dynamic();
-    if (options.choice("scale_rule", dynamic ? "absmax" : "mse", {"mse", "absmax"}) == "mse")
-      search_ = aq::shrink_factors();
-    const nlohmann::json kind = dynamic ? nlohmann::json("local") : nlohmann::json(false);
-    finish({{"format", "nvfp4-pack-quantized"},
-            {"weights", weights("tensor_group", "torch.float8_e4m3fn", kind)}});
-  }
-};
 
 struct Nvfp4 {
   static constexpr aq::Descriptor kDescriptor{
       "nvfp4", "NVFP4", "1.0.0", "AlphaQuant",
       "E2M1 in groups of 16, scales in E4M3 under one global scale"};
 
-  static std::unique_ptr<aq::Quantizer> create(aq::Options& options) {
-    return std::make_unique<Format>(options);
+  static aq::FormatSpec create(aq::Options& options) {
+    aq::FormatSpec spec;
+    spec.values = aq::float_values(aq::kE2M1, 4);
+    spec.group_size = options.group_size(16, {16});
+    spec.dynamic = options.dynamic();
+    spec.scale = {.kind = AQ_SCALE_E4M3,
+                  .search = aq::scale_rule(options, spec.dynamic),
+                  .global_max = aq::kE4M3.max * aq::kE2M1.max};
+    spec.packed = {aq::packed_codes("weight_packed", "U8"), aq::packed_scales(),
+                   aq::packed_tensor_params("weight_global_scale", {1})};
+    spec.config = {{"format", "nvfp4-pack-quantized"}};
+    spec.whole_groups = true;
+    return spec;
   }
 };
 

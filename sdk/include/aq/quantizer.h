@@ -24,9 +24,9 @@
  * order, with importance 1 where none is given. So if E8M0 scales are rounded down and the factors
  * are 1, 1/2 and 2, the result is the best of three neighbouring powers of 2.
  *
- * If a format is described and its scales are not E8M0, the host may then refine the scale by least
- * squares and store a scale between 1/2 and 2 times that of this formula. Therefore pack() must
- * store the scale that it is given.
+ * If a format is described and its scales are not E8M0, the host may then refine the scale, also a
+ * float32 one, by least squares and store a scale between 1/2 and 2 times that of this formula.
+ * Therefore pack() must store the scale that it is given.
  *
  * The host's fused GPTQ computes by itself whatever the description states. It calls the functions
  * below for the parts marked CUSTOM, and in tests, to check that both agree bit for bit. */
@@ -72,8 +72,9 @@ typedef struct aq_format_desc {
   int32_t scale_round;
   int32_t scale_mantissa_bits; /* AQ_ROUND_EVEN: mantissa bits of the element; mxfp4: 1 */
   float global_max;            /* AQ_FORMAT_GLOBAL_SCALE; nvfp4: 448 * 6 */
-  /* Group size of this instance: that many consecutive weights of a row share one scale; -1: a
-   * whole row does; 0: the whole matrix does, and the scale is repeated in every row's params. */
+  /* The number of consecutive weights of a row that form a group and share its parameters. -1: each
+   * row is one group. 0: the whole matrix is one group; in aq_pack_args each row has a copy of its
+   * parameters. */
   int32_t group_size;
   uint32_t group_params;  /* number of f32 per row and group: scale [, zero], or the plugin's own */
   uint32_t tensor_params; /* number of f32 per matrix: [global], or the plugin's own (a codebook) */

@@ -1,6 +1,7 @@
-// codebook: four weights a code. Each matrix has 256 vectors of its own, found by k-means; a group
-// of weights has a scale, and each four of it, divided by that, the number of the nearest vector:
-// 2 bits a weight. Nothing of this can be described, so the host calls for every step.
+// codebook: one code stands for four weights. Each matrix has 256 vectors of its own, found by
+// k-means. A group of weights has a scale; four weights divided by that scale are stored as the
+// number of the nearest vector, so a weight takes 2 bits. A description cannot express this, so the
+// host calls the functions of this class.
 //
 // On disk, per module of [rows, cols]:
 //   weight_packed    u8  [rows, cols / 4]
@@ -9,7 +10,6 @@
 //   weight_shape     i64 [2]
 #include <aq/sdk/format.hpp>
 #include <cmath>
-#include <cstring>
 
 namespace {
 
@@ -52,35 +52,19 @@ class Codebook : public aq::Quantizer {
   }
 
   explicit Codebook(aq::Options& options)
-      : group_size_(options.group_size(64, {kGroupSizes.begin(), kGroupSizes.end()})) {
-    const bool row = group_size_ < 0;
-    config_ =
-        nlohmann::json{{"quant_method", "codebook"},
-                       {"format", "codebook-4x256"},
-                       {"weights",
-                        {{"num_bits", 2},
-                         {"type", "int"},
-                         {"symmetric", true},
-                         {"strategy", row ? "channel" : "group"},
-                         {"group_size", row ? nlohmann::json() : nlohmann::json(group_size_)}}}}
-            .dump();
-  }
-
-  aq_format_desc describe() const override {
-    aq_format_desc desc{};
-    desc.element_kind = AQ_ELEM_CUSTOM;
-    desc.element_bits = 8;
-    desc.vector_dim = kDim;
-    desc.fit_rule = AQ_FIT_CUSTOM;
-    desc.scale_kind = AQ_SCALE_F16;
-    desc.group_size = group_size_;
-    desc.group_params = 1;
-    desc.tensor_params = kCodes * kDim;
-    desc.n_packed = 4;
-    desc.group_sizes = kGroupSizes.data();
-    desc.n_group_sizes = kGroupSizes.size();
-    return desc;
-  }
+      : Quantizer({.scale = {.kind = AQ_SCALE_F16},
+                   .group_size = options.group_size(64, {32, 64, 128, -1}),
+                   .packed = {aq::packed_codes("weight_packed", "U8"), aq::packed_scales(),
+                              aq::packed_tensor_params("weight_codebook", {kCodes, kDim}),
+                              aq::packed_shape()},
+                   .config = {{"quant_method", "codebook"},
+                              {"format", "codebook-4x256"},
+                              {"weights", {{"num_bits", 2}}}},
+                   .custom = {.fit = true,
+                              .codes = true,
+                              .bits = 8,
+                              .vector_dim = kDim,
+                              .tensor_params = kCodes * kDim}}) {}
 
   /// k-means over vectors spread evenly through the matrix, each divided by its group's scale.
   void fit_tensor(const aq_fit_args& args) const override {
@@ -133,46 +117,11 @@ class Codebook : public aq::Quantizer {
         values[i * kDim + j] = codebook[codes[i] * kDim + j] * scales[i / n];
   }
 
-  std::vector<aq::Packed> packed(int64_t rows, int64_t cols) const override {
-    return {{"weight_packed", "U8", aq::kU8, {rows, cols / kDim}},
-            {"weight_scale", "F16", aq::kHalf, {rows, groups(cols)}},
-            {"weight_codebook", "F32", {kDLFloat, 32, 1}, {kCodes, kDim}},
-            {"weight_shape", "I64", aq::kI64, {2}}};
-  }
-
-  void pack(const aq_pack_args& args) const override {
-    const int64_t n = args.rows * groups(args.cols), size = args.rows * (args.cols / kDim);
-    const auto* scales = static_cast<const float*>(aq::data_of(args.group_params));
-    auto* halves = static_cast<uint16_t*>(aq::data_of(args.packed[1]));
-    std::memcpy(aq::data_of(args.packed[0]), aq::data_of(args.codes), static_cast<size_t>(size));
-    for (int64_t i = 0; i < n; i++) halves[i] = aq::f16_bits(scales[i]);
-    std::memcpy(aq::data_of(args.packed[2]), aq::data_of(args.tensor_params), kBookBytes);
-    const int64_t shape[2] = {args.rows, args.cols};
-    std::memcpy(aq::data_of(args.packed[3]), shape, sizeof shape);
-  }
-
-  void unpack(const aq_pack_args& args) const override {
-    const int64_t n = args.rows * groups(args.cols), size = args.rows * (args.cols / kDim);
-    auto* scales = static_cast<float*>(aq::data_of(args.group_params));
-    const auto* halves = static_cast<const uint16_t*>(aq::data_of(args.packed[1]));
-    std::memcpy(aq::data_of(args.codes), aq::data_of(args.packed[0]), static_cast<size_t>(size));
-    for (int64_t i = 0; i < n; i++) scales[i] = aq::from_f16(halves[i]);
-    std::memcpy(aq::data_of(args.tensor_params), aq::data_of(args.packed[2]), kBookBytes);
-  }
-
-  const std::string& config_json() const override { return config_; }
-
  private:
-  static constexpr std::array<int32_t, 4> kGroupSizes{32, 64, 128, -1};
-  static constexpr size_t kBookBytes = kCodes * kDim * sizeof(float);
-
-  int64_t groups(int64_t cols) const {
-    return group_size_ < 0 ? 1 : (cols + group_size_ - 1) / group_size_;
-  }
-
   std::vector<float> sample(const float* weights, int64_t rows, int64_t cols) const {
     const int64_t all = rows * (cols / kDim), n = std::min(all, kMostSamples);
-    const int64_t width = group_size_ < 0 ? cols : group_size_;
+    const int32_t group_size = describe().group_size;
+    const int64_t width = group_size < 0 ? cols : group_size;
     std::vector<float> samples;
     for (int64_t i = 0; i < n; i++) {
       const int64_t vector = i * all / n, row = vector / (cols / kDim);
@@ -198,9 +147,6 @@ class Codebook : public aq::Quantizer {
         codebook[c * kDim + j] =
             static_cast<float>(sums[c * kDim + j] / static_cast<double>(counts[c]));
   }
-
-  int32_t group_size_;
-  std::string config_;
 };
 
 }  // namespace

@@ -1,11 +1,10 @@
-// aq/sdk/format.hpp - number formats in C++: a base class that implements the ABI, and
-// DescribedFormat, whose numerics follow from a description.
+// aq/sdk/format.hpp - number formats in C++: a class that implements the ABI for a FormatSpec, and
+// the export of a plugin.
 #pragma once
 
+#include <aq/sdk/format_spec.hpp>
 #include <aq/sdk/grid.hpp>
-#include <aq/sdk/plugin.hpp>
 #include <aq/sdk/tensor.hpp>
-#include <functional>
 #include <iterator>
 #include <memory>
 #include <string>
@@ -13,104 +12,36 @@
 
 namespace aq {
 
-/// One tensor on disk. `suffix` is a string literal.
-struct Packed {
-  const char* suffix;
-  const char* st_dtype;  // the type as safetensors spells it
-  DLDataType dtype;
-  std::vector<int64_t> shape;
-};
-
-inline constexpr DLDataType kI8{kDLInt, 8, 1}, kI32{kDLInt, 32, 1}, kI64{kDLInt, 64, 1},
-    kU8{kDLUInt, 8, 1}, kHalf{kDLFloat, 16, 1}, kBFloat{kDLBfloat, 16, 1}, kF32{kDLFloat, 32, 1};
-
-/// What a format implements; aq_quantizer documents each function. All functions are const and may
-/// be called from any thread. They report errors by throwing.
+/// A number format; aq_quantizer documents each function. fit_tensor(), fit(), quantize() and
+/// dequantize() follow the description. A format with custom parts derives from this class and
+/// overrides the functions that the host calls for them. All functions are const and may be called
+/// from any thread. They report errors by throwing.
 class Quantizer {
  public:
+  explicit Quantizer(FormatSpec spec)
+      : spec_(detail::checked(std::move(spec))),
+        desc_(detail::description(spec_)),
+        grid_(desc_),
+        config_(config_group(spec_, desc_).dump()) {}
   virtual ~Quantizer() = default;
-  virtual aq_format_desc describe() const = 0;
-  virtual void fit_tensor(const aq_fit_args& args) const = 0;
-  virtual void fit(const aq_fit_args& args) const = 0;
-  virtual void quantize(const aq_code_args& args) const = 0;
-  virtual void dequantize(const aq_code_args& args) const = 0;
-  virtual std::vector<Packed> packed(int64_t rows, int64_t cols) const = 0;
-  virtual void pack(const aq_pack_args& args) const = 0;
-  virtual void unpack(const aq_pack_args& args) const = 0;
-  virtual const std::string& config_json() const = 0;
-};
+  Quantizer(const Quantizer&) = delete;
+  Quantizer& operator=(const Quantizer&) = delete;
 
-/// The options that a recipe gives one format. Each option is read once; an option that nothing
-/// read is an Error.
-class Options {
- public:
-  explicit Options(nlohmann::json json) : json_(std::move(json)) {
-    if (!json_.is_object()) throw Error("the options are no object");
+  aq_format_desc describe() const {
+    aq_format_desc desc = desc_;
+    if (spec_.custom.codes) desc.element_kind = AQ_ELEM_CUSTOM;
+    if (spec_.custom.fit) desc.fit_rule = AQ_FIT_CUSTOM;
+    return desc;
   }
 
-  int32_t group_size(int32_t otherwise, const std::vector<int32_t>& allowed) {
-    const auto it = json_.find("group_size");
-    if (it == json_.end()) return otherwise;
-    const bool whole = it->is_number_integer() && it->get<int64_t>() >= INT32_MIN &&
-                       it->get<int64_t>() <= INT32_MAX;
-    if (!whole || std::find(allowed.begin(), allowed.end(), it->get<int32_t>()) == allowed.end())
-      fail("group_size", *it, nlohmann::json(allowed).dump());
-    return take("group_size").get<int32_t>();
-  }
-  bool flag(const char* key, bool otherwise) {
-    const auto it = json_.find(key);
-    if (it == json_.end()) return otherwise;
-    if (!it->is_boolean()) fail(key, *it, "true or false");
-    return take(key).get<bool>();
-  }
-  std::string choice(const char* key, const std::string& otherwise,
-                     const std::vector<std::string>& allowed) {
-    const auto it = json_.find(key);
-    if (it == json_.end()) return otherwise;
-    if (!it->is_string() ||
-        std::find(allowed.begin(), allowed.end(), it->get<std::string>()) == allowed.end())
-      fail(key, *it, nlohmann::json(allowed).dump());
-    return take(key).get<std::string>();
-  }
-  /// These are set by the host; see aq_quantizer_factory::create.
-  bool dynamic() { return flag("dynamic", false); }
-  std::string activations() const { return json_.value("activations", std::string()); }
-
-  /// Must be called last: throws an Error if an option was not read.
-  void done() {
-    json_.erase("activations");
-    if (!json_.empty())
-      throw Error("the option \"" + json_.begin().key() + "\" is not known to this format");
-  }
-
- private:
-  [[noreturn]] static void fail(const std::string& key, const nlohmann::json& found,
-                                const std::string& expected) {
-    throw Error("the option " + key + " is " + found.dump() + ", expected one of " + expected);
-  }
-  nlohmann::json take(const char* key) {
-    nlohmann::json value = json_.at(key);
-    json_.erase(key);
-    return value;
-  }
-
-  nlohmann::json json_;
-};
-
-/// A format whose description says everything except how codes are stored. A subclass fills `desc_`
-/// and the vectors below (values, search factors, group sizes), and implements packing.
-class DescribedFormat : public Quantizer {
- public:
-  aq_format_desc describe() const override { return desc_; }
-
-  void fit_tensor(const aq_fit_args& args) const override {
+  virtual void fit_tensor(const aq_fit_args& args) const {
     const auto* weights = view<const float>(args.weight, "weight", {-1, -1});
     auto* params = view<float>(args.params, "params", {desc_.tensor_params});
     if (desc_.tensor_params == 0) return;
     params[0] = fit_global(desc_, weights, args.weight->shape[0] * args.weight->shape[1]);
   }
 
-  void fit(const aq_fit_args& args) const override {
+  virtual void fit(const aq_fit_args& args) const {
     const auto* weights = view<const float>(args.weight, "weight", {-1, -1});
     const int64_t rows = args.weight->shape[0], n = args.weight->shape[1];
     const auto* importance = optional_view<const float>(args.importance, "importance", {n});
@@ -118,62 +49,95 @@ class DescribedFormat : public Quantizer {
     const float global = global_of(args.tensor_params);
     if (desc_.group_size == 0) return fit_whole(weights, rows, n, importance, params);
     for (int64_t r = 0; r < rows; r++) {
-      const GroupParams fitted = fit_group(desc_, grid(), weights + r * n, n, importance, global);
+      const GroupParams fitted = fit_group(desc_, grid_, weights + r * n, n, importance, global);
       params[r * desc_.group_params] = fitted.scale;
       if (desc_.group_params > 1) params[r * desc_.group_params + 1] = fitted.zero;
     }
   }
 
-  void quantize(const aq_code_args& args) const override {
+  virtual void quantize(const aq_code_args& args) const {
     if (desc_.element_bits > 8)
       quantize_to<uint16_t>(args);
     else
       quantize_to<uint8_t>(args);
   }
 
-  void dequantize(const aq_code_args& args) const override {
+  virtual void dequantize(const aq_code_args& args) const {
     if (desc_.element_bits > 8)
       dequantize_from<uint16_t>(args);
     else
       dequantize_from<uint8_t>(args);
   }
 
-  const std::string& config_json() const override { return config_; }
+  /// The i-th tensor in which a matrix is stored.
+  aq_packed_tensor packed(uint32_t i, int64_t rows, int64_t cols) const {
+    if (spec_.whole_groups && desc_.group_size > 0 && cols % desc_.group_size != 0)
+      throw Error("groups of " + std::to_string(desc_.group_size) + " do not divide a row of " +
+                      std::to_string(cols),
+                  AQ_UNSUPPORTED);
+    if (i >= spec_.packed.size()) throw Error("there is no packed tensor " + std::to_string(i));
+    const char* suffix = spec_.packed[i].suffix;
+    const TensorLayout layout = spec_.packed[i].layout({desc_, rows, cols});
+    aq_packed_tensor tensor{};
+    if (layout.shape.size() > std::size(tensor.shape))
+      throw Error("packed tensor " + std::string(suffix) + " has " +
+                  std::to_string(layout.shape.size()) + " dimensions, the ABI has room for 4");
+    tensor.struct_size = sizeof tensor;
+    tensor.ndim = static_cast<int32_t>(layout.shape.size());
+    tensor.suffix = suffix;
+    tensor.dtype = detail::element_type(layout.type);
+    tensor.st_dtype = layout.type;
+    std::copy(layout.shape.begin(), layout.shape.end(), tensor.shape);
+    return tensor;
+  }
 
- protected:
-  /// Points desc_ at the vectors. A subclass calls it once they are final.
-  void seal() {
-    desc_.values = values_.empty() ? nullptr : values_.data();
-    desc_.search = search_.empty() ? nullptr : search_.data();
-    desc_.n_search = static_cast<uint32_t>(search_.size());
-    desc_.group_sizes = group_sizes_.data();
-    desc_.n_group_sizes = static_cast<uint32_t>(group_sizes_.size());
-    desc_.vector_dim = 1;
-    grid_ = std::make_unique<Grid>(desc_);
-  }
-  int64_t groups(int64_t cols) const {
-    return desc_.group_size <= 0 ? 1 : (cols + desc_.group_size - 1) / desc_.group_size;
-  }
-  const Grid& grid() const { return *grid_; }
-  /// What config groups call the set of weights that share a scale.
-  const char* strategy(bool dynamic) const {
-    if (desc_.group_size > 0) return "group";
-    return dynamic ? "token" : desc_.group_size == 0 ? "tensor" : "channel";
+  void pack(const aq_pack_args& args) const {
+    const auto from = matrix<const uint8_t, const float>(args);
+    for (std::size_t i = 0; i < spec_.packed.size(); i++)
+      spec_.packed[i].pack(from, data_of(args.packed[i]));
   }
 
-  aq_format_desc desc_{};
-  std::vector<float> values_, search_;
-  std::vector<int32_t> group_sizes_;
-  std::string config_;
+  void unpack(const aq_pack_args& args) const {
+    const auto to = matrix<uint8_t, float>(args);
+    for (std::size_t i = 0; i < spec_.packed.size(); i++)
+      spec_.packed[i].unpack(data_of(args.packed[i]), to);
+  }
+
+  const std::string& config_json() const { return config_; }
 
  private:
+  static nlohmann::json config_group(const FormatSpec& spec, const aq_format_desc& desc) {
+    nlohmann::json config = spec.config, weights = detail::config_weights(spec, desc);
+    if (config.contains("weights")) weights.update(config["weights"]);
+    config["weights"] = std::move(weights);
+    return config;
+  }
+
+  /// Checks and views the tensors of pack() and unpack().
+  template <typename Code, typename Param>
+  MatrixView<Code, Param> matrix(const aq_pack_args& args) const {
+    MatrixView<Code, Param> m{{desc_, args.rows, args.cols}, nullptr, nullptr, nullptr};
+    const int64_t n = m.codes_per_row();
+    if (desc_.element_bits > 8) {
+      view<const uint16_t>(args.codes, "codes", {args.rows, n});
+      m.codes = static_cast<Code*>(data_of(args.codes));
+    } else {
+      m.codes = view<Code>(args.codes, "codes", {args.rows, n});
+    }
+    m.params = view<Param>(args.group_params, "group_params",
+                           {args.rows, m.groups_per_row(), desc_.group_params});
+    if (desc_.tensor_params > 0)
+      m.tensor_params = view<Param>(args.tensor_params, "tensor_params", {desc_.tensor_params});
+    return m;
+  }
+
   /// Fits one group that holds all rows. It has a scale, but no zero point or global scale.
   void fit_whole(const float* weights, int64_t rows, int64_t n, const float* importance,
                  float* params) const {
     std::vector<float> repeated;
     for (int64_t r = 0; importance != nullptr && r < rows; r++)
       repeated.insert(repeated.end(), importance, importance + n);
-    const GroupParams fitted = fit_group(desc_, grid(), weights, rows * n,
+    const GroupParams fitted = fit_group(desc_, grid_, weights, rows * n,
                                          repeated.empty() ? nullptr : repeated.data(), 1.0f);
     std::fill(params, params + rows, fitted.scale);
   }
@@ -192,9 +156,9 @@ class DescribedFormat : public Quantizer {
     auto* values = optional_view<float>(args.values, "values", {rows, n});
     each_row(args, rows, [&](int64_t r, float step, float zero) {
       for (int64_t i = r * n; i < (r + 1) * n; i++) {
-        const uint32_t code = grid().code(weights[i] / step, zero);
+        const uint32_t code = grid_.code(weights[i] / step, zero);
         if (codes != nullptr) codes[i] = static_cast<Code>(code);
-        if (values != nullptr) values[i] = grid().value(code, zero) * step;
+        if (values != nullptr) values[i] = grid_.value(code, zero) * step;
       }
     });
   }
@@ -205,7 +169,7 @@ class DescribedFormat : public Quantizer {
     const int64_t rows = args.codes->shape[0], n = args.codes->shape[1];
     auto* values = view<float>(args.values, "values", {rows, n});
     each_row(args, rows, [&](int64_t r, float step, float zero) {
-      for (int64_t i = r * n; i < (r + 1) * n; i++) values[i] = grid().value(codes[i], zero) * step;
+      for (int64_t i = r * n; i < (r + 1) * n; i++) values[i] = grid_.value(codes[i], zero) * step;
     });
   }
 
@@ -221,15 +185,11 @@ class DescribedFormat : public Quantizer {
     }
   }
 
-  std::unique_ptr<Grid> grid_;
+  const FormatSpec spec_;
+  const aq_format_desc desc_;  // points into spec_
+  const Grid grid_;            // refers to desc_
+  const std::string config_;
 };
-
-/// Factors of the scale search for real-valued scales: 45 values from 1.05 down to 0.5.
-inline std::vector<float> shrink_factors() {
-  std::vector<float> factors;
-  for (int i = 0; i < 45; i++) factors.push_back(1.05f - static_cast<float>(i) * 0.0125f);
-  return factors;
-}
 
 namespace detail {
 
@@ -259,19 +219,7 @@ struct QuantizerObject {
     table.unpack = call<aq_pack_args, &Quantizer::unpack>;
     table.get_packed = [](const aq_quantizer* self, int64_t rows, int64_t cols, uint32_t i,
                           aq_packed_tensor* out, aq_error* err) noexcept {
-      return guard(err, [&] {
-        const auto tensors = of(self).packed(rows, cols);
-        if (i >= tensors.size()) throw Error("there is no packed tensor " + std::to_string(i));
-        const Packed& t = tensors[i];
-        if (t.shape.size() > std::size(aq_packed_tensor{}.shape))
-          throw Error("packed tensor " + std::string(t.suffix) + " has " +
-                      std::to_string(t.shape.size()) + " dimensions, the ABI has room for 4");
-        aq_packed_tensor value{
-            sizeof value, static_cast<int32_t>(t.shape.size()), t.suffix, t.dtype, 0, {},
-            t.st_dtype};
-        std::copy(t.shape.begin(), t.shape.end(), value.shape);
-        copy_out(out, value);
-      });
+      return guard(err, [&] { copy_out(out, of(self).packed(i, rows, cols)); });
     };
     table.config_json = [](const aq_quantizer* self) noexcept {
       return of(self).config_json().c_str();
@@ -289,23 +237,34 @@ struct QuantizerObject {
   }
 };
 
-/// The factory of one class that has
-///   static constexpr aq::Descriptor kDescriptor;
-///   static std::unique_ptr<aq::Quantizer> create(aq::Options& options);
-template <typename Class>
-struct QuantizerFactory {
-  static constexpr aq_descriptor kDescriptor{aq_descriptor(Class::kDescriptor)};
+inline std::unique_ptr<const Quantizer> made(FormatSpec spec) {
+  return std::make_unique<const Quantizer>(std::move(spec));
+}
+inline std::unique_ptr<const Quantizer> made(std::unique_ptr<const Quantizer> format) {
+  return format;
+}
 
-  static uint32_t AQ_CALL count(const aq_quantizer_factory*) noexcept { return 1; }
-  static const aq_descriptor* AQ_CALL descriptor(const aq_quantizer_factory*, uint32_t) noexcept {
-    return &kDescriptor;
+/// The factory of classes that each have
+///   static constexpr aq::Descriptor kDescriptor;
+///   static aq::FormatSpec create(aq::Options& options);
+/// A class whose format has custom parts returns a std::unique_ptr<aq::Quantizer> instead.
+template <typename... Classes>
+struct QuantizerFactory {
+  static constexpr aq_descriptor kDescriptors[]{aq_descriptor(Classes::kDescriptor)...};
+
+  static uint32_t AQ_CALL count(const aq_quantizer_factory*) noexcept { return sizeof...(Classes); }
+  static const aq_descriptor* AQ_CALL descriptor(const aq_quantizer_factory*, uint32_t i) noexcept {
+    return &kDescriptors[i];
   }
-  static const aq_quantizer* AQ_CALL create(const aq_quantizer_factory*, uint32_t, const aq_host*,
+  static const aq_quantizer* AQ_CALL create(const aq_quantizer_factory*, uint32_t i, const aq_host*,
                                             const char* options_json, aq_error* err) noexcept {
+    using Create = std::unique_ptr<const Quantizer> (*)(Options&);
+    static constexpr Create kCreate[]{
+        [](Options& options) { return made(Classes::create(options)); }...};
     const aq_quantizer* format = nullptr;
     guard(err, [&] {
       Options options(nlohmann::json::parse(options_json));
-      auto object = std::make_unique<QuantizerObject>(Class::create(options));
+      auto object = std::make_unique<QuantizerObject>(kCreate[i](options));
       options.done();
       format = &object.release()->table;
     });
@@ -321,5 +280,5 @@ struct QuantizerFactory {
 }  // namespace detail
 }  // namespace aq
 
-/// Exports one format class; aq::detail::QuantizerFactory lists what the class must have.
-#define AQ_EXPORT_QUANTIZER(Class) AQ_EXPORT_ENTRY(aq::detail::QuantizerFactory<Class>::get)
+/// Exports one or several formats; aq::detail::QuantizerFactory lists what their classes must have.
+#define AQ_EXPORT_QUANTIZER(...) AQ_EXPORT_ENTRY(aq::detail::QuantizerFactory<__VA_ARGS__>::get)

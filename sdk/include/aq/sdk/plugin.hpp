@@ -58,7 +58,7 @@ void copy_out(Struct* out, Struct value) {
                 AQ_UNSUPPORTED);
 }
 
-/// The descriptor of the one model or format that a plugin offers.
+/// The descriptor of a model or format that a plugin offers.
 struct Descriptor {
   const char* id;
   const char* name;
@@ -80,8 +80,9 @@ constexpr aq_entry make_entry(const void*(AQ_CALL* get_factory)(const char*)) {
 }  // namespace aq
 
 /// Defines the only symbol that a plugin exports; used by AQ_EXPORT_MODEL and AQ_EXPORT_QUANTIZER.
-#define AQ_EXPORT_ENTRY(get_factory)               \
+/// The argument is a get_factory() of aq_entry; it may contain commas.
+#define AQ_EXPORT_ENTRY(...)                       \
   extern "C" {                                     \
   AQ_EXPORT extern const aq_entry aq_plugin_entry; \
   }                                                \
-  const aq_entry aq_plugin_entry = aq::make_entry(get_factory)
+  const aq_entry aq_plugin_entry = aq::make_entry(__VA_ARGS__)
