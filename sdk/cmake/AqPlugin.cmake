@@ -1,7 +1,7 @@
 # How a plugin is built. Part of find_package(aqsdk).
 
-# aq_add_plugin(NAME SOURCES FILE...): the plugin NAME.so. It sees the SDK (a plugin of C files alone
-# the C headers alone) and exports aq_plugin_entry, nothing else.
+# aq_add_plugin(NAME SOURCES FILE...): builds the plugin NAME.so, which exports aq_plugin_entry and
+# nothing else. It sees the SDK; if all sources are C files, it sees only the C headers.
 function(aq_add_plugin name)
   cmake_parse_arguments(ARG "" "" "SOURCES" ${ARGN})
   add_library(${name} MODULE ${ARG_SOURCES})
@@ -14,7 +14,7 @@ function(aq_add_plugin name)
   endif()
   set_target_properties(${name} PROPERTIES PREFIX "" SUFFIX ".so"
     C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
-  # formats are defined to the bit: no fused multiply-add behind our back
+  # formats are defined to the last bit, which a fused multiply-add would change
   target_compile_options(${name} PRIVATE -ffp-contract=off)
   # without the version script g++ makes inline statics unique across plugins
   target_link_options(${name} PRIVATE

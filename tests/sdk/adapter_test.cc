@@ -10,20 +10,20 @@
 namespace {
 
 const std::vector<aq::NameRow> kNames{
-    {AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, 0, "embed"},
-    {AQ_ROLE_FINAL_NORM, AQ_EXPERT_NONE, 0, "norm"},
-    {AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, 0, "head"},
-    {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, 0, "{L}.q"},
-    {AQ_ROLE_ATTN_K, AQ_EXPERT_NONE, 0, "{L}.k"},
-    {AQ_ROLE_ATTN_V, AQ_EXPERT_NONE, 0, "{L}.v"},
-    {AQ_ROLE_ATTN_O, AQ_EXPERT_NONE, 0, "{L}.o"},
-    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "{L}.mlp.gate"},
-    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "{L}.{E}.gate"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "{L}.{E}.up"},
-    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "{L}.{E}.down"},
-    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, "{L}.gate"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, 0, "{L}.up"},
-    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, "{L}.down"},
+    {AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, "embed"},
+    {AQ_ROLE_FINAL_NORM, AQ_EXPERT_NONE, "norm"},
+    {AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, "head"},
+    {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, "{L}.q"},
+    {AQ_ROLE_ATTN_K, AQ_EXPERT_NONE, "{L}.k"},
+    {AQ_ROLE_ATTN_V, AQ_EXPERT_NONE, "{L}.v"},
+    {AQ_ROLE_ATTN_O, AQ_EXPERT_NONE, "{L}.o"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "{L}.mlp.gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, "{L}.{E}.gate"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "{L}.{E}.up"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "{L}.{E}.down"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, "{L}.gate"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, "{L}.up"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, "{L}.down"},
 };
 constexpr const char* kBias = "0.mlp.gate.e_score_correction_bias";
 
@@ -45,15 +45,16 @@ std::unique_ptr<aq::DecoderModel> model_of(std::vector<aq::NameRow> names, std::
   all.front().ffn.n_experts = 4;
   all.front().ffn.top_k = 1;
   const Given given(nlohmann::json::object());
-  return std::make_unique<aq::DecoderModel>(desc, std::move(all), nullptr, names,
-                                            aq::Checkpoint(given.checkpoint()));
+  return std::make_unique<aq::DecoderModel>(
+      aq::DecoderSpec{.model = desc, .layers = std::move(all), .names = std::move(names)},
+      aq::Checkpoint(given.checkpoint()));
 }
 
 }  // namespace
 
 TEST_CASE("a row for the router's bias gives every router one, by its whole name") {
   std::vector<aq::NameRow> names = kNames;
-  names.push_back({AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, 0, "{L}.mlp.gate.e_score_correction_bias"});
+  names.push_back({AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, "{L}.mlp.gate.e_score_correction_bias"});
   const auto model = model_of(names);
   aq_tensor_key key{};
   REQUIRE(model->find_key(kBias, key));

@@ -19,11 +19,12 @@ class Small {
     layer.ffn = aq::hf_dense(config, config.integer("intermediate_size"));
     config.ignore({"sliding_window"});
     const auto count = static_cast<std::size_t>(config.count("num_hidden_layers"));
-    return aq::hf_decoder(config, std::vector(count, layer), 10000.0,
-                          aq::hf_names({{AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, "l.{L}.gate"},
-                                        {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, 0, "l.{L}.up"},
-                                        {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, "l.{L}.down"}}),
-                          checkpoint);
+    return aq::hf_decoder(
+        checkpoint, config,
+        {.layers = std::vector(count, layer),
+         .names = aq::hf_names({{AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, "l.{L}.gate"},
+                                {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, "l.{L}.up"},
+                                {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, "l.{L}.down"}})});
   }
 };
 
@@ -138,4 +139,45 @@ TEST_CASE("layer_types that say what a family does anyway are taken") {
   for (const Json& types : {Json{"full_attention", "sliding_attention"}, Json("full_attention"),
                             Json{"full_attention"}, Json{1}, Json::object()})
     CHECK(refused(types).find("layer_types is " + types.dump()) != std::string::npos);
+}
+
+namespace {
+
+struct Smaller {
+  static constexpr aq::Descriptor kDescriptor{"smaller", "Smaller", "1.0.0", "tests", "a test"};
+  static constexpr const char* kAliases = "tiny";
+  static int probe(const Json& config, std::string& why) {
+    return aq::probe_config(
+        config, {.model_type = "smaller", .architecture = "SmallerForCausalLM", .has = {"tiny"}},
+        why);
+  }
+  static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint&) {
+    throw aq::Error("a smaller one");
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a plugin of two families calls the functions of the one that is meant") {
+  const aq_model_factory& factory = aq::detail::ModelFactory<Small, Smaller>::kFactory;
+  CHECK(factory.count(&factory) == 2);
+  CHECK(factory.descriptor(&factory, 0)->id == std::string("small"));
+  CHECK(factory.descriptor(&factory, 1)->id == std::string("smaller"));
+  CHECK(factory.aliases(&factory, 0) == nullptr);
+  CHECK(factory.aliases(&factory, 1) == std::string("tiny"));
+  const std::pair<const char*, int> scores[] = {
+      {R"({"model_type": "smaller"})", 100},
+      {R"({"architectures": ["SmallerForCausalLM"]})", 90},
+      {R"({"tiny": 1})", 50},
+      {R"({"tiny": 1, "model_type": "x"})", 0},
+      {R"({"tiny": null})", 0}};
+  for (const auto& [config, score] : scores) {
+    char why[64] = "";
+    CHECK(factory.probe(&factory, 0, config, why, sizeof why) == 0);
+    CHECK(factory.probe(&factory, 1, config, why, sizeof why) == score);
+  }
+  const Given given(kConfig);
+  aq_error error{};
+  CHECK(factory.create(&factory, 1, given.host(), given.checkpoint(), &error) == nullptr);
+  CHECK(error.message == std::string("a smaller one"));
 }

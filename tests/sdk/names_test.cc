@@ -6,11 +6,11 @@
 namespace {
 
 const aq::NameTable kTable({
-    {AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, 0, "embed.weight"},
-    {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, 0, "layers.{L}.q.weight"},
-    {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, 1, "layers.{L}.q.bias"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "layers.{L}.experts.{E}.up.weight"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, 0, "layers.{L}.shared.up.weight"},
+    {AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, "embed.weight"},
+    {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, "layers.{L}.q.weight"},
+    {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, "layers.{L}.q.bias", AQ_PART_BIAS},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "layers.{L}.experts.{E}.up.weight"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, "layers.{L}.shared.up.weight"},
 });
 
 std::string round_trip(const std::string& name) {

@@ -1,21 +1,21 @@
-// DeepSeek-MoE, the first of its line (Dai et al., arXiv:2401.06066; model_type deepseek): dense
-// first layers, and shared experts that are one MLP of their joint size, without a gate.
+// DeepSeek-MoE (Dai et al., arXiv:2401.06066; model_type deepseek): the first layers are dense, and
+// the shared experts are one MLP of their joint size, without a gate.
 
 #include <aq/sdk/hf_decoder.hpp>
 
 namespace {
 
 const std::vector<aq::NameRow> kNames = aq::hf_names({
-    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate"},
-    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.up_proj"},
-    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.down_proj"},
-    {AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_experts.gate_proj"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_experts.up_proj"},
-    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_experts.down_proj"},
-    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate_proj"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.up_proj"},
-    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.down_proj"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, "model.layers.{L}.mlp.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, "model.layers.{L}.mlp.down_proj"},
 });
 
 class DeepseekMoe {
@@ -27,10 +27,13 @@ class DeepseekMoe {
   static constexpr const char* kAliases = "deepseek";
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_config(
-        config, "deepseek", "DeepseekForCausalLM",
-        {"n_routed_experts", "n_shared_experts", "first_k_dense_replace", "moe_intermediate_size"},
-        {"kv_lora_rank", "n_group", "topk_group"}, why);
+    return aq::probe_config(config,
+                            {.model_type = "deepseek",
+                             .architecture = "DeepseekForCausalLM",
+                             .has = {"n_routed_experts", "n_shared_experts",
+                                     "first_k_dense_replace", "moe_intermediate_size"},
+                             .lacks = {"kv_lora_rank", "n_group", "topk_group"}},
+                            why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
@@ -41,7 +44,7 @@ class DeepseekMoe {
                           {"n_group", 1},
                           {"topk_group", 1}});
     aq::hf_full_attention(config);
-    config.ignore({"intermediate_size"});  // of a model without dense layers
+    config.ignore({"intermediate_size"});  // a model without dense layers does not use it
     const bool has_experts = config.has("n_routed_experts");
     const aq_ffn_desc moe = has_experts ? experts(config) : aq_ffn_desc{};
     const int32_t first = config.integer_or("first_k_dense_replace", 0, 0);
@@ -55,14 +58,14 @@ class DeepseekMoe {
                       : aq::hf_dense(config, config.integer("intermediate_size"));
       layers.push_back(layer);
     }
-    return aq::hf_decoder(config, std::move(layers), 10000.0, kNames, checkpoint);
+    return aq::hf_decoder(checkpoint, config, {.layers = std::move(layers), .names = kNames});
   }
 
  private:
   static aq_ffn_desc experts(const aq::HfConfig& config) {
     const int32_t inner = config.integer("moe_intermediate_size");
     aq_ffn_desc ffn = aq::hf_experts(config, config.count("n_routed_experts"), inner);
-    // the published code normalises only where more than one expert is chosen
+    // the published code normalises only if more than one expert is chosen
     ffn.norm_topk = config.flag_or("norm_topk_prob", false) && ffn.top_k > 1;
     ffn.routed_scale = static_cast<float>(config.number_or("routed_scaling_factor", 1));
     ffn.shared_size = int64_t{inner} * config.integer_or("n_shared_experts", 0, 0);

@@ -1,17 +1,17 @@
-// OLMoE (Muennighoff et al., arXiv:2409.02060): every layer a mixture of experts, q and k normed
-// over all heads before they are split, softmax over all experts before the top k.
+// OLMoE (Muennighoff et al., arXiv:2409.02060): every layer has experts, q and k go through a norm
+// over all heads before they are split, and the softmax over all experts comes before the top k.
 
 #include <aq/sdk/hf_decoder.hpp>
 
 namespace {
 
 const std::vector<aq::NameRow> kNames = aq::hf_names({
-    {AQ_ROLE_ATTN_Q_NORM, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.q_norm"},
-    {AQ_ROLE_ATTN_K_NORM, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.k_norm"},
-    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate"},
-    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.up_proj"},
-    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+    {AQ_ROLE_ATTN_Q_NORM, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.q_norm"},
+    {AQ_ROLE_ATTN_K_NORM, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.k_norm"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
 });
 
 class Olmoe {
@@ -22,9 +22,12 @@ class Olmoe {
   static constexpr const char* kAliases = "olmo";
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_config(config, "olmoe", "OlmoeForCausalLM",
-                            {"num_experts", "num_experts_per_tok", "clip_qkv"},
-                            {"moe_intermediate_size", "shared_expert_intermediate_size"}, why);
+    return aq::probe_config(config,
+                            {.model_type = "olmoe",
+                             .architecture = "OlmoeForCausalLM",
+                             .has = {"num_experts", "num_experts_per_tok", "clip_qkv"},
+                             .lacks = {"moe_intermediate_size", "shared_expert_intermediate_size"}},
+                            why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
@@ -40,7 +43,8 @@ class Olmoe {
                        config.integer("intermediate_size"));
     layer.ffn.norm_topk = config.flag_or("norm_topk_prob", false);
     const auto count = static_cast<std::size_t>(config.count("num_hidden_layers"));
-    return aq::hf_decoder(config, std::vector(count, layer), 10000.0, kNames, checkpoint);
+    return aq::hf_decoder(checkpoint, config,
+                          {.layers = std::vector(count, layer), .names = kNames});
   }
 
  private:

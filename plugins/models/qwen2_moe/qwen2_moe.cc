@@ -1,6 +1,6 @@
-// Qwen2-MoE (Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B; Yang et al., arXiv:2407.10671, section 2.2.2): bias
-// on q, k and v, a shared expert weighed by a sigmoid gate, and dense layers where config.json
-// says.
+// Qwen2-MoE (Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B; Yang et al., arXiv:2407.10671, section 2.2.2): q, k
+// and v have a bias, a sigmoid gate weights a shared expert, and config.json says which layers are
+// dense.
 
 #include <algorithm>
 #include <aq/sdk/hf_decoder.hpp>
@@ -8,17 +8,17 @@
 namespace {
 
 const std::vector<aq::NameRow> kNames = aq::hf_names({
-    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate"},
-    {AQ_ROLE_SHARED_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.shared_expert_gate"},
-    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.up_proj"},
-    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.down_proj"},
-    {AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_expert.gate_proj"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_expert.up_proj"},
-    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_expert.down_proj"},
-    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate_proj"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.up_proj"},
-    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.down_proj"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_SHARED_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.shared_expert_gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_expert.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_expert.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_expert.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, "model.layers.{L}.mlp.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, "model.layers.{L}.mlp.down_proj"},
 });
 
 class Qwen2Moe {
@@ -31,14 +31,17 @@ class Qwen2Moe {
 
   static int probe(const nlohmann::json& config, std::string& why) {
     return aq::probe_config(
-        config, "qwen2_moe", "Qwen2MoeForCausalLM",
-        {"num_experts", "shared_expert_intermediate_size", "decoder_sparse_step"},
-        {"linear_num_key_heads", "full_attention_interval"}, why);
+        config,
+        {.model_type = "qwen2_moe",
+         .architecture = "Qwen2MoeForCausalLM",
+         .has = {"num_experts", "shared_expert_intermediate_size", "decoder_sparse_step"},
+         .lacks = {"linear_num_key_heads", "full_attention_interval"}},
+        why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint);
-    // of a model without dense layers, or without windows
+    // a model without dense layers, or without windows, does not use these
     config.ignore({"intermediate_size", "max_window_layers", "sliding_window"});
     const aq_ffn_desc moe = experts(config);
     const std::vector<int32_t> dense = config.integers_or_empty("mlp_only_layers");
@@ -56,7 +59,7 @@ class Qwen2Moe {
                       : moe;
       layers.push_back(layer);
     }
-    return aq::hf_decoder(config, std::move(layers), 10000.0, kNames, checkpoint);
+    return aq::hf_decoder(checkpoint, config, {.layers = std::move(layers), .names = kNames});
   }
 
  private:
@@ -70,8 +73,9 @@ class Qwen2Moe {
     return ffn;
   }
 
-  /// Of each layer, 0 for none, as transformers 5 reads them: layer_types says which layers have
-  /// one; without it every other layer below max_window_layers, beginning with the first.
+  /// The window of each layer, or 0 if it has none, by the rule of transformers 5: layer_types says
+  /// which layers have one; without it, every second layer below max_window_layers has one,
+  /// beginning with the first.
   static std::vector<int32_t> sliding_windows(const aq::HfConfig& config) {
     const auto n = static_cast<std::size_t>(config.count("num_hidden_layers"));
     const bool used = config.flag_or("use_sliding_window", false);

@@ -1,16 +1,17 @@
-// template_name: a mixture-of-experts decoder, described. Change the names to those of your
+// template_name: a description of a mixture-of-experts decoder. Change the names to those of your
 // family's checkpoints, and read from config.json what differs from layer to layer.
 #include <aq/sdk/hf_decoder.hpp>
 
 namespace {
 
-// One row per kind of tensor, without ".weight" and ".bias"; {L} is the layer, {E} the expert.
-// hf_names() has the embedding, attention and norms as most checkpoints name them.
+// There is one row for each kind of tensor, without ".weight" and ".bias"; {L} is the layer, {E}
+// the expert. hf_names() adds the rows of embedding, attention and norms that most checkpoints
+// share.
 const std::vector<aq::NameRow> kNames = aq::hf_names({
-    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate"},
-    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.up_proj"},
-    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
 });
 
 class TemplateName {
@@ -18,13 +19,14 @@ class TemplateName {
   static constexpr aq::Descriptor kDescriptor{"template_name", "TemplateName", "0.1.0", "you",
                                               "models of model_type template_name"};
 
-  // 100: certainly this family, 0: not.
+  // From 100, certainly this family, to 0, certainly not.
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_config(config, "template_name", "TemplateNameForCausalLM", {}, {}, why);
+    return aq::probe_config(
+        config, {.model_type = "template_name", .architecture = "TemplateNameForCausalLM"}, why);
   }
 
-  // Everything comes from config.json. A key that is missing or wrong is an error that names it,
-  // and of a key that is set and that nothing here reads the user is warned.
+  // Everything comes from config.json. A key that is missing or wrong is an error that names it.
+  // The user is warned of keys that are set and that this code does not read.
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint);
     std::vector<aq::LayerDesc> layers;
@@ -35,7 +37,7 @@ class TemplateName {
       layer.ffn.norm_topk = config.flag_or("norm_topk_prob", true);
       layers.push_back(layer);
     }
-    return aq::hf_decoder(config, std::move(layers), 10000.0, kNames, checkpoint);
+    return aq::hf_decoder(checkpoint, config, {.layers = std::move(layers), .names = kNames});
   }
 };
 

@@ -15,7 +15,7 @@ enum : int32_t {  // beside AQ_ROLE_ATTN_Q and AQ_ROLE_ATTN_O
 };
 
 aq::NameRow attention_row(int32_t role, const char* name) {
-  return {role, AQ_EXPERT_NONE, 0, std::string("model.layers.{L}.self_attn.") + name + ".weight"};
+  return {role, AQ_EXPERT_NONE, std::string("model.layers.{L}.self_attn.") + name + ".weight"};
 }
 
 const std::vector<aq::NameRow> kNames = aq::hf_names({
@@ -25,16 +25,16 @@ const std::vector<aq::NameRow> kNames = aq::hf_names({
     attention_row(kLatentUp, "kv_b_proj"),
     attention_row(kQueryNorm, "q_a_layernorm"),
     attention_row(kLatentNorm, "kv_a_layernorm"),
-    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate"},
-    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.up_proj"},
-    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.down_proj"},
-    {AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_experts.gate_proj"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_experts.up_proj"},
-    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, 0, "model.layers.{L}.mlp.shared_experts.down_proj"},
-    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate_proj"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.up_proj"},
-    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.down_proj"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, "model.layers.{L}.mlp.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, "model.layers.{L}.mlp.down_proj"},
 });
 
 /// Sizes as config.json names them.
@@ -73,7 +73,9 @@ class DeepseekV2Model : public aq::DecoderModel {
  public:
   DeepseekV2Model(const aq::HfConfig& config, std::vector<aq::LayerDesc> layers,
                   const aq::Checkpoint& checkpoint)
-      : DecoderModel(aq::hf_model_desc(config), std::move(layers), nullptr, kNames, checkpoint),
+      : DecoderModel(
+            {.model = aq::hf_model_desc(config), .layers = std::move(layers), .names = kNames},
+            checkpoint),
         sizes_(config),
         rope_(config, sizes_.rope, 10000.0),
         scale_(rope_.softmax_factor() / std::sqrt(static_cast<float>(sizes_.nope + sizes_.rope))) {}
@@ -143,7 +145,8 @@ class DeepseekV2 {
                                               "DeepSeek-V2 and V2-Lite (model_type deepseek_v2)"};
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_config(config, "deepseek_v2", "DeepseekV2ForCausalLM", {}, {}, why);
+    return aq::probe_config(
+        config, {.model_type = "deepseek_v2", .architecture = "DeepseekV2ForCausalLM"}, why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {

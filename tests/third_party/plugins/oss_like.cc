@@ -7,10 +7,10 @@
 namespace {
 
 const std::vector<aq::NameRow> kNames = aq::hf_names({
-    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.router"},
-    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.up_proj"},
-    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.router"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
 });
 
 class OssLike {
@@ -19,7 +19,8 @@ class OssLike {
                                               "stacked experts, gate and up interleaved"};
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_config(config, "oss_like", "OssLikeForCausalLM", {}, {}, why);
+    return aq::probe_config(config,
+                            {.model_type = "oss_like", .architecture = "OssLikeForCausalLM"}, why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
@@ -41,8 +42,11 @@ class OssLike {
       layer.router_bias = true;
       layers.push_back(std::move(layer));
     }
-    const aq::Stacking stacking{.transposed = true, .interleaved = true, .biases = true};
-    return aq::hf_decoder(config, std::move(layers), 150000.0, kNames, checkpoint, stacking);
+    return aq::hf_decoder(checkpoint, config,
+                          {.layers = std::move(layers),
+                           .names = kNames,
+                           .default_rope_theta = 150000.0,
+                           .stacking = {.transposed = true, .interleaved = true, .biases = true}});
   }
 };
 

@@ -6,15 +6,15 @@
 namespace {
 
 const std::vector<aq::NameRow> kNames = aq::hf_names({
-    {AQ_ROLE_ATTN_Q_NORM, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.q_norm"},
-    {AQ_ROLE_ATTN_K_NORM, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.k_norm"},
-    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate"},
-    {AQ_ROLE_FFN_GATE, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
-    {AQ_ROLE_FFN_UP, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.up_proj"},
-    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, 0, "model.layers.{L}.mlp.experts.{E}.down_proj"},
-    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.gate_proj"},
-    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.up_proj"},
-    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, 0, "model.layers.{L}.mlp.down_proj"},
+    {AQ_ROLE_ATTN_Q_NORM, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.q_norm"},
+    {AQ_ROLE_ATTN_K_NORM, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.k_norm"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+    {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+    {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+    {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate_proj"},
+    {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, "model.layers.{L}.mlp.up_proj"},
+    {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, "model.layers.{L}.mlp.down_proj"},
 });
 
 class Qwen3Moe {
@@ -23,7 +23,8 @@ class Qwen3Moe {
                                               "Qwen3-MoE (model_type qwen3_moe)"};
 
   static int probe(const nlohmann::json& config, std::string& why) {
-    return aq::probe_config(config, "qwen3_moe", "Qwen3MoeForCausalLM", {}, {}, why);
+    return aq::probe_config(
+        config, {.model_type = "qwen3_moe", .architecture = "Qwen3MoeForCausalLM"}, why);
   }
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
@@ -49,7 +50,7 @@ class Qwen3Moe {
       }
       layers.push_back(layer);
     }
-    return aq::hf_decoder(config, std::move(layers), 10000.0, kNames, checkpoint);
+    return aq::hf_decoder(checkpoint, config, {.layers = std::move(layers), .names = kNames});
   }
 };
 

@@ -13,12 +13,16 @@
 namespace aq {
 
 /// A matrix in the host's memory: float32, row-major, valid until the forward call returns.
-struct Rows {
-  float* data = nullptr;
+template <typename T>
+struct RowsOf {
+  T* data = nullptr;
   int64_t rows = 0, cols = 0;
 
-  float* operator[](int64_t row) const { return data + row * cols; }
+  T* operator[](int64_t row) const { return data + row * cols; }
+  operator RowsOf<const T>() const { return {data, rows, cols}; }
 };
+using Rows = RowsOf<float>;
+using ConstRows = RowsOf<const float>;
 
 /// One call of a block: its input and output, and the functions that the host offers to it. Every
 /// function throws the host's error. An object lives as long as the call, and only the calling
@@ -27,15 +31,14 @@ class ForwardCall {
  public:
   /// `hidden` is the hidden size of the model.
   ForwardCall(const aq_forward_args* args, int64_t hidden) : ctx_(args->ctx) {
-    x_ = {view<float>(args->x, "x", {-1, hidden}), args->x->shape[0], hidden};
+    x_ = {view<const float>(args->x, "x", {-1, hidden}), args->x->shape[0], hidden};
     y_ = {view<float>(args->y, "y", {x_.rows, hidden}), x_.rows, hidden};
     positions_ = view<const int32_t>(args->positions, "positions", {x_.rows});
   }
 
   int32_t layer() const { return ctx_->layer; }
-  /// The input [tokens, hidden], which must not be changed, and the output [tokens, hidden], which
-  /// the block must fill.
-  Rows x() const { return x_; }
+  /// The input [tokens, hidden], and the output [tokens, hidden], which the block must fill.
+  ConstRows x() const { return x_; }
   Rows y() const { return y_; }
   const int32_t* positions() const { return positions_; }  // [tokens]
 
@@ -48,12 +51,12 @@ class ForwardCall {
   }
 
   /// Computes y = x W^T + b, with W and b of a module.
-  void linear(uint32_t module, const Rows& x, const Rows& y) const {
+  void linear(uint32_t module, const ConstRows& x, const Rows& y) const {
     Lent in(x), out(y);
     aq_error error{};
     check(ctx_->linear(ctx_, module, &in.tensor, &out.tensor, &error), error);
   }
-  Rows linear(uint32_t module, const Rows& x, int64_t out_features) const {
+  Rows linear(uint32_t module, const ConstRows& x, int64_t out_features) const {
     const Rows y = rows(out_features);
     linear(module, x, y);
     return y;
@@ -61,8 +64,8 @@ class ForwardCall {
 
   /// Computes softmax(scale q k^T) v, causal within each sequence, from q [tokens, heads x d], k
   /// [tokens, kv_heads x d] and v [tokens, kv_heads x dv]. The result is [tokens, heads x dv].
-  Rows attend(const Rows& q, const Rows& k, const Rows& v, int64_t heads, int64_t kv_heads,
-              float scale) const {
+  Rows attend(const ConstRows& q, const ConstRows& k, const ConstRows& v, int64_t heads,
+              int64_t kv_heads, float scale) const {
     const Rows y = rows(v.cols / kv_heads * heads);
     Lent in_q(q, heads), in_k(k, kv_heads), in_v(v, kv_heads), out(y, heads);
     aq_error error{};
@@ -80,14 +83,15 @@ class ForwardCall {
   }
 
  private:
-  /// A view of Rows as a tensor [rows, cols], or [rows, heads, cols / heads].
+  /// A view of a matrix as a tensor [rows, cols], or [rows, heads, cols / heads]. A DLTensor cannot
+  /// say that its data are not to be changed; the host does not change what it only reads.
   struct Lent {
-    explicit Lent(const Rows& m, int64_t heads = 0) : shape{m.rows, m.cols, 0} {
+    explicit Lent(const ConstRows& m, int64_t heads = 0) : shape{m.rows, m.cols, 0} {
       if (heads > 0) {
         shape[1] = heads;
         shape[2] = m.cols / heads;
       }
-      tensor.data = m.data;
+      tensor.data = const_cast<float*>(m.data);
       tensor.device = {kDLCPU, 0};
       tensor.ndim = heads > 0 ? 3 : 2;
       tensor.dtype = {kDLFloat, 32, 1};
@@ -105,7 +109,8 @@ class ForwardCall {
   }
 
   const aq_forward_ctx* ctx_;
-  Rows x_, y_;
+  ConstRows x_;
+  Rows y_;
   const int32_t* positions_;
 };
 

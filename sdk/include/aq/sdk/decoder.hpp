@@ -41,6 +41,19 @@ struct Stacking {
   bool biases = false;       // each has a bias for every expert, named with "_bias" added
 };
 
+/// Gives the frequencies of the rotary embedding for a sequence length. They must live as long as
+/// the model.
+using InvFreq = std::function<const float*(int64_t seq_len)>;
+
+/// What a DecoderModel is made of.
+struct DecoderSpec {
+  aq_model_desc model{};
+  std::vector<LayerDesc> layers{};  // model.n_layers of them
+  std::vector<NameRow> names{};
+  InvFreq inv_freq{};  // needed if a layer has a rope_dim
+  Stacking stacking{};
+};
+
 /// A decoder that consists of standard blocks. The modules, their stages and shared inputs, their
 /// names and the routing all follow from the description. Rows of the name table are patterns
 /// without ".weight" or ".bias"; see names.hpp. If two rows stand for the same tensor, the first
@@ -51,23 +64,18 @@ struct Stacking {
 /// tensors that a checkpoint may contain and that nothing needs.
 class DecoderModel : public ModelAdapter {
  public:
-  /// `inv_freq` gives the frequencies for a sequence length. They must live as long as this object.
-  using InvFreq = std::function<const float*(int64_t seq_len)>;
-
-  DecoderModel(const aq_model_desc& desc, std::vector<LayerDesc> layers, InvFreq inv_freq,
-               const std::vector<NameRow>& names, const Checkpoint& checkpoint,
-               const Stacking& stacking = {})
-      : desc_(with_own_head(desc, names, checkpoint)),
-        layers_(std::move(layers)),
-        stacking_(stacking),
-        inv_freq_(std::move(inv_freq)),
-        module_names_(with_parts(names)),
-        names_(with_parts(stored_rows(names, checkpoint))) {
+  DecoderModel(DecoderSpec spec, const Checkpoint& checkpoint)
+      : desc_(with_own_head(spec.model, spec.names, checkpoint)),
+        layers_(std::move(spec.layers)),
+        stacking_(spec.stacking),
+        inv_freq_(std::move(spec.inv_freq)),
+        module_names_(with_parts(spec.names)),
+        names_(with_parts(stored_rows(spec.names, checkpoint))) {
     if (static_cast<int64_t>(layers_.size()) != desc_.n_layers)
       throw Error("the adapter describes " + std::to_string(layers_.size()) +
                       " layers, config.json has " + std::to_string(desc_.n_layers),
                   AQ_INTERNAL);
-    find_stacks(names, checkpoint);
+    find_stacks(spec.names, checkpoint);
     for (int32_t l = 0; l < desc_.n_layers; l++) add_layer(l);
     if (!desc_.tied_embeddings)
       add({-1, AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, 0}, desc_.vocab_size, desc_.hidden_size, 0, 0, 0);
@@ -178,8 +186,8 @@ class DecoderModel : public ModelAdapter {
         all.push_back(row);
         continue;
       }
-      all.push_back({row.role, row.expert, AQ_PART_WEIGHT, row.pattern + ".weight"});
-      all.push_back({row.role, row.expert, AQ_PART_BIAS, row.pattern + ".bias"});
+      all.push_back({row.role, row.expert, row.pattern + ".weight", AQ_PART_WEIGHT});
+      all.push_back({row.role, row.expert, row.pattern + ".bias", AQ_PART_BIAS});
     }
     return all;
   }
@@ -210,7 +218,7 @@ class DecoderModel : public ModelAdapter {
   /// The layers for which the checkpoint has the tensor `pattern` (with expert 0, if it names an
   /// expert).
   std::set<int32_t> layers_with(const std::string& pattern, const Checkpoint& checkpoint) const {
-    const NameTable table({{0, 0, 0, pattern}});
+    const NameTable table({{0, 0, pattern}});
     std::set<int32_t> found;
     for (int32_t l = 0; l < desc_.n_layers; l++)
       if (checkpoint.has(*table.name({l, 0, 0, 0}))) found.insert(l);
@@ -239,7 +247,7 @@ class DecoderModel : public ModelAdapter {
   void add_stack(int32_t role, int32_t part, const std::string& name, std::set<int32_t> layers) {
     if (layers.empty()) return;
     stacks_.push_back({role, part, role == AQ_ROLE_FFN_GATE,
-                       NameTable({{role, AQ_EXPERT_NONE, part, name}}), std::move(layers)});
+                       NameTable({{role, AQ_EXPERT_NONE, name, part}}), std::move(layers)});
   }
 
   const Stack* stack_of(const aq_tensor_key& key) const {

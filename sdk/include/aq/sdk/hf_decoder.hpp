@@ -119,28 +119,33 @@ inline aq_ffn_desc hf_dense(const HfConfig& config, int32_t inner) {
 /// The rows that nearly all decoders share, followed by the rows of a family's own tensors.
 inline std::vector<NameRow> hf_names(const std::vector<NameRow>& family) {
   std::vector<NameRow> rows{
-      {AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, 0, "model.embed_tokens"},
-      {AQ_ROLE_FINAL_NORM, AQ_EXPERT_NONE, 0, "model.norm"},
-      {AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, 0, "lm_head"},
-      {AQ_ROLE_ATTN_NORM, AQ_EXPERT_NONE, 0, "model.layers.{L}.input_layernorm"},
-      {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.q_proj"},
-      {AQ_ROLE_ATTN_K, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.k_proj"},
-      {AQ_ROLE_ATTN_V, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.v_proj"},
-      {AQ_ROLE_ATTN_O, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.o_proj"},
-      {AQ_ROLE_FFN_NORM, AQ_EXPERT_NONE, 0, "model.layers.{L}.post_attention_layernorm"},
-      {AQ_ROLE_CUSTOM, AQ_EXPERT_NONE, 0, "model.layers.{L}.self_attn.rotary_emb.inv_freq"},
+      {AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, "model.embed_tokens"},
+      {AQ_ROLE_FINAL_NORM, AQ_EXPERT_NONE, "model.norm"},
+      {AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, "lm_head"},
+      {AQ_ROLE_ATTN_NORM, AQ_EXPERT_NONE, "model.layers.{L}.input_layernorm"},
+      {AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.q_proj"},
+      {AQ_ROLE_ATTN_K, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.k_proj"},
+      {AQ_ROLE_ATTN_V, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.v_proj"},
+      {AQ_ROLE_ATTN_O, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.o_proj"},
+      {AQ_ROLE_FFN_NORM, AQ_EXPERT_NONE, "model.layers.{L}.post_attention_layernorm"},
+      {AQ_ROLE_CUSTOM, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.rotary_emb.inv_freq"},
   };
   rows.insert(rows.end(), family.begin(), family.end());
   return rows;
 }
 
-/// Makes the adapter of `layers` (one for each of num_hidden_layers), with rotary embeddings as
-/// config.json describes them. `default_theta` is used if config.json has no rope_theta.
-inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
-                                                std::vector<LayerDesc> layers, double default_theta,
-                                                const std::vector<NameRow>& names,
-                                                const Checkpoint& checkpoint,
-                                                const Stacking& stacking = {}) {
+/// What a family adds to config.json.
+struct HfDecoderSpec {
+  std::vector<LayerDesc> layers{};  // one for each of num_hidden_layers
+  std::vector<NameRow> names{};
+  double default_rope_theta = 10000.0;  // used if config.json has no rope_theta
+  Stacking stacking{};
+};
+
+/// Makes the adapter, with rotary embeddings as config.json describes them.
+inline std::unique_ptr<ModelAdapter> hf_decoder(const Checkpoint& checkpoint,
+                                                const HfConfig& config, HfDecoderSpec spec) {
+  std::vector<LayerDesc>& layers = spec.layers;
   hf_fixed(config, {{"mlp_bias", false},
                     {"use_qk_norm", false},
                     {"partial_rotary_factor", 1},
@@ -154,7 +159,7 @@ inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
     throw Error("config.json: its layers have " + std::to_string(experts) +
                 " experts together, expected at most " + std::to_string(1 << 18));
   const auto rope =
-      std::make_shared<Rope>(config, layers.front().attention.head_dim, default_theta);
+      std::make_shared<Rope>(config, layers.front().attention.head_dim, spec.default_rope_theta);
   if (rope->dim() != layers.front().attention.head_dim)
     throw Error(
         "config.json: the rope setting partial_rotary_factor is not supported for this model_type",
@@ -164,8 +169,12 @@ inline std::unique_ptr<ModelAdapter> hf_decoder(const HfConfig& config,
     layer.attention.rope_scale = rope->scale();
   }
   return std::make_unique<DecoderModel>(
-      hf_model_desc(config), std::move(layers),
-      [rope](int64_t seq_len) { return rope->inv_freq(seq_len); }, names, checkpoint, stacking);
+      DecoderSpec{.model = hf_model_desc(config),
+                  .layers = std::move(layers),
+                  .names = std::move(spec.names),
+                  .inv_freq = [rope](int64_t seq_len) { return rope->inv_freq(seq_len); },
+                  .stacking = spec.stacking},
+      checkpoint);
 }
 
 }  // namespace aq

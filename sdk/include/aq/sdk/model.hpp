@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <aq/sdk/config_keys.hpp>
 #include <aq/sdk/plugin.hpp>
-#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace aq {
 
@@ -119,47 +119,56 @@ inline void warn_of_unread_keys(const Checkpoint& checkpoint, const char* id, co
   host->log(host, AQ_LOG_WARNING, text.c_str());
 }
 
-/// The factory of one class that has
+/// The factory of classes that each have
 ///   static constexpr aq::Descriptor kDescriptor;
 ///   static int probe(const nlohmann::json& config, std::string& why);
 ///   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint);
 /// and, if the model has other names than its id,
 ///   static constexpr const char* kAliases = "one another";
-template <typename Class>
+template <typename... Classes>
 struct ModelFactory {
-  static constexpr aq_descriptor kDescriptor{aq_descriptor(Class::kDescriptor)};
+  static constexpr aq_descriptor kDescriptors[]{aq_descriptor(Classes::kDescriptor)...};
 
-  static uint32_t AQ_CALL count(const aq_model_factory*) noexcept { return 1; }
-  static const aq_descriptor* AQ_CALL descriptor(const aq_model_factory*, uint32_t) noexcept {
-    return &kDescriptor;
-  }
-  static int32_t AQ_CALL probe(const aq_model_factory*, uint32_t, const char* config, char* why,
-                               size_t why_size) noexcept {
-    aq_error ignored{};
-    int32_t score = 0;
-    guard(&ignored, [&] {
-      std::string reason;
-      score = Class::probe(nlohmann::json::parse(config), reason);
-      std::snprintf(why, why_size, "%s", reason.c_str());
-    });
-    return score;
-  }
-  static const aq_model* AQ_CALL create(const aq_model_factory*, uint32_t, const aq_host* host,
-                                        const aq_checkpoint* checkpoint, aq_error* err) noexcept {
-    const aq_model* model = nullptr;
-    guard(err, [&] {
-      const Checkpoint given(checkpoint);
-      auto object = std::make_unique<ModelObject>(Class::create(given));
-      warn_of_unread_keys(given, kDescriptor.id, host);
-      model = &object.release()->table;
-    });
-    return model;
-  }
-  static const char* AQ_CALL aliases(const aq_model_factory*, uint32_t) noexcept {
+  template <typename Class>
+  static constexpr const char* aliases_of() {
     if constexpr (requires { Class::kAliases; })
       return Class::kAliases;
     else
       return nullptr;
+  }
+
+  static uint32_t AQ_CALL count(const aq_model_factory*) noexcept { return sizeof...(Classes); }
+  static const aq_descriptor* AQ_CALL descriptor(const aq_model_factory*, uint32_t i) noexcept {
+    return &kDescriptors[i];
+  }
+  static int32_t AQ_CALL probe(const aq_model_factory*, uint32_t i, const char* config, char* why,
+                               size_t why_size) noexcept {
+    static constexpr int (*kProbe[])(const nlohmann::json&, std::string&){Classes::probe...};
+    aq_error ignored{};
+    int32_t score = 0;
+    guard(&ignored, [&] {
+      std::string reason;
+      score = kProbe[i](nlohmann::json::parse(config), reason);
+      std::snprintf(why, why_size, "%s", reason.c_str());
+    });
+    return score;
+  }
+  static const aq_model* AQ_CALL create(const aq_model_factory*, uint32_t i, const aq_host* host,
+                                        const aq_checkpoint* checkpoint, aq_error* err) noexcept {
+    static constexpr std::unique_ptr<ModelAdapter> (*kCreate[])(const Checkpoint&){
+        Classes::create...};
+    const aq_model* model = nullptr;
+    guard(err, [&] {
+      const Checkpoint given(checkpoint);
+      auto object = std::make_unique<ModelObject>(kCreate[i](given));
+      warn_of_unread_keys(given, kDescriptors[i].id, host);
+      model = &object.release()->table;
+    });
+    return model;
+  }
+  static const char* AQ_CALL aliases(const aq_model_factory*, uint32_t i) noexcept {
+    static constexpr const char* kAliases[]{aliases_of<Classes>()...};
+    return kAliases[i];
   }
   static constexpr aq_model_factory kFactory{
       sizeof(aq_model_factory), 0, count, descriptor, probe, create, aliases};
@@ -170,27 +179,34 @@ struct ModelFactory {
 
 }  // namespace detail
 
+/// The signs by which a family recognises its config.json.
+struct FamilySigns {
+  const char* model_type;
+  const char* architecture;  // of "architectures"
+  /// Keys for a config.json with neither model_type nor architectures: it is the family's if it has
+  /// all keys of `has` (at least one) and none of `lacks`.
+  std::vector<const char*> has{}, lacks{};
+};
+
 /// How certain a family is that a config.json is its own: 100 if model_type matches; 90 if only
-/// `architectures` matches; 50 if neither key is there, but all keys of `has` (at least one) are,
-/// and none of `lacks`; otherwise 0. `why` receives the reason.
-inline int probe_config(const nlohmann::json& config, const std::string& model_type,
-                        const std::string& architecture, std::initializer_list<const char*> has,
-                        std::initializer_list<const char*> lacks, std::string& why) {
+/// `architectures` matches; 50 if only keys tell; otherwise 0. `why` receives the reason.
+inline int probe_config(const nlohmann::json& config, const FamilySigns& signs, std::string& why) {
   if (!config.is_object()) return 0;
   const auto is_set = [&config](const char* key) {
     return config.contains(key) && !config[key].is_null();
   };
-  if (is_set("model_type") && config["model_type"] == model_type) {
-    why = "model_type is " + model_type;
+  if (is_set("model_type") && config["model_type"] == signs.model_type) {
+    why = std::string("model_type is ") + signs.model_type;
     return 100;
   }
   if (is_set("architectures") && config["architectures"].is_array())
     for (const auto& name : config["architectures"])
-      if (name == architecture) {
-        why = "architectures has " + architecture;
+      if (name == signs.architecture) {
+        why = std::string("architectures has ") + signs.architecture;
         return 90;
       }
-  if (has.size() == 0 || is_set("model_type") || is_set("architectures") ||
+  const std::vector<const char*>&has = signs.has, &lacks = signs.lacks;
+  if (has.empty() || is_set("model_type") || is_set("architectures") ||
       !std::all_of(has.begin(), has.end(), is_set) ||
       std::any_of(lacks.begin(), lacks.end(), is_set))
     return 0;
@@ -201,5 +217,5 @@ inline int probe_config(const nlohmann::json& config, const std::string& model_t
 
 }  // namespace aq
 
-/// Exports one model adapter class; aq::detail::ModelFactory lists what the class must have.
-#define AQ_EXPORT_MODEL(Class) AQ_EXPORT_ENTRY(aq::detail::ModelFactory<Class>::get)
+/// Exports one or several families; aq::detail::ModelFactory lists what their classes must have.
+#define AQ_EXPORT_MODEL(...) AQ_EXPORT_ENTRY(aq::detail::ModelFactory<__VA_ARGS__>::get)

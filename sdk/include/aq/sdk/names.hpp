@@ -17,8 +17,8 @@ namespace aq {
 struct NameRow {
   int32_t role;
   int32_t expert;  // AQ_EXPERT_NONE, AQ_EXPERT_SHARED, or kEachExpert
-  int32_t part;
   std::string pattern;
+  int32_t part = AQ_PART_WEIGHT;
 };
 inline constexpr int32_t kEachExpert = 0;
 
