@@ -19,7 +19,6 @@ struct RowsOf {
   int64_t rows = 0, cols = 0;
 
   T* operator[](int64_t row) const { return data + row * cols; }
-  operator RowsOf<const T>() const { return {data, rows, cols}; }
 };
 using Rows = RowsOf<float>;
 using ConstRows = RowsOf<const float>;
@@ -51,12 +50,14 @@ class ForwardCall {
   }
 
   /// Computes y = x W^T + b, with W and b of a module.
-  void linear(uint32_t module, const ConstRows& x, const Rows& y) const {
+  template <typename T>
+  void linear(uint32_t module, const RowsOf<T>& x, const Rows& y) const {
     Lent in(x), out(y);
     aq_error error{};
     check(ctx_->linear(ctx_, module, &in.tensor, &out.tensor, &error), error);
   }
-  Rows linear(uint32_t module, const ConstRows& x, int64_t out_features) const {
+  template <typename T>
+  Rows linear(uint32_t module, const RowsOf<T>& x, int64_t out_features) const {
     const Rows y = rows(out_features);
     linear(module, x, y);
     return y;
@@ -64,8 +65,8 @@ class ForwardCall {
 
   /// Computes softmax(scale q k^T) v, causal within each sequence, from q [tokens, heads x d], k
   /// [tokens, kv_heads x d] and v [tokens, kv_heads x dv]. The result is [tokens, heads x dv].
-  Rows attend(const ConstRows& q, const ConstRows& k, const ConstRows& v, int64_t heads,
-              int64_t kv_heads, float scale) const {
+  Rows attend(const Rows& q, const Rows& k, const Rows& v, int64_t heads, int64_t kv_heads,
+              float scale) const {
     const Rows y = rows(v.cols / kv_heads * heads);
     Lent in_q(q, heads), in_k(k, kv_heads), in_v(v, kv_heads), out(y, heads);
     aq_error error{};
@@ -86,7 +87,8 @@ class ForwardCall {
   /// A view of a matrix as a tensor [rows, cols], or [rows, heads, cols / heads]. A DLTensor cannot
   /// say that its data are not to be changed; the host does not change what it only reads.
   struct Lent {
-    explicit Lent(const ConstRows& m, int64_t heads = 0) : shape{m.rows, m.cols, 0} {
+    template <typename T>
+    explicit Lent(const RowsOf<T>& m, int64_t heads = 0) : shape{m.rows, m.cols, 0} {
       if (heads > 0) {
         shape[1] = heads;
         shape[2] = m.cols / heads;
