@@ -26,16 +26,15 @@ aq::FormatSpec fp4_spec(const std::string& scales, int32_t group_size) {
   for (const float sign : {1.0f, -1.0f})
     for (const float v : {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f})
       spec.values.push_back(std::copysign(v, sign));
-  if (scales == "mx")
-    spec.scale = {.kind = AQ_SCALE_E8M0,
-                  .round = AQ_ROUND_EVEN,
-                  .mantissa_bits = 1,
-                  .divisor = 4,
-                  .search = {1.0f, 2.0f, 0.5f}};
-  else if (scales == "f32")
-    spec.scale = {.kind = AQ_SCALE_F32, .search = aq::shrink_factors()};
-  else
+  if (scales == "mx") {
+    spec.scale = {.kind = AQ_SCALE_E8M0, .round = AQ_ROUND_EVEN, .mantissa_bits = 1, .divisor = 4};
+    spec.search = {1.0f, 2.0f, 0.5f};
+  } else if (scales == "f32") {
+    spec.scale.kind = AQ_SCALE_F32;
+    spec.search = aq::shrink_factors();
+  } else {
     spec.scale = {.kind = AQ_SCALE_E4M3, .global_max = 448 * 6};
+  }
   return spec;
 }
 

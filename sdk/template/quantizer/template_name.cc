@@ -9,7 +9,8 @@ struct TemplateName {
 
   static aq::FormatSpec create(aq::Options& options) {
     return {.values = {-1, 0, 1},  // by code
-            .scale = {.kind = AQ_SCALE_F16, .search = aq::shrink_factors()},
+            .scale = {.kind = AQ_SCALE_F16},
+            .search = aq::shrink_factors(),
             .group_size = options.group_size(64, {32, 64, 128}),
             .packed = {aq::packed_rows("weight_packed", "U8", {size, pack, unpack}),
                        aq::packed_scales(), aq::packed_shape()},

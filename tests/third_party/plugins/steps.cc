@@ -8,7 +8,8 @@ aq::FormatSpec steps(int bits, const char* name, aq::Options& options) {
   const int half = 1 << (bits - 1);
   for (int i = -half; i < half; i++)
     spec.values.push_back((static_cast<float>(i) + 0.5f) / static_cast<float>(half));
-  spec.scale = {.kind = AQ_SCALE_F32, .divisor = 1, .search = aq::shrink_factors()};
+  spec.scale = {.kind = AQ_SCALE_F32, .divisor = 1};
+  spec.search = aq::shrink_factors();
   spec.group_size = options.group_size(-1, {-1});
   spec.packed = {aq::packed_codes("weight_packed", "I32"), aq::packed_scales(), aq::packed_shape()};
   spec.config = {{"format", name}, {"quant_method", "steps"}};

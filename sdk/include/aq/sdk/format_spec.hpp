@@ -7,14 +7,18 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace aq {
 
 /// The group size of an instance, and all sizes that the format accepts.
 struct GroupSize {
+  GroupSize() = default;
+  GroupSize(int32_t size, std::vector<int32_t> sizes) : chosen(size), accepted(std::move(sizes)) {}
+
   int32_t chosen = 0;
-  std::vector<int32_t> accepted{};
+  std::vector<int32_t> accepted;
 };
 
 /// The options that a recipe gives one format. Each option is read once; an option that nothing
@@ -86,9 +90,8 @@ struct ScaleSpec {
   int32_t round = AQ_ROUND_NEAREST;  // AQ_ROUND_*; E8M0 needs one of the other three
   int32_t mantissa_bits = 0;         // see AQ_ROUND_EVEN
   float divisor = 0;  // absmax / divisor is the scale; 0: the largest value, or half the int range
-  std::vector<float> search{};  // factors to try on the scale; empty: only 1
-  bool zero_point = false;      // integers only; the scale then follows from minimum and maximum
-  float global_max = 0;         // above 0: each matrix has a global scale; see aq/quantizer.h
+  bool zero_point = false;  // integers only; the scale then follows from minimum and maximum
+  float global_max = 0;     // above 0: each matrix has a global scale; see aq/quantizer.h
 };
 
 /// The parts of a format that the description at the top of aq/quantizer.h does not cover. The host
@@ -108,6 +111,7 @@ struct FormatSpec {
   std::vector<float> values{};
   IntRange integers{};
   ScaleSpec scale{};
+  std::vector<float> search{};  // factors to try on the scale; empty: only 1
   GroupSize group_size{};
   /// The tensors of a matrix, in the order in which the host passes them.
   std::vector<PackedTensor> packed{};
@@ -125,6 +129,11 @@ inline std::vector<float> shrink_factors() {
   for (int i = 0; i < 45; i++) factors.push_back(1.05f - static_cast<float>(i) * 0.0125f);
   return factors;
 }
+
+// GCC 12 destroys the members of a braced aggregate inside another one twice if a later member
+// throws, as options do. So the structs in a FormatSpec are trivial or have constructors.
+static_assert(std::is_trivially_destructible_v<ScaleSpec> &&
+              std::is_trivially_destructible_v<CustomSpec> && !std::is_aggregate_v<GroupSize>);
 
 /// The factors that the option scale_rule asks for: mse (the default, except for activations)
 /// searches for the scale with the smallest error, and absmax takes the largest weight.
@@ -198,8 +207,8 @@ inline aq_format_desc description(const FormatSpec& spec) {
                                                    : 1;
   desc.tensor_params = spec.custom.tensor_params > 0 ? spec.custom.tensor_params : global ? 1 : 0;
   desc.n_packed = static_cast<uint32_t>(spec.packed.size());
-  desc.search = spec.scale.search.empty() ? nullptr : spec.scale.search.data();
-  desc.n_search = static_cast<uint32_t>(spec.scale.search.size());
+  desc.search = spec.search.empty() ? nullptr : spec.search.data();
+  desc.n_search = static_cast<uint32_t>(spec.search.size());
   desc.group_size = spec.group_size.chosen;
   desc.group_sizes = spec.group_size.accepted.data();
   desc.n_group_sizes = static_cast<uint32_t>(spec.group_size.accepted.size());

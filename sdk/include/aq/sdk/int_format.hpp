@@ -60,7 +60,7 @@ inline FormatSpec int_format(int bits, Options& options) {
   FormatSpec spec;
   spec.integers = {-(1 << (bits - 1)), (1 << (bits - 1)) - 1};
   spec.scale.kind = dynamic ? AQ_SCALE_F32 : half ? AQ_SCALE_F16 : AQ_SCALE_BF16;
-  spec.scale.search = scale_rule(options, dynamic);
+  spec.search = scale_rule(options, dynamic);
   spec.scale.zero_point = !symmetric;
   std::vector<int32_t> sizes{16, 32, 64, 128, 256, -1};
   if (plain) sizes = {-1, 0};

@@ -59,7 +59,7 @@ inline FormatSpec mx_format(const MxElement& element, nlohmann::json config, Opt
   // ceil: the smallest power of 2 for which absmax / 2^e is at most `max`
   const float max = element.type.max;
   spec.scale.divisor = rule == "ceil" ? max : std::ldexp(1.0f, std::ilogb(max));
-  if (rule == "mse") spec.scale.search = {1, 0.5f, 2};
+  if (rule == "mse") spec.search = {1, 0.5f, 2};
   spec.group_size = options.group_size(32, {32});
   spec.packed = {detail::packed_floats(spec.values.size(), element.code_type), packed_scales()};
   spec.config = std::move(config);
@@ -90,7 +90,7 @@ inline FormatSpec scaled_format(ScaledTable table, nlohmann::json config, Option
   spec.scale.kind = type == "bfloat16"  ? AQ_SCALE_BF16
                     : type == "float16" ? AQ_SCALE_F16
                                         : AQ_SCALE_F32;
-  spec.scale.search = scale_rule(options, spec.dynamic);
+  spec.search = scale_rule(options, spec.dynamic);
   spec.values = std::move(table.values);
   spec.packed = {detail::packed_floats(spec.values.size(), table.code_type), packed_scales()};
   if (spec.values.size() < 256) spec.packed.push_back(packed_shape());
