@@ -5,14 +5,9 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
-#include <elf.h>
 #include <fmt/format.h>
-#include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <sysexits.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -22,24 +17,17 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
-#include <limits>
 #include <new>
 #include <sstream>
-#include <string_view>
 #include <system_error>
 
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/nearest.h"
 #include "command.h"
+#include "process_setup.h"
 #include "run/quantize.h"
 #include "version.h"
-
-/// jemalloc's settings. It keeps freed memory for ten seconds, large pieces too: giving it back and
-/// taking it again for the next tensor costs more than most of what is computed in it.
-extern "C" const char* malloc_conf;
-const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:10000,muzzy_decay_ms:0,retain:false";
-extern "C" int mallctl(const char*, void*, std::size_t*, void*, std::size_t) __attribute__((weak));
 
 namespace aqhost {
 namespace {
@@ -166,76 +154,6 @@ int complain(const std::string& message, int status) {
   return status;
 }
 
-/// The vector that the kernel puts behind the environment: pairs of a type and a value.
-unsigned long auxiliary(char** environment, unsigned long type) {
-  while (*environment != nullptr) environment++;
-  const auto* pair = reinterpret_cast<const unsigned long*>(environment + 1);
-  for (; pair[0] != AT_NULL; pair += 2)
-    if (pair[0] == type) return pair[1];
-  return 0;
-}
-
-/// LibTorch's OpenMP threads wait for work by spinning, up to milliseconds: on a machine that has
-/// other work too they take its time and each other's (measured: 4 times slower under a load of two
-/// processes a core). To spin about as long as sleeping and waking take costs nothing then, and
-/// where nothing else runs it is 7 % faster than hardly to spin. The runtime reads this setting
-/// once, when it is loaded, so the program starts itself again with it, unless the user has chosen,
-/// under the name by which it was started, so that it is listed (ps, top, pkill) by that name too.
-/// A program started by way of the dynamic linker (ld.so PROGRAM) has no such name and goes on.
-/// Called before the libraries' own start, which takes most of a short run's time; so nothing of
-/// theirs, nor getenv(), may be used.
-void limit_spinning(char** argv, char** environment) {
-  static std::array<char*, 4096> longer;
-  static char setting[] = "GOMP_SPINCOUNT=5000";
-  std::size_t n = 0;
-  for (; environment[n] != nullptr; n++) {
-    const std::string_view variable = environment[n];
-    if (variable.starts_with("OMP_WAIT_POLICY=") || variable.starts_with("GOMP_SPINCOUNT=")) return;
-    if (n + 2 >= longer.size()) return;
-    longer[n] = environment[n];
-  }
-  longer[n] = setting;
-  const auto* name = reinterpret_cast<const char*>(auxiliary(environment, AT_EXECFN));
-  const bool by_linker = auxiliary(environment, AT_BASE) == 0;
-  if (name != nullptr && !by_linker) ::execve(name, argv, longer.data());
-}
-
-/// Intel's MKL ends the process with a sentence of its own where the current folder is gone.
-void require_current_folder() {
-  static char path[4096];
-  if (::syscall(SYS_getcwd, path, sizeof path) >= 0 || errno != ENOENT) return;
-  constexpr std::string_view kMessage =
-      "aqhost: the current folder has been deleted; change to another\n";
-  if (::write(STDERR_FILENO, kMessage.data(), kMessage.size()) < 0) ::_exit(1);
-  ::_exit(1);
-}
-
-/// What must come before the libraries' own start, with nothing of theirs.
-void before_libraries(int /*argc*/, char** argv, char** environment) {
-  hold_signals();
-  require_current_folder();
-  limit_spinning(argv, environment);
-}
-
-[[gnu::section(".preinit_array"),
-  gnu::used]] void (*const before_libraries_start)(int, char**, char**) = before_libraries;
-
-/// A shard is a file that stays open: as many as the system allows, not only its usual 1,024.
-void allow_many_files() {
-  rlimit files{};
-  if (::getrlimit(RLIMIT_NOFILE, &files) != 0) return;
-  files.rlim_cur = files.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &files);
-}
-
-/// The first arena is made before jemalloc has read oversize_threshold, and would give back every
-/// large piece at once.
-void keep_large_pieces() {
-  std::size_t never = std::numeric_limits<std::size_t>::max() / 2;
-  if (mallctl != nullptr)  // not in a build for sanitizers
-    mallctl("arena.0.oversize_threshold", nullptr, nullptr, &never, sizeof never);
-}
-
 int run_and_report(const std::vector<std::string>& arguments) {
   try {
     check_interrupt();  // of one that came while the libraries started
@@ -272,12 +190,6 @@ int run_and_report(const std::vector<std::string>& arguments) {
 }  // namespace aqhost
 
 int main(int argc, char** argv) {
-  aqhost::keep_large_pieces();
-  aqhost::allow_many_files();
-  aqhost::install_interrupt_handler();
-  spdlog::set_default_logger(spdlog::stderr_color_mt("aqhost"));
-  spdlog::set_pattern("aqhost: %^%l%$: %v");
-  const int status = aqhost::run_and_report({argv + 1, argv + argc});
-  std::fflush(nullptr);
-  ::_exit(status);  // LibTorch's destructors take 30 ms, and there is nothing that needs them
+  aqhost::set_up_process();
+  aqhost::end_process(aqhost::run_and_report({argv + 1, argv + argc}));
 }
