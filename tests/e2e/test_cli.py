@@ -1,7 +1,9 @@
-"""aqhost as its users meet it: the real binary, from the command line to the files it leaves.
+"""Tests of aqhost as its users see it: the real program, from the command line to the files it writes.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
+import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -12,9 +14,12 @@ import signal
 import struct
 import subprocess
 import tempfile
+import termios
 import time
 import unittest
 from unittest import mock
+
+from terminal import open_terminal
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
@@ -24,6 +29,7 @@ MODEL = TESTS / "models/olmoe-tiny"
 CALIB = TESTS / "data/kjv_calib.txt"
 EVAL = TESTS / "data/kjv_eval.txt"
 RECIPE = ROOT / "configs/olmoe_int4.yaml"
+COMMANDS = ("inspect", "plan", "eval", "compare", "status", "tokenize", "verify", "plugins")
 
 
 def aqhost(*arguments, plugins=BUILD / "plugins"):
@@ -34,19 +40,19 @@ def aqhost(*arguments, plugins=BUILD / "plugins"):
 
 
 def read_safetensors(path):
-    """({name: entry}, data)"""
+    """Returns ({name: entry}, data)."""
     raw = path.read_bytes()
     size = struct.unpack("<Q", raw[:8])[0]
     return json.loads(raw[8:8 + size]), raw[8 + size:]
 
 
 def shards(folder):
-    """The content of each file of tensors, by its name."""
+    """Returns {name: content} of the safetensors files in a folder."""
     return {file.name: file.read_bytes() for file in pathlib.Path(folder).glob("*.safetensors")}
 
 
 def shard_of(folder, tensor):
-    """The file that a tensor of an export is in."""
+    """Returns the path of the file that contains a tensor of an export."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     return folder / index["weight_map"][tensor]
 
@@ -68,7 +74,7 @@ class WorkFolder(unittest.TestCase):
         return done.stdout
 
     def fails(self, code, message, *arguments, **keywords):
-        """The command exits with `code`, says `message` in one line, and prints no result."""
+        """Checks that the command exits with `code`, prints `message` in one line, and prints no result."""
         done = aqhost(*arguments, **keywords)
         self.assertEqual(done.returncode, code, done.stderr)
         self.assertIn(message, done.stderr)
@@ -86,11 +92,29 @@ class WorkFolder(unittest.TestCase):
 class Usage(WorkFolder):
     def test_help_of_every_command_and_version(self):
         self.assertIn("--calib", self.ok("--help"))
-        for command in ("inspect", "plan", "eval", "tokenize", "verify", "plugins"):
+        self.assertEqual(self.ok(plugins=None), self.ok("--help"))
+        for command in COMMANDS:
             self.assertIn(f"aqhost {command}", self.ok(command, "--help", plugins=None))
         self.assertIn("plugin ABI 1.", self.ok("--version"))
 
-    def test_wrong_usage_exits_with_2_and_names_the_nearest(self):
+    def test_help_is_80_columns_wide_and_as_wide_as_a_terminal_up_to_100(self):
+        for command in ("quantize", *COMMANDS):
+            lines = self.ok(command, "--help", plugins=None).splitlines()
+            self.assertLessEqual(max(map(len, lines)), 80, command)
+        for columns, width in ((90, 90), (200, 100)):
+            ours, theirs = open_terminal(self)
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            process = subprocess.Popen([AQHOST, "--help"], stdout=theirs)
+            os.close(theirs)
+            text = b""
+            with contextlib.suppress(OSError):  # the other end is closed
+                while chunk := os.read(ours, 65536):
+                    text += chunk
+            self.assertEqual(process.wait(), 0)
+            longest = max(map(len, text.decode().splitlines()))
+            self.assertTrue(width - 10 < longest <= width, longest)
+
+    def test_wrong_usage_exits_with_2_and_names_the_most_similar_word(self):
         self.fails(2, "unknown option --nsample, did you mean --nsamples?", "--nsample", 3)
         self.fails(2, 'unknown command "inspekt", did you mean "inspect"?', "inspekt")
         self.fails(2, "--model is missing", "inspect")
@@ -110,12 +134,12 @@ class Usage(WorkFolder):
 
 
 class OptionsThatApply(WorkFolder):
-    """An option that has no effect in a run is unknown to the command, refused, or warned of."""
+    """An option that has no effect is unknown to the command, is refused, or causes a warning."""
 
     CALIBRATION = {"--calib": CALIB, "--nsamples": 2, "--seqlen": 64, "--random-percent": 25,
                    "--seed": 3, "--memory-limit": 1000, "--dtype": "float32", "--device": "cpu"}
 
-    def test_rounding_to_nearest_warns_of_each_option_of_calibration(self):
+    def test_rounding_to_nearest_warns_about_each_option_of_calibration(self):
         recipe = self.work / "r.yaml"
         recipe.write_text("default: {wq: int4, algorithm: rtn}\n")
         plain = self.work / "plain"
@@ -146,7 +170,7 @@ class OptionsThatApply(WorkFolder):
         self.assertNotIn("no effect", done.stderr)
         self.assertIn("calibrated on", done.stdout)
 
-    def test_no_command_but_quantize_has_the_options_of_its_run(self):
+    def test_only_quantize_has_the_options_of_its_run(self):
         commands = {"inspect": ("--model", MODEL), "plan": ("--model", MODEL),
                     "eval": ("--model", MODEL, "--text", EVAL), "compare": (MODEL,),
                     "tokenize": ("--model", MODEL, "--jsonl", "-"), "verify": ("--model", MODEL),
@@ -160,15 +184,24 @@ class OptionsThatApply(WorkFolder):
                     self.fails(2, f"unknown option {option}", command, *arguments, option, value,
                                plugins=None)
 
-    def test_compare_without_text_warns_of_what_is_for_text(self):
-        for option, value in (("--window", 64), ("--device", "cpu")):
+    def test_an_option_of_all_commands_is_unknown_to_those_that_ignore_it(self):
+        for command in ("inspect", "plan", "status", "tokenize", "verify", "plugins"):
+            self.fails(2, "unknown option --threads", command, "--threads", 1, plugins=None)
+        self.fails(2, "unknown option --json", "tokenize", "--json", plugins=None)
+
+    def test_an_option_has_one_meaning_and_its_old_name_leads_to_the_new_one(self):
+        self.fails(2, "--export is now called --folder", "compare", "--export", MODEL)
+        self.ok("compare", "--folder", MODEL)
+
+    def test_compare_without_text_warns_about_options_for_text(self):
+        for option, value in (("--window", 64), ("--device", "cpu"), ("--threads", 1)):
             done = aqhost("compare", MODEL, option, value)
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertIn(f"warning: {option} has no effect: without --text nothing is run",
                           done.stderr)
         self.fails(2, "--against needs --text", "compare", MODEL, "--against", MODEL)
 
-    def test_a_device_that_is_none_is_refused_even_where_nothing_runs(self):
+    def test_an_unknown_device_is_refused_even_if_nothing_is_run(self):
         for command in (("--algorithm", "rtn", "--model", MODEL, "--save", self.work / "o"),
                         ("eval", "--model", MODEL, "--text", EVAL), ("compare", MODEL)):
             self.fails(2, '--device "gpu": expected auto, cpu, cuda or cuda:NUMBER', *command,
@@ -182,7 +215,7 @@ class OptionsThatApply(WorkFolder):
 
 
 class CalibrationFiles(WorkFolder):
-    def test_every_document_is_used_and_the_user_is_told(self):
+    def test_every_document_is_used_and_messages_say_how(self):
         text = CALIB.read_text()
         documents = [text[at:at + 600] for at in range(0, 499 * 600, 600)] + [text[-40000:]]
         lines = self.work / "chats"
@@ -195,13 +228,13 @@ class CalibrationFiles(WorkFolder):
         self.assertIn("the 500 documents have", done.stderr)
         self.assertIn("joined with token 0 in between", done.stderr)
         self.assertIn("500 documents are chats", done.stderr)
-        told = json.loads((out / "quantization_report.json").read_text())["calibration"]["files"][0]
-        self.assertEqual((told["documents"], told["separator"]), (500, 0))
-        self.assertGreaterEqual(told["available"] * 512, told["tokens"] - 512)
+        report = json.loads((out / "quantization_report.json").read_text())["calibration"]["files"][0]
+        self.assertEqual((report["documents"], report["separator"]), (500, 0))
+        self.assertGreaterEqual(report["available"] * 512, report["tokens"] - 512)
         result = json.loads(self.ok("eval", "--model", MODEL, "--text", lines, "--json"))
-        self.assertEqual(result["tokens"], told["available"] * 511)
+        self.assertEqual(result["tokens"], report["available"] * 511)
 
-    def test_files_that_are_no_text_are_refused_with_what_to_do(self):
+    def test_files_that_are_not_text_are_refused_with_advice(self):
         packed = self.work / "text.jsonl.gz"
         packed.write_bytes(gzip.compress(b'{"text": "In the beginning"}\n'))
         for command in (("--calib", packed, "--save", self.work / "out"), ("eval", "--text", packed)):
@@ -238,7 +271,7 @@ class Inspecting(WorkFolder):
         self.assertTrue(listed["int4"]["path"].endswith("int4.so"))
         self.assertEqual(listed["int4"]["abi"], "1.0")
 
-    def test_plugins_tells_what_each_format_is(self):
+    def test_plugins_describes_each_format(self):
         formats = {p["id"]: p["format"] for p in json.loads(self.ok("plugins", "--json"))
                    if p["kind"] == "quantizer"}
         self.assertEqual({i: f["bits"] for i, f in formats.items()}, {
@@ -252,7 +285,7 @@ class Inspecting(WorkFolder):
         for better, worse in (("int8", "int6"), ("int6", "int5"), ("int5", "int4"), ("int4", "int3"),
                               ("int3", "int2"), ("nvfp4", "mxfp4"), ("mxfp6", "mxfp4")):
             self.assertLess(formats[better]["rms_error"], formats[worse]["rms_error"])
-        # block 32, squared error 0.0124 by an independent computation
+        # an independent computation for blocks of 32 gives a mean squared error of 0.0124
         self.assertAlmostEqual(mxfp4["rms_error"] ** 2, 0.0124, delta=0.001)
         self.assertIn("15 values from -6 to 6", self.ok("plugins"))
 
@@ -268,10 +301,10 @@ class Inspecting(WorkFolder):
         for folder, name in zip(folders, ("olmoe.so", "int4.so")):
             folder.mkdir()
             shutil.copy(BUILD / "plugins" / name, folder)
-        told = found(AQ_PLUGIN_PATH=":".join(map(str, folders)))
-        self.assertEqual(told["olmoe"], (folders[0] / "olmoe.so").resolve())
-        self.assertEqual(told["int4"], (folders[1] / "int4.so").resolve())
-        self.assertEqual(told["int8"], beside["int8"])
+        by_environment = found(AQ_PLUGIN_PATH=":".join(map(str, folders)))
+        self.assertEqual(by_environment["olmoe"], (folders[0] / "olmoe.so").resolve())
+        self.assertEqual(by_environment["int4"], (folders[1] / "int4.so").resolve())
+        self.assertEqual(by_environment["int8"], beside["int8"])
         self.fails(1, "no/such/folder", "plugins", plugins="no/such/folder")
 
     def test_a_refused_plugin_is_named_and_the_others_still_load(self):
@@ -283,12 +316,12 @@ class Inspecting(WorkFolder):
         self.assertIn("id \"olmoe\" is taken by", " ".join(p["refused"] for p in refused))
         self.assertIn("olmoe", [p["id"] for p in listed])
 
-    def test_inspect_tells_the_family_and_its_sizes(self):
-        told = json.loads(self.ok("inspect", "--model", MODEL, "--json"))
+    def test_inspect_shows_the_family_and_its_sizes(self):
+        shown = json.loads(self.ok("inspect", "--model", MODEL, "--json"))
         expected = {"family": "olmoe", "layers": 3, "experts": 16, "top_k": 4, "hidden_size": 128,
                     "modules": 3 * (4 + 1 + 16 * 3) + 1, "quantized": False}
-        self.assertEqual({k: told[k] for k in expected}, expected)
-        self.assertIn("model_type", told["why"])
+        self.assertEqual({k: shown[k] for k in expected}, expected)
+        self.assertIn("model_type", shown["why"])
         self.assertIn("olmoe", self.ok("inspect", "--model", MODEL))
 
     def test_plan_says_what_each_module_becomes(self):
@@ -300,7 +333,7 @@ class Inspecting(WorkFolder):
         self.assertAlmostEqual(plan["bits_per_weight"], 4 + 16 / 128)
         self.assertIn("int4 g128", self.ok("plan", "--model", MODEL, "--config", RECIPE))
 
-    def test_plan_tells_sizes_by_layer_and_what_will_load_it(self):
+    def test_plan_shows_sizes_by_layer_and_which_engines_load_the_export(self):
         recipe = self.work / "r.yaml"
         recipe.write_text("overrides: [{pattern: '*.experts.*.down_proj', group_size: 64}]\n")
         plan = json.loads(self.ok("plan", "--model", MODEL, "--config", recipe, "--json"))
@@ -313,11 +346,11 @@ class Inspecting(WorkFolder):
         self.assertIn("loads in vLLM 0.32          no", text)
         self.assertIn("0-2 each", text)
 
-    def test_plan_tells_of_the_layout_that_is_asked_for(self):
+    def test_plan_is_about_the_container_that_is_asked_for(self):
         recipe = self.work / "r.yaml"
         recipe.write_text("default: {wq: int4}\n")
-        for layout, loads in (("compressed-tensors", True), ("gptq", False)):
-            plan = self.ok("plan", "--model", MODEL, "--config", recipe, "--export", layout, "--json")
+        for container, loads in (("compressed-tensors", True), ("gptq", False)):
+            plan = self.ok("plan", "--model", MODEL, "--config", recipe, "--export", container, "--json")
             self.assertEqual(json.loads(plan)["problems_in"]["transformers"] == [], loads)
             self.assertEqual(json.loads(plan)["problems_in"]["vllm"], [])
         recipe.write_text("default: {wq: mxfp4}\n")
@@ -363,10 +396,10 @@ class Quantizing(WorkFolder):
     def quick_perplexity(self, model):
         text = self.work / "text"
         text.write_text(EVAL.read_text()[:20000])
-        told = self.ok("eval", "--model", model, "--text", text, "--window", 256, "--json")
-        return json.loads(told)["perplexity"]
+        printed = self.ok("eval", "--model", model, "--text", text, "--window", 256, "--json")
+        return json.loads(printed)["perplexity"]
 
-    def test_formats_that_only_we_read_are_marked_so_and_read_back(self):
+    def test_formats_that_only_aqhost_reads_are_marked_and_read_back(self):
         recipe, out = self.work / "recipe.yaml", self.work / "out"
         rows = ["0.self_attn.*: nf4", "1.self_attn.*: fp4", "2.self_attn.*: fp6, element: e3m2",
                 "0.mlp.experts.*: mxfp6, element: e3m2", "1.mlp.experts.*: mxfp8, element: e5m2",
@@ -390,7 +423,7 @@ class Quantizing(WorkFolder):
             '  - {pattern: "*.2.self_attn.*", wq: mxfp4}\n')
         self.ok("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)
         self.ok("verify", "--model", out)
-        config = out / "config.json"  # other writers leave the types out
+        config = out / "config.json"  # other programs do not write the types
         config.write_text(re.sub(r'"scale_dtype": "torch.(float16|bfloat16|float32)"',
                                  '"scale_dtype": null', config.read_text()))
         verified = json.loads(self.ok("verify", "--model", out, "--json"))
@@ -417,7 +450,7 @@ class Quantizing(WorkFolder):
         self.fails(1, "GPTQ's checkpoint format has no rounded activations", "--model", MODEL,
                    "--config", recipe, "--export", "gptq", "--save", self.work / "gptq")
 
-    def test_gptq_int4_keeps_the_perplexity_it_should(self):
+    def test_gptq_int4_has_the_expected_perplexity(self):
         out = self.work / "out"
         text = self.quantize(out, "--nsamples", 128, "--seqlen", 512)
         self.assertIn(str(out), text)
@@ -431,8 +464,8 @@ class Quantizing(WorkFolder):
 
         verified = json.loads(self.ok("verify", "--model", out, "--json"))
         self.assertEqual(verified["formats"], {"int4": 3 * (4 + 16 * 3)})
-        told = json.loads(self.ok("inspect", "--model", out, "--json"))
-        self.assertTrue(told["quantized"])
+        shown = json.loads(self.ok("inspect", "--model", out, "--json"))
+        self.assertTrue(shown["quantized"])
 
         report = json.loads((out / "quantization_report.json").read_text())
         module = report["modules"]["model.layers.1.mlp.experts.7.down_proj"]
@@ -455,7 +488,7 @@ class Quantizing(WorkFolder):
         self.assertEqual(config, json.loads((MODEL / "config.json").read_text()))
         self.assertEqual(quantization["quant_method"], "compressed-tensors")
         self.assertIn("model.layers.0.mlp.gate", quantization["ignore"])
-        # the file holds what the format says, and the rest to the byte
+        # tensors that are not quantized are copied to the byte; packed tensors have the format's shape
         before, old = read_safetensors(MODEL / "model.safetensors")
         for name in ("model.embed_tokens.weight", "model.layers.2.mlp.gate.weight"):
             header, data = read_safetensors(shard_of(out, name))
@@ -478,7 +511,7 @@ class Quantizing(WorkFolder):
         self.assertGreater(len(list(out.glob("model-*-of-*.safetensors"))), 2)
         self.assertIn("ok:", self.ok("verify", "--model", out))
 
-    def test_few_tokens_starve_experts_and_are_said_to(self):
+    def test_few_tokens_starve_experts_and_a_warning_says_so(self):
         out = self.work / "out"
         done = aqhost("--model", MODEL, "--config", RECIPE, "--calib", CALIB, "--save", out,
                       "--nsamples", 1, "--seqlen", 16)
@@ -494,7 +527,7 @@ class Quantizing(WorkFolder):
                    "--save", out)
         self.assertFalse(out.exists())
 
-    def test_an_existing_folder_is_kept_unless_told(self):
+    def test_an_existing_folder_is_kept_without_overwrite(self):
         out = self.work / "out"
         save = ("--model", MODEL, "--config", RECIPE, "--algorithm", "rtn", "--save", out)
         self.ok(*save)
@@ -502,7 +535,7 @@ class Quantizing(WorkFolder):
         self.fails(1, "already exists", *save)
         self.assertTrue((out / "precious").exists())
         self.ok(*save, "--overwrite")
-        self.assertTrue((out / "precious").exists())  # what no run wrote stays
+        self.assertTrue((out / "precious").exists())  # files that no run wrote stay
         self.assertTrue((out / "model.safetensors.index.json").exists())
 
     def test_a_quantized_checkpoint_is_not_quantized_again(self):
@@ -517,7 +550,7 @@ class Quantizing(WorkFolder):
             [str(AQHOST), "--plugin-dir", str(BUILD / "plugins"), "--model", str(MODEL), "--config",
              str(RECIPE), "--calib", str(CALIB), "--nsamples", "200", "--seqlen", "512", "--save",
              str(out)], stderr=subprocess.PIPE, text=True)
-        while not list(self.work.iterdir()) and process.poll() is None:  # until it writes
+        while not list(self.work.iterdir()) and process.poll() is None:  # until the run writes a file
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -527,7 +560,7 @@ class Quantizing(WorkFolder):
 
 
 class BadInput(WorkFolder):
-    """One sentence that names file and field, exit 1, nothing written."""
+    """Bad input ends with status 1 and one sentence that names file and field; nothing is written."""
 
     def refused(self, message, model, *more):
         out = self.work / "out"
@@ -565,7 +598,7 @@ class BadInput(WorkFolder):
                      self.change_header(overlap))
 
     def test_a_config_with_millions_of_layers_or_experts_is_refused_before_memory_is_asked_for(self):
-        for change, said in (
+        for change, message in (
                 ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2000000000, expected 1 to 4096"),
                 ({"num_experts": 2_000_000_000}, "num_experts is 2000000000, expected 1 to 4096"),
                 ({"num_hidden_layers": 4096, "num_experts": 4096}, "16777216 experts together")):
@@ -573,7 +606,7 @@ class BadInput(WorkFolder):
                 model = self.copy_model()
                 config = json.loads((model / "config.json").read_text())
                 (model / "config.json").write_text(json.dumps({**config, **change}))
-                self.refused(said, model)
+                self.refused(message, model)
                 shutil.rmtree(model)
 
     def test_shape_that_disagrees_with_config(self):
@@ -607,16 +640,16 @@ class BadInput(WorkFolder):
             data += b"\xff" * 8
         write_safetensors(model / "model.safetensors", header, data)
         names = [f"mtp.{i}.weight" for i in range(5)]
-        told = "5 tensors that the model does not know: mtp.0.weight, mtp.1.weight, mtp.2.weight and 2 more"
+        message = "5 tensors that the model does not know: mtp.0.weight, mtp.1.weight, mtp.2.weight and 2 more"
         out = self.work / "out"
         for command in (["inspect", "--model", model], ["plan", "--model", model],
                         ["--model", model, "--algorithm", "rtn", "--save", out],
                         ["verify", "--model", out]):
             with self.subTest(command=command[0]):
-                self.fails(1, told, *command, "--strict")
+                self.fails(1, message, *command, "--strict")
                 done = aqhost(*command)
                 self.assertEqual(done.returncode, 0, done.stderr)
-                self.assertEqual(done.stderr.count(told), 1)
+                self.assertEqual(done.stderr.count(message), 1)
                 if command[0] in ("inspect", "plan", "verify"):
                     self.assertEqual(json.loads(self.ok(*command, "--json"))["extra_tensors"], names)
         for command in ("inspect", "plan"):
@@ -666,7 +699,7 @@ class BadInput(WorkFolder):
         (model / "config.json").write_text(json.dumps(config))
         self.refused("mamba", model)
 
-    def test_text_that_is_no_utf8_or_too_short(self):
+    def test_text_that_is_not_utf8_or_too_short(self):
         text = self.work / "text.txt"
         text.write_bytes(b"abc \xff def")
         self.fails(1, "text.txt", "--model", MODEL, "--calib", text, "--save", self.work / "out")

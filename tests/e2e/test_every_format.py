@@ -1,10 +1,10 @@
-"""Every format with every group size, and every shipped recipe, by GPTQ and by rounding, with and
-without rounded activations and learned rounding, on two short windows of each small model: what
-`plan` accepts ends well, and what it refuses is told in one sentence.
+"""Tests of every format with every group size, and of every shipped recipe, by GPTQ and by rounding,
+with and without rounded activations and learned rounding, on two short windows of each small model:
+a recipe that `plan` accepts can be run, and `plan` refuses any other recipe in one sentence.
 
-Formats come from `aqhost plugins`, so that a new one is tried without a change here. Each routed
-expert of a model gets a format and a group size of its own, so that one run tries dozens.
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+The formats are those that `aqhost plugins` lists, so a new format needs no change here. Each routed
+expert of a model gets a format and a group size of its own, so one run tests dozens of them.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import concurrent.futures
 import itertools
@@ -17,14 +17,14 @@ import unittest
 from test_cli import CALIB, ROOT, TESTS, aqhost
 import test_recipes
 
-# model: layers with routed experts, how many, and how a pattern names them
+# {model: (layers with routed experts, experts per layer, the pattern that matches an expert)}
 MODELS = {"olmoe": (range(3), 16, "*.layers.{}.mlp.experts.{}.*"),
           "deepseek-moe": (range(1, 4), 16, "*.layers.{}.mlp.experts.{}.*"),
           "qwen2-moe": (range(3), 12, "*.layers.{}.mlp.experts.{}.*"),
           "mixtral": (range(3), 8, "*.layers.{}.block_sparse_moe.experts.{}.*")}
 WINDOWS = ("--calib", CALIB, "--nsamples", 2, "--seqlen", 32, "--random-percent", 0)
 REFINE = "refine: {steps: 2, batch: 2}"
-KINDS = {"row": -1, "matrix": 0}  # group sizes as `aqhost plugins` calls them
+KINDS = {"row": -1, "matrix": 0}  # the words for group sizes in `aqhost plugins`
 
 
 def path_of(model):
@@ -42,7 +42,7 @@ class EveryFormat(unittest.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.work = pathlib.Path(folder.name)
         cls.numbers = itertools.count()
-        cls.pool = concurrent.futures.ThreadPoolExecutor(2)  # runs at once, of one thread each
+        cls.pool = concurrent.futures.ThreadPoolExecutor(2)  # two runs at a time, with one thread each
         cls.addClassCleanup(cls.pool.shutdown)
         plugins = json.loads(aqhost("plugins", "--json").stdout)
         plugins = plugins["plugins"] if isinstance(plugins, dict) else plugins
@@ -56,7 +56,7 @@ class EveryFormat(unittest.TestCase):
         return path
 
     def ends(self, done, name):
-        """That `done` ended as it may: well, or with one sentence. Returns whether it was well."""
+        """Checks that a command succeeded, or failed with one sentence. Returns whether it succeeded."""
         self.assertIn(done.returncode, (0, 1), f"{name}: {done.stderr}")
         for word in ("LibTorch", "json.exception", "Exception raised", "frame #"):
             self.assertNotIn(word, done.stderr, name)
@@ -67,7 +67,7 @@ class EveryFormat(unittest.TestCase):
         return done.returncode == 0
 
     def run_well(self, model, name, text, *options):
-        """A run that must end well, and leave an export that `verify` finds whole."""
+        """Checks that a run succeeds, and that `verify` accepts its export."""
         recipe = self.recipe(text)
         out = recipe.with_suffix(".out")
         done = aqhost("--model", path_of(model), "--config", recipe, "--save", out, "--threads", 1,
@@ -76,7 +76,7 @@ class EveryFormat(unittest.TestCase):
         report = json.loads((out / "quantization_report.json").read_text())
         for module, result in report["modules"].items():
             self.assertGreater(result["bits_per_weight"], 1, module)
-        verified = aqhost("verify", "--model", out, "--threads", 1)
+        verified = aqhost("verify", "--model", out)
         self.assertEqual(verified.returncode, 0, f"{name}: {verified.stderr}")
 
     def all_well(self, runs):
@@ -87,7 +87,7 @@ class EveryFormat(unittest.TestCase):
                 future.result()
 
     def accepted(self, settings):
-        """Those of `settings` ("wq: fp8, group_size: 0") that `plan` accepts; it ends well anyhow."""
+        """Returns those of `settings` ("wq: fp8, group_size: 0") that `plan` accepts."""
         def plan(setting):
             done = aqhost("plan", "--model", path_of("olmoe"), "--config",
                           self.recipe(f"default: {{{setting}}}"))
@@ -95,7 +95,8 @@ class EveryFormat(unittest.TestCase):
         return [s for s, good in zip(settings, self.pool.map(plan, settings)) if good]
 
     def settings(self, aq):
-        """Of every format with its own group sizes, and with a row and a matrix where it can."""
+        """Returns the settings of every format with each of its group sizes, and with a whole row and a
+        whole matrix if `plan` accepts that."""
         def of(format, size):
             return f"wq: {format}, group_size: {size}" + (f", aq: {format}" if aq else "")
         own = [of(f, s) for f, sizes in self.sizes.items() for s in sizes]
@@ -103,7 +104,8 @@ class EveryFormat(unittest.TestCase):
         return own + self.accepted(other)
 
     def experts(self, mode, settings, extra, *options):
-        """Runs of every model in which each expert has one of `settings`, until all had their turn."""
+        """Returns runs of every model in which each expert has one of `settings`, so that every model has
+        all of them."""
         runs = []
         for model, (layers, count, pattern) in MODELS.items():
             places = [pattern.format(l, e) for l in layers for e in range(count)]

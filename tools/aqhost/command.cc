@@ -1,5 +1,6 @@
 #include "command.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
@@ -12,131 +13,129 @@
 
 namespace aqhost {
 
-void add_plugin_options(po::options_description_easy_init& add) {
-  add("plugin-dir", po::value<std::vector<std::string>>()->composing(),
-      "folder with plugins, may be repeated; looked at before AQ_PLUGIN_PATH and the installed "
-      "ones")("trust-plugins", "also load plugins that other users may change");
+void add_plugin_options(OptionTable& table, PluginOptions& options) {
+  table.list("plugin-dir", "DIR", options.plugin_folders,
+             "Look for plugins in this folder before the folders of AQ_PLUGIN_PATH and the "
+             "installed plugins. The option may be repeated.");
+  table.flag("trust-plugins", options.trust_plugins,
+             "Also load plugins that other users may change.");
+  table.flag("json", options.json, "Print the result as JSON.");
 }
 
-std::unique_ptr<Registry> scan_plugins(const po::variables_map& options) {
-  std::vector<std::filesystem::path> given;
-  if (options.contains("plugin-dir"))
-    for (const auto& folder : options["plugin-dir"].as<std::vector<std::string>>())
-      given.emplace_back(folder);
-  return std::make_unique<Registry>(plugin_search_path(given),
-                                    ScanOptions{.trust = options.contains("trust-plugins")});
+std::unique_ptr<Registry> scan_plugins(const PluginOptions& options) {
+  const auto& folders = options.plugin_folders;
+  return std::make_unique<Registry>(plugin_search_path({folders.begin(), folders.end()}),
+                                    ScanOptions{.trust = options.trust_plugins});
 }
 
-std::unique_ptr<Registry> open_registry(const po::variables_map& options) {
+std::unique_ptr<Registry> open_registry(const PluginOptions& options) {
   auto registry = scan_plugins(options);
   for (const PluginInfo& plugin : registry->plugins())
     if (!plugin.refused.empty()) spdlog::warn("plugin {} refused: {}", plugin.path, plugin.refused);
   return registry;
 }
 
-void add_model_options(po::options_description_easy_init& add) {
-  add("model", po::value<std::string>(), "folder of the checkpoint (config.json, *.safetensors)");
-  add("model-type", po::value<std::string>()->default_value("auto"),
-      "id of the model plugin to use, or auto");
-  add_strict_option(add);
+void add_family_options(OptionTable& table, FamilyOptions& options) {
+  table.text("model-type", "ID", options.model_type,
+             "Use the model plugin with this id. With auto, config.json decides.");
+  table.flag("strict", options.strict,
+             "Refuse a checkpoint with tensors or keys of config.json that the model does not "
+             "know. Otherwise a warning names them; such tensors are never run, and an export "
+             "contains them unchanged.");
+  add_plugin_options(table, options);
 }
 
-void add_strict_option(po::options_description_easy_init& add) {
-  add("strict",
-      "refuse a checkpoint with tensors or keys of config.json that the model does not know; "
-      "otherwise a warning names them, such tensors are never run, and an export has them as they "
-      "are");
+void add_model_options(OptionTable& table, ModelOptions& options) {
+  table.required_text("model", "DIR", options.model,
+                      "Read the checkpoint in this folder (config.json, *.safetensors).");
+  add_family_options(table, options);
 }
 
 std::unique_ptr<const Model> open_model(const Registry& registry, const Source& source,
-                                        const po::variables_map& options) {
-  auto model = registry.create_model(source, options["model-type"].as<std::string>(),
-                                     options.contains("strict"));
+                                        const FamilyOptions& options) {
+  auto model = registry.create_model(source, options.model_type, options.strict);
   check_extra_tensors(model->extra_tensors(), model->extra_note(), source.directory(), options);
   return model;
 }
 
 void check_extra_tensors(const std::vector<std::string>& names, const std::string& note,
-                         const std::string& directory, const po::variables_map& options) {
-  constexpr std::size_t kMostNames = 3;
+                         const std::string& directory, const FamilyOptions& options) {
+  constexpr std::size_t kMaximumNames = 3;
   if (names.empty()) return;
-  const auto shown = std::span(names).first(std::min(names.size(), kMostNames));
-  const std::string told = fmt::format(
+  const auto shown = std::span(names).first(std::min(names.size(), kMaximumNames));
+  const std::string found = fmt::format(
       "{}: {} tensor{} that the model does not know: {}{}{}", directory, names.size(),
       names.size() == 1 ? "" : "s", fmt::join(shown, ", "),
-      names.size() > kMostNames ? fmt::format(" and {} more", names.size() - kMostNames) : "",
+      names.size() > kMaximumNames ? fmt::format(" and {} more", names.size() - kMaximumNames) : "",
       note.empty() ? "" : "; " + note);
-  if (options.contains("strict"))
+  if (options.strict)
     fail(
         "{}; is config.json that of this model? Without --strict they are never run, and an export "
         "has them as they are",
-        told);
+        found);
   spdlog::warn("{}; they are never run, and an export has them as they are (--strict refuses them)",
-               told);
+               found);
 }
 
-void add_export_options(po::options_description_easy_init& add) {
-  add("export", po::value<std::string>()->default_value("compressed-tensors"),
-      "layout of the files: compressed-tensors or gptq (AutoGPTQ's, integers alone)");
-  add("target", po::value<std::string>()->default_value("any"),
-      "vllm, sglang or transformers: an error if it will not load the result, or load it wrongly; "
-      "any: say so only");
+void add_export_options(OptionTable& table, ExportOptions& options) {
+  table.choice("export", {"compressed-tensors", "gptq"}, options.container,
+               "Write the export in this container: compressed-tensors, or gptq for AutoGPTQ's, "
+               "which stores only integer formats.");
+  table.text("target", "ENGINE", options.target,
+             "Fail if this engine (vllm, sglang or transformers) will not load the export, or will "
+             "load it and give wrong answers. With any, this is only reported.");
 }
 
-void add_dtype_option(po::options_description_easy_init& add, const char* standard) {
-  add("dtype", po::value<std::string>()->default_value(standard),
-      "float32, bfloat16, or auto: what layers compute in; auto takes bfloat16 where the "
-      "checkpoint "
-      "is stored in it and the CPU multiplies it");
+Layout layout(const ExportOptions& options) {
+  return options.container == "gptq" ? Layout::kGptq : Layout::kCompressedTensors;
 }
 
-void add_device_option(po::options_description_easy_init& add) {
-  add("device", po::value<std::string>()->default_value("auto"),
-      "auto (a GPU if there is one), cpu, cuda or cuda:NUMBER");
+void add_device_options(OptionTable& table, DeviceOptions& options) {
+  table.text("device", "NAME", options.name,
+             "Run the model on this device: cpu, cuda, cuda:NUMBER, or auto, which is a GPU if "
+             "there is one.");
+  table.integer("threads", "N", options.threads, 0, 1024,
+                "Use this number of CPU threads; 0 means one per core.");
 }
 
-void warn_of_no_effect(const po::variables_map& options, std::initializer_list<const char*> names,
+void set_threads(const DeviceOptions& options) {
+  if (options.threads > 0) at::set_num_threads(static_cast<int>(options.threads));
+}
+
+void add_recipe_option(OptionTable& table, std::string& file) {
+  table.text("config", "FILE", file,
+             "Follow this recipe, in YAML or JSON, which says what each module becomes (see "
+             "configs/README.md). Without a recipe, modules become int4 in groups of 128.");
+}
+
+void add_dtype_option(OptionTable& table, std::string& dtype) {
+  table.choice("dtype", {"auto", "float32", "bfloat16"}, dtype,
+               "Compute layers in this type: float32, bfloat16, or auto, which is bfloat16 if the "
+               "checkpoint stores bfloat16 and the device can multiply it, and otherwise float32.");
+}
+
+void add_window_option(OptionTable& table, int64_t& window) {
+  table.integer("window", "N", window, 2, 1 << 24, "Cut the text into windows of N tokens.");
+}
+
+void warn_of_no_effect(const std::set<std::string>& given, std::initializer_list<const char*> names,
                        const std::string& why) {
-  std::vector<std::string> given;
+  std::vector<std::string> found;
   for (const char* name : names)
-    if (options.contains(name) && !options[name].defaulted())
-      given.push_back(fmt::format("--{}", name));
-  if (given.empty()) return;
-  spdlog::warn("{} {} no effect: {}", fmt::join(given, ", "), given.size() == 1 ? "has" : "have",
+    if (given.contains(name)) found.push_back(fmt::format("--{}", name));
+  if (found.empty()) return;
+  spdlog::warn("{} {} no effect: {}", fmt::join(found, ", "), found.size() == 1 ? "has" : "have",
                why);
 }
 
-Layout layout(const po::variables_map& options) {
-  const auto name = options["export"].as<std::string>();
-  if (name != "compressed-tensors" && name != "gptq")
-    throw UsageError(fmt::format("--export \"{}\": expected compressed-tensors or gptq", name));
-  return name == "gptq" ? Layout::kGptq : Layout::kCompressedTensors;
-}
-
-std::string required(const po::variables_map& options, const char* name) {
-  if (!options.contains(name)) throw UsageError(fmt::format("--{} is missing", name));
-  auto value = options[name].as<std::string>();
-  if (value.empty()) throw UsageError(fmt::format("--{} is empty", name));
-  return value;
-}
-
-int64_t integer(const po::variables_map& options, const char* name, int64_t least, int64_t most) {
-  const auto value = options[name].as<int64_t>();
-  if (value < least || value > most)
-    throw UsageError(fmt::format("--{} {}: expected {} to {}", name, value, least, most));
-  return value;
-}
-
-bool wants_json(const po::variables_map& options) { return options.contains("json"); }
-
-bool quiet(const po::variables_map& options) {
-  return wants_json(options) || !spdlog::should_log(spdlog::level::info);
+bool quiet(const CommandOptions& options) {
+  return options.json || !spdlog::should_log(spdlog::level::info);
 }
 
 std::string with_commas(int64_t n) {
   std::string digits = std::to_string(n);
   for (auto i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3)
-    digits.insert(static_cast<std::size_t>(i), ",");
+    digits.insert(static_cast<std::size_t>(i), 1, ',');
   return digits;
 }
 

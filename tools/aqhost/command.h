@@ -1,70 +1,111 @@
 #pragma once
 
-#include <boost/program_options.hpp>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "option_table.h"
 #include "plan/plan.h"
 #include "plugin/registry.h"
 
 namespace aqhost {
-namespace po = boost::program_options;
 
-/// One thing that aqhost does. `run` prints its result to stdout and throws Error or UsageError.
+/// A command of aqhost.
 struct Command {
   const char* name;
-  const char* summary;  // one line
-  const char* details;  // shown by --help, below the usage line
-  void (*add_options)(po::options_description_easy_init add);
-  void (*run)(const po::variables_map& options);
-  const char* positional = nullptr;  // the option that bare arguments are values of, if any
+  const char* summary;  // completes "aqhost NAME - ..."
+  const char* usage;    // lines without "aqhost"
+  const char* details;  // paragraphs of the help text, each of them one line
+  /// Adds the command's options to the table, and returns the function to call once the table has
+  /// set them. It prints the command's result to stdout and throws Error or UsageError.
+  std::function<void()> (*prepare)(OptionTable& table);
 };
 
 extern const Command kQuantize, kInspect, kPlan, kEval, kCompare, kStatus, kTokenize, kVerify,
     kPlugins;
 
-/// Adds --plugin-dir and --trust-plugins, and opens what is found there and in the usual places.
-void add_plugin_options(po::options_description_easy_init& add);
-std::unique_ptr<Registry> scan_plugins(const po::variables_map& options);
-/// scan_plugins(), with a warning of each that was refused.
-std::unique_ptr<Registry> open_registry(const po::variables_map& options);
+/// Every command has options of this type or of one derived from it.
+struct CommandOptions {
+  std::set<std::string> given;  // the names of the options on the command line
+  bool json = false;
+};
 
-/// Adds --model, --model-type and --strict.
-void add_model_options(po::options_description_easy_init& add);
-void add_strict_option(po::options_description_easy_init& add);
-/// The adapter of `source` by --model-type, with a warning of tensors that it does not know, which
-/// --strict makes an Error.
+/// Command::prepare of a command whose options are `Options`.
+template <typename Options, void (*add_options)(OptionTable&, Options&),
+          void (*run)(const Options&)>
+std::function<void()> prepare(OptionTable& table) {
+  auto options = std::make_shared<Options>();
+  add_options(table, *options);
+  return [options, &table] {
+    options->given = table.given();
+    run(*options);
+  };
+}
+
+struct PluginOptions : CommandOptions {
+  std::vector<std::string> plugin_folders;
+  bool trust_plugins = false;
+};
+/// Adds --plugin-dir, --trust-plugins and --json.
+void add_plugin_options(OptionTable& table, PluginOptions& options);
+/// Opens the plugins of these folders and of the usual ones.
+std::unique_ptr<Registry> scan_plugins(const PluginOptions& options);
+/// scan_plugins(), with a warning for each plugin that was refused.
+std::unique_ptr<Registry> open_registry(const PluginOptions& options);
+
+struct FamilyOptions : PluginOptions {
+  std::string model_type = "auto";
+  bool strict = false;
+};
+/// Adds --model-type, --strict and the options of add_plugin_options().
+void add_family_options(OptionTable& table, FamilyOptions& options);
+/// The adapter of `source`. Tensors that it does not know are a warning, or, with --strict, an
+/// Error.
 std::unique_ptr<const Model> open_model(const Registry& registry, const Source& source,
-                                        const po::variables_map& options);
-/// The warning, or the Error, of such tensors, with what Model::extra_note() says of them; none if
-/// there are none.
+                                        const FamilyOptions& options);
+/// Warns about these tensors of the checkpoint in `directory`, which the model does not know, or
+/// throws an Error with --strict. `note` is Model::extra_note(). Does nothing if there are none.
 void check_extra_tensors(const std::vector<std::string>& names, const std::string& note,
-                         const std::string& directory, const po::variables_map& options);
+                         const std::string& directory, const FamilyOptions& options);
 
-/// Adds --export, the layout of the files, and --target, the engine that must load them.
-void add_export_options(po::options_description_easy_init& add);
-Layout layout(const po::variables_map& options);
+struct ModelOptions : FamilyOptions {
+  std::string model;
+};
+/// Adds --model and the options of add_family_options().
+void add_model_options(OptionTable& table, ModelOptions& options);
 
-/// Adds --dtype, see compute_type().
-void add_dtype_option(po::options_description_easy_init& add, const char* standard);
+/// The container of an export, and the engine that must load it.
+struct ExportOptions {
+  std::string container = "compressed-tensors", target = "any";
+};
+/// Adds --export and --target.
+void add_export_options(OptionTable& table, ExportOptions& options);
+Layout layout(const ExportOptions& options);
 
-/// Adds --device, see open_device().
-void add_device_option(po::options_description_easy_init& add);
+/// Where a model runs: a name for open_device(), and the number of CPU threads, 0 for one per core.
+struct DeviceOptions {
+  std::string name = "auto";
+  int64_t threads = 0;
+};
+/// Adds --device and --threads.
+void add_device_options(OptionTable& table, DeviceOptions& options);
+/// Makes LibTorch use options.threads.
+void set_threads(const DeviceOptions& options);
 
-/// Warns of those of `names` that were given although they have no effect, and says why.
-void warn_of_no_effect(const po::variables_map& options, std::initializer_list<const char*> names,
+/// Add --config, --dtype and --window.
+void add_recipe_option(OptionTable& table, std::string& file);
+void add_dtype_option(OptionTable& table, std::string& dtype);
+void add_window_option(OptionTable& table, int64_t& window);
+
+/// Warns about those of `names` that are `given` although they have no effect, and says why.
+void warn_of_no_effect(const std::set<std::string>& given, std::initializer_list<const char*> names,
                        const std::string& why);
 
-/// The value of a required option; UsageError names it if it is not there.
-std::string required(const po::variables_map& options, const char* name);
-/// An integer option within [least, most]; UsageError otherwise.
-int64_t integer(const po::variables_map& options, const char* name, int64_t least, int64_t most);
-
-bool wants_json(const po::variables_map& options);
-/// Progress is for people: none with --json or below log level info.
-bool quiet(const po::variables_map& options);
+/// Whether a run shows no progress, which is for people: with --json, or below log level info.
+bool quiet(const CommandOptions& options);
 
 /// "12,345,678".
 std::string with_commas(int64_t n);

@@ -18,54 +18,64 @@ namespace {
 
 constexpr std::size_t kWorst = 3;
 
-void add_options(po::options_description_easy_init add) {
-  add("export", po::value<std::vector<std::string>>()->composing(),
-      "folder to compare; --export may be left out");
-  add("model-type", po::value<std::string>()->default_value("auto"),
-      "id of the model plugin to use, or auto");
-  add_strict_option(add);
-  add_plugin_options(add);
-  add("text", po::value<std::string>(), "text to predict, as of eval");
-  add("window", po::value<int64_t>()->default_value(512), "tokens of a window");
-  add("against", po::value<std::string>(), "folder of the original; needs --text");
-  add_device_option(add);
+struct CompareOptions : FamilyOptions {
+  std::vector<std::string> folders;
+  std::string text, against;
+  int64_t window = 512;
+  DeviceOptions device;
+};
+
+void add_options(OptionTable& table, CompareOptions& options) {
+  table.list("folder", "DIR", options.folders,
+             "Compare the export in this folder. The option's name may be left out.");
+  table.take_bare_arguments("folder");
+  table.renamed("export", "folder");
+  table.text("text", "FILE", options.text, "Measure on this file, as eval does.");
+  add_window_option(table, options.window);
+  table.text("against", "DIR", options.against,
+             "Also measure how far the exports are from the original model in this folder.");
+  add_device_options(table, options.device);
+  add_family_options(table, options);
 }
 
-/// One line of the table, or one part of what --json prints.
+/// One line of the table, or one element of the array that --json prints.
 struct Row {
   std::string folder;
   std::unique_ptr<Source> source;
   std::unique_ptr<const Model> model;
   CheckpointSummary summary;
   double perplexity = 0;                      // 0: not measured
-  std::optional<Divergence> from_original{};  // where there is one
+  std::optional<Divergence> from_original{};  // if the original model is given
 
   Runnable runnable() const { return {source.get(), model.get()}; }
 };
 
-Row open_row(const std::string& folder, const Registry& registry,
-             const po::variables_map& options) {
+Row open_row(const std::string& folder, const Registry& registry, const FamilyOptions& options) {
   Row row{folder, open_source(folder, registry), nullptr, {}};
   row.model = open_model(registry, *row.source, options);
   row.summary = summarize(*row.source, *row.model);
   return row;
 }
 
-/// Fills in what has to be measured; the first row is the original where there is one.
+/// Fills in what has to be measured. If `against`, the first row is the original model.
 void measure(std::vector<Row>& rows, bool against, const at::Tensor& windows,
              const at::TensorOptions& run_options, RunObserver& observer) {
   const auto layers = rows.front().model->desc().n_layers;
   observer.begin("evaluating", against ? layers : layers * static_cast<int>(rows.size()), "layers");
   int32_t done = 0;
-  const auto tell = [&](int32_t layer) { observer.update(++done, fmt::format("layer {}", layer)); };
+  const auto report_layer = [&](int32_t layer) {
+    observer.update(++done, fmt::format("layer {}", layer));
+  };
   if (!against) {
     for (Row& row : rows)
-      row.perplexity = perplexity(*row.source, *row.model, windows, tell, run_options).value;
+      row.perplexity =
+          perplexity(*row.source, *row.model, windows, report_layer, run_options).value;
     return;
   }
   std::vector<Runnable> models;
   for (std::size_t i = 1; i < rows.size(); i++) models.push_back(rows[i].runnable());
-  const Divergences all = diverge(rows.front().runnable(), models, windows, tell, run_options);
+  const Divergences all =
+      diverge(rows.front().runnable(), models, windows, report_layer, run_options);
   rows.front().perplexity = all.reference.value;
   for (std::size_t i = 1; i < rows.size(); i++) {
     rows[i].from_original = all.models[i - 1];
@@ -73,7 +83,8 @@ void measure(std::vector<Row>& rows, bool against, const at::Tensor& windows,
   }
 }
 
-/// "2 (1.9 %), 0 (1.2 %)": by the layer's own error, or else by its part of the loss.
+/// "2 (1.9 %), 0 (1.2 %)": the layers with the largest errors of their own, or, if the row was not
+/// compared with the original model, with the largest shares of the loss.
 std::string worst_layers(const Row& row) {
   std::vector<std::pair<double, int32_t>> layers;
   if (row.from_original)
@@ -144,18 +155,20 @@ Json to_json(const Row& row) {
           {"experts", experts}};
 }
 
-void run(const po::variables_map& options) {
-  if (!options.contains("export")) throw UsageError("no folder is given: aqhost compare A B ...");
-  const bool against = options.contains("against"), evaluate = options.contains("text");
+void run(const CompareOptions& options) {
+  if (options.folders.empty()) throw UsageError("no folder is given: aqhost compare A B ...");
+  const bool against = !options.against.empty(), evaluate = !options.text.empty();
   if (against && !evaluate) throw UsageError("--against needs --text, what to compare on");
-  const auto device_name = options["device"].as<std::string>();
-  check_device_name(device_name);
-  if (!evaluate) warn_of_no_effect(options, {"window", "device"}, "without --text nothing is run");
-  const at::Device device = evaluate ? open_device(device_name) : at::Device(at::kCPU);
+  check_device_name(options.device.name);
+  if (!evaluate)
+    warn_of_no_effect(options.given, {"window", "device", "threads"},
+                      "without --text nothing is run");
+  set_threads(options.device);
+  const at::Device device = evaluate ? open_device(options.device.name) : at::Device(at::kCPU);
   const auto registry = open_registry(options);
   std::vector<Row> rows;
-  if (against) rows.push_back(open_row(required(options, "against"), *registry, options));
-  for (const auto& folder : options["export"].as<std::vector<std::string>>())
+  if (against) rows.push_back(open_row(options.against, *registry, options));
+  for (const std::string& folder : options.folders)
     rows.push_back(open_row(folder, *registry, options));
   if (evaluate) {
     const Row& first = rows.front();
@@ -163,13 +176,12 @@ void run(const po::variables_map& options) {
     ConsoleObserver observer(quiet(options));
     CorpusReader reader(first.folder, vocabulary,
                         document_separator(first.source->config(), vocabulary));
-    const int64_t window = integer(options, "window", 2, 1 << 24);
-    check_window(*first.model, window);
-    const FileWindows file = read_windows(reader, required(options, "text"), window, observer);
+    check_window(*first.model, options.window);
+    const FileWindows file = read_windows(reader, options.text, options.window, observer);
     measure(rows, against, file.ids, at::TensorOptions(device).dtype(at::kFloat), observer);
     observer.end();
   }
-  if (!wants_json(options)) return print(rows);
+  if (!options.json) return print(rows);
   Json list = Json::array();
   for (const Row& row : rows) list.push_back(to_json(row));
   fmt::print("{}\n", to_text(list));
@@ -178,16 +190,15 @@ void run(const po::variables_map& options) {
 }  // namespace
 
 const Command kCompare{
-    "compare",
-    "puts several exports of one model in a table",
-    "  aqhost compare A B ... [--text FILE [--against ORIGINAL]] [--json]\n\n"
-    "Bits with scales, size of all tensors, and the experts (layer.expert) that have the\n"
-    "largest parts of the loss in the report that lies with each export. With --text the\n"
-    "perplexity; with --against as well KL divergence from the original and how often both\n"
-    "hold the same token most likely, and the worst layers are those whose own error of\n"
-    "hidden states is largest (see eval); without it those with the largest parts of the loss.",
-    add_options,
-    run,
-    "export"};
+    "compare", "puts several exports of one model in a table",
+    "compare A B ... [--text FILE [--against ORIGINAL]] [--json]",
+    "The table shows bits per weight (scales included), the size of all tensors, and the experts "
+    "(layer.expert) with the largest shares of the loss in quantization_report.json of each "
+    "export. The worst layers are those with the largest shares of the loss.\n\n"
+    "With --text, the table also shows the perplexity. With --against, it also shows the KL "
+    "divergence from the original model and how often both consider the same token the most "
+    "likely one; the worst layers are then those with the largest errors of their own in the "
+    "hidden states (see aqhost eval --help).",
+    prepare<CompareOptions, add_options, run>};
 
 }  // namespace aqhost

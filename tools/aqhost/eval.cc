@@ -14,16 +14,22 @@
 namespace aqhost {
 namespace {
 
-void add_options(po::options_description_easy_init add) {
-  add_model_options(add);
-  add_plugin_options(add);
-  add("text", po::value<std::string>(),
-      "text to predict: UTF-8, JSON lines or ids, as --calib of quantize");
-  add("window", po::value<int64_t>()->default_value(512), "tokens of a window");
-  add_dtype_option(add, "float32");
-  add_device_option(add);
-  add("against", po::value<std::string>(),
-      "folder of the original: how far the model is from it, layer by layer too");
+struct EvalOptions : ModelOptions {
+  std::string text, against, dtype = "float32";
+  int64_t window = 512;
+  DeviceOptions device;
+};
+
+void add_options(OptionTable& table, EvalOptions& options) {
+  add_model_options(table, options);
+  table.required_text("text", "FILE", options.text,
+                      "Measure on this file: text, JSON lines or token ids, like --calib of "
+                      "quantize.");
+  add_window_option(table, options.window);
+  table.text("against", "DIR", options.against,
+             "Also measure how far the model is from the original model in this folder.");
+  add_dtype_option(table, options.dtype);
+  add_device_options(table, options.device);
 }
 
 void print(const Perplexity& result, const at::Tensor& windows) {
@@ -52,60 +58,58 @@ Json to_json(const Divergence& d, const Perplexity& reference) {
           {"layers", layers}};
 }
 
-void run(const po::variables_map& options) {
-  const std::string directory = required(options, "model");
-  const std::string text = required(options, "text");
-  const int64_t window = integer(options, "window", 2, 1 << 24);
-  const at::Device device = open_device(options["device"].as<std::string>());
+void run(const EvalOptions& options) {
+  set_threads(options.device);
+  const at::Device device = open_device(options.device.name);
   const auto registry = open_registry(options);
-  const auto source = open_source(directory, *registry);
-  const at::TensorOptions run_options = at::TensorOptions(device).dtype(
-      compute_type(options["dtype"].as<std::string>(), *source, device));
+  const auto source = open_source(options.model, *registry);
+  const at::TensorOptions run_options =
+      at::TensorOptions(device).dtype(compute_type(options.dtype, *source, device));
   const auto model = open_model(*registry, *source, options);
-  check_window(*model, window);
+  check_window(*model, options.window);
   ConsoleObserver observer(quiet(options));
-  CorpusReader reader(directory, model->desc().vocab_size,
+  CorpusReader reader(options.model, model->desc().vocab_size,
                       document_separator(source->config(), model->desc().vocab_size));
-  const at::Tensor windows = read_windows(reader, text, window, observer).ids;
+  const at::Tensor windows = read_windows(reader, options.text, options.window, observer).ids;
   observer.begin("evaluating", model->desc().n_layers, "layers");
-  const auto tell = [&](int32_t layer) {
+  const auto report_layer = [&](int32_t layer) {
     observer.update(layer + 1, fmt::format("layer {}", layer));
   };
-  if (!options.contains("against")) {
-    const Perplexity result = perplexity(*source, *model, windows, tell, run_options);
+  if (options.against.empty()) {
+    const Perplexity result = perplexity(*source, *model, windows, report_layer, run_options);
     observer.end();
-    if (wants_json(options))
+    if (options.json)
       fmt::print("{}\n", to_text(Json{{"perplexity", result.value}, {"tokens", result.tokens}}));
     else
       print(result, windows);
     return;
   }
-  const std::string against = required(options, "against");
-  const auto original = open_source(against, *registry);
+  const auto original = open_source(options.against, *registry);
   const auto original_model = open_model(*registry, *original, options);
-  const Divergences result = diverge({original.get(), original_model.get()},
-                                     {{source.get(), model.get()}}, windows, tell, run_options);
+  const Divergences result =
+      diverge({original.get(), original_model.get()}, {{source.get(), model.get()}}, windows,
+              report_layer, run_options);
   observer.end();
   const Divergence& d = result.models.front();
-  if (wants_json(options)) {
+  if (options.json) {
     fmt::print("{}\n", to_text(to_json(d, result.reference)));
     return;
   }
   print(d.perplexity, windows);
-  print(d, result.reference, against);
+  print(d, result.reference, options.against);
 }
 
 }  // namespace
 
 const Command kEval{
-    "eval", "measures perplexity on a text, of a checkpoint or an export",
-    "  aqhost eval --model DIR --text FILE [--against ORIGINAL] [--window 512] [--json]\n\n"
-    "The text's tokens are cut into windows as those of quantize's --calib are (documents shorter\n"
-    "than a window share one); the loss is that of each next token inside its window. With "
-    "--against the original runs\n"
-    "beside the model: KL divergence of the next token from the original's, how often both\n"
-    "hold the same token most likely, and by how much hidden states differ, |h - h0| / |h0|,\n"
-    "after each layer, and by that layer alone on the original's hidden states.",
-    add_options, run};
+    "eval", "measures the perplexity of a checkpoint or an export on a text",
+    "eval --model DIR --text FILE [--against ORIGINAL] [--json]",
+    "The tokens of the text are cut into windows as by quantize (documents that are shorter than a "
+    "window share one). The perplexity is that of each next token inside its window.\n\n"
+    "With --against, the original model runs beside the model. The command then also prints the "
+    "KL divergence of the next token from the original's, how often both models consider the same "
+    "token the most likely one, and how far hidden states are from the original's, |h - h0| / "
+    "|h0|: after each layer, and for each layer alone when its input is the original's.",
+    prepare<EvalOptions, add_options, run>};
 
 }  // namespace aqhost

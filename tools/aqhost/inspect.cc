@@ -12,11 +12,6 @@
 namespace aqhost {
 namespace {
 
-void add_options(po::options_description_easy_init add) {
-  add_model_options(add);
-  add_plugin_options(add);
-}
-
 struct LayerKinds {
   int32_t moe = 0, dense = 0;
   FfnDesc first_moe;
@@ -40,7 +35,8 @@ int64_t parameters(const Source& source) {
   return n;
 }
 
-/// Parameters that one token meets: all, less those of the experts it is not routed to.
+/// The parameters that are used for one token: all except those of the experts that it is not
+/// routed to.
 int64_t active_parameters(const Source& source, const Model& model) {
   int64_t n = parameters(source);
   for (const Module& module : model.modules()) {
@@ -97,14 +93,13 @@ void print(const Json& d) {
   fmt::print("quantized   {}\n", d["quantized"].get<bool>() ? "yes" : "no");
 }
 
-/// A model that no plugin knows: what can be told of it.
+/// Prints what is known of a model that no plugin describes.
 void print_unknown(const UnknownModel& unknown, bool json) {
   if (json) {
-    const Json told{{"family", unknown.kind},
-                    {"why", unknown.why},
-                    {"found", unknown.found},
-                    {"advice", unknown.advice}};
-    fmt::print("{}\n", to_text(told));
+    fmt::print("{}\n", to_text(Json{{"family", unknown.kind},
+                                    {"why", unknown.why},
+                                    {"found", unknown.found},
+                                    {"advice", unknown.advice}}));
     return;
   }
   fmt::print("family      {} ({})\n", unknown.kind, unknown.why);
@@ -113,21 +108,19 @@ void print_unknown(const UnknownModel& unknown, bool json) {
   fmt::print("to do       {}\n", unknown.advice);
 }
 
-void run(const po::variables_map& options) {
-  const std::string directory = required(options, "model");
-  const std::string type = options["model-type"].as<std::string>();
+void run(const ModelOptions& options) {
   const auto registry = open_registry(options);
-  const auto source = open_source(directory, *registry);
+  const auto source = open_source(options.model, *registry);
   const auto matches = registry->probe(source->config());
-  if (type == "auto" && matches.empty() && !registry->model_ids().empty())
-    return print_unknown(describe_unknown(source->config()), wants_json(options));
+  if (options.model_type == "auto" && matches.empty() && !registry->model_ids().empty())
+    return print_unknown(describe_unknown(source->config()), options.json);
   const auto model = open_model(*registry, *source, options);
   const auto match = std::find_if(matches.begin(), matches.end(),
                                   [&](const ModelMatch& m) { return m.id == model->id(); });
   const Json description = describe(
       *source, *model,
       match != matches.end() ? *match : ModelMatch{model->id(), "chosen by --model-type", 0});
-  if (wants_json(options))
+  if (options.json)
     fmt::print("{}\n", to_text(description));
   else
     print(description);
@@ -135,7 +128,11 @@ void run(const po::variables_map& options) {
 
 }  // namespace
 
-const Command kInspect{"inspect", "shows what a checkpoint is: family, layers, experts, parameters",
-                       "  aqhost inspect --model DIR [--json]", add_options, run};
+const Command kInspect{
+    "inspect", "shows what a checkpoint is: family, layers, experts, parameters",
+    "inspect --model DIR [--json]",
+    "If no plugin describes the model, the command shows what config.json says about it, and what "
+    "to do.",
+    prepare<ModelOptions, add_model_options, run>};
 
 }  // namespace aqhost

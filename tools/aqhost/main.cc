@@ -2,8 +2,6 @@
 // it ends (0 done, 1 failed, 2 wrong usage, 75 a quantization that a signal stopped: run it again;
 // 128 + signal of other commands: 129 SIGHUP, 130 SIGINT, 141 SIGPIPE, 143 SIGTERM).
 
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -14,9 +12,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
-#include <iostream>
 #include <new>
 #include <sstream>
 #include <system_error>
@@ -34,70 +30,18 @@ namespace {
 
 constexpr std::array kCommands{&kQuantize, &kInspect,  &kPlan,   &kEval,   &kCompare,
                                &kStatus,   &kTokenize, &kVerify, &kPlugins};
-constexpr std::array kLogLevels{"debug", "info", "warn", "error", "off"};
 
-po::options_description options_of(const Command& command) {
-  po::options_description all(fmt::format("Options of aqhost {}", command.name), 100, 60);
-  command.add_options(all.add_options());
-  all.add_options()("json", "print the result as JSON")("threads", po::value<int64_t>(),
-                                                        "threads to use (default: all cores)")(
-      "log-level", po::value<std::string>()->default_value("info"),
-      "debug, info, warn, error or off; messages go to stderr")("help,h", "this text")(
-      "version", "print the version");
-  return all;
-}
-
-void print_help(const Command& command) {
-  const bool is_default = &command == &kQuantize;
-  fmt::print("aqhost {} - {}\n\nusage: aqhost {}[options]\n{}\n", command.name, command.summary,
-             is_default ? "" : fmt::format("{} ", command.name), command.details);
-  if (is_default) {
+void print_help(const Command& command, const OptionTable& table) {
+  fmt::print("aqhost {} - {}\n\nusage:\n", command.name, command.summary);
+  std::istringstream usage(command.usage);
+  for (std::string line; std::getline(usage, line);) fmt::print("  aqhost {}\n", line);
+  fmt::print("\n{}", wrap(command.details));
+  if (&command == &kQuantize) {
     fmt::print("\nOther commands (aqhost COMMAND --help):\n");
     for (const Command* other : kCommands)
       if (other != &command) fmt::print("  {:<10} {}\n", other->name, other->summary);
   }
-  std::ostringstream text;
-  text << options_of(command);
-  fmt::print("\n{}", text.str());
-}
-
-/// Boost's message; with the nearest option where one is misspelled, and with what was expected.
-std::string explain(const po::error& error, const po::options_description& known) {
-  if (const auto* value = dynamic_cast<const po::invalid_option_value*>(&error))
-    return fmt::format("{}: a whole number was expected", value->what());
-  const auto* unknown = dynamic_cast<const po::unknown_option*>(&error);
-  if (unknown == nullptr) return error.what();
-  std::vector<std::string> names;
-  for (const auto& option : known.options()) names.push_back("--" + option->long_name());
-  const std::string nearest = nearest_name(unknown->get_option_name(), names);
-  std::string message = fmt::format("unknown option {}", unknown->get_option_name());
-  if (!nearest.empty()) message += fmt::format(", did you mean {}?", nearest);
-  return message;
-}
-
-po::variables_map parse(const Command& command, const std::vector<std::string>& arguments) {
-  const po::options_description known = options_of(command);
-  po::variables_map values;
-  try {
-    const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
-    po::positional_options_description positionals;
-    if (command.positional != nullptr) positionals.add(command.positional, -1);
-    po::store(po::command_line_parser(arguments)
-                  .options(known)
-                  .positional(positionals)
-                  .style(style)
-                  .run(),
-              values);
-    po::notify(values);
-  } catch (const po::too_many_positional_options_error&) {
-    throw UsageError(
-        fmt::format("aqhost {} takes options only; another command comes before them: "
-                    "aqhost COMMAND [options]",
-                    command.name));
-  } catch (const po::error& e) {
-    throw UsageError(explain(e, known));
-  }
-  return values;
+  fmt::print("\n{}", table.help());
 }
 
 /// Whether that is the command, which is the one where none is named.
@@ -119,31 +63,34 @@ const Command& choose(std::vector<std::string>& arguments) {
       fmt::format("unknown command \"{}\"{}\nTry aqhost --help.", name, did_you_mean(name, names)));
 }
 
-void set_log_level(const std::string& level) {
-  if (std::find(kLogLevels.begin(), kLogLevels.end(), level) == kLogLevels.end())
-    throw UsageError(
-        fmt::format("--log-level \"{}\": expected debug, info, warn, error or off", level));
-  spdlog::set_level(spdlog::level::from_str(level));
-}
-
-void run_command(const Command& command, const po::variables_map& options, bool bare) {
-  if (options.contains("help") || bare) return print_help(command);
-  if (options.contains("version")) {
+void run_command(const Command& command, const std::vector<std::string>& arguments) {
+  bool help = false, version = false;
+  std::string log_level = "info";
+  OptionTable table(command.name);
+  const std::function<void()> run = command.prepare(table);
+  table.choice("log-level", {"debug", "info", "warn", "error", "off"}, log_level,
+               "Print messages of this level and above to stderr: debug, info, warn, error or "
+               "off.");
+  table.flag("help,h", help, "Print this text.");
+  table.flag("version", version, "Print the version.");
+  table.parse(arguments);
+  const std::set<std::string> given = table.given();
+  if (given.contains("help")) return print_help(command, table);
+  if (given.contains("version")) {
     fmt::print("aqhost {} (plugin ABI {}.{})\n", kVersion, AQ_ABI_MAJOR, AQ_ABI_MINOR);
     return;
   }
-  set_log_level(options["log-level"].as<std::string>());
-  if (options.contains("threads"))
-    at::set_num_threads(static_cast<int>(integer(options, "threads", 1, 1024)));
+  table.apply();
+  spdlog::set_level(spdlog::level::from_str(log_level));
   const at::NoGradGuard no_grad;
-  command.run(options);
+  run();
 }
 
 void run(std::vector<std::string> arguments) {
-  const bool bare = arguments.empty();
+  if (arguments.empty()) arguments.emplace_back("--help");
   const Command& command = choose(arguments);
   try {
-    run_command(command, parse(command, arguments), bare);
+    run_command(command, arguments);
   } catch (const UsageError& e) {
     throw UsageError(fmt::format("{}\nTry aqhost {} --help.", e.what(), command.name));
   }

@@ -14,11 +14,15 @@
 namespace aqhost {
 namespace {
 
-void add_options(po::options_description_easy_init add) {
-  add_model_options(add);
-  add_plugin_options(add);
-  add("config", po::value<std::string>(), "recipe in YAML or JSON; default: int4, group size 128");
-  add_export_options(add);
+struct PlanOptions : ModelOptions {
+  std::string recipe;
+  ExportOptions result;
+};
+
+void add_options(OptionTable& table, PlanOptions& options) {
+  add_model_options(table, options);
+  add_recipe_option(table, options.recipe);
+  add_export_options(table, options.result);
 }
 
 /// Bytes of tensors, and what is quantized of them.
@@ -217,19 +221,17 @@ Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& 
   return json;
 }
 
-void run(const po::variables_map& options) {
-  const std::string directory = required(options, "model");
-  const Recipe recipe =
-      options.contains("config") ? Recipe::load(required(options, "config")) : Recipe{};
+void run(const PlanOptions& options) {
+  const Recipe recipe = options.recipe.empty() ? Recipe{} : Recipe::load(options.recipe);
   const auto registry = open_registry(options);
-  const Reader reader = open_original(directory);
+  const Reader reader = open_original(options.model);
   const auto model = open_model(*registry, reader, options);
-  const Plan plan = make_plan(*model, recipe, *registry, "", layout(options));
+  const Plan plan = make_plan(*model, recipe, *registry, "", layout(options.result));
   check_side_files(reader);
   const Sizes sizes = sizes_of(reader, plan);
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
-  check_target(loads, options["target"].as<std::string>());
-  if (wants_json(options))
+  check_target(loads, options.result.target);
+  if (options.json)
     fmt::print("{}\n", to_text(to_json(plan, sizes, loads, model->extra_tensors())));
   else
     print(plan, sizes, loads, model->extra_tensors());
@@ -239,9 +241,10 @@ void run(const po::variables_map& options) {
 
 const Command kPlan{
     "plan", "shows what a recipe will make of each module; nothing is run",
-    "  aqhost plan --model DIR --config RECIPE [--export LAYOUT] [--target ENGINE] [--json]\n\n"
-    "What each module becomes and its bits with scales, sizes by layer, which engines will load\n"
-    "the checkpoint, or why not, and what to know where they do.",
-    add_options, run};
+    "plan --model DIR --config RECIPE [--target ENGINE] [--json]",
+    "The tables show what each module becomes with how many bits per weight (scales included), and "
+    "how large each layer is before and after. Below them, the command says which engines will "
+    "load the export, or why they will not.",
+    prepare<PlanOptions, add_options, run>};
 
 }  // namespace aqhost

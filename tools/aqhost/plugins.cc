@@ -13,11 +13,16 @@
 namespace aqhost {
 namespace {
 
-void add_options(po::options_description_easy_init add) {
-  add_plugin_options(add);
-  add("check", po::value<std::string>(), "try the rules of the SDK's headers on this plugin")(
-      "model", po::value<std::string>(),
-      "with --check: a checkpoint of the family, small or whole, to try an adapter on");
+struct PluginsOptions : PluginOptions {
+  std::string check, model;
+};
+
+void add_options(OptionTable& table, PluginsOptions& options) {
+  add_plugin_options(table, options);
+  table.text("check", "FILE", options.check,
+             "Check whether this plugin follows the rules of the SDK's headers.");
+  table.text("model", "DIR", options.model,
+             "Let the plugin that is checked describe this checkpoint, which may be a small one.");
 }
 
 /// summarize() of a format with its defaults; a format that fails at it says how.
@@ -50,28 +55,28 @@ void print(const Registry& registry) {
     if (!p.refused.empty()) fmt::print("refused  {}\n         {}\n", p.path, p.refused);
 }
 
-void check(const po::variables_map& options) {
+void check(const PluginsOptions& options) {
   std::optional<std::filesystem::path> model;
-  if (options.contains("model")) model = required(options, "model");
-  const std::vector<Verdict> verdicts = check_plugin(required(options, "check"), model);
+  if (!options.model.empty()) model = options.model;
+  const std::vector<Verdict> verdicts = check_plugin(options.check, model);
   Json list = Json::array();
   for (const Verdict& v : verdicts) {
     list.push_back({{"subject", v.subject}, {"rule", v.rule}, {"result", to_word(v.result)}});
     if (!v.detail.empty()) list.back()["detail"] = v.detail;
-    if (!wants_json(options)) fmt::print("{}\n", to_line(v));
+    if (!options.json) fmt::print("{}\n", to_line(v));
   }
-  if (wants_json(options)) fmt::print("{}\n", to_text(list));
+  if (options.json) fmt::print("{}\n", to_text(list));
   std::fflush(stdout);
-  if (!all_hold(verdicts)) fail("{} breaks a rule, see above", options["check"].as<std::string>());
+  if (!all_hold(verdicts)) fail("{} breaks a rule, see above", options.check);
 }
 
-void run(const po::variables_map& options) {
-  if (options.contains("check")) return check(options);
-  if (options.contains("model")) throw UsageError("--model goes with --check");
+void run(const PluginsOptions& options) {
+  if (!options.check.empty()) return check(options);
+  if (!options.model.empty()) throw UsageError("--model goes with --check");
   const auto registry = scan_plugins(options);
   if (registry->plugins().empty())
     spdlog::warn("no plugin was found in {}; give --plugin-dir", registry->folders());
-  if (!wants_json(options)) {
+  if (!options.json) {
     if (!registry->plugins().empty()) print(*registry);
     return;
   }
@@ -94,9 +99,11 @@ void run(const po::variables_map& options) {
 
 }  // namespace
 
-const Command kPlugins{"plugins", "lists the plugins found, and what was refused and why",
-                       "  aqhost plugins [--plugin-dir DIR] [--json]\n"
-                       "  aqhost plugins --check FILE [--model DIR]",
-                       add_options, run};
+const Command kPlugins{
+    "plugins", "lists the plugins that were found, and why any were refused",
+    "plugins [--plugin-dir DIR] [--json]\nplugins --check FILE [--model DIR]",
+    "Of a format, the list also shows how far it is off when it rounds normally distributed "
+    "numbers.",
+    prepare<PluginsOptions, add_options, run>};
 
 }  // namespace aqhost

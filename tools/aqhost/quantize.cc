@@ -19,76 +19,74 @@
 namespace aqhost {
 namespace {
 
-void add_options(po::options_description_easy_init add) {
-  add_model_options(add);
-  add_plugin_options(add);
-  add("config", po::value<std::string>(),
-      "recipe in YAML or JSON (see configs/); default: int4, group size 128");
-  add("calib", po::value<std::vector<std::string>>()->composing(),
-      "FILE or FILE=WEIGHT: what to calibrate on, may be repeated; GPTQ needs it, rtn does not");
-  add("nsamples", po::value<int64_t>()->default_value(128), "windows to calibrate on, in all");
-  add("seqlen", po::value<int64_t>()->default_value(512), "tokens of a window");
-  add("random-percent", po::value<int64_t>()->default_value(50),
-      "of the windows, how many in 100 are random tokens in place of text, so that the result is "
-      "good on text of other kinds than --calib's, too");
-  add("balance-experts",
-      "choose the windows, from four times as many, that even out how often experts are used");
-  add("seed", po::value<int64_t>()->default_value(0), "seed of every random choice");
-  add("algorithm", po::value<std::string>(),
-      "gptq or rtn for all modules, whatever the recipe says");
-  add("save", po::value<std::string>(), "folder to write: a new one, or one that is empty");
-  add("overwrite",
-      "replace an earlier run's export in that folder; files that you added to it stay");
-  add_dtype_option(add, "auto");
-  add_device_option(add);
-  add("memory-limit", po::value<int64_t>()->default_value(0),
-      "MB that tensors may take on that device, as near as can be; 0: no limit but, on the CPU, "
-      "that "
-      "of the container or job (its control group)");
-  add("resume", po::value<std::string>()->default_value("auto"),
-      "what to do with the finished layers of an earlier run to the same folder: auto goes on "
-      "after "
-      "them, never begins anew, required fails if there are none");
-  add_export_options(add);
-  add("max-shard-size", po::value<int64_t>()->default_value(5000), "MB of a file at most");
+struct QuantizeCommandOptions : ModelOptions {
+  std::string recipe, algorithm, save, resume = "auto", dtype = "auto";
+  std::vector<std::string> calibration_files;
+  CalibrationOptions calibration;  // all but the files and the seed
+  int64_t seed = 0, memory_limit_mb = 0, max_shard_mb = 5000;
+  bool overwrite = false;
+  ExportOptions result;
+  DeviceOptions device;
+};
+
+void add_calibration_options(OptionTable& table, QuantizeCommandOptions& options) {
+  table.list("calib", "FILE", options.calibration_files,
+             "Calibrate on this file, or on several files: FILE or FILE=WEIGHT, see above. GPTQ "
+             "needs it, rounding to nearest does not.");
+  table.integer("nsamples", "N", options.calibration.nsamples, 1, 1 << 24,
+                "Calibrate on N windows in total.");
+  table.integer("seqlen", "N", options.calibration.seqlen, 2, 1 << 24,
+                "Make windows of N tokens each.");
+  table.integer("random-percent", "N", options.calibration.random_percent, 0, 99,
+                "Fill N percent of the windows with random tokens instead of text, so that the "
+                "result is also good on text of other kinds.");
+  table.flag("balance-experts", options.calibration.balance_experts,
+             "Consider four times as many windows of text, and choose those that use the experts "
+             "most evenly.");
+  table.integer("seed", "N", options.seed, 0, int64_t{1} << 62,
+                "Use N as the seed of all random choices.");
 }
 
-std::string algorithm(const po::variables_map& options) {
-  if (!options.contains("algorithm")) return "";
-  auto name = options["algorithm"].as<std::string>();
-  if (name != "gptq" && name != "rtn")
-    throw UsageError(fmt::format("--algorithm \"{}\": expected gptq or rtn", name));
-  return name;
+void add_options(OptionTable& table, QuantizeCommandOptions& options) {
+  add_model_options(table, options);
+  add_recipe_option(table, options.recipe);
+  add_calibration_options(table, options);
+  table.choice("algorithm", {"gptq", "rtn"}, options.algorithm,
+               "Solve all modules by gptq, or round them to nearest (rtn), whatever the recipe "
+               "says.");
+  table.required_text("save", "DIR", options.save,
+                      "Write the export to this folder, which must be new or empty.");
+  table.flag("overwrite", options.overwrite,
+             "Replace an earlier export in the folder of --save. Files that you added to it stay.");
+  table.choice("resume", {"auto", "never", "required"}, options.resume,
+               "Decide about the finished layers of an earlier run to the same folder: auto "
+               "continues after them if there are any, never removes them and begins again, "
+               "required fails if there are none.");
+  add_export_options(table, options.result);
+  table.integer("max-shard-size", "MB", options.max_shard_mb, 1, int64_t{1} << 40,
+                "Use several files for a layer that takes more than this.");
+  add_dtype_option(table, options.dtype);
+  add_device_options(table, options.device);
+  table.integer("memory-limit", "MB", options.memory_limit_mb, 0, int64_t{1} << 40,
+                "Limit the memory that tensors take on the device, as precisely as it can be "
+                "computed. With 0, the limit on a CPU is that of the container or job (its control "
+                "group), and there is none on a GPU.");
 }
 
-std::optional<CalibrationOptions> calibration(const po::variables_map& options) {
-  if (!options.contains("calib")) {
-    if (options.contains("balance-experts"))
+std::optional<CalibrationOptions> calibration(const QuantizeCommandOptions& options) {
+  if (options.calibration_files.empty()) {
+    if (options.calibration.balance_experts)
       throw UsageError("--balance-experts needs --calib, what to choose from");
     return {};
   }
-  CalibrationOptions result;
-  for (const auto& value : options["calib"].as<std::vector<std::string>>()) {
-    if (value.empty()) throw UsageError("--calib is empty");
+  CalibrationOptions result = options.calibration;
+  for (const std::string& value : options.calibration_files)
     result.files.push_back(parse_corpus_file(value));
-  }
-  result.nsamples = integer(options, "nsamples", 1, 1 << 24);
-  result.seqlen = integer(options, "seqlen", 2, 1 << 24);
-  result.seed = static_cast<uint64_t>(integer(options, "seed", 0, int64_t{1} << 62));
-  result.random_percent = integer(options, "random-percent", 0, 99);
-  result.balance_experts = options.contains("balance-experts");
+  result.seed = static_cast<uint64_t>(options.seed);
   return result;
 }
 
-Resume resume(const po::variables_map& options) {
-  const auto name = options["resume"].as<std::string>();
-  if (name == "auto") return Resume::kAuto;
-  if (name == "never") return Resume::kNever;
-  if (name == "required") return Resume::kRequired;
-  throw UsageError(fmt::format("--resume \"{}\": expected auto, never or required", name));
-}
-
-/// Where no limit is given: what the control group leaves, if it has one.
+/// If the user gives no limit, the limit is what the control group leaves, if there is one.
 void limit_to_container(QuantizeOptions& options) {
   if (options.memory_limit != 0 || !options.device.is_cpu()) return;
   const int64_t limit = cgroup_memory_limit();
@@ -97,14 +95,14 @@ void limit_to_container(QuantizeOptions& options) {
   options.limit_is_standard = true;
 }
 
-/// The device to run on. None is opened where nothing is run: for rounding to nearest, or where
-/// quantize() will refuse to run without text.
-at::Device device(const po::variables_map& options, const Plan& plan) {
-  const auto name = options["device"].as<std::string>();
-  if (plan.runs_model() && options.contains("calib")) return open_device(name);
-  check_device_name(name);
+/// The device to run on. No device is opened if the model is not run, because all modules are
+/// rounded to nearest, or because quantize() will refuse to run without calibration text.
+at::Device device(const QuantizeCommandOptions& options, const Plan& plan) {
+  if (plan.runs_model() && !options.calibration_files.empty())
+    return open_device(options.device.name);
+  check_device_name(options.device.name);
   if (!plan.runs_model())
-    warn_of_no_effect(options,
+    warn_of_no_effect(options.given,
                       {"calib", "nsamples", "seqlen", "random-percent", "seed", "balance-experts",
                        "dtype", "device", "memory-limit"},
                       "every module is rounded to nearest, which needs no calibration");
@@ -119,7 +117,7 @@ std::string readers(const std::vector<Loadable>& loads) {
   return names.empty() ? "nothing but aqhost" : fmt::format("{}", fmt::join(names, ", "));
 }
 
-/// What a run was calibrated on, if it was, and what --balance-experts did, if it was asked for.
+/// Prints what the run was calibrated on, if it was, and the effect of --balance-experts.
 void print_calibration(const std::optional<CalibrationReport>& calibration) {
   if (!calibration) return;
   fmt::print("calibrated on windows of {} tokens: {} of text, {} of random tokens\n",
@@ -149,28 +147,31 @@ void print_summary(const RunReport& report, const std::string& target, int64_t o
   fmt::print("written to {}; loads in {}\n", target, readers(loads));
 }
 
-void run(const po::variables_map& options) {
-  const std::string directory = required(options, "model");
-  QuantizeOptions quantize_options;
-  quantize_options.target = required(options, "save");
-  quantize_options.max_shard_bytes =
-      integer(options, "max-shard-size", 1, int64_t{1} << 40) * 1'000'000;
-  quantize_options.dtype = options["dtype"].as<std::string>();
-  quantize_options.overwrite = options.contains("overwrite");
-  quantize_options.resume = resume(options);
-  quantize_options.calibration = calibration(options);
-  quantize_options.memory_limit = integer(options, "memory-limit", 0, int64_t{1} << 40) * 1'000'000;
-  const std::string chosen = algorithm(options);
-  const Recipe recipe =
-      options.contains("config") ? Recipe::load(required(options, "config")) : Recipe{};
+QuantizeOptions run_options(const QuantizeCommandOptions& options) {
+  QuantizeOptions result;
+  result.target = options.save;
+  result.max_shard_bytes = options.max_shard_mb * 1'000'000;
+  result.dtype = options.dtype;
+  result.overwrite = options.overwrite;
+  result.resume = options.resume == "never"      ? Resume::kNever
+                  : options.resume == "required" ? Resume::kRequired
+                                                 : Resume::kAuto;
+  result.calibration = calibration(options);
+  result.memory_limit = options.memory_limit_mb * 1'000'000;
+  return result;
+}
 
+void run(const QuantizeCommandOptions& options) {
+  set_threads(options.device);
+  QuantizeOptions quantize_options = run_options(options);
+  const Recipe recipe = options.recipe.empty() ? Recipe{} : Recipe::load(options.recipe);
   const auto registry = open_registry(options);
-  const Reader reader = open_original(directory);
+  const Reader reader = open_original(options.model);
   const auto model = open_model(*registry, reader, options);
-  const Plan plan = make_plan(*model, recipe, *registry, chosen, layout(options));
+  const Plan plan = make_plan(*model, recipe, *registry, options.algorithm, layout(options.result));
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}", w.text());
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
-  check_target(loads, options["target"].as<std::string>());
+  check_target(loads, options.result.target);
   quantize_options.device = device(options, plan);
   limit_to_container(quantize_options);
   for (const Loadable& l : loads)
@@ -181,37 +182,37 @@ void run(const po::variables_map& options) {
   const RunReport report = quantize(reader, *model, plan, quantize_options);
   if (const std::string warning = starved_warning(report); !warning.empty())
     spdlog::warn("{}", warning);
-  if (wants_json(options)) {
+  if (options.json) {
     fmt::print("{}\n", to_text(to_json(report)["totals"]));
     return;
   }
   int64_t original_bytes = 0;
   for (const TensorInfo& info : reader.tensors())
     original_bytes += info.numel() * dtype_size(info.dtype);
-  print_summary(report, quantize_options.target.string(), original_bytes, loads);
+  print_summary(report, options.save, original_bytes, loads);
 }
 
 }  // namespace
 
 const Command kQuantize{
     "quantize", "quantizes a checkpoint (the default command)",
-    "  aqhost --plugin-dir plugins --model DIR --config RECIPE --calib TEXT --save OUT\n\n"
-    "Runs the model over calibration text, solves every linear map by GPTQ under Hessians "
-    "weighted\n"
-    "by the router, and writes a compressed-tensors checkpoint with quantization_report.json.\n\n"
-    "--calib takes text (UTF-8, one document), JSON lines or a JSON array (a document each: a\n"
-    "string, or an object with \"text\", or a chat in \"messages\"), and ids of the model's "
-    "tokenizer\n"
-    "as .npy ([tokens] or [documents, tokens]) or .safetensors (input_ids, and an attention_mask\n"
-    "where there is padding). The content tells what a file is, not its name; a pipe will do.\n"
-    "A document is cut into windows of --seqlen tokens; what is left of it, or all of a shorter\n"
-    "one, shares windows with that of others, with the model's end-of-text token in between.\n"
-    "Several files give equal parts of the --nsamples windows, or as their weights say:\n"
-    "--calib prose.txt=3 --calib code.jsonl=1.\n\n"
-    "Every finished layer is kept in a work folder (OUT.work, or OUT/.work where OUT was there\n"
-    "before) until all are done. A run that was stopped, even by a crash, goes on after them when\n"
-    "the same command is given again; aqhost status OUT.work says how far it is. A run that a\n"
-    "signal stopped ends with status 75.",
-    add_options, run};
+    "--model DIR --config RECIPE --calib TEXT --save OUT",
+    "The model is run over calibration text. GPTQ solves every linear map under a Hessian, in "
+    "which the router's weights count, and the result is a compressed-tensors checkpoint with a "
+    "quantization_report.json.\n\n"
+    "--calib takes plain text (UTF-8, one document), JSON lines or a JSON array, or token ids of "
+    "the model's tokenizer. In JSON, a document is a string, an object with \"text\", or a chat in "
+    "\"messages\". Token ids come as .npy ([tokens] or [documents, tokens]) or as .safetensors "
+    "(input_ids, and an attention_mask if there is padding). The kind of a file is recognised by "
+    "its content, not by its name, and the file may be a pipe.\n\n"
+    "A document is cut into windows of --seqlen tokens. The rest of a document, or a document that "
+    "is shorter than a window, shares a window with others, with the model's end-of-text token in "
+    "between. Several files contribute equal parts of the --nsamples windows, or parts in "
+    "proportion to their weights: --calib prose.txt=3 --calib code.jsonl=1.\n\n"
+    "Every finished layer is kept in a work folder (OUT.work, or OUT/.work if OUT existed before) "
+    "until all layers are finished. If a run ends early, even by a crash, the same command "
+    "continues after them; aqhost status OUT.work says how far the run is. A run that a signal "
+    "stopped ends with status 75.",
+    prepare<QuantizeCommandOptions, add_options, run>};
 
 }  // namespace aqhost

@@ -14,9 +14,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void add_options(po::options_description_easy_init add) {
-  add("work", po::value<std::string>(),
-      "the work folder of a run (OUT.work), or the folder that the run saves to");
+struct StatusOptions : CommandOptions {
+  std::string work;
+};
+
+void add_options(OptionTable& table, StatusOptions& options) {
+  table.required_text("work", "DIR", options.work,
+                      "Read this work folder (OUT.work), or that of the run that saves to this "
+                      "folder (OUT). The option's name may be left out.");
+  table.take_bare_arguments("work");
+  table.flag("json", options.json, "Print the result as JSON.");
 }
 
 /// The folder itself where it is a work folder, else that of the run that saves to it.
@@ -41,10 +48,10 @@ void print(const fs::path& folder, const RunStatus& s) {
         "run the command that began it again to go on, or pass --resume never to begin anew\n");
 }
 
-void run(const po::variables_map& options) {
-  const fs::path folder = work_folder(required(options, "work"));
+void run(const StatusOptions& options) {
+  const fs::path folder = work_folder(options.work);
   const RunStatus s = read_status(folder);
-  if (!wants_json(options)) return print(folder, s);
+  if (!options.json) return print(folder, s);
   fmt::print("{}\n", to_text(Json{{"folder", folder.string()},
                                   {"layers", s.layers},
                                   {"finished_layers", s.finished_layers},
@@ -59,15 +66,11 @@ void run(const po::variables_map& options) {
 }  // namespace
 
 const Command kStatus{
-    "status",
-    "says what an unfinished run has done and has left",
-    "  aqhost status OUT.work [--json]\n\n"
-    "A run keeps its finished layers in a work folder until all are done: beside the\n"
-    "folder that it saves to, under that name with .work behind it, or, if that folder\n"
-    "was there before, as .work inside it. Nothing is read but what the run has noted;\n"
-    "whether the files are whole is checked when a run goes on.",
-    add_options,
-    run,
-    "work"};
+    "status", "says what an unfinished run has done and what is left", "status OUT.work [--json]",
+    "A run keeps its finished layers in a work folder until all layers are finished. The work "
+    "folder is OUT.work beside the folder OUT that the run saves to, or OUT/.work if OUT existed "
+    "before the run. This command reads only what the run has recorded; the next run checks "
+    "whether the files are whole.",
+    prepare<StatusOptions, add_options, run>};
 
 }  // namespace aqhost

@@ -11,10 +11,19 @@
 namespace aqhost {
 namespace {
 
-void add_options(po::options_description_easy_init add) {
-  add("model", po::value<std::string>(), "folder with tokenizer.json");
-  add("jsonl", po::value<std::string>(), "one JSON string a line; - is stdin");
-  add("no-special-tokens", "leave out those that the tokenizer would add around a text");
+struct TokenizeOptions : CommandOptions {
+  std::string model, lines;
+  bool no_special_tokens = false;
+};
+
+void add_options(OptionTable& table, TokenizeOptions& options) {
+  table.required_text("model", "DIR", options.model, "Read tokenizer.json in this folder.");
+  table
+      .text("jsonl", "FILE", options.lines,
+            "Read JSON strings from this file, one per line; - means stdin.")
+      ->required();
+  table.flag("no-special-tokens", options.no_special_tokens,
+             "Leave out the tokens that the tokenizer adds before and after a text.");
 }
 
 void tokenize(const Tokenizer& tokenizer, std::istream& lines, const std::string& name,
@@ -33,20 +42,20 @@ void tokenize(const Tokenizer& tokenizer, std::istream& lines, const std::string
   if (lines.bad()) fail("{}: cannot be read", name);
 }
 
-void run(const po::variables_map& options) {
-  const Tokenizer tokenizer = Tokenizer::load(required(options, "model"));
-  const std::string path = required(options, "jsonl");
-  const bool special = !options.contains("no-special-tokens");
-  if (path == "-") return tokenize(tokenizer, std::cin, "stdin", special);
-  std::ifstream file(path);
-  if (!file) fail("{}: cannot be opened", path);
-  tokenize(tokenizer, file, path, special);
+void run(const TokenizeOptions& options) {
+  const Tokenizer tokenizer = Tokenizer::load(options.model);
+  const bool special = !options.no_special_tokens;
+  if (options.lines == "-") return tokenize(tokenizer, std::cin, "stdin", special);
+  std::ifstream file(options.lines);
+  if (!file) fail("{}: cannot be opened", options.lines);
+  tokenize(tokenizer, file, options.lines, special);
 }
 
 }  // namespace
 
 const Command kTokenize{
     "tokenize", "turns JSON strings into JSON arrays of token ids, line by line",
-    "  aqhost tokenize --model DIR --jsonl FILE [--no-special-tokens]", add_options, run};
+    "tokenize --model DIR --jsonl FILE [--no-special-tokens]",
+    "One line is printed for each line that is read.", prepare<TokenizeOptions, add_options, run>};
 
 }  // namespace aqhost

@@ -7,17 +7,11 @@
 namespace aqhost {
 namespace {
 
-void add_options(po::options_description_easy_init add) {
-  add_model_options(add);
-  add_plugin_options(add);
-}
-
-void run(const po::variables_map& options) {
-  const std::string directory = required(options, "model");
+void run(const ModelOptions& options) {
   const auto registry = open_registry(options);
-  const VerifySummary s = verify(directory, *registry, options["model-type"].as<std::string>());
-  check_extra_tensors(s.extra_tensors, s.extra_note, directory, options);
-  if (wants_json(options)) {
+  const VerifySummary s = verify(options.model, *registry, options.model_type);
+  check_extra_tensors(s.extra_tensors, s.extra_note, options.model, options);
+  if (options.json) {
     fmt::print("{}\n", to_text(Json{{"ok", true},
                                     {"family", s.model_type},
                                     {"tensors", s.tensors},
@@ -36,7 +30,10 @@ void run(const po::variables_map& options) {
 
 }  // namespace
 
-const Command kVerify{"verify", "reads an export back and checks every tensor of it",
-                      "  aqhost verify --model OUT [--json]", add_options, run};
+const Command kVerify{
+    "verify", "reads an export back and checks every tensor of it", "verify --model OUT [--json]",
+    "The command fails if a tensor is missing, has the wrong shape or contains values that are not "
+    "finite. Otherwise it prints how many modules have which format.",
+    prepare<ModelOptions, add_model_options, run>};
 
 }  // namespace aqhost
