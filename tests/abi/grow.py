@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""grow.py FOLDER: the headers of sdk/include as a later minor version may have them, in FOLDER: a
-field more at the end of every struct that may grow."""
+"""grow.py FOLDER: writes the headers of sdk/include to FOLDER as a later minor version may have them:
+every struct that may grow has one more field at its end."""
 import pathlib
 import re
 import sys
@@ -11,7 +11,7 @@ FIELD = "  int64_t later;\n"
 
 
 def grown(text):
-    """A header with the field in each of its structs that begins with struct_size."""
+    """Returns a header with the field added to each struct that begins with struct_size."""
     def add(match):
         growable = re.match(r"(\s|/\*.*?\*/)*uint32_t struct_size;", match.group(1), flags=re.S)
         return match.group(0) + FIELD if growable else match.group(0)
@@ -23,7 +23,7 @@ def grow(folder):
     for header in layout.HEADERS:
         path, text = pathlib.Path(folder) / header, grown((layout.INCLUDE / header).read_text())
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_text() != text:  # what is as before is not built again
+        if not path.exists() or path.read_text() != text:  # an unchanged file causes no rebuild
             path.write_text(text)
 
 

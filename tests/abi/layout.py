@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The ABI as text: every constant, and every field with its declaration, offset and size.
+"""Prints the ABI as text: every constant, and every field with its declaration, offset and size.
 
-    layout.py            prints what sdk/include says today
-    layout.py --write    makes the headers the baseline (tests/abi/baseline)
+    layout.py            prints the ABI of the headers in sdk/include
+    layout.py --write    copies the headers to the baseline (tests/abi/baseline)
 
-The headers are read here; numbers are the compiler's. What this cannot read is an error, and each
-struct's fields must follow one another as C lays them out, so that none is overlooked.
+This script parses the headers; the numbers come from the compiler. A declaration that the script
+cannot parse is an error, and the fields of each struct must follow one another as C lays them out, so
+that no field is overlooked.
 """
 import pathlib
 import re
@@ -18,11 +19,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 INCLUDE = ROOT / "sdk/include"
 HEADERS = ["aq/abi.h", "aq/model.h", "aq/quantizer.h", "aq/ext/block_forward.h"]
 BASELINE = pathlib.Path(__file__).with_name("baseline")  # the headers of the last release
-NOT_ABI = {"AQ_EXPORT", "AQ_CALL", "AQ_HAS"}  # macros that make no value
+NOT_ABI = {"AQ_EXPORT", "AQ_CALL", "AQ_HAS"}  # macros that are not constants
 
 
 def declarations(text):
-    """([constant], [(struct, [(field, declaration)])]) of a header."""
+    """Returns ([constant], [(struct, [(field, declaration)])]) of a header."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
     constants = []
     for name, rest in re.findall(r"^#define (\w+)(.*)$", text, flags=re.M):
@@ -36,14 +37,14 @@ def declarations(text):
     for name, body in re.findall(r"\bstruct (aq_\w+) \{(.*?)\n\}", text, flags=re.S):
         fields = []
         for statement in body.split(";")[:-1]:
-            # however it is formatted: "void* a", "void* (AQ_CALL* f)(int* a)"
+            # normalizes the spaces: "void* a", "void* (AQ_CALL* f)(int* a)"
             fields += split_statement(re.sub(r"\s*\*\s*", "* ", " ".join(statement.split())))
         structs.append((name, fields))
     return constants, structs
 
 
 def split_statement(statement):
-    """[(field, declaration)] of "int32_t a, b[2]" or "void(AQ_CALL* f)(...)"."""
+    """Returns [(field, declaration)] of "int32_t a, b[2]" or "void(AQ_CALL* f)(...)"."""
     function = re.fullmatch(r"[\w* ]+\(AQ_CALL\* (\w+)\)\(.*\)", statement)
     if function:
         return [(function.group(1), statement)]
@@ -51,14 +52,14 @@ def split_statement(statement):
     names = [re.fullmatch(r"(\w+)(?:\[\d+\])?", part.strip())
              for part in simple.group(2).split(",")] if simple else [None]
     if len(names) > 1 and "*" in simple.group(1):
-        names = [None]  # "T* a, b" makes b no pointer
+        names = [None]  # in "T* a, b", b is not a pointer
     if None in names:
         raise SystemExit(f"layout.py cannot read the field: {statement}")
     return [(n.group(1), f"{simple.group(1)} {n.group(0)}") for n in names]
 
 
 def layout(include=INCLUDE, compiler="gcc"):
-    """The lines of the table."""
+    """Returns the lines of the table."""
     source = ["#include <stdio.h>"] + [f"#include <{h}>" for h in HEADERS] + [
         '#define CONSTANT(c) printf(_Generic((c), char *: "const " #c " %s\\n", '
         'default: "const " #c " %d\\n"), c);',
@@ -92,7 +93,7 @@ def layout(include=INCLUDE, compiler="gcc"):
 
 
 def broken_promises(baseline, now):
-    """What of `baseline` does not hold in `now`, as sentences; see sdk/ABI.md."""
+    """Returns a sentence for each promise of sdk/ABI.md that `now` breaks compared with `baseline`."""
     def parse(lines):
         constants, sizes, fields = {}, {}, {}
         for line in lines:

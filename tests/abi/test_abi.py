@@ -1,6 +1,7 @@
-"""The promise of sdk/ABI.md, held: headers that compile everywhere, and a layout that only grows.
+"""Tests of the promises of sdk/ABI.md: the headers compile everywhere, and the layout only grows.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs gcc, and tests clang where it is installed.
+ctest runs this file with AQ_BUILD set to the build folder. It needs gcc, and also tests clang if it is
+installed.
 """
 import os
 import pathlib
@@ -21,7 +22,7 @@ CLANG = next((c for c in ("clang", "clang-16") if shutil.which(c)), None)
 
 
 def compilers():
-    """(compiler, language, standard)"""
+    """Yields (compiler, language, standard)."""
     for cc in filter(None, ("gcc", CLANG)):
         for language, standards in (("c", ("c11", "c17")), ("c++", ("c++17", "c++20"))):
             for standard in standards:
@@ -61,7 +62,8 @@ class Headers(unittest.TestCase):
 
 
 class Versions(unittest.TestCase):
-    """Hosts and plugins of the baseline's headers, of today's, and of tomorrow's, which have grown."""
+    """Tests hosts with plugins that are built with the headers of the baseline, of today, and of a later
+    version, whose structs have grown."""
 
     @classmethod
     def setUpClass(cls):
@@ -89,7 +91,7 @@ class Versions(unittest.TestCase):
 
     @classmethod
     def filling(cls, value):
-        """A plugin of tomorrow that gives the field of tomorrow that value."""
+        """Builds a plugin with the later headers that sets the new field to this value."""
         text = TERNARY.read_text()
         old = "  desc.n_packed = 3;"
         assert text.count(old) == 1
@@ -107,7 +109,7 @@ class Versions(unittest.TestCase):
                                      done.stderr)
 
     def grown_host(self, plugins, *models):
-        """What the host's own plugin layer, compiled from the headers of tomorrow, says of plugins."""
+        """Returns what the host's plugin layer, compiled with the later headers, reports about plugins."""
         done = subprocess.run([BUILD / "bin/grown_host", plugins, *models], capture_output=True,
                               text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -117,11 +119,11 @@ class Versions(unittest.TestCase):
         plugins = BUILD / "plugins"
         models = sorted(layout.ROOT.glob("tests/models/*-tiny"))
         self.assertEqual(len(models), 4)
-        told = self.grown_host(plugins, *models)
-        self.assertNotIn("refused", told)
-        self.assertEqual(told.count("model "), len(models), told)
-        self.assertEqual(told.count("format "), len(list(plugins.glob("*.so"))) - len(models), told)
-        self.assertIn("format int4: 4 bits, first weight_packed\n", told)
+        output = self.grown_host(plugins, *models)
+        self.assertNotIn("refused", output)
+        self.assertEqual(output.count("model "), len(models), output)
+        self.assertEqual(output.count("format "), len(list(plugins.glob("*.so"))) - len(models), output)
+        self.assertIn("format int4: 4 bits, first weight_packed\n", output)
 
     def test_a_plugin_of_the_baseline_loads_in_the_host_of_tomorrow(self):
         folder = self.work / "baseline-plugins"
@@ -205,7 +207,7 @@ class Layout(unittest.TestCase):
         self.assertEqual(layout.layout(compiler=CLANG), layout.layout())
 
     def changed(self, header, before, after, *more):
-        """What is broken by headers in which `header` says `after` instead of `before`."""
+        """Returns the promises that are broken if `header` has `after` in place of `before`."""
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(layout.INCLUDE / "aq", pathlib.Path(folder) / "aq")
             for name, old, new in ((header, before, after), *more):
@@ -216,7 +218,7 @@ class Layout(unittest.TestCase):
 
     MINOR = ("aq/abi.h", "#define AQ_ABI_MINOR 0", "#define AQ_ABI_MINOR 1")
 
-    def test_a_field_at_the_end_is_growth_if_the_minor_version_tells(self):
+    def test_a_field_at_the_end_is_allowed_if_the_minor_version_grows(self):
         field = ("aq/model.h", "  const char* label;  ", "  const char* label; int64_t more;  ")
         self.assertEqual(self.changed(*field, self.MINOR), [])
         self.assertEqual(self.changed(*field), ["something was added, and AQ_ABI_MINOR is as before"])

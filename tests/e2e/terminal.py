@@ -1,10 +1,11 @@
-"""A pseudo-terminal to run aqhost on."""
+"""A pseudo-terminal in which tests run aqhost."""
 import os
 import pty
 
 
 def open_terminal(test):
-    """Its two ends, the first closed when `test` is over; skips the test where there is none."""
+    """Returns our end and the program's end. Our end is closed when `test` is over. Skips the test if the
+    system has no pseudo-terminals."""
     try:
         ours, theirs = pty.openpty()
     except OSError as error:

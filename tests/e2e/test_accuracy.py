@@ -1,6 +1,6 @@
-"""What aqhost is calibrated on, and what it tells of experts and of accuracy.
+"""Tests of calibration data, and of what aqhost reports about experts and accuracy.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import json
 import os
@@ -56,7 +56,7 @@ class Calibration(WorkFolder):
 
 
 class Refining(WorkFolder):
-    def test_a_recipe_that_asks_for_learned_rounding_gets_it(self):
+    def test_a_recipe_with_refine_gets_learned_rounding(self):
         recipe = self.work / "r.yaml"
         recipe.write_text("default: {wq: int4, group_size: 128, refine: {steps: 30, batch: 8}}\n")
         out = self.work / "out"
@@ -64,7 +64,7 @@ class Refining(WorkFolder):
                 "--save", out)
         refined = json.loads((out / "quantization_report.json").read_text())["refined"]
         self.assertEqual([r["layer"] for r in refined], [0, 1, 2])
-        for layer in refined:  # codes that did not bring the output nearer are not kept
+        for layer in refined:  # codes that do not reduce the error of the output are not kept
             self.assertLessEqual(layer["error_after"], layer["error_before"])
         self.assertLess(refined[2]["error_after"], 0.9 * refined[2]["error_before"])
 
@@ -80,22 +80,22 @@ class Comparing(WorkFolder):
         text = self.ok("eval", "--model", gptq, *against)
         for word in ("perplexity", "KL divergence", "same top token", "layer   2"):
             self.assertIn(word, text)
-        told = json.loads(self.ok("eval", "--model", gptq, *against, "--json"))
+        result = json.loads(self.ok("eval", "--model", gptq, *against, "--json"))
         plain = json.loads(self.ok("eval", "--model", gptq, *against[2:], "--json"))
-        self.assertAlmostEqual(told["perplexity"], plain["perplexity"], places=3)
-        self.assertEqual(told["tokens"], plain["tokens"])
-        self.assertGreater(told["kl_divergence"], 0.01)
-        self.assertLess(told["top1_agreement"], 1)
-        self.assertEqual([l["layer"] for l in told["layers"]], [0, 1, 2])
-        self.assertEqual(told["layers"][0]["error"], told["layers"][0]["own_error"])
+        self.assertAlmostEqual(result["perplexity"], plain["perplexity"], places=3)
+        self.assertEqual(result["tokens"], plain["tokens"])
+        self.assertGreater(result["kl_divergence"], 0.01)
+        self.assertLess(result["top1_agreement"], 1)
+        self.assertEqual([l["layer"] for l in result["layers"]], [0, 1, 2])
+        self.assertEqual(result["layers"][0]["error"], result["layers"][0]["own_error"])
 
         rows = json.loads(self.ok("compare", gptq, rtn, *against, "--json"))
         self.assertEqual([r["folder"] for r in rows], [str(MODEL), str(gptq), str(rtn)])
         self.assertEqual(rows[0]["bits_per_weight"], 16)
         self.assertAlmostEqual(rows[1]["bits_per_weight"], 4.125)
-        self.assertAlmostEqual(rows[1]["kl_divergence"], told["kl_divergence"])
+        self.assertAlmostEqual(rows[1]["kl_divergence"], result["kl_divergence"])
         self.assertAlmostEqual(sum(l["loss_share"] for l in rows[1]["layers"]), 1)
-        self.assertEqual(rows[2]["experts"], [])  # rounded without calibration: nothing is known
+        self.assertEqual(rows[2]["experts"], [])  # without calibration, nothing is known about experts
         lines = self.ok("compare", gptq, rtn).splitlines()
         self.assertEqual(len(lines), 3)
         self.assertRegex(lines[1], r"4\.125 .* MB .*\d\.\d+ \(\d+\.\d %\)$")

@@ -1,7 +1,7 @@
-"""Which family a checkpoint is taken for, what is said of one that nobody knows, and which options are
-refused.
+"""Tests of how the family of a checkpoint is detected, of what `inspect` shows of an unknown model, and of
+options of config.json that are refused.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import json
 import shutil
@@ -39,8 +39,8 @@ REFUSED = {
                           {"n_group": 8}, {"moe_layer_freq": [1, 1, 1, 1]}, {"sliding_window": 64},
                           {"attention_bias": True}, {"routed_scaling_factor": "big"}],
 }
-# what stands in the message where it is not the last key of the change
-SAID = {"rope_parameters": "rope", "rope_scaling": "rope", "attention_bias": "_proj.bias"}
+# the word that the message contains, if it is not the last key of the change
+NAMED = {"rope_parameters": "rope", "rope_scaling": "rope", "attention_bias": "_proj.bias"}
 
 
 class Refusals(WorkFolder):
@@ -48,17 +48,17 @@ class Refusals(WorkFolder):
         for name, own in REFUSED.items():
             config = json.loads((TESTS / "models" / name / "config.json").read_text())
             shutil.copytree(TESTS / "models" / name, self.work / name)
-            shared = REFUSED_BY_ALL if name == "mixtral-tiny" else [{"mlp_bias": True}]  # one code
+            shared = REFUSED_BY_ALL if name == "mixtral-tiny" else [{"mlp_bias": True}]  # the code is shared
             for change in [*shared, *own]:
                 with self.subTest(name, change=change):
                     (self.work / name / "config.json").write_text(json.dumps({**config, **change}))
                     key = list(change)[-1]
-                    self.fails(1, SAID.get(key, key), "plan", "--model", self.work / name)
+                    self.fails(1, NAMED.get(key, key), "plan", "--model", self.work / name)
 
 
 class Detection(WorkFolder):
     def model(self, name, **changes):
-        """A copy of a small model with config.json changed; None takes a key out."""
+        """Copies a small model and changes config.json; the value None removes a key."""
         target = self.work / "model"
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(TESTS / "models" / name, target)
@@ -73,24 +73,24 @@ class Detection(WorkFolder):
     def test_model_type_then_architectures_then_structure(self):
         for name, family in FAMILIES.items():
             with self.subTest(name):
-                told = self.inspect(self.model(name))
-                self.assertEqual((told["family"], told["score"]), (family, 100))
-                self.assertIn("model_type", told["why"])
-                told = self.inspect(self.model(name, model_type=None))
-                self.assertEqual((told["family"], told["score"]), (family, 90))
-                self.assertIn("architectures", told["why"])
-                told = self.inspect(self.model(name, model_type="tuned"))
-                self.assertEqual(told["family"], family)
+                shown = self.inspect(self.model(name))
+                self.assertEqual((shown["family"], shown["score"]), (family, 100))
+                self.assertIn("model_type", shown["why"])
+                shown = self.inspect(self.model(name, model_type=None))
+                self.assertEqual((shown["family"], shown["score"]), (family, 90))
+                self.assertIn("architectures", shown["why"])
+                shown = self.inspect(self.model(name, model_type="tuned"))
+                self.assertEqual(shown["family"], family)
                 given = {} if name != "olmoe-tiny" else {"clip_qkv": 100.0}
-                told = self.inspect(self.model(name, model_type=None, architectures=None, **given))
-                self.assertEqual((told["family"], told["score"]), (family, 50))
-                self.assertIn("experts", told["why"])
+                shown = self.inspect(self.model(name, model_type=None, architectures=None, **given))
+                self.assertEqual((shown["family"], shown["score"]), (family, 50))
+                self.assertIn("experts", shown["why"])
 
-    def test_each_family_goes_by_several_names(self):
+    def test_each_family_has_several_names(self):
         for given, family in NAMES.items():
             name = next(n for n, f in FAMILIES.items() if f == family)
-            told = self.inspect(self.model(name, model_type="x", architectures=["X"]), "--model-type", given)
-            self.assertEqual((told["family"], told["why"]), (family, "chosen by --model-type"))
+            shown = self.inspect(self.model(name, model_type="x", architectures=["X"]), "--model-type", given)
+            self.assertEqual((shown["family"], shown["why"]), (family, "chosen by --model-type"))
         self.fails(1, 'did you mean "mixtral"', "inspect", "--model", TESTS / "models/mixtral-tiny",
                    "--model-type", "mixtrl")
 
@@ -98,33 +98,33 @@ class Detection(WorkFolder):
         config = {"model_type": None, "architectures": None, **EXPERTS, **config}
         target = self.model("olmoe-tiny")
         (target / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-        told = self.inspect(target)
-        self.assertEqual(told["family"], kind)
-        self.assertIn("adapter plugin", told["advice"])
+        shown = self.inspect(target)
+        self.assertEqual(shown["family"], kind)
+        self.assertIn("adapter plugin", shown["advice"])
         text = self.ok("inspect", "--model", target)
         self.assertIn(kind, text)
         self.assertIn("adapter plugin", text)
         self.fails(1, kind, "plan", "--model", target)
-        return told
+        return shown
 
     def test_an_unknown_model_with_experts_is_a_generic_moe(self):
-        told = self.unknown("generic_moe", model_type="glm4_moe", architectures=["Glm4MoeForCausalLM"],
+        shown = self.unknown("generic_moe", model_type="glm4_moe", architectures=["Glm4MoeForCausalLM"],
                             n_routed_experts=128, n_shared_experts=1, first_k_dense_replace=1,
                             moe_intermediate_size=32)
-        self.assertEqual(told["found"]["n_routed_experts"], 128)
-        self.assertEqual(told["found"]["num_experts_per_tok"], 2)
-        self.assertIn("glm4_moe", told["why"])
+        self.assertEqual(shown["found"]["n_routed_experts"], 128)
+        self.assertEqual(shown["found"]["num_experts_per_tok"], 2)
+        self.assertIn("glm4_moe", shown["why"])
         self.unknown("generic_moe", num_experts=8)
         self.unknown("generic_moe", model_type="gemma_big", num_experts_per_tok=None,
                      text_config={"num_local_experts": 16})
 
-    def test_the_next_deepseeks_are_not_this_one(self):
+    def test_later_deepseek_models_are_not_deepseek_moe(self):
         for version in "23":
-            told = self.unknown("generic_moe", model_type=f"deepseek_v{version}",
+            shown = self.unknown("generic_moe", model_type=f"deepseek_v{version}",
                                 architectures=[f"DeepseekV{version}ForCausalLM"], n_routed_experts=64,
                                 n_shared_experts=2, first_k_dense_replace=1, moe_intermediate_size=32,
                                 kv_lora_rank=512, q_lora_rank=None)
-            self.assertEqual(told["found"]["n_routed_experts"], 64)
+            self.assertEqual(shown["found"]["n_routed_experts"], 64)
         self.unknown("generic_moe", n_routed_experts=64, n_shared_experts=2, kv_lora_rank=512,
                      first_k_dense_replace=1, moe_intermediate_size=32)
 

@@ -1,6 +1,6 @@
-"""Each model family from its checkpoint to a quantized one and back: quantize, verify, eval.
+"""Tests of each model family: its checkpoint is quantized, and the export is verified and evaluated.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import json
 import struct
@@ -13,7 +13,7 @@ FAMILIES = {"olmoe-tiny": "olmoe", "qwen2-moe-tiny": "qwen2_moe", "mixtral-tiny"
 
 
 def golden_perplexity(name):
-    """Of the original implementation in float32, window 512."""
+    """Returns the perplexity of the original implementation in float32, with windows of 512 tokens."""
     raw = (TESTS / "golden" / (name + ".safetensors")).read_bytes()
     header = json.loads(raw[8:8 + struct.unpack("<Q", raw[:8])[0]])
     return float(header["__metadata__"]["ppl_kjv_eval_w512_f32"])
@@ -26,15 +26,15 @@ class Families(WorkFolder):
 
     def check(self, name):
         model = TESTS / "models" / name
-        told = json.loads(self.ok("inspect", "--model", model, "--json"))
-        self.assertEqual(told["family"], FAMILIES[name])
+        shown = json.loads(self.ok("inspect", "--model", model, "--json"))
+        self.assertEqual(shown["family"], FAMILIES[name])
         golden = golden_perplexity(name)
         self.assertAlmostEqual(self.perplexity(model, EVAL), golden, delta=1e-3 * golden)
 
         gptq, rtn = self.work / "gptq", self.work / "rtn"
         self.ok("--model", model, "--calib", CALIB, "--nsamples", 24, "--seqlen", 512, "--save", gptq)
         self.ok("--model", model, "--algorithm", "rtn", "--save", rtn)
-        text = self.work / "text.txt"  # enough to tell them apart
+        text = self.work / "text.txt"  # long enough to distinguish the perplexities
         text.write_text(EVAL.read_text()[:40000])
         original, quantized, rounded = (self.perplexity(m, text) for m in (model, gptq, rtn))
         self.assertGreater(quantized, original)
@@ -45,7 +45,7 @@ class Families(WorkFolder):
         plan = json.loads(self.ok("plan", "--model", model, "--json"))
         packed = [m["name"] for m in plan["modules"] if m["format"]]
         self.assertEqual(verified["formats"], {"int4": len(packed)})
-        # what is small and decides much stays as it is
+        # small modules with a large influence are not quantized
         for module in plan["modules"]:
             last = module["name"].rsplit(".", 1)[-1]
             self.assertEqual(module["format"] is None, last in ("gate", "shared_expert_gate", "lm_head"),

@@ -1,6 +1,6 @@
-"""Runs on a GPU against runs on the CPU; skipped, with the reason, where there is none.
+"""Compares runs on a GPU with runs on the CPU. Without a GPU, the tests are skipped with the reason.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import json
 import sys
@@ -22,8 +22,8 @@ class OnAGpu(WorkFolder):
         return json.loads(self.ok("eval", "--model", export, "--text", EVAL, "--window", 512,
                                   "--json"))["perplexity"]
 
-    def close(self, most, model, *options, seeds=(0,)):
-        """Prints and compares what runs on each device give, on average over seeds."""
+    def close(self, maximum, model, *options, seeds=(0,)):
+        """Compares the mean perplexity of runs with these seeds on the two devices, and prints it."""
         means = []
         for device in ("cpu", "cuda"):
             runs = [self.perplexity(self.quantize(device, model, "--seed", s, *options)) for s in seeds]
@@ -31,15 +31,15 @@ class OnAGpu(WorkFolder):
         cpu, gpu = means
         print(f"{model.name} {' '.join(map(str, options))}: cpu {cpu:.4f}, gpu {gpu:.4f}, "
               f"{100 * (gpu / cpu - 1):+.3f} %", flush=True)
-        self.assertLess(abs(gpu / cpu - 1), most)
+        self.assertLess(abs(gpu / cpu - 1), maximum)
 
     def test_every_family_is_as_accurate_as_on_the_cpu(self):
-        # sums in another order change a tie here and there, and all that follows: by up to 0.5 % in a
-        # single run, in either direction
+        # The GPU adds in a different order, so a few ties are decided differently, and everything after
+        # such a tie differs: by up to 0.5 % of perplexity in a single run, in either direction.
         for family in FAMILIES:
-            for dtype, most in (("float32", 0.003), ("bfloat16", 0.005)):
+            for dtype, maximum in (("float32", 0.003), ("bfloat16", 0.005)):
                 with self.subTest(family, dtype=dtype):
-                    self.close(most, TESTS / "models" / family, "--dtype", dtype, seeds=range(3))
+                    self.close(maximum, TESTS / "models" / family, "--dtype", dtype, seeds=range(3))
 
     def test_recipes_in_mixed_formats(self):
         for family, recipe in (("mixtral-tiny", "mixtral"), ("qwen2-moe-tiny", "qwen2_moe")):
@@ -54,7 +54,7 @@ class OnAGpu(WorkFolder):
                 recipe.write_text(f"default: {default}\n")
                 self.close(0.015, MODEL, "--config", recipe, "--nsamples", 32)
 
-    def test_eval_and_compare_give_what_they_give_on_the_cpu(self):
+    def test_eval_and_compare_give_the_same_results_as_on_the_cpu(self):
         recipe = self.work / "r.yaml"
         recipe.write_text("default: {wq: mxfp4, group_size: 32, aq: mxfp8}\n")
         for family in FAMILIES:
@@ -62,7 +62,7 @@ class OnAGpu(WorkFolder):
             out = self.work / f"rtn-{family}"
             more = ("--config", recipe) if family == "qwen2-moe-tiny" else ()
             self.ok("--model", model, "--algorithm", "rtn", "--save", out, *more)
-            told = {}
+            results = {}
             for device in ("cpu", "cuda"):
                 table = json.loads(self.ok("compare", out, "--text", EVAL, "--against", model,
                                            "--device", device, "--json"))
@@ -70,14 +70,14 @@ class OnAGpu(WorkFolder):
                                            "--json"))["perplexity"]
                 narrow = json.loads(self.ok("eval", "--model", out, "--text", EVAL, "--device", device,
                                             "--dtype", "bfloat16", "--json"))["perplexity"]
-                told[device] = (table, alone, narrow)
-            alone, narrow = ([told[d][i] for d in ("cpu", "cuda")] for i in (1, 2))
+                results[device] = (table, alone, narrow)
+            alone, narrow = ([results[d][i] for d in ("cpu", "cuda")] for i in (1, 2))
             print(f"{family}: eval cpu {alone[0]:.5f}, gpu {alone[1]:.5f}; in bfloat16 {narrow[0]:.5f}, "
                   f"{narrow[1]:.5f}", flush=True)
             with self.subTest(family):
                 self.assertLess(abs(alone[1] / alone[0] - 1), 1e-3)
                 self.assertLess(abs(narrow[1] / narrow[0] - 1), 5e-3)
-                for on_cpu, on_gpu in zip(told["cpu"][0], told["cuda"][0]):
+                for on_cpu, on_gpu in zip(results["cpu"][0], results["cuda"][0]):
                     self.assertLess(abs(on_gpu["perplexity"] / on_cpu["perplexity"] - 1), 1e-3)
                     if on_cpu["kl_divergence"] is None:
                         continue

@@ -1,7 +1,7 @@
-"""What is installed: built by the target `installable`, which tools/quickstart builds, and working
-where it was put.
+"""Tests of the installation: the target `installable`, which tools/quickstart builds, has everything that
+is installed, and the program works in the folder where it is installed.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import json
 import os
@@ -24,10 +24,10 @@ def run(*command, **keywords):
 
 
 def installed_from_build():
-    """The files of the build folder that `cmake --install` copies, relative to it.
+    """Returns the files of the build folder that `cmake --install` copies, relative to that folder.
 
-    Only the scripts that `cmake --install` itself would read count: the folder also holds builds of
-    other tests (fuzz/), which have install scripts of their own.
+    Only the scripts that `cmake --install` itself would read count, because the folder also contains
+    builds of other tests (fuzz/) with install scripts of their own.
     """
     files = set()
     scripts = [BUILD / "cmake_install.cmake"]
@@ -40,7 +40,7 @@ def installed_from_build():
 
 
 class Installable(unittest.TestCase):
-    """Builds nothing: asks Ninja what it would build."""
+    """Asks Ninja what it would build, and builds nothing."""
 
     def test_the_target_has_everything_that_is_installed_and_no_test(self):
         files = installed_from_build()
@@ -50,7 +50,7 @@ class Installable(unittest.TestCase):
             self.assertIn(file, of_a_rule)
         inputs = re.findall(r"(?m)^    (\S+)$", run("ninja", "-C", BUILD, "-t", "query", "installable"))
         self.assertEqual(set(inputs), of_a_rule)
-        for file in files - of_a_rule:  # CMake itself wrote it when it configured
+        for file in files - of_a_rule:  # CMake itself has written it
             self.assertTrue((BUILD / file).exists(), file)
 
     def test_quickstart_builds_it(self):
@@ -58,7 +58,7 @@ class Installable(unittest.TestCase):
 
 
 class Installed(unittest.TestCase):
-    def test_it_quantizes_with_the_plugins_beside_it_and_nothing_of_the_build(self):
+    def test_it_quantizes_with_the_installed_plugins_and_without_the_build(self):
         with tempfile.TemporaryDirectory() as folder:
             work = pathlib.Path(folder)
             prefix = work / "prefix"

@@ -1,4 +1,5 @@
-"""A model that is larger than the memory its quantization takes: one layer is held at a time."""
+"""A model may be larger than the memory that its quantization takes: only one layer is in memory at a
+time."""
 import json
 import os
 import resource
@@ -36,7 +37,7 @@ class Memory(WorkFolder):
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertLess(json.loads(done.stdout)["peak_memory_bytes"], size)
 
-    def test_a_limit_that_hidden_states_alone_pass_is_an_error(self):
+    def test_a_limit_below_what_hidden_states_need_is_an_error(self):
         self.fails(1, "hidden states and layer weights alone take", "--model", self.model(1),
                    "--calib", CALIB, "--nsamples", 2, "--memory-limit", 10, "--device", "cpu",
                    "--save", self.work / "out")

@@ -1,6 +1,6 @@
-"""The commands in README.md, run as they are typed, in a folder that looks like the source tree.
+"""Runs the commands in README.md as they are printed there, in a folder that looks like the source tree.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import os
 import pathlib
@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def code_blocks():
-    """The indented blocks of README.md, without their indentation."""
+    """Returns the indented blocks of README.md without their indentation."""
     blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", README, flags=re.M)
     return ["\n".join(line[4:] for line in block.splitlines()).strip() for block in blocks]
 

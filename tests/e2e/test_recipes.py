@@ -1,6 +1,6 @@
-"""The recipes in configs/, as they are shipped: each quantizes the small model of its family.
+"""Tests of the recipes in configs/: each quantizes the small model of its family.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import json
 import re
@@ -12,7 +12,7 @@ from test_cli import CALIB, EVAL, ROOT, TESTS, WorkFolder, read_safetensors, wri
 CONFIGS = ROOT / "configs"
 ATTENTION = {"self_attn.q_proj": "int4 128", "self_attn.k_proj": "int4 128",
              "self_attn.v_proj": "int4 128", "self_attn.o_proj": "int4 128"}
-LAYER_1 = {  # recipe: its model, and the formats of some modules of layer 1
+LAYER_1 = {  # {recipe: (its model, the formats of some modules of layer 1)}
     "olmoe_int4.yaml": ("olmoe", {**ATTENTION, "mlp.experts.5.up_proj": "int4 128", "mlp.gate": None}),
     "gptq_example.json": ("olmoe", {**ATTENTION, "mlp.experts.5.up_proj": "int4 128"}),
     "gptq_olmoe_mixed.json": ("olmoe", {
@@ -44,7 +44,7 @@ ENGINES = {"vLLM": "vllm", "SGLang": "sglang", "transformers": "transformers"}
 
 
 def guide_of_engines():
-    """{recipe: the engines that the guide says load it}"""
+    """Returns {recipe: the engines that load its export, according to configs/README.md}."""
     rows = {}
     for line in (CONFIGS / "README.md").read_text().splitlines():
         cells = [c.strip() for c in line.split("|")[1:-1]]
@@ -55,22 +55,22 @@ def guide_of_engines():
 
 
 class Engines(WorkFolder):
-    """What plan says of models that not every engine has."""
+    """What `plan` says about models that not every engine supports."""
 
     def plan(self, model, *given):
         return json.loads(self.ok("plan", "--model", model, *given, "--json"))
 
-    def test_the_guide_says_what_plan_says_of_every_recipe(self):
+    def test_the_guide_agrees_with_plan_about_every_recipe(self):
         guide = guide_of_engines()
         self.assertEqual(set(guide), set(LAYER_1))
         for recipe, (model, _) in LAYER_1.items():
             problems = self.plan(TESTS / "models" / (model + "-tiny"), "--config",
                                  CONFIGS / recipe)["problems_in"]
-            said = {engine for engine, found in problems.items()
+            loading = {engine for engine, found in problems.items()
                     if not [p for p in found if not p.startswith("config.json: ")]}
-            self.assertEqual(said, guide[recipe], recipe)
+            self.assertEqual(loading, guide[recipe], recipe)
 
-    def test_deepseek_moe_is_known_by_its_own_code_alone(self):
+    def test_deepseek_moe_is_loaded_only_with_its_own_code(self):
         model = TESTS / "models/deepseek-moe-tiny"
         for engine in ENGINES.values():
             self.fails(1, "deepseek" if engine != "sglang" else "DeepSeek", "plan", "--model", model,
@@ -85,12 +85,12 @@ class Engines(WorkFolder):
         plan = self.plan(own, "--target", "vllm")
         self.assertEqual(plan["problems_in"]["vllm"], [])
         self.assertIn("--trust-remote-code", plan["notes_in"]["vllm"][0])
-        self.assertTrue(plan["problems_in"]["transformers"])  # has no modeling_deepseek.py
+        self.assertTrue(plan["problems_in"]["transformers"])  # the folder has no modeling_deepseek.py
         (own / "modeling_deepseek.py").write_text("")
         self.assertEqual(self.plan(own)["problems_in"]["transformers"], [])
 
     def with_biases(self, name, roles):
-        """A model with attention_bias, and biases of zero."""
+        """Creates a model with attention_bias, whose biases are zero."""
         model = self.work / name
         shutil.copytree(TESTS / "models" / name, model)
         config = json.loads((model / "config.json").read_text())
@@ -112,9 +112,9 @@ class Engines(WorkFolder):
         write_safetensors(file, {**header, **added}, data)
         index = model / "model.safetensors.index.json"
         if index.exists():
-            told = json.loads(index.read_text())
-            told["weight_map"].update({n: file.name for n in added})
-            index.write_text(json.dumps(told))
+            content = json.loads(index.read_text())
+            content["weight_map"].update({n: file.name for n in added})
+            index.write_text(json.dumps(content))
         return model
 
     def test_biases_that_an_engine_drops_make_its_answers_wrong(self):

@@ -1,11 +1,11 @@
-"""tools/synthesize: checkpoints of every shape it knows are ones that aqhost takes."""
+"""Tests of tools/synthesize: aqhost accepts its checkpoints of every shape."""
 import json
 import subprocess
 import unittest
 
 from test_cli import ROOT, WorkFolder, read_safetensors
 
-SMALL = {  # the small model whose config.json is the base, and how it calls its experts
+SMALL = {  # {shape: (the small model whose config.json is the base, the key of its number of experts)}
     "olmoe-1b-7b": ("olmoe-tiny", "num_experts"),
     "qwen1.5-moe-a2.7b": ("qwen2-moe-tiny", "num_experts"),
     "mixtral-8x7b": ("mixtral-tiny", "num_local_experts"),
@@ -16,7 +16,7 @@ SIZES = {"hidden_size": 256, "intermediate_size": 128, "vocab_size": 2048,
 
 
 class Synthesize(WorkFolder):
-    def test_every_shape_made_small_is_a_model_that_can_be_quantized(self):
+    def test_a_small_model_of_every_shape_can_be_quantized(self):
         for like, (base, experts) in SMALL.items():
             out = self.work / like
             known = json.loads((ROOT / f"tests/models/{base}/config.json").read_text())

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""Makes the seeds in corpus/ anew from the small models: the same kinds of content, small enough for
-a fuzzer. What a fuzzer found is kept beside them under another name.
+"""Creates the seeds in corpus/ from the small models, with the same kinds of content, but small enough
+for a fuzzer. Inputs that a fuzzer has found are in the same folders under other names.
 
     tests/fuzz/make_corpus.py
 """
@@ -18,13 +18,13 @@ def write(target, name, content):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def tensors(model, most=4):
-    """The first elements of the first tensors of a model's first file."""
+def tensors(model, count=4):
+    """Returns a safetensors file with the first elements of the first tensors of a model."""
     raw = sorted(model.glob("*.safetensors"))[0].read_bytes()
     start = 8 + struct.unpack("<Q", raw[:8])[0]
     header, data, out = json.loads(raw[8:start]), b"", {}
     out["__metadata__"] = header.pop("__metadata__", {})
-    for name in sorted(header)[:most]:
+    for name in sorted(header)[:count]:
         begin = start + header[name]["data_offsets"][0]
         shape = [min(d, 2) for d in header[name]["shape"]]
         size = 2
@@ -37,11 +37,11 @@ def tensors(model, most=4):
     return struct.pack("<Q", len(text)) + text + data
 
 
-def tokenizer(model, most=40):
-    """Its tokenizer with the vocabulary of the first merges."""
+def tokenizer(model, count=40):
+    """Returns the tokenizer of a model with the vocabulary of its first merges."""
     file = json.loads((model / "tokenizer.json").read_text())
     m = file["model"]
-    m["merges"] = m["merges"][:most]
+    m["merges"] = m["merges"][:count]
     parts = {p for merge in m["merges"] for p in (merge if isinstance(merge, list) else merge.split(" "))}
     joined = {"".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in m["merges"]}
     kept = parts | joined | {t["content"] for t in file["added_tokens"]} | {m.get("unk_token")}
@@ -50,7 +50,8 @@ def tokenizer(model, most=40):
 
 
 def chat(model):
-    """The like, with the added tokens of a chat template. Small: it is read anew in each run."""
+    """Returns such a tokenizer with the added tokens of a chat template. It is small, because every run of
+    the fuzzer reads it again."""
     file = json.loads(tokenizer(model))
     first = 1 + max(file["model"]["vocab"].values())
     for i in range(15):
@@ -61,7 +62,7 @@ def chat(model):
 
 
 def quantized(model):
-    """A config.json after quantization, with every kind of target."""
+    """Returns a config.json as it is after quantization, with every kind of target."""
     config = json.loads((model / "config.json").read_text())
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
     config["quantization_config"] = {
@@ -74,7 +75,7 @@ def quantized(model):
 
 
 def safetensors(tensors):
-    """A file of {name: (dtype, shape, data)}."""
+    """Returns a safetensors file of {name: (dtype, shape, data)}."""
     header, data = {}, b""
     for name, (dtype, shape, content) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
@@ -84,13 +85,13 @@ def safetensors(tensors):
 
 
 def npy(version, descr, shape, data):
-    """A .npy file of that version."""
+    """Returns a .npy file of this version."""
     header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     size = struct.pack("<H" if version == 1 else "<I", len(header))
     return b"\x93NUMPY" + bytes([version, 0]) + size + header + data
 
 
-# The modules of EXPORTS by format: the options in config.json, and the tensors of a matrix of 32 x 64.
+# The modules of EXPORTS by format: options in config.json, and the tensors of a matrix of 32 x 64.
 GROUP = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
 TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 BLOCK = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16}
@@ -121,7 +122,7 @@ ONES = {"F32": struct.pack("<f", 0.5), "BF16": b"\x00\x3f", "F16": b"\x00\x38"}
 
 
 def packed(kind, shape):
-    """Some values of that type: codes of every kind, scales of 1/2, zero points of 0."""
+    """Returns values of this type: codes of every kind, scales of 1/2, zero points of 0."""
     count = 1
     for d in shape:
         count *= d
@@ -131,7 +132,7 @@ def packed(kind, shape):
 
 
 def export(config, modules):
-    """An input of fuzz_export: config.json, header and data, with a zero byte between them."""
+    """Returns an input of fuzz_export: config.json, header and data, separated by zero bytes."""
     file = safetensors({f"{name}.{suffix}": t if len(t) == 3 else (*t, packed(*t))
                         for name, stored in modules.items() for suffix, t in stored.items()})
     length, = struct.unpack("<Q", file[:8])
@@ -139,7 +140,7 @@ def export(config, modules):
 
 
 def compressed(formats):
-    """An export of compressed-tensors with one module of each of those formats."""
+    """Returns an export in compressed-tensors with one module of each of these formats."""
     groups, modules = {}, {"model.norm": {"weight": ("BF16", [64])}}
     for i, name in enumerate(formats):
         layout, weights, activations, stored = EXPORTS[name]
@@ -153,7 +154,7 @@ def compressed(formats):
 
 
 def gptq():
-    """An export of GPTQ's layout with what `dynamic` can say."""
+    """Returns an export in AutoGPTQ's container with everything that `dynamic` can contain."""
     groups = ("I32", [64], struct.pack("<64i", *(i // 32 for i in range(64))))
     zeros = ("I32", [2, 4], b"\x77" * 32)
     coarse = ("I32", [1, 8], b"\x7f" * 32)

@@ -4,11 +4,11 @@
     pip install tokenizers==0.23.3
     tests/golden/make_tokenizer_cases.py
 
-tokenizer_random.json: texts in which normalisation, splitting and added tokens meet, for the small
-models: [{"text", MODEL: [ids with special tokens, ids without]}].
-tokenizer_features.json: variations of a small tokenizer, one or two features each:
-{"bases": {NAME: tokenizer.json}, "variants": [{"base", "change": what replaces parts of the base,
-"model": what replaces parts of its model, "cases": [[text, ids with special tokens]]}]}.
+tokenizer_random.json has texts in which normalisation, splitting and added tokens occur together, for
+the small models: [{"text", MODEL: [ids with special tokens, ids without]}].
+tokenizer_features.json has variants of a small tokenizer with one or two features each:
+{"bases": {NAME: tokenizer.json}, "variants": [{"base", "change": the replaced parts of the base,
+"model": the replaced parts of its model, "cases": [[text, ids with special tokens]]}]}.
 """
 
 import copy
@@ -28,7 +28,7 @@ POOLS = [
     ".,;:!?'\"()[]{}<>@#$%^&*-_=+|\\/`~",
     "\u00e9\u00e0\u00df\u017f\u0130\u0131\u212a\u212b\ufb01",
     "\u0301\u0308\u0327\u0323\u093c\u0338\u3099\u1161\u11a8\uac00\u1100",
-    # younger than the tables of this or that library
+    # newer than the Unicode tables of some libraries
     "\u0897\u089c\u1ac5\u0c3c\U00010d24\U00031350\U0002ebf0\U0001fae8\U00016d70\U0001e4f0\U00013460",
 ]
 WORDS = ["the", " and", "'s", "'S", "'\u017f", "'LL", "don't", "of ", " \u2581", "\u2581", "<0x0A>",
@@ -65,7 +65,7 @@ def random_cases():
 
 
 def small_base(name, alphabet, merges, start):
-    """The given tokenizer with a vocabulary of `alphabet` and what `merges` make of it."""
+    """Returns the tokenizer with a vocabulary of `alphabet` and the results of `merges`."""
     base = json.loads((HERE / "../models" / name / "tokenizer.json").read_text())
     tokens = start + alphabet + ["".join(pair) for pair in merges]
     base["model"]["vocab"] = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
@@ -83,7 +83,7 @@ def bases():
                           [["t", "h"], ["th", "e"], ["\u2581", "the"], ["\u2581", "a"], ["a", "a"],
                            ["\u2581", "\u2581"], ["a", "b"], ["ab", "\u2581"]],
                           ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)])
-    # cut down to what is tested with it
+    # only the parts that the tests need
     sentence["added_tokens"] = [token(c, i, special=True) for i, c in
                                 enumerate(["<unk>", "<s>", "</s>"])]
     return {"bytes": bytes_, "sentence": sentence}
@@ -95,7 +95,7 @@ def token(content, number, **flags):
 
 
 def variants():
-    """(base, change, model, further texts)"""
+    """Returns (base, change, model, further texts) for each variant."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                   "use_regex": False}
 
@@ -150,7 +150,7 @@ def variants():
     yield "sentence", {**normal({"type": "Strip", "strip_left": True, "strip_right": False}),
                        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581",
                                          "prepend_scheme": "first"}}, {}, ["the", " the", "  the a"]
-    # a merge that joins the mark to what is before it: words are not cut there
+    # a merge joins the mark to the text before it, so words are not split there
     yield "sentence", {}, {}, ["ab ab ab", "ab the\u2581\u2581ab  ab", "a  b   c"]
     for fuse in [False, True]:
         for fallback in [False, True]:

@@ -1,11 +1,11 @@
-"""What a folder of safetensors files holds."""
+"""Reads folders of safetensors files."""
 import pathlib
 
 from safetensors.torch import load_file
 
 
 def load_folder(folder):
-    """The tensors of all the folder's files, by name."""
+    """Returns {name: tensor} of all files in the folder."""
     tensors = {}
     for file in sorted(pathlib.Path(folder).glob("*.safetensors")):
         tensors.update(load_file(file))

@@ -1,7 +1,8 @@
-"""An export of every family in transformers, with the embedding as lm_head and without, and where
-config.json and the checkpoint disagree about that: the logits are ours.
+"""Tests that transformers computes the logits of aqhost from an export of every family: with tied
+embeddings, with an lm_head of its own, and if config.json and the checkpoint disagree about that.
 
-Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes.
+ctest runs this file with AQ_BUILD set to the build folder, in the virtual environment that tools/test
+creates.
 """
 import json
 import subprocess
@@ -23,7 +24,7 @@ FAMILY = {
     "deepseek": {"intermediate_size": 96, "moe_intermediate_size": 32},
 }
 RECIPES = {"int4": "{default: {wq: int4, group_size: 32}}",
-           # more groups than one: patterns in place of the target Linear
+           # several groups, so patterns take the place of the target Linear
            "mixed": "{default: {wq: int4, group_size: 32},"
                     " overrides: [{pattern: '*.self_attn.*', wq: int8, group_size: -1}]}",
            "fp8": "{default: {wq: fp8}}"}
@@ -37,7 +38,7 @@ class Exports(families.Folder):
     make, logits = families.Transformers.make, families.Transformers.logits
 
     def export(self, recipe):
-        """Rounds self.model, which the export then takes the place of."""
+        """Rounds self.model, and puts the export in its place."""
         work = self.model.parent
         (work / "recipe.yaml").write_text(recipe)
         done = run(families.BUILD / "bin/aqhost", "--model", self.model, "--config",
@@ -48,7 +49,7 @@ class Exports(families.Folder):
         self.assertEqual(checked.returncode, 0, checked.stderr)
 
     def check_agrees(self):
-        """transformers, which runs the experts in bfloat16, has our logits."""
+        """Checks that transformers, which runs the experts in bfloat16, computes the logits of aqhost."""
         ours, error = families.dump(self.model)
         self.assertIsNone(error)
         self.assertLess(self.distance(self.logits(), ours["logits"]), 0.05)
@@ -60,19 +61,19 @@ class Exports(families.Folder):
         self.check_agrees()
 
     def check_own_head(self, family):
-        """config.json says that the embedding is lm_head, and the checkpoint has another one."""
+        """config.json says that the embedding is lm_head, but the checkpoint has another lm_head."""
         self.make(family, {**SIZES, **FAMILY[family]})
         expected = self.logits()
         families.rewrite(self.model, tie_word_embeddings=True)
         self.assertLess(self.distance(self.logits(), expected), 1e-5)
         self.check(expected)
         self.export(RECIPES["int4"])
-        # vLLM takes the embedding wherever this is set
+        # vLLM always uses the embedding if this is set
         self.assertIs(json.loads((self.model / "config.json").read_text())["tie_word_embeddings"], False)
         self.check_agrees()
 
     def check_quantized_head(self, family):
-        """A head that is the embedding once more is quantized by itself."""
+        """An lm_head that is a copy of the embedding is quantized on its own."""
         self.make(family, {**SIZES, **FAMILY[family], "tie_word_embeddings": True})
         path = self.model / "model.safetensors"
         tensors = load_file(path)
@@ -84,7 +85,7 @@ class Exports(families.Folder):
 
 
 class DeepSeekExports(families.Folder):
-    """transformers does not know the family; lm_head is told to be dense all the same."""
+    """transformers does not know the family; config.json nevertheless lists lm_head as not quantized."""
 
     make = families.DeepSeekMoe.make
 

@@ -1,7 +1,8 @@
-"""Every option that config.json can turn, against transformers on small models of random weights; for
-DeepSeek-MoE, which transformers does not have, against the rules of its published modeling code.
+"""Compares every option of config.json with transformers, on small models with random weights.
+DeepSeek-MoE, which transformers does not have, is compared with the rules of its published code.
 
-Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes.
+ctest runs this file with AQ_BUILD set to the build folder, in the virtual environment that tools/test
+creates.
 """
 import json
 import os
@@ -47,7 +48,7 @@ ROPES = {
 
 
 def dump(model):
-    """What interop_dump says of a checkpoint and IDS: (its tensors, None) or (None, the error)."""
+    """Runs interop_dump on a checkpoint and IDS; returns (its tensors, None) or (None, the error)."""
     with tempfile.TemporaryDirectory() as folder:
         ids = pathlib.Path(folder) / "ids.txt"
         ids.write_text(" ".join(map(str, IDS[0].tolist())))
@@ -61,7 +62,7 @@ def dump(model):
 
 
 def randomize(tensors):
-    """Weights large enough that every option shows in the logits."""
+    """Makes weights so large that every option affects the logits."""
     generator = torch.Generator().manual_seed(7)
     for name, tensor in sorted(tensors.items()):
         noise = torch.randn(tensor.shape, generator=generator)
@@ -76,7 +77,7 @@ def randomize(tensors):
 
 
 def rewrite(model, **changes):
-    """config.json with `changes`; None takes a key out."""
+    """Changes config.json; the value None removes a key."""
     path = model / "config.json"
     config = json.loads(path.read_text())
     for key, value in changes.items():
@@ -87,7 +88,7 @@ def rewrite(model, **changes):
 
 
 def spell_as_transformers_4(model):
-    """rope_theta, rope_scaling {type} and torch_dtype in place of rope_parameters and dtype."""
+    """Uses rope_theta, rope_scaling {type} and torch_dtype instead of rope_parameters and dtype."""
     config = json.loads((model / "config.json").read_text())
     rope = config["rope_parameters"]
     theta, rope["type"] = rope.pop("rope_theta"), rope.pop("rope_type")
@@ -135,19 +136,19 @@ class Transformers(Folder):
             return model(IDS).logits[0]
 
     def check_option(self, family, options, beside):
-        """`options` give what transformers gives with them, which is not what it gives without."""
+        """Checks that aqhost and transformers agree with `options`, and that `options` affect the logits."""
         self.make(family, {**beside, **options})
         expected = self.logits()
         self.check(expected)
         shaping = {"num_key_value_heads", "head_dim", "attention_bias", "qkv_bias", "mlp_only_layers",
                    "decoder_sparse_step", "tie_word_embeddings"}
-        if not shaping & set(options):  # those that change no tensor
+        if not shaping & set(options):  # these options change no tensor
             usual = {**BASE, **FAMILY[family], "layer_types": None, **beside}
             rewrite(self.model, **{key: usual.get(key) for key in [*options, "layer_types"]})
             self.assertGreater(self.distance(self.logits(), expected), 1e-2)
 
     def check_stored(self, family, dtype, stacked, shard):
-        """However the tensors lie in the files, the logits are the same."""
+        """The logits do not depend on how the tensors are distributed over files."""
         self.make(family, {}, dtype, save_original_format=not stacked,
                   max_shard_size="20KB" if shard else "1GB")
         files = list(self.model.glob("*.safetensors"))
@@ -157,8 +158,8 @@ class Transformers(Folder):
         self.check(self.logits())
 
     def check_stacked_export(self, family):
-        """A stacked checkpoint quantized in part: experts that are not, and Mixtral's router, are
-        where transformers looks for them."""
+        """In a stacked checkpoint that is quantized in part, the experts that are not quantized, and
+        Mixtral's router, are where transformers looks for them."""
         self.make(family, {"hidden_size": 64}, save_original_format=False)
         recipe = self.model.parent / "recipe.yaml"
         recipe.write_text("default: {wq: int4, group_size: -1}\n"
@@ -221,7 +222,7 @@ def add_cases():
             add(f"{family}_{label}", "check_option", family, options, {})
         for label, rope in ROPES.items():
             beside = {"max_position_embeddings": 16} if label == "dynamic" else {}
-            if family == "mixtral":  # transformers 5.17 fails on the null that it would write
+            if family == "mixtral":  # transformers 5.17 would write a null, and fails when it reads it
                 beside = {**beside, "head_dim": 8}
             add(f"{family}_rope_{label}", "check_option", family,
                 {"rope_parameters": {**rope, "rope_theta": 500.0}}, beside)
@@ -250,7 +251,8 @@ def rotate(x, angles, scale):
 
 
 def inv_freq(config, size):
-    """Of transformers' table of rope types; DeepSeek-MoE's own code has only linear and dynamic."""
+    """Returns frequencies and scaling of a rope type in transformers' table, since DeepSeek-MoE's own code
+    has only linear and dynamic."""
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     rope = config.get("rope_scaling")
@@ -264,7 +266,7 @@ def inv_freq(config, size):
 
 
 class DeepSeek:
-    """The rules of modeling_deepseek.py (deepseek-ai/deepseek-moe-16b-base), for one sequence."""
+    """Follows the rules of modeling_deepseek.py (deepseek-ai/deepseek-moe-16b-base) for one sequence."""
 
     def __init__(self, config, tensors):
         self.config, self.tensors = config, tensors
@@ -324,7 +326,7 @@ class DeepSeek:
 
 
 def deepseek_shapes(config):
-    """{name: shape} of the published checkpoint."""
+    """Returns {name: shape} of the published checkpoint."""
     c = config
     d, inner = c["hidden_size"], c["moe_intermediate_size"]
     size = c.get("head_dim") or d // c["num_attention_heads"]
@@ -357,7 +359,7 @@ def deepseek_shapes(config):
 
 
 def stack(tensors):
-    """Experts as transformers 5 stores them: gate_up_proj and down_proj of [experts, out, in]."""
+    """Stacks experts as transformers 5 stores them: gate_up_proj and down_proj of [experts, out, in]."""
     stacked = {n: t for n, t in tensors.items() if ".experts." not in n}
     for folder in {n.split(".experts.")[0] + ".experts" for n in tensors if ".experts." in n}:
         def all_of(role):
@@ -370,7 +372,7 @@ def stack(tensors):
 
 class DeepSeekMoe(Folder):
     def make(self, dtype=torch.float32, store=lambda tensors: tensors, **options):
-        """Writes the checkpoint; returns the reference's logits of it."""
+        """Writes the checkpoint, and returns its logits according to the reference."""
         config = {**BASE, **FAMILY["deepseek"], "model_type": "deepseek", "rope_theta": 500.0,
                   "architectures": ["DeepseekForCausalLM"], "hidden_act": "silu", **options}
         tensors = {n: torch.empty(s) for n, s in deepseek_shapes(config).items()}
@@ -382,7 +384,7 @@ class DeepSeekMoe(Folder):
         return DeepSeek(config, {n: t.float() for n, t in tensors.items()}).logits()
 
     def test_golden(self):
-        """The reference itself, on the model that others measured."""
+        """Checks the reference itself on the model that others have measured."""
         path = TESTS / "models/deepseek-moe-tiny"
         golden = load_file(TESTS / "golden/deepseek-moe-tiny.safetensors")
         config = json.loads((path / "config.json").read_text())
@@ -413,8 +415,8 @@ for label, options in DEEPSEEK.items():
 
 
 class BeginningOfSequence(unittest.TestCase):
-    """Where there is a tokenizer.json, transformers 5 does not look at add_bos_token and
-    add_eos_token of tokenizer_config.json: the post-processor alone decides. So do we."""
+    """If there is a tokenizer.json, transformers 5 ignores add_bos_token and add_eos_token of
+    tokenizer_config.json, and only the post-processor counts. aqhost does the same."""
 
     def check(self, name):
         from transformers import AutoTokenizer

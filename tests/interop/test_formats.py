@@ -1,7 +1,8 @@
-"""The numbers of every format, against an oracle that shares nothing with aqhost: elements and scales
-are rounded by ml_dtypes, the rest follows sdk/include/aq/quantizer.h in NumPy.
+"""Compares the numbers of every format with an oracle that shares no code with aqhost: ml_dtypes rounds
+elements and scales, and the rest follows sdk/include/aq/quantizer.h in NumPy.
 
-Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes.
+ctest runs this file with AQ_BUILD set to the build folder, in the virtual environment that tools/test
+creates.
 """
 import itertools
 import json
@@ -32,7 +33,7 @@ SHRINK = [F32(1.05) - F32(i) * F32(0.0125) for i in range(45)]
 
 
 class Float:
-    """Elements of a small float type."""
+    """Describes the elements of a small float type."""
     def __init__(self, name):
         self.type, self.max = FLOATS[name]
         self.absmax = F32(self.max)
@@ -55,12 +56,12 @@ class Quantiles:
 
 class Integer:
     def __init__(self, bits):
-        self.least, self.most = F32(-2 ** (bits - 1)), F32(2 ** (bits - 1) - 1)
-        self.absmax = (self.most - self.least) / F32(2)
+        self.minimum, self.maximum = F32(-2 ** (bits - 1)), F32(2 ** (bits - 1) - 1)
+        self.absmax = (self.maximum - self.minimum) / F32(2)
 
     def round(self, t, zero):
-        q = np.clip(np.rint(t) + zero, self.least, self.most)
-        return (q - self.least).astype(np.uint8), q - zero
+        q = np.clip(np.rint(t) + zero, self.minimum, self.maximum)
+        return (q - self.minimum).astype(np.uint8), q - zero
 
 
 def real_scale(kind):
@@ -85,7 +86,7 @@ def power_of_two(rule, element):
 
 
 class Oracle:
-    """The contract at the top of quantizer.h, all groups of a matrix at once."""
+    """Follows the contract at the top of quantizer.h, for all groups of a matrix at once."""
     def __init__(self, name, options):
         rule = options.get("scale_rule", "mse")
         self.search = SHRINK if rule == "mse" else [F32(1)]
@@ -114,16 +115,16 @@ class Oracle:
             self.round_scale = real_scale(ml_dtypes.float8_e4m3fn)
 
     def params(self, low, high, scale, f):
-        """scale and zero for a search factor"""
+        """Returns scale and zero for a search factor."""
         one, none = np.ones_like(low), np.zeros_like(low)
         if self.symmetric:
             absmax = np.maximum(-low, high)
             s = np.where(absmax > 0, self.round_scale(f * (absmax * scale / self.divisor)), one)
             return s, none
-        least, most = self.element.least, self.element.most
+        minimum, maximum = self.element.minimum, self.element.maximum
         empty = (low == 0) & (high == 0)
-        s = np.where(empty, one, self.round_scale(f * ((high - low) * scale / (most - least))))
-        zero = np.clip(np.rint(least - f * low / (s / scale)), least, most)
+        s = np.where(empty, one, self.round_scale(f * ((high - low) * scale / (maximum - minimum))))
+        zero = np.clip(np.rint(minimum - f * low / (s / scale)), minimum, maximum)
         return s, np.where(empty, none, zero)
 
     def run(self, weight, importance):
@@ -186,7 +187,7 @@ def variants():
 
 
 def matrix(kind):
-    """[24, 256], each row hard in its own way"""
+    """Returns a matrix [24, 256] whose rows are difficult in different ways."""
     random = np.random.default_rng(5)
     w = random.standard_normal((24, 256)).astype(F32)
     if kind == "bfloat16":
@@ -204,7 +205,7 @@ def matrix(kind):
     w[10] = F32(0.7)
     w[11, 16:] = 0
     w[12] = random.choice(NF4, 256)
-    for row, name in enumerate(FLOATS):  # values, and the middles between them
+    for row, name in enumerate(FLOATS):  # the values, and the midpoints between them
         values = np.sort(np.arange(2 ** min(int(name[1]) + int(name[3]) + 1, 8), dtype=np.uint8)
                          .view(FLOATS[name][0]).astype(F32))
         values = values[np.isfinite(values)]
@@ -280,8 +281,8 @@ class Formats(unittest.TestCase):
             scales, zeros = compute_dynamic_scales_and_zp(x[None], args, None, global_scale=scale)
             theirs = fake_quantize(x[None], scales, zeros, args, global_scale=scale)[0].numpy()
             same = (theirs == ours[name + ".values"]).mean()
-            # theirs multiplies absmax / 6 by the global scale, ours divides last: an E4M3 scale at
-            # a tie may fall to the other side
+            # their code multiplies absmax / 6 by the global scale, and ours divides last, so an E4M3
+            # scale at a tie may be rounded in the other direction
             self.assertGreaterEqual(same, 0.999 if name == "nvfp4" else 1, name)
 
 

@@ -1,8 +1,9 @@
-"""What aqhost writes, read by the tools it is written for: compressed-tensors decodes it to the same
-weights, bit for bit, and transformers loads it and gives the same logits.
+"""Tests that other tools read the exports of aqhost: compressed-tensors decodes them to the same weights,
+bit for bit, and transformers loads them and computes the same logits.
 
-Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes;
-class Decoded once more with AQ_COMPRESSED_TENSORS=0.19, which that release is then to be.
+ctest runs this file with AQ_BUILD set to the build folder, in the virtual environment that tools/test
+creates. It runs the class Decoded a second time with AQ_COMPRESSED_TENSORS=0.19, which is then the
+release of compressed-tensors.
 """
 import importlib.metadata
 import json
@@ -26,7 +27,7 @@ PLUGINS = BUILD / "plugins"
 
 RELEASE = importlib.metadata.version("compressed-tensors")
 assert RELEASE.startswith(os.environ.get("AQ_COMPRESSED_TENSORS", "0.20")), RELEASE
-# what compressed-tensors knows, all linear maps in one; mxfp6 since 0.20
+# formats that compressed-tensors knows, for all linear maps; mxfp6 since 0.20
 ALIKE = {"int2": "wq: int2", "int3": "wq: int3, symmetric: false", "int4": "wq: int4",
          "int4-asymmetric": "wq: int4, symmetric: false", "int5": "wq: int5, group_size: 64",
          "int6": "wq: int6, group_size: -1", "int8": "wq: int8", "fp8": "wq: fp8",
@@ -44,7 +45,8 @@ def run(*arguments):
 
 
 def target_of(name, groups):
-    """The scheme that covers a module: an exact name before a pattern before the class."""
+    """Returns the scheme of a module: an exact name counts before a pattern, and a pattern before the
+    class."""
     def rank(target):
         if target == name:
             return 3
@@ -55,7 +57,7 @@ def target_of(name, groups):
 
 
 def decode(export):
-    """{module: weight} of every quantized module, by the compressed-tensors package."""
+    """Returns {module: weight} of every quantized module, as compressed-tensors decodes it."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
     config = json.loads((export / "config.json").read_text())["quantization_config"]
@@ -77,7 +79,7 @@ def decode(export):
 
 
 def rounded(model, work, recipe):
-    """`model` rounded by a recipe, as an export folder."""
+    """Rounds `model` by a recipe, and returns the folder of the export."""
     out = pathlib.Path(tempfile.mkdtemp(dir=work))
     (out / "recipe.yaml").write_text(recipe)
     run(BUILD / "bin/aqhost", "--plugin-dir", PLUGINS, "--model", model, "--config",
@@ -86,7 +88,7 @@ def rounded(model, work, recipe):
 
 
 class Export(unittest.TestCase):
-    """The shipped OLMoE model under the shipped recipe."""
+    """Tests the small OLMoE model with the recipe in configs/."""
 
     @classmethod
     def setUpClass(cls):
@@ -106,7 +108,7 @@ class Export(unittest.TestCase):
         return load_file(TESTS / "golden/olmoe-tiny.safetensors")["input_ids"][0].tolist()
 
     def dump(self, export):
-        """Our dense weights of an export, and our logits of the golden ids."""
+        """Returns the weights of an export as aqhost decodes them, and its logits of the golden ids."""
         out = export.parent / ("dump-" + export.name)
         if not out.exists():
             ids = self.work / "ids.txt"
@@ -115,19 +117,19 @@ class Export(unittest.TestCase):
         return load_folder(out)
 
     def alike(self, label):
-        """The model rounded to one format of ALIKE."""
+        """Rounds the model to one format of ALIKE."""
         return rounded(self.model, self.work, f"default: {{{ALIKE[label]}}}\n")
 
     def check_weights(self, export):
         ours, theirs = self.dump(export), decode(export)
         self.assertEqual(len(theirs), 3 * (4 + 16 * 3))
         for name, weight in theirs.items():
-            # their arithmetic is in the scale's type, mostly bfloat16
+            # compressed-tensors computes in the type of the scale, mostly bfloat16
             self.assertTrue(torch.equal(weight, ours[name + ".weight"].to(weight.dtype)), name)
 
 
 class Decoded(Export):
-    """By the compressed-tensors package."""
+    """The compressed-tensors package decodes exports."""
 
     def test_compressed_tensors_decodes_symmetric_to_our_weights(self):
         self.check_weights(self.gptq)
@@ -181,7 +183,7 @@ class Decoded(Export):
         self.check_weights(work / "export")
         tensors = load_folder(work / "export")
         experts = "model.layers.1.mlp.experts"
-        for e in range(16):  # engines fuse gate and up: one scale for their weights, one for inputs
+        for e in range(16):  # engines fuse gate and up, so their weights share a scale, and so do their inputs
             for part in ("weight_global_scale", "input_global_scale"):
                 self.assertEqual(tensors[f"{experts}.{e}.gate_proj.{part}"],
                                  tensors[f"{experts}.{e}.up_proj.{part}"])
@@ -218,10 +220,10 @@ class Decoded(Export):
 
 
 class Loaded(Export):
-    """By other readers, or as they unpack it."""
+    """Other programs read exports, or this test unpacks them in the same way."""
 
     def test_gptq_files_hold_our_weights_as_their_readers_unpack_them(self):
-        """Unpacked here as AutoGPTQ's kernels do; the package itself wants a GPU."""
+        """This test unpacks as AutoGPTQ's kernels do, because the package itself needs a GPU."""
         work = pathlib.Path(tempfile.mkdtemp(dir=self.work))
         (work / "recipe.yaml").write_text(
             "default: {wq: int4, group_size: 128}\noverrides:\n"
@@ -249,7 +251,7 @@ class Loaded(Export):
             bits = settings["bits"]
             seen.add((bits, settings["group_size"]))
 
-            def unpacked(words):  # a bit stream down each column
+            def unpacked(words):  # each column is one stream of bits
                 stream = (words.long() & 0xFFFFFFFF)[:, None] >> torch.arange(32)[:, None] & 1
                 fields = stream.flatten(0, 1).unflatten(0, (-1, bits))
                 return (fields << torch.arange(bits)[:, None]).sum(1)
@@ -259,7 +261,7 @@ class Loaded(Export):
             weight = (q - zero[groups]) * stored[name + ".scales"].float()[groups]
             self.assertTrue(torch.equal(weight.T, ours[name + ".weight"]), name)
         self.assertEqual(seen, {(4, 128), (8, 32), (3, 32), (2, -1)})
-        for layer in range(3):  # the router stays, and is said to
+        for layer in range(3):  # the router is not quantized, and config.json says so
             self.assertTrue(any(p.startswith("-:") and re.match(p[2:], f"model.layers.{layer}.mlp.gate")
                                 for p in config["dynamic"]))
 
@@ -280,7 +282,7 @@ class Loaded(Export):
             return model.eval()(torch.tensor([self.golden_ids()])).logits[0]
 
     def stacked(self, ours, name):
-        """transformers' tensor of all experts, of our matrices of each."""
+        """Stacks the matrices of all experts into the tensor that transformers has."""
         def matrix(expert, role):
             return ours[name.rsplit(".", 1)[0] + f".{expert}.{role}.weight"]
         roles = ("gate_proj", "up_proj") if name.endswith("gate_up_proj") else ("down_proj",)
@@ -291,7 +293,7 @@ class Loaded(Export):
         ours = self.dump(self.gptq)
         model = AutoModelForCausalLM.from_pretrained(self.gptq, dtype=torch.float32)
         self.assertTrue(self.experts_are_ours(model, ours))
-        # its experts are rounded to bfloat16 and run in it, which moves some tokens to other experts
+        # its experts are rounded to bfloat16 and computed in it, so some tokens go to other experts
         theirs = self.logits(model)
         agree = (theirs.argmax(1) == ours["logits"].argmax(1)).float().mean().item()
         self.assertGreater(agree, 0.9)
@@ -362,7 +364,7 @@ class Bfloat16(unittest.TestCase):
                 def perplexity(logits):
                     return torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:]).exp().item()
                 self.assertLess(error(ours), 1.5 * error(theirs))
-                # theirs differs by 1 % too, in either direction
+                # the perplexity of transformers also differs by up to 1 %, in either direction
                 self.assertLess(abs(perplexity(ours) / perplexity(exact) - 1), 0.03)
 
 

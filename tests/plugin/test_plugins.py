@@ -1,7 +1,7 @@
-"""Plugins as files: what they export, where they are looked for, what is said of them, and a format
-in plain C that goes the whole way through aqhost.
+"""Tests of plugins as files: the symbols that they export, the folders where aqhost looks for them, the
+messages about them, and a format in plain C that is used in a whole run.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs binutils and a C compiler.
+ctest runs this file with AQ_BUILD set to the build folder. It needs binutils and a C compiler.
 """
 import json
 import os
@@ -18,7 +18,7 @@ MODEL = TESTS / "models/olmoe-tiny"
 
 
 def run(*command, **keywords):
-    # what a plugin says of itself may be no UTF-8
+    # the strings of a plugin need not be UTF-8
     return subprocess.run([str(c) for c in command], capture_output=True, text=True,
                           errors="replace", stdin=subprocess.DEVNULL, **keywords)
 
@@ -87,7 +87,7 @@ class Listing(WithFolder):
         text = self.ok(BUILD / "bin/aqhost", "plugins", "--plugin-dir", folder)
         self.assertIn(f"refused  {folder / 'not-elf.so'}", text)
         self.assertIn("not a plugin of aqhost", text)
-        # the built ones come too, after all that
+        # the plugins of the build are also found, after these
         self.assertIn("olmoe", [p["id"] for p in listed])
 
     def test_refused_plugins_are_warned_of_and_do_not_stop_the_others(self):
@@ -100,7 +100,7 @@ class Listing(WithFolder):
 
 
 class Nothing(WithFolder):
-    """A program that was copied without its plugins."""
+    """Tests a program that was copied without its plugins."""
 
     def test_every_command_says_that_no_plugin_was_found_and_where(self):
         (self.work / "bin").mkdir()
@@ -124,7 +124,7 @@ class Nothing(WithFolder):
 
 
 class UnknownKeys(WithFolder):
-    """Keys of config.json that a family does not know."""
+    """Tests keys of config.json that a family does not know."""
 
     def model(self, name, changes):
         folder = self.work / name
@@ -153,7 +153,7 @@ class UnknownKeys(WithFolder):
                         "some_new_switch"), line)
 
     def test_what_published_configurations_set_gives_no_warning(self):
-        """Keys of the published checkpoints beyond those of the small models."""
+        """The published checkpoints have keys that the small models do not have."""
         common = {"_name_or_path": "x", "transformers_version": "4.40.0", "pad_token_id": None,
                   "dtype": "bfloat16", "rope_parameters": {"rope_type": "default",
                                                            "rope_theta": 10000.0}}
@@ -177,8 +177,8 @@ class UnknownKeys(WithFolder):
             with self.subTest(name):
                 count = json.loads((TESTS / "models" / name / "config.json").read_text())[key]
                 folder = self.model(name, {key: None, alias: count})
-                told = json.loads(self.ok(BUILD / "bin/aqhost", "inspect", "--model", folder, "--json"))
-                self.assertEqual(told["experts"], count)
+                shown = json.loads(self.ok(BUILD / "bin/aqhost", "inspect", "--model", folder, "--json"))
+                self.assertEqual(shown["experts"], count)
                 config = json.loads((folder / "config.json").read_text())
                 (folder / "config.json").write_text(json.dumps({**config, key: count + 1}))
                 done = run(BUILD / "bin/aqhost", "inspect", "--model", folder)
@@ -188,7 +188,7 @@ class UnknownKeys(WithFolder):
 
 class SearchOrder(WithFolder):
     def paths(self, *options, environment=None):
-        """Where each id was found, as aqhost copied into work/bin sees it."""
+        """Returns {id: path} of the plugins that the copy of aqhost in work/bin finds."""
         environ = {**os.environ, "AQ_PLUGIN_PATH": environment or ""}
         listed = json.loads(self.ok(self.work / "bin/aqhost", "plugins", "--json", *options,
                                     env=environ))
@@ -216,7 +216,7 @@ CALIBRATION = ("--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 4, "--seql
 
 
 class PlainC(WithFolder):
-    """tests/third_party/plugins/ternary.c: C11, built by each compiler there is, from the headers alone."""
+    """tests/third_party/plugins/ternary.c is C11; each installed compiler builds it with only the headers."""
 
     def through_aqhost(self, compiler):
         plugins = self.work / "plugins"
@@ -239,7 +239,7 @@ class PlainC(WithFolder):
             self.assertEqual((module["format"], module["algorithm"]), ("ternary", algorithm))
             config = json.loads((out / "config.json").read_text())["quantization_config"]
             self.assertEqual(config["quant_method"], "ternary")
-        self.assertLess(module["loss"], module["rtn_loss"])  # of the last run, GPTQ's
+        self.assertLess(module["loss"], module["rtn_loss"])  # the last run used GPTQ
 
     def test_built_by_gcc(self):
         self.through_aqhost("gcc")

@@ -1,7 +1,8 @@
-"""Plugins as third parties make them: from the install tree alone, from the template, and from the
-Debian package. They are checked by aq-check, used by aqhost, and compared with transformers.
+"""Tests of plugins as third parties build them: with only the install tree, from the template, and with
+the Debian package. aq-check checks them, aqhost uses them, and transformers is the reference.
 
-Run by ctest with AQ_BUILD (the build folder) set, in the virtual environment that tools/test makes.
+ctest runs this file with AQ_BUILD set to the build folder, in the virtual environment that tools/test
+creates.
 """
 import json
 import os
@@ -33,13 +34,13 @@ def run(*command, **keywords):
 
 
 def build(source, prefix, folder, *options, target="all"):
-    """Configures and builds with the SDK in `prefix`."""
+    """Configures and builds a project with the SDK in `prefix`."""
     run("cmake", "-S", source, "-B", folder, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *options)
     run("cmake", "--build", folder, "--target", target)
 
 
 def setUpModule():
-    """One install tree for all."""
+    """Creates one install tree for all tests."""
     folder = tempfile.TemporaryDirectory()
     unittest.addModuleCleanup(folder.cleanup)
     Installed.work = pathlib.Path(folder.name)
@@ -51,7 +52,7 @@ def setUpModule():
 
 
 class Installed(unittest.TestCase):
-    """What setUpModule() made."""
+    """Gives tests access to what setUpModule() has created."""
 
 
 class InstallTree(Installed):
@@ -79,7 +80,7 @@ class InstallTree(Installed):
         self.assertNotRegex(run("readelf", "-d", self.prefix / "bin/aq-check"), "torch|c10")
 
     def package(self, name, *components):
-        """(what the Debian package depends on, its files unpacked)"""
+        """Returns (the dependencies of the Debian package, the folder of its unpacked files)."""
         run("cpack", "--config", BUILD / "CPackConfig.cmake", "-G", "DEB", "-B", self.work / name,
             "-D", f"CPACK_COMPONENTS_ALL={';'.join(components)}",
             "-D", "CPACK_DEBIAN_COMPRESSION_TYPE=none", cwd=BUILD)
@@ -100,13 +101,13 @@ class InstallTree(Installed):
         for library, path in found.items():
             if not pathlib.Path(path).resolve().is_relative_to(self.work):
                 owner = run("dpkg", "-S", "*" + path.removeprefix("/usr")).split(":")[0]
-                # libspdlog1.10 is asked for as libspdlog1.10-fmt9, which it provides
+                # the package libspdlog1.10 provides libspdlog1.10-fmt9
                 self.assertTrue(any(d.startswith(owner) for d in depends), f"{library}: {owner}")
-        told = json.loads(run(prefix / "bin/aqhost", "inspect", "--model", OLMOE, "--json"))
-        self.assertEqual(told["family"], "olmoe")
-        told = run(prefix / "bin/aqhost", "eval", "--model", OLMOE, "--text",
+        output = json.loads(run(prefix / "bin/aqhost", "inspect", "--model", OLMOE, "--json"))
+        self.assertEqual(output["family"], "olmoe")
+        output = run(prefix / "bin/aqhost", "eval", "--model", OLMOE, "--text",
                    TESTS / "data/kjv_eval.txt", "--window", 64)
-        self.assertIn("perplexity", told)
+        self.assertIn("perplexity", output)
 
     @unittest.skipUnless(shutil.which("dpkg-deb"), "dpkg-deb is not installed")
     def test_the_debian_package_of_the_sdk_builds_a_plugin(self):
@@ -124,11 +125,11 @@ class Template(Installed):
         self.assertEqual(done.returncode, 2)
         self.assertIn(message, done.stderr)
 
-    def test_wrong_arguments_are_said(self):
+    def test_wrong_arguments_are_named(self):
         self.refused("usage:")
         self.refused('"format" is neither', "format", "x", self.work / "x")
         self.refused('name "No-Good" is not', "model", "No-Good", self.work / "x")
-        self.refused("is there already", "model", "x", self.work)
+        self.refused("already exists", "model", "x", self.work)
 
     def test_names_go_everywhere(self):
         run(self.prefix / "bin/aq-new-plugin", "model", "odd_name2", self.work / "odd")
@@ -160,7 +161,7 @@ class Documentation(Installed):
         self.assertIn("nf3", printed)
         self.assertEqual(printed.count("100% tests passed"), 2)
         self.assertIn("family", printed)
-        # the project file on the page is the template's, in short
+        # the project file on the page is a short form of the template's
         [cmake] = self.blocks("README.md", "cmake")
         (folder / "nf3/CMakeLists.txt").write_text(cmake)
         build(folder / "nf3", self.prefix, folder / "nf3/again")
@@ -182,8 +183,8 @@ class Documentation(Installed):
                 f"cmake_minimum_required(VERSION 3.25)\nproject({name} LANGUAGES CXX)\n"
                 f"find_package(aqsdk REQUIRED)\naq_add_plugin({name} SOURCES {name}.cc)\n")
             build(folder, self.prefix, folder / "build")
-            told = run(self.prefix / "bin/aq-check", folder / f"build/{name}.so")
-            self.assertIn(f"{'format' if name == 'trits' else 'model'} {name}: ", told)
+            output = run(self.prefix / "bin/aq-check", folder / f"build/{name}.so")
+            self.assertIn(f"{'format' if name == 'trits' else 'model'} {name}: ", output)
 
 
 class Plugins(Installed):
@@ -198,7 +199,7 @@ class Plugins(Installed):
         return [l for l in lines if not l.startswith("holds")]
 
     def test_a_format_in_c_holds_to_every_rule(self):
-        self.assertEqual(len(self.check("ternary")), 1)  # it has nothing described to compare
+        self.assertEqual(len(self.check("ternary")), 1)  # the plugin describes no numbers that could be compared
         needed = run("readelf", "-d", self.plugins / "ternary.so")
         self.assertNotIn("libstdc++", needed)
 
@@ -211,8 +212,8 @@ class Plugins(Installed):
         needed = run("readelf", "-d", built / "codebook.so")
         self.assertIn("libc++.so", needed)
         self.assertNotIn("libstdc++", needed)
-        told = run(self.prefix / "bin/aq-check", built / "codebook.so")
-        self.assertNotIn("BROKEN", told)
+        output = run(self.prefix / "bin/aq-check", built / "codebook.so")
+        self.assertNotIn("BROKEN", output)
         by_gcc, _ = self.quantize("codebook", "gptq")
         by_clang, _ = self.quantize("codebook", "gptq", plugins=built)
         loss = [r["modules"]["model.layers.2.self_attn.o_proj"]["loss"] for r in (by_gcc, by_clang)]
@@ -226,12 +227,12 @@ class Plugins(Installed):
             self.assertRegex(done.stdout, "BROKEN +file: what it offers is described")
         usage = subprocess.run([self.prefix / "bin/aq-check"], capture_output=True, text=True)
         self.assertEqual(usage.returncode, 2)
-        told = json.loads(run(self.aqhost, "plugins", "--check", self.plugins / "ternary.so", "--json"))
-        self.assertEqual({v["result"] for v in told}, {"holds", "skipped"})
+        output = json.loads(run(self.aqhost, "plugins", "--check", self.plugins / "ternary.so", "--json"))
+        self.assertEqual({v["result"] for v in output}, {"holds", "skipped"})
 
     def quantize(self, wq, algorithm, model=OLMOE, calib=TESTS / "data/kjv_calib.txt", plugins=None,
                  group_size=None):
-        """(the report, what verify says)"""
+        """Returns (the report, the result of `verify`)."""
         recipe = self.work / f"{wq}.yaml"
         group = f", group_size: {group_size}" if group_size else ""
         recipe.write_text(f"default: {{wq: {wq}{group}}}\n")
@@ -239,8 +240,8 @@ class Plugins(Installed):
         out = pathlib.Path(tempfile.mkdtemp(dir=self.work)) / "out"
         run(self.aqhost, "--plugin-dir", plugins, "--model", model, "--config", recipe,
             "--algorithm", algorithm, "--calib", calib, "--nsamples", 4, "--seqlen", 64, "--save", out)
-        told = run(self.aqhost, "verify", "--plugin-dir", plugins, "--model", out, "--json")
-        return json.loads((out / "quantization_report.json").read_text()), json.loads(told)
+        output = run(self.aqhost, "verify", "--plugin-dir", plugins, "--model", out, "--json")
+        return json.loads((out / "quantization_report.json").read_text()), json.loads(output)
 
     def test_a_codebook_of_vectors_goes_through_rounding_and_gptq(self):
         self.assertEqual(len(self.check("codebook")), 1)
@@ -288,13 +289,13 @@ class Plugins(Installed):
 
     @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
     def test_deepseek_v2_lite_gives_the_logits_of_transformers(self):
-        """V2-Lite: no low rank for queries, greedy routing, YaRN."""
+        """V2-Lite has no low-rank queries, greedy routing, and YaRN."""
         self.agrees(self.deepseek_v2(q_lora_rank=None, topk_method="greedy",
                                      rope_parameters=self.YARN), "deepseek_v2", "lite")
 
     @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
     def test_deepseek_v2_gives_the_logits_of_transformers(self):
-        """V2: low rank for queries too, group-limited routing, scaled weights."""
+        """V2 also has low-rank queries, group-limited routing, and scaled routing weights."""
         self.agrees(self.deepseek_v2(
             q_lora_rank=28, topk_method="group_limited_greedy", n_group=4, topk_group=2,
             routed_scaling_factor=2.5), "deepseek_v2", "groups")
@@ -311,7 +312,7 @@ class Plugins(Installed):
 
     @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
     def test_stacked_interleaved_experts_give_the_logits_of_transformers(self):
-        """transformers' GptOss without its sinks and with a plain gated activation."""
+        """Returns transformers' GptOss without its sinks and with a plain gated activation."""
         from transformers.models.gpt_oss import modeling_gpt_oss
         torch.manual_seed(0)
         config = transformers.GptOssConfig(
@@ -343,7 +344,7 @@ class Plugins(Installed):
         from safetensors.torch import load_file, save_file
         model = model.float().eval()
         with torch.no_grad():
-            for name, weight in model.named_parameters():  # no norm of only ones
+            for name, weight in model.named_parameters():  # norms get weights other than one
                 weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.1) +
                              (1 if weight.dim() == 1 and "norm" in name else 0))
                 if without and name.endswith(without):

@@ -1,6 +1,6 @@
-// aq-check: tries the rules of the SDK's headers on a plugin, one line for each. What
-// `aqhost plugins --check` does, in a program that third parties run in their CI. Exits with 0 if
-// all rules hold, 1 if one is broken, 2 on wrong usage.
+// aq-check: checks whether a plugin follows the rules of the SDK's headers, and prints a line for
+// each rule. It does the same as `aqhost plugins --check`, in a program that third parties run in
+// their CI. It exits with 0 if all rules hold, with 1 if one is broken, and with 2 on wrong usage.
 
 #include <fmt/format.h>
 
@@ -25,9 +25,10 @@ int run(const po::variables_map& options) {
 
 int main(int argc, char** argv) try {
   po::options_description shown("usage: aq-check FILE [--model DIR]\n\nOptions");
-  shown.add_options()("model", po::value<std::string>(),
-                      "a checkpoint of the family, small or whole, to try an adapter on")(
-      "help,h", "this text");
+  auto add = shown.add_options();
+  add("model", po::value<std::string>(),
+      "Let the plugin describe this checkpoint, which may be a small one.");
+  add("help,h", "Print this text.");
   po::options_description all(shown);
   all.add_options()("file", po::value<std::string>()->required());
   po::positional_options_description positionals;

@@ -1,6 +1,6 @@
-// Times the loops that quantizing on a CPU consists of, each on its own, beside the least it can
-// take: its operations at the rate of a large product of the same type, or its bytes at that of a
-// copy, both measured in the same run.
+// Times each loop of a quantization on the CPU on its own, and prints its floor beside it: the time
+// of its operations at the rate of a large matrix product of the same type, or of its bytes at the
+// rate of a copy. Both rates are measured in the same run.
 //
 //   hot_loops PLUGIN_DIR [WIDTH] [TOKENS] [float32|bfloat16]      default: 128 16384 float32
 
@@ -28,11 +28,11 @@
 namespace aqhost {
 namespace {
 
-/// Seconds of the fastest of several rounds.
+/// The seconds that `body` takes, the minimum of several rounds.
 double seconds(const std::function<void()>& body) {
-  constexpr double kEnough = 0.5;
+  constexpr double kMinimumSeconds = 0.5;
   double best = 1e9, all = 0;
-  for (int round = 0; round < 3 || all < kEnough; round++) {
+  for (int round = 0; round < 3 || all < kMinimumSeconds; round++) {
     const auto start = std::chrono::steady_clock::now();
     body();
     const double took =
@@ -43,7 +43,8 @@ double seconds(const std::function<void()>& body) {
   return best;
 }
 
-/// What the machine can do in a second: operations of products in two types, bytes read or written.
+/// The rates of the machine per second: operations of matrix products in `dtype` and in float32,
+/// and bytes read or written.
 struct Ceiling {
   double product, single, memory;
 
@@ -67,7 +68,8 @@ void print(const std::string& name, double floor, const std::function<void()>& b
   fmt::print("| {} | {:.2f} | {:.2f} | {:.1f} |\n", name, 1e3 * took, 1e3 * floor, took / floor);
 }
 
-/// x y^T of a layer's input, the steps of attention and of an expert, and its Hessians.
+/// Times the loops of calibration: a linear map, the steps of attention and of an expert, and the
+/// Hessian and the shift of their input.
 void calibrating(const Ceiling& ceiling, int64_t width, int64_t tokens, at::ScalarType dtype) {
   constexpr int64_t kWindow = 512, kHead = 32;
   const int64_t windows = std::max<int64_t>(1, tokens / kWindow), n = windows * kWindow;
@@ -96,7 +98,7 @@ void calibrating(const Ceiling& ceiling, int64_t width, int64_t tokens, at::Scal
         [&] { fused_silu_times(gate, x); });
   at::Tensor sums = at::zeros({n, width});
   const at::Tensor order = at::randperm(n), weights = at::rand({n});
-  print("weighted rows added up", rows * wide * (8 + bytes) / ceiling.memory,
+  print("sum of weighted rows", rows * wide * (8 + bytes) / ceiling.memory,
         [&] { fused_add_rows(sums, order, weights, x); });
   Hessian hessian(width);
   print("Hessian", rows * wide * wide / ceiling.product, [&] { hessian.add(x, weights); });
@@ -104,7 +106,7 @@ void calibrating(const Ceiling& ceiling, int64_t width, int64_t tokens, at::Scal
         [&] { hessian.add_shift(x, weights, gate, 1); });
 }
 
-/// Eight experts of 2 width rows.
+/// Times the loops of the solve, for eight experts of 2 * width rows and width columns.
 void solving(const Ceiling& ceiling, const Registry& registry, int64_t width) {
   constexpr int64_t kExperts = 8;
   const auto count = static_cast<double>(kExperts), wide = static_cast<double>(width);
@@ -119,7 +121,8 @@ void solving(const Ceiling& ceiling, const Registry& registry, int64_t width) {
   const Factors factors = factor_hessians(hessians, 0.1, true);
   const at::Tensor importance = factors.damped.diagonal(0, 1, 2).contiguous();
   QuantizedBatch batch = quantize_rtn(*format, weights, hessians, {});
-  constexpr double kSearch = 45;  // scales tried, about six operations a weight
+  constexpr double kSearch =
+      45;  // scales that are tried, with about six operations per weight each
   print("scale search", kSearch * 6 * matrix / ceiling.single,
         [&] { fit_groups(*format, weights, importance, batch.tensor_params); });
   print("round to nearest", matrix * 9 / ceiling.memory,
@@ -147,7 +150,7 @@ void run(const std::vector<std::string>& args) {
              at::toString(dtype));
   fmt::print("products {:.0f} Gops ({:.0f} float32), copying {:.1f} GB/s\n\n",
              ceiling.product / 1e9, ceiling.single / 1e9, ceiling.memory / 1e9);
-  fmt::print("| loop | ms | floor, ms | times the floor |\n|---|---|---|---|\n");
+  fmt::print("| loop | ms | floor, ms | ms / floor |\n|---|---|---|---|\n");
   calibrating(ceiling, width, tokens, dtype);
   solving(ceiling, registry, width);
 }
