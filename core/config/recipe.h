@@ -63,6 +63,8 @@ class Recipe {
   static Recipe load(const std::filesystem::path& path);
   static Recipe parse(const std::string& text, const std::string& file_name);
 
+  /// The name of the recipe's file; "" for a default-constructed recipe.
+  const std::string& file() const { return file_; }
   ModuleRecipe resolve(const std::string& module) const;
   /// "file:line" of the row from which resolve() takes `key` for the module; "" if no row sets it.
   std::string where(const std::string& module, const std::string& key) const;
@@ -112,6 +114,7 @@ class Recipe {
   bool crosses(std::size_t i, std::size_t j, const Matches& matches) const;
   std::string lint_row(std::size_t i, const Matches& matches) const;
 
+  std::string file_;
   Row default_;
   std::vector<Row> overrides_;
   std::unordered_map<std::string, std::vector<std::size_t>> exact_;  // overrides for one name

@@ -63,6 +63,7 @@ class RecipeParser {
       fail("{}: expected a map with the keys default and overrides, found {}", file_, kind(root));
     check_keys(root, kTopKeys, "recipe");
     Recipe recipe;
+    recipe.file_ = file_;
     if (const YAML::Node row = root["default"]) recipe.default_ = read_row(row, false);
     if (const YAML::Node rows = root["overrides"]) {
       if (!rows.IsSequence()) wrong(rows, "overrides", "a list");

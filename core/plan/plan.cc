@@ -406,7 +406,9 @@ Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registr
   suggest_group_sizes(plan);
   for (const RecipeWarning& warning : recipe.lint(names, kept))
     plan.warnings.push_back({warning.where, warning.message});
-  if (plan.quantized_weights() == 0) fail("the recipe leaves nothing to quantize");
+  if (plan.quantized_weights() == 0)
+    fail("{}{}the recipe leaves nothing to quantize", recipe.file(),
+         recipe.file().empty() ? "" : ": ");
   return plan;
 }
 

@@ -156,7 +156,8 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
     return report;
   } catch (const Interrupted&) {
     const std::string kept = keep_finished(store, exporter, work);
-    throw RunInterrupted("interrupted" + (kept.empty() ? ", nothing was written" : ": " + kept));
+    if (kept.empty()) throw;
+    throw RunInterrupted("interrupted: " + kept);
   } catch (const Error& e) {
     const std::string kept = keep_finished(store, exporter, work);
     if (kept.empty()) throw;

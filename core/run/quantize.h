@@ -50,8 +50,8 @@ Reader open_original(const std::filesystem::path& directory);
 /// goes on after the layers that an earlier one has finished there; on the same machine, the result
 /// is then byte for byte that of an uninterrupted run. Nothing of an earlier run is removed before
 /// everything that can refuse the run is checked. If the run fails, the target is as it was before;
-/// if a layer is finished, the work folder is kept, and the Error says so. Throws RunInterrupted
-/// after a signal.
+/// if a layer is finished, the work folder is kept, and the Error says so. After a signal,
+/// throws RunInterrupted if a layer is finished, or else Interrupted.
 ///
 /// Memory: the hidden states, one layer (on a GPU two, because the next one is copied meanwhile),
 /// and as many experts at the same time as the limit leaves room for, at least one; without a limit

@@ -14,8 +14,8 @@ struct RunStatus {
   bool running = false;                       // whether a run has locked the folder
 };
 
-/// Reads the status of a work folder. Throws an Error if the folder is no work folder of aqhost, or
-/// if a file in it cannot be read.
+/// Reads the status of a work folder. Throws an Error that names file and field if the folder is no
+/// work folder of aqhost, or if a record is damaged.
 RunStatus read_status(const std::filesystem::path& work);
 
 }  // namespace aqhost

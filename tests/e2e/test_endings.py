@@ -1,7 +1,7 @@
-"""How aqhost shows what it does and how it ends where the machine says no: a full disk, a target that
-cannot be written, a reader that goes away, a closed terminal.
+"""Tests of how aqhost shows progress, and of how it ends if the system causes a failure: a full disk, a
+target that cannot be written, a reader that goes away, a closed terminal, a signal.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library.
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import json
 import os
@@ -45,13 +45,13 @@ class Endings(unittest.TestCase):
         self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
         self.assertEqual(list(self.work.iterdir()), [])
 
-    def test_a_file_larger_than_the_disk_takes(self):
+    def test_a_file_that_is_too_large_for_the_disk(self):
         def limit():
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         done = self.run_aqhost(*RTN, "--save", self.out, preexec_fn=limit)
         self.one_line(done, 1, "out.work/export/", "File too large")
 
-    def test_a_target_that_cannot_be_made(self):
+    def test_a_target_that_cannot_be_created(self):
         done = self.run_aqhost(*RTN, "--save", MODEL / "config.json/out")
         self.one_line(done, 1, "config.json/out: cannot be made: Not a directory")
         done = self.run_aqhost(*RTN, "--save", "/proc/out")
@@ -72,7 +72,7 @@ class Endings(unittest.TestCase):
             done = self.run_aqhost("plan", "--model", MODEL, stdout=full)
         self.one_line(done, 1, "the result cannot be printed: No space left on device")
 
-    def test_a_reader_of_the_result_that_goes_away_is_no_news(self):
+    def test_a_reader_of_the_result_that_goes_away_causes_no_message(self):
         reader, writer = os.pipe()
         os.close(reader)
         done = self.run_aqhost("plan", "--model", MODEL, "--json", stdout=writer)
@@ -90,7 +90,7 @@ class Endings(unittest.TestCase):
     def test_a_closed_terminal_leaves_nothing(self):
         process = subprocess.Popen(command(*GPTQ, "--nsamples", 200, "--save", self.out),
                                    stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        while not list(self.work.iterdir()) and process.poll() is None:  # until it writes
+        while not list(self.work.iterdir()) and process.poll() is None:  # until the run writes a file
             time.sleep(0.005)
         process.send_signal(signal.SIGHUP)
         errors = process.communicate(timeout=60)[1]
@@ -99,7 +99,7 @@ class Endings(unittest.TestCase):
         self.assertEqual(list(self.work.iterdir()), [])
 
     def start(self, *arguments, samples=200, model=MODEL, **keywords):
-        """A run that has begun to write, and goes on for a while."""
+        """Starts a run, and returns it when it has begun to write. The run takes a few more seconds."""
         process = subprocess.Popen(
             command("--model", model, *GPTQ[2:], "--nsamples", samples, "--save", self.out,
                     *arguments),
@@ -107,14 +107,14 @@ class Endings(unittest.TestCase):
         self.addCleanup(process.stderr.close)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
-        # not "**": folders below progress/ come and go while they are listed
+        # not "**", because folders below progress/ may disappear while they are listed
         export = self.work / "out.work/export"
         while not list(export.glob("*.safetensors.part")) and process.poll() is None:
             time.sleep(0.005)
         return process
 
     def wait_for_handler(self, process, number):
-        """Until the program takes the signal itself, which it does soon after its start."""
+        """Waits until the program has its own handler of the signal, soon after its start."""
         status = pathlib.Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             caught = [line for line in status.read_text().splitlines() if line.startswith("SigCgt")]
@@ -122,7 +122,7 @@ class Endings(unittest.TestCase):
                 return
             time.sleep(0.005)
 
-    def test_the_status_says_to_try_again_or_tells_the_signal_and_the_message_what_was_written(self):
+    def test_a_signal_ends_quantize_with_75_and_other_commands_with_its_number(self):
         process = self.start()
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=60)[1]
@@ -139,28 +139,44 @@ class Endings(unittest.TestCase):
         self.assertEqual(process.returncode, 128 + signal.SIGINT, errors)
         self.assertTrue(errors.endswith("aqhost: interrupted\n"), errors)
 
-    def test_a_signal_while_the_libraries_start_is_told_as_a_later_one_is(self):
+    def signalled_at_start(self, arguments, number, status, message):
+        """Checks how a command ends if a signal comes before its libraries start."""
         clean = {k: v for k, v in os.environ.items()
                  if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+        process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, text=True, env=clean)
+        environment = pathlib.Path(f"/proc/{process.pid}/environ")
+        # the program has started itself again, and its libraries have not started yet
+        while process.poll() is None and b"GOMP_SPINCOUNT=" not in environment.read_bytes():
+            pass
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+        self.assertEqual((process.returncode, output), (status, ""), errors)
+        self.assertTrue(errors.startswith(f"aqhost: {message}"), errors)
+        self.assertEqual(errors.count("\n"), 1, errors)
+
+    def test_a_signal_while_the_libraries_start_is_handled_like_a_later_one(self):
         cases = (((*GPTQ, "--save", self.out), signal.SIGINT, 75, "interrupted, nothing was written"),
                  (("eval", "--model", MODEL, "--text", TESTS / "data/kjv_calib.txt"),
                   signal.SIGTERM, 128 + signal.SIGTERM, "interrupted"),
                  (("--help",), signal.SIGHUP, 75, "interrupted"))
         for arguments, number, status, message in cases:
-            process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, text=True, env=clean)
-            environment = pathlib.Path(f"/proc/{process.pid}/environ")
-            # the program has started itself again, and its libraries have not started yet
-            while process.poll() is None and b"GOMP_SPINCOUNT=" not in environment.read_bytes():
-                pass
-            process.send_signal(number)
-            output, errors = process.communicate(timeout=60)
-            self.assertEqual((process.returncode, output), (status, ""), errors)
-            self.assertTrue(errors.startswith(f"aqhost: {message}"), errors)
-            self.assertEqual(errors.count("\n"), 1, errors)
+            self.signalled_at_start(arguments, number, status, message)
         self.assertEqual(list(self.work.iterdir()), [])
 
-    def test_a_signal_that_is_ignored_stays_so_as_under_nohup(self):
+    def test_a_signal_before_a_run_continues_keeps_the_finished_layers_and_says_so(self):
+        process = self.start()
+        record = self.work / "out.work/progress/unit-00000.json"
+        while not record.exists() and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        self.signalled_at_start((*GPTQ, "--nsamples", 200, "--save", self.out), signal.SIGTERM, 75,
+                                "interrupted; the finished layers of the earlier run are kept in "
+                                f"{self.out}.work\n")
+        self.assertTrue(record.exists())
+
+    def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(self):
         process = self.start(samples=8,
                              preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
         process.send_signal(signal.SIGHUP)
@@ -168,11 +184,11 @@ class Endings(unittest.TestCase):
         self.assertEqual(process.returncode, 0, errors)
         self.assertTrue((self.out / "config.json").exists())
 
-    def test_the_process_goes_by_the_name_of_the_program(self):
+    def test_the_process_has_the_name_of_the_program(self):
         process = self.start()
         self.assertEqual(pathlib.Path(f"/proc/{process.pid}/comm").read_text(), "aqhost\n")
 
-    def test_a_start_by_way_of_the_dynamic_linker(self):
+    def test_a_start_through_the_dynamic_linker(self):
         linker = next(pathlib.Path("/lib64").glob("ld-linux*"), None)
         if linker is None:
             self.skipTest("no ld-linux in /lib64")
@@ -183,7 +199,7 @@ class Endings(unittest.TestCase):
 
     def test_the_peak_of_memory_is_the_programs_own_not_that_of_its_parent(self):
         block = bytearray(1_500_000_000)
-        block[::4096] = b"x" * len(block[::4096])  # touched
+        block[::4096] = b"x" * len(block[::4096])  # the kernel allocates a page when it is written
         self.assertEqual(len(block), 1_500_000_000)
         done = self.run_aqhost(*RTN, "--save", self.out, "--json", preexec_fn=lambda: None)
         peak = json.loads(done.stdout)["peak_memory_bytes"]
@@ -198,7 +214,7 @@ class Endings(unittest.TestCase):
                               capture_output=True, text=True)
         self.one_line(done, 1, "the current folder has been deleted")
 
-    def test_names_that_are_no_utf8_are_printed_and_reported(self):
+    def test_names_that_are_not_utf8_are_printed_and_reported(self):
         name = os.fsencode(self.work) + b"/caf\xe9"
         text = name + b".txt"
         with open(text, "wb") as file:
@@ -297,7 +313,7 @@ class Endings(unittest.TestCase):
         try:
             while chunk := os.read(ours, 65536):
                 seen += chunk
-        except OSError:  # the other side is closed
+        except OSError:  # the other end is closed
             pass
         result = process.communicate()[0]
         self.assertEqual(process.returncode, 0, seen)
@@ -306,7 +322,7 @@ class Endings(unittest.TestCase):
         self.assertGreater(len(lines), 2)
         self.assertRegex(lines[1], rb"^quantizing +\d+ %")
         self.assertTrue(any(b"model.layers." in line for line in lines))
-        self.assertEqual(lines[-1], b"")  # cleared at the end
+        self.assertEqual(lines[-1], b"")  # the line is cleared at the end
         self.assertFalse(any(len(line) > 80 for line in lines))
 
         done = self.run_aqhost(*GPTQ, "--nsamples", 1, "--save", self.work / "plain")

@@ -231,6 +231,12 @@ class Faults(unittest.TestCase):
         self.assertGreater(status["finished_layers"], 0)
         self.assertGreater(status["loss"], 0)
         self.assertIs(status["running"], False)
+        record = self.work / "out.work/progress/unit-00000.json"
+        record.write_text(record.read_text().replace("seconds", "second5", 1))
+        done = subprocess.run([BUILD / "bin/aqhost", "status", self.out], capture_output=True,
+                              text=True)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("unit-00000.json: its content is not what was written (SHA-256)", done.stderr)
         done = subprocess.run([BUILD / "bin/aqhost", "status", self.work], capture_output=True,
                               text=True)
         self.assertEqual(done.returncode, 1)

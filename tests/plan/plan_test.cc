@@ -150,7 +150,7 @@ TEST_CASE("a recipe that cannot be is refused before any work") {
   CHECK_THROWS_WITH_AS(open.plan("default: {aq: fp16}\n"),
                        doctest::Contains(", or stay as they are with bf16"), Error);
   CHECK_THROWS_WITH_AS(open.plan("{default: {skip: true}}"),
-                       "the recipe leaves nothing to quantize", Error);
+                       "r.yaml: the recipe leaves nothing to quantize", Error);
 }
 
 TEST_CASE("what the lint finds is among the plan's warnings, with its line") {

@@ -1,6 +1,8 @@
-// aqhost: quantizes Mixture-of-Experts checkpoints. This file: which command, its options, and how
-// it ends (0 done, 1 failed, 2 wrong usage, 75 a quantization that a signal stopped: run it again;
-// 128 + signal of other commands: 129 SIGHUP, 130 SIGINT, 141 SIGPIPE, 143 SIGTERM).
+// aqhost quantizes Mixture-of-Experts checkpoints. This file chooses the command, parses its
+// options, runs it and reports how it ended, with one of these exit statuses: 0 if the command is
+// done, 1 if it failed, 2 if the command line is wrong, 75 if a signal stopped quantize (the same
+// command continues), and otherwise 128 + the signal (129 SIGHUP, 130 SIGINT, 141 SIGPIPE, 143
+// SIGTERM).
 
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
@@ -44,7 +46,7 @@ void print_help(const Command& command, const OptionTable& table) {
   fmt::print("\n{}", table.help());
 }
 
-/// Whether that is the command, which is the one where none is named.
+/// Whether the command is quantize, which is the default command.
 bool is_quantize(const std::vector<std::string>& arguments) {
   return arguments.empty() || arguments.front().starts_with("-") ||
          arguments.front() == kQuantize.name;
@@ -75,6 +77,9 @@ void run_command(const Command& command, const std::vector<std::string>& argumen
   table.flag("version", version, "Print the version.");
   table.parse(arguments);
   const std::set<std::string> given = table.given();
+  // A signal may have come while the libraries started. kQuantize says itself what it has kept.
+  if (&command != &kQuantize || given.contains("help") || given.contains("version"))
+    check_interrupt();
   if (given.contains("help")) return print_help(command, table);
   if (given.contains("version")) {
     fmt::print("aqhost {} (plugin ABI {}.{})\n", kVersion, AQ_ABI_MAJOR, AQ_ABI_MINOR);
@@ -103,7 +108,6 @@ int complain(const std::string& message, int status) {
 
 int run_and_report(const std::vector<std::string>& arguments) {
   try {
-    check_interrupt();  // of one that came while the libraries started
     run(arguments);
     if (std::fflush(stdout) != 0) throw std::system_error(errno, std::generic_category());
     return 0;
@@ -125,7 +129,7 @@ int run_and_report(const std::vector<std::string>& arguments) {
                     1);
   } catch (const std::filesystem::filesystem_error& e) {
     return complain(fmt::format("{}: {}", e.path1().string(), e.code().message()), 1);
-  } catch (const std::system_error& e) {                           // of printing
+  } catch (const std::system_error& e) {                           // stdout cannot be written
     if (e.code() == std::errc::broken_pipe) return 128 + SIGPIPE;  // as if the signal had come
     return complain(fmt::format("the result cannot be printed: {}", e.code().message()), 1);
   } catch (const std::exception& e) {

@@ -8,12 +8,15 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/interrupt.h"
 #include "base/memory.h"
 #include "base/progress.h"
+#include "base/work_folder.h"
 #include "command.h"
 #include "console_observer.h"
 #include "measure/coverage.h"
 #include "plan/loadable.h"
+#include "run/status.h"
 #include "tensor/device.h"
 
 namespace aqhost {
@@ -161,7 +164,7 @@ QuantizeOptions run_options(const QuantizeCommandOptions& options) {
   return result;
 }
 
-void run(const QuantizeCommandOptions& options) {
+void quantize_checkpoint(const QuantizeCommandOptions& options) {
   set_threads(options.device);
   QuantizeOptions quantize_options = run_options(options);
   const Recipe recipe = options.recipe.empty() ? Recipe{} : Recipe::load(options.recipe);
@@ -190,6 +193,27 @@ void run(const QuantizeCommandOptions& options) {
   for (const TensorInfo& info : reader.tensors())
     original_bytes += info.numel() * dtype_size(info.dtype);
   print_summary(report, options.save, original_bytes, loads);
+}
+
+/// What the user must know if a signal stops a run before it has finished a layer.
+std::string interrupted_text(const std::filesystem::path& target) {
+  const std::filesystem::path work = WorkFolder::of(target);
+  try {
+    if (read_status(work).finished_layers > 0)
+      return fmt::format("interrupted; the finished layers of the earlier run are kept in {}",
+                         work.string());
+  } catch (const Error&) {  // there is no earlier run
+  }
+  return "interrupted, nothing was written";
+}
+
+void run(const QuantizeCommandOptions& options) {
+  try {
+    check_interrupt();  // a signal may have come while the libraries started
+    quantize_checkpoint(options);
+  } catch (const Interrupted&) {
+    throw RunInterrupted(interrupted_text(options.save));
+  }
 }
 
 }  // namespace
