@@ -8,10 +8,10 @@
 
 namespace aqhost {
 
-/// Shows on stderr what a run tells: messages by the log, progress as Progress does.
+/// Shows the messages of a run in the log, and its progress on stderr as Progress does.
 class ConsoleObserver : public RunObserver {
  public:
-  /// `quiet`: no progress.
+  /// With `quiet`, it shows no progress.
   explicit ConsoleObserver(bool quiet) : quiet_(quiet) {}
 
   void warn(const std::string& message) override;

@@ -39,8 +39,8 @@ void print(const Perplexity& result, const at::Tensor& windows) {
 
 void print(const Divergence& d, const Perplexity& reference, const std::string& against) {
   fmt::print("perplexity {:.4f} of {}\n", reference.value, against);
-  fmt::print("KL divergence {:.5f} nats a token, same top token {:.2f} %\n", d.kl, 100 * d.top1);
-  fmt::print("hidden states are off by, after each layer and by that layer alone:\n");
+  fmt::print("KL divergence {:.5f} nats per token, same top token {:.2f} %\n", d.kl, 100 * d.top1);
+  fmt::print("errors of hidden states, in total after each layer and of that layer alone:\n");
   for (std::size_t l = 0; l < d.layers.size(); l++)
     fmt::print("layer {:>3}  {:6.2f} %  {:6.2f} %\n", l, 100 * d.layers[l].total,
                100 * d.layers[l].own);

@@ -57,10 +57,10 @@ Json summarize(const Format& format) {
   const std::vector<float> whole = format.fit_tensor(weights, kGroups, n, {});
   format.fit(weights, kGroups, n, {}, whole, params);
   format.quantize(weights, kGroups, n, params, whole, codes, values);
-  double most = 0, sum = 0;
+  double maximum = 0, sum = 0;
   for (std::size_t i = 0; i < weights.size(); i++) {
     const double error = std::fabs(weights[i] - values[i]);
-    most = std::max(most, error);
+    maximum = std::max(maximum, error);
     sum += error * error;
   }
   Json sizes = Json::array();
@@ -72,18 +72,18 @@ Json summarize(const Format& format) {
           {"scale", scale_name(d.described() ? d.scale_kind : 0)},
           {"zero_point", d.zero_point()},
           {"global_scale", d.global_scale()},
-          {"max_error", most},
+          {"max_error", maximum},
           {"rms_error", std::sqrt(sum / static_cast<double>(weights.size()))}};
 }
 
 std::string summary_text(const Json& s) {
   const auto sizes = s["group_sizes"].get<std::vector<std::string>>();
   return fmt::format(
-      "{} bits, {}, groups of {} ({}), scale {}{}; on N(0,1) at most {:.3f} off, "
-      "{:.4f} rms",
+      "{} bits, {}, groups of {} ({}), scale {}{}; errors on N(0,1): maximum {:.3f}, "
+      "rms {:.4f}",
       s["bits"].get<int>(), s["grid"].get<std::string>(), fmt::join(sizes, " "),
       s["group_size"].get<std::string>(), s["scale"].get<std::string>(),
-      s["global_scale"].get<bool>() ? " under a global one" : "", s["max_error"].get<double>(),
+      s["global_scale"].get<bool>() ? " and a global scale" : "", s["max_error"].get<double>(),
       s["rms_error"].get<double>());
 }
 

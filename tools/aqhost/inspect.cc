@@ -82,11 +82,11 @@ void print(const Json& d) {
              number("vocab_size"));
   fmt::print("attention   {} heads of {}, {} for keys and values\n", number("heads"),
              number("head_dim"), number("kv_heads"));
-  fmt::print("experts     {} a layer, top {}, inner size {}{}\n", number("experts"),
+  fmt::print("experts     {} per layer, top {}, inner size {}{}\n", number("experts"),
              number("top_k"), number("expert_size"),
              number("shared_size") > 0 ? fmt::format(", shared {}", number("shared_size")) : "");
   fmt::print("modules     {}\n", number("modules"));
-  fmt::print("parameters  {}, {} of them active for a token\n", with_commas(number("parameters")),
+  fmt::print("parameters  {}, {} of them active per token\n", with_commas(number("parameters")),
              with_commas(number("active_parameters")));
   for (const Json& name : d["extra_tensors"])
     fmt::print("not known   {}\n", name.get<std::string>());

@@ -25,7 +25,8 @@ void add_options(OptionTable& table, PlanOptions& options) {
   add_export_options(table, options.result);
 }
 
-/// Bytes of tensors, and what is quantized of them.
+/// The bytes of tensors before and after quantization, and the weights and bits of those that are
+/// quantized.
 struct Size {
   int64_t before = 0, after = 0, weights = 0, bits = 0;
 
@@ -113,7 +114,7 @@ void print_modules(const Plan& plan) {
                row.modules, with_commas(row.weights), bits(row.quantized));
 }
 
-/// Layers of one size are one line.
+/// Consecutive layers of the same size share a line.
 void print_layers(const Sizes& sizes) {
   fmt::print("\n{:<12}  {:>10}  {:>10}  {:>6}\n", "layers", "before", "after", "bits");
   for (auto it = sizes.layers.begin(); it != sizes.layers.end();) {
@@ -127,12 +128,13 @@ void print_layers(const Sizes& sizes) {
   }
 }
 
-/// "yes", or what would come of it; and where it is not known from a run, on what grounds.
+/// Whether an engine loads the export and gives right answers, and whether this is known only from
+/// its source.
 std::string answer(const Loadable& l) {
   const std::string plain = l.loads()            ? "yes"
                             : !l.refused.empty() ? "no"
                                                  : "no: it would load and give wrong answers";
-  return l.run ? plain : plain + " (from its source; nothing was run in it)";
+  return l.run ? plain : plain + " (according to its source; the engine was not run)";
 }
 
 void print_loads(const std::vector<Loadable>& loads) {
@@ -143,7 +145,7 @@ void print_loads(const std::vector<Loadable>& loads) {
   }
 }
 
-/// What a run with this recipe is to be given.
+/// What a run with this recipe needs; "" if it needs nothing.
 std::string needs(const Plan& plan) {
   if (plan.needs_calibration()) return "calibration text (--calib), for GPTQ";
   return plan.observes_inputs() ? "calibration text (--calib), for the scale of rounded inputs"
@@ -154,7 +156,7 @@ void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& lo
            const std::vector<std::string>& extra_tensors) {
   print_modules(plan);
   for (const std::string& name : extra_tensors)
-    fmt::print("{}  is not known to the model: copied as it is\n", name);
+    fmt::print("{}  is not known to the model and is copied unchanged\n", name);
   print_layers(sizes);
   fmt::print("{:<12}  {:>10}  {:>10}  {:>6}  ({} weights quantized, with scales)\n", "all tensors",
              format_bytes(sizes.total.before), format_bytes(sizes.total.after), bits(sizes.total),
@@ -165,7 +167,7 @@ void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& lo
   for (const PlanWarning& w : plan.warnings) fmt::print("warning: {}\n", w.text());
 }
 
-/// What engines make of the export, by their ids.
+/// What each engine does with the export, by the engine's id.
 Json to_json(const std::vector<Loadable>& loads) {
   Json json{{"problems_in", Json::object()}, {"notes_in", Json::object()}};
   for (const Loadable& l : loads) {

@@ -25,7 +25,7 @@ void add_options(OptionTable& table, PluginsOptions& options) {
              "Let the plugin that is checked describe this checkpoint, which may be a small one.");
 }
 
-/// summarize() of a format with its defaults; a format that fails at it says how.
+/// summarize() of a format with its default options, or the error of a format that fails.
 Json summary_of(const Registry& registry, const std::string& id) {
   try {
     return summarize(*registry.create_format(id, Json::object()));

@@ -26,7 +26,7 @@ void add_options(OptionTable& table, StatusOptions& options) {
   table.flag("json", options.json, "Print the result as JSON.");
 }
 
-/// The folder itself where it is a work folder, else that of the run that saves to it.
+/// The folder itself if it is a work folder, or else the work folder of the run that saves to it.
 fs::path work_folder(const fs::path& given) {
   return fs::exists(given / WorkFolder::kManifest) ? given : WorkFolder::of(given);
 }
@@ -34,7 +34,7 @@ fs::path work_folder(const fs::path& given) {
 void print(const fs::path& folder, const RunStatus& s) {
   fmt::print("{}: {} of {} layers are finished, {} of {} modules{}\n", folder.string(),
              s.finished_layers, s.layers, s.finished_modules, s.modules,
-             s.running ? "; a run is at work" : "");
+             s.running ? "; a run is using it" : "");
   if (s.rtn_loss > 0)
     fmt::print("loss so far {:.4g}, {:.1f} % of rounding to nearest\n", s.loss,
                100 * s.loss / s.rtn_loss);
@@ -45,7 +45,7 @@ void print(const fs::path& folder, const RunStatus& s) {
   }
   if (!s.running)
     fmt::print(
-        "run the command that began it again to go on, or pass --resume never to begin anew\n");
+        "give the command of the run again to continue, or add --resume never to begin anew\n");
 }
 
 void run(const StatusOptions& options) {
