@@ -93,12 +93,9 @@ const Reader::Location* Reader::locate(std::string_view name) const {
   return it != locations_.end() && it->tensor->name == name ? &*it : nullptr;
 }
 
-const TensorInfo* Reader::find(std::string_view name) const { return stored(name); }
-
-const Reader::Location& Reader::existing(std::string_view name) const {
+const TensorInfo* Reader::find(std::string_view name) const {
   const Location* location = locate(name);
-  if (location == nullptr) fail("{}: there is no tensor {}", directory_, name);
-  return *location;
+  return location == nullptr ? nullptr : location->tensor;
 }
 
 bool Reader::read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const {
@@ -106,11 +103,6 @@ bool Reader::read_stored(std::string_view name, int64_t begin, std::span<std::by
   if (location == nullptr) return false;
   location->file->read(*location->tensor, begin, out);
   return true;
-}
-
-const StoredTensor* Reader::stored(std::string_view name) const {
-  const Location* location = locate(name);
-  return location == nullptr ? nullptr : location->tensor;
 }
 
 std::string Reader::file_of(std::string_view name) const {
@@ -128,21 +120,20 @@ std::vector<const SafetensorsFile*> Reader::files() const {
   return files;
 }
 
-std::vector<std::byte> Reader::bytes(std::string_view name) const {
-  const auto& [file, tensor] = existing(name);
-  return file->load(*tensor).bytes;
-}
-
 void Reader::read_f32(std::string_view name, int64_t begin, std::span<float> out) const {
-  const auto& [file, tensor] = existing(name);
+  const Location* location = locate(name);
+  if (location == nullptr) fail("{}: there is no tensor {}", directory_, name);
+  const auto& [file, tensor] = *location;
   const std::string where = file->path().string();
   const auto count = static_cast<int64_t>(out.size());
   if (begin < 0 || begin > tensor->numel() || count > tensor->numel() - begin)
     fail("{}: tensor {}: elements {} to {} of {} were asked for", where, name, begin, begin + count,
          tensor->numel());
   const int64_t width = dtype_size(tensor->dtype);
-  const std::size_t part = kPart / static_cast<std::size_t>(width);  // fits a core's cache
-  const auto buffer = std::make_unique_for_overwrite<std::byte[]>(kPart);
+  const std::size_t part =
+      std::min(kPart / static_cast<std::size_t>(width), out.size());  // fits a core's cache
+  const auto buffer =
+      std::make_unique_for_overwrite<std::byte[]>(part * static_cast<std::size_t>(width));
   for (std::size_t done = 0; done < out.size(); done += part) {
     const auto values = out.subspan(done, std::min(part, out.size() - done));
     const int64_t at = begin + static_cast<int64_t>(done);

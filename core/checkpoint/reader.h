@@ -27,12 +27,8 @@ class Reader : public Source {
   std::string file_of(std::string_view name) const override;
   void check_unchanged() const override;
 
-  /// Where a tensor lies in its file, or nullptr. Valid as long as this object.
-  const StoredTensor* stored(std::string_view name) const;
   /// The safetensors files.
   std::vector<const SafetensorsFile*> files() const;
-  /// All bytes of an existing tensor, as they are stored.
-  std::vector<std::byte> bytes(std::string_view name) const;
 
  private:
   struct Location {
@@ -43,7 +39,6 @@ class Reader : public Source {
   void open_index(const std::filesystem::path& index);
   void add(const SafetensorsFile& file);
   const Location* locate(std::string_view name) const;
-  const Location& existing(std::string_view name) const;
 
   std::string directory_;
   Json config_;

@@ -182,10 +182,4 @@ void SafetensorsFile::read(const StoredTensor& tensor, int64_t begin,
   file_.read(tensor.offset + begin, out, "tensor " + tensor.name);
 }
 
-LoadedTensor SafetensorsFile::load(const StoredTensor& tensor) const {
-  LoadedTensor loaded{tensor, std::vector<std::byte>(static_cast<std::size_t>(tensor.size))};
-  read(tensor, 0, loaded.bytes);
-  return loaded;
-}
-
 }  // namespace aqhost

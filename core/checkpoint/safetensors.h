@@ -46,7 +46,6 @@ class SafetensorsFile {
   /// Reads out.size() bytes of one of the file's tensors from byte `begin` on. An Error names the
   /// file, the tensor and the offset if they cannot be read.
   void read(const StoredTensor& tensor, int64_t begin, std::span<std::byte> out) const;
-  LoadedTensor load(const StoredTensor& tensor) const;
   /// See InputFile.
   void check_unchanged() const { file_.check_unchanged(); }
 

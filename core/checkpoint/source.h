@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,6 +23,23 @@ struct TensorInfo {
     for (const int64_t d : shape) n *= d;
     return n;
   }
+};
+
+class Format;  // plugin/format.h
+
+/// How a checkpoint says that the input of a module is rounded.
+struct RoundedInput {
+  std::shared_ptr<const Format> format;  // null: it is not rounded
+  float global = 1;                      // the scale of all tokens; 1 if the format has none
+};
+
+/// How much space a checkpoint takes.
+struct StoredSize {
+  int64_t bytes = 0;  // of all tensors
+  /// Of the quantized modules, with their scales; in a plain checkpoint, of all tensors.
+  int64_t weight_bytes = 0, weights = 0;
+
+  double bits_per_weight() const;
 };
 
 /// The dense tensors of a model by name, independent of how files store them. It is either a plain
@@ -52,6 +70,14 @@ class Source {
                            std::span<std::byte> /*out*/) const {
     return false;
   }
+  /// Does the same, but throws an Error if the tensor is not stored in that form.
+  void read_bytes(std::string_view name, int64_t begin, std::span<std::byte> out) const;
+  /// All bytes of a tensor, read by read_bytes(). Throws an Error if there is no such tensor.
+  std::vector<std::byte> bytes(std::string_view name) const;
+
+  /// How the input of a module is rounded when the checkpoint is run.
+  virtual RoundedInput input_rounding(std::string_view /*module*/) const { return {}; }
+  virtual StoredSize stored_size() const;
 
   /// The file that contains a tensor, or the folder if the file is not known; for messages.
   virtual std::string file_of(std::string_view /*name*/) const { return directory(); }

@@ -4,8 +4,6 @@
 #include <map>
 #include <set>
 
-#include "base/error.h"
-
 namespace aqhost {
 namespace {
 
@@ -99,14 +97,7 @@ bool is_quantized(const Json& config) { return !quantization_config_of(config, "
 
 std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std::string& where) {
   const Field quantization(config, where, kKey);
-  const std::string& method = quantization["quant_method"].text();
   const Field groups = quantization["config_groups"];
-  // A quant_method of a format's own is accepted, because only its config_groups are read.
-  if (method != "compressed-tensors" && groups.is_null())
-    fail(
-        "{}: quantization_config.quant_method is \"{}\", expected \"compressed-tensors\" or "
-        "\"gptq\"",
-        where, method);
   for (const char* key :
        {"sparsity_config", "transform_config"})  // these change how weights are computed
     if (const Field field = quantization[key]; !field.is_null() && !field.json().empty())

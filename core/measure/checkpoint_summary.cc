@@ -7,8 +7,6 @@
 
 #include "base/field.h"
 #include "base/json.h"
-#include "checkpoint/reader.h"
-#include "export/decoded_checkpoint.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -48,19 +46,9 @@ void add_losses(const fs::path& file, const Model& model, CheckpointSummary& sum
 
 CheckpointSummary summarize(const Source& source, const Model& model) {
   CheckpointSummary summary;
-  int64_t elements = 0;
-  const Reader stored(source.directory());
-  for (const TensorInfo& info : stored.tensors()) {
-    summary.bytes += info.numel() * dtype_size(info.dtype);
-    elements += info.numel();
-  }
-  int64_t bytes = summary.bytes, weights = elements;
-  if (const auto* decoded = dynamic_cast<const DecodedCheckpoint*>(&source)) {
-    bytes = decoded->packed_bytes();
-    weights = decoded->packed_weights();
-  }
-  summary.bits_per_weight =
-      8 * static_cast<double>(bytes) / static_cast<double>(std::max<int64_t>(1, weights));
+  const StoredSize size = source.stored_size();
+  summary.bytes = size.bytes;
+  summary.bits_per_weight = size.bits_per_weight();
   const fs::path report = fs::path(source.directory()) / "quantization_report.json";
   if (fs::exists(report)) add_losses(report, model, summary);
   return summary;

@@ -45,9 +45,9 @@ struct Export {
 
 /// How config.json will describe the tensors of a module.
 struct StoredAs {
-  explicit StoredAs(const PlannedModule& m);
+  StoredAs(const PlannedModule& m, const Container& container);
 
-  std::string format;  // "pack-quantized"
+  std::string format;  // "pack-quantized", or "gptq" in AutoGPTQ's container
   int64_t bits = 0;
   bool symmetric = true;
   int32_t group = 0;   // -1: a row, 0: the whole matrix

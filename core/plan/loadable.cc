@@ -32,8 +32,8 @@ bool Export::has_file(const char* name) const {
                                           ignored);
 }
 
-StoredAs::StoredAs(const PlannedModule& m)
-    : format(m.format->config().value("format", "")),
+StoredAs::StoredAs(const PlannedModule& m, const Container& container)
+    : format(container.format_name(*m.format)),
       group(m.format->desc().group_size),
       inputs(m.recipe.aq),
       text(describe(m)) {

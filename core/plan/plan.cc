@@ -125,23 +125,20 @@ std::string other_size_note(const FormatDesc& desc, const std::string& id, int64
                                  size, id, module.in_features, remedy));
 }
 
-/// Adapts the format of one module to GPTQ's checkpoint format, which needs float16 scales.
-void choose_gptq(PlannedModule& planned, FormatCache& cache, Json options) {
-  const Module& module = *planned.module;
-  if (planned.activations)
-    throw SettingError("aq",
-                       fmt::format("aq: {}: GPTQ's checkpoint format has no rounded activations",
-                                   planned.recipe.aq));
-  if (planned.format->desc().element_kind == AQ_ELEM_INT) {
-    options["scale_dtype"] = "float16";
-    planned.format = make_format(cache, planned.recipe.wq, options);
-  }
-  planned.packed = stored_tensors(Layout::kGptq, *planned.format, nullptr, module.out_features,
-                                  module.in_features);
+/// Adapts the format of one module, made with `options`, to the container of the export.
+void fit_container(PlannedModule& planned, FormatCache& cache, Json options,
+                   const Container& container) {
+  const std::string why = container.why_no_activations();
+  if (planned.activations && !why.empty())
+    throw SettingError("aq", fmt::format("aq: {}: {}", planned.recipe.aq, why));
+  options.update(container.options_for(*planned.format));
+  planned.format = make_format(cache, planned.recipe.wq, options);
+  planned.packed = container.tensors_of(planned.stored());
 }
 
 /// Makes the format of one module, with a group size that divides its rows.
-void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layout layout) {
+void choose_format(PlannedModule& planned, FormatCache& cache, bool strict,
+                   const Container& container) {
   const Module& module = *planned.module;
   const std::string& id = planned.recipe.wq;
   Json options = planned.recipe.options;
@@ -162,12 +159,7 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict, Layo
   }
   options["group_size"] = size;
   planned.format = make_format(cache, id, options);
-  if (layout == Layout::kGptq) {
-    choose_gptq(planned, cache, options);
-    return;
-  }
-  planned.packed = stored_tensors(layout, *planned.format, planned.activations.get(),
-                                  module.out_features, module.in_features);
+  fit_container(planned, cache, options, container);
 }
 
 /// Whether inputs can be rounded to a format (made with "dynamic").
@@ -319,7 +311,7 @@ PlannedModule plan_module(const Module& module, const Recipe& recipe, const std:
   if (!wanted || planned.recipe.skip) return planned;
   try {
     if (planned.recipe.aq != "bf16") choose_activations(planned, cache);
-    choose_format(planned, cache, plan.settings.strict, plan.layout);
+    choose_format(planned, cache, plan.settings.strict, *plan.container);
   } catch (const SettingError& e) {
     fail("{}{}: {}", place(recipe, module, e.key()), module.name, e.what());
   } catch (const Error& e) {  // the format cannot store a matrix of this shape
@@ -382,11 +374,11 @@ int32_t fused_role(int32_t role) {
 }
 
 Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
-               const std::string& algorithm, Layout layout) {
+               const std::string& algorithm, const Container& container) {
   check_formats_known(recipe, registry);
   Plan plan;
   plan.settings = recipe.settings();
-  plan.layout = layout;
+  plan.container = &container;
   FormatCache cache(registry);
   std::vector<std::string> names;
   std::vector<bool> kept;

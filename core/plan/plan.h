@@ -6,7 +6,8 @@
 #include <vector>
 
 #include "config/recipe.h"
-#include "export/layout.h"
+#include "export/compressed_tensors.h"
+#include "export/container.h"
 #include "plugin/format.h"
 #include "plugin/model.h"
 #include "plugin/registry.h"
@@ -29,7 +30,10 @@ struct PlannedModule {
   /// Whether learned rounding follows the solve of this module.
   bool refined() const { return format && recipe.refine_steps > 0 && recipe.algorithm == "gptq"; }
   /// Whether its input has a global scale.
-  bool observes_input() const { return has_input_global(activations.get()); }
+  bool observes_input() const { return activations && activations->desc().global_scale(); }
+  StoredModule stored() const {
+    return {module->name, format, activations, module->out_features, module->in_features};
+  }
 };
 
 /// "int4 g128", followed by the other options that the recipe gives, or "dense".
@@ -49,7 +53,7 @@ struct PlanWarning {
 std::string say_once(const std::string& first, int64_t count, const std::string& message);
 
 struct Plan {
-  Layout layout = Layout::kCompressedTensors;
+  const Container* container = &compressed_tensors();
   std::vector<PlannedModule> modules;  // every module of the model, in the model's order
   std::vector<PlanWarning> warnings;
   RunSettings settings;
@@ -73,6 +77,6 @@ int32_t fused_role(int32_t role);
 /// empty, replaces every "gptq" and "rtn" of the recipe. An Error names the module and the line of
 /// the recipe. A warning that applies to many modules is given once.
 Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
-               const std::string& algorithm, Layout layout = Layout::kCompressedTensors);
+               const std::string& algorithm, const Container& container = compressed_tensors());
 
 }  // namespace aqhost

@@ -50,10 +50,9 @@ void check_packed_expert(const PlannedModule& m, const StoredAs& s, Findings& f)
   }
 }
 
-void check_expert(const PlannedModule& m, Layout layout, Findings& f) {
-  const StoredAs s(m);
+void check_expert(const PlannedModule& m, const StoredAs& s, Findings& f) {
   const std::string& name = m.module->name;
-  if (layout == Layout::kGptq || s.format == "pack-quantized")
+  if (s.format == "pack-quantized" || s.format == "gptq")
     check_packed_expert(m, s, f);
   else if (s.format == "nvfp4-pack-quantized" && (!s.rounds_inputs() || s.inputs == "nvfp4"))
     return;
@@ -63,9 +62,8 @@ void check_expert(const PlannedModule& m, Layout layout, Findings& f) {
     f.refuse(name, no_kernel("experts", s));
 }
 
-void check_linear(const PlannedModule& m, Layout layout, Findings& f) {
-  const StoredAs s(m);
-  const bool packed = layout == Layout::kGptq || s.format == "pack-quantized";
+void check_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
+  const bool packed = s.format == "pack-quantized" || s.format == "gptq";
   const bool marlin = (s.bits == 4 || (s.bits == 8 && s.symmetric)) && marlin_has(s.group);
   const bool runs =
       (packed && marlin && !s.rounds_inputs()) ||
@@ -84,17 +82,17 @@ void check_whole(const Plan& plan, const Model& model, Findings& f) {
     if (is_expert(m)) experts.push_back(&m);
     if (!m.format) continue;
     schemes.insert(scheme(m));
-    files.insert(StoredAs(m).format);
+    files.insert(StoredAs(m, *plan.container).format);
   }
   if (experts.empty() || !experts.front()->format) return;
   const PlannedModule& first = *experts.front();
-  if (plan.layout == Layout::kGptq) {
+  const StoredAs s(first, *plan.container);
+  if (s.format == "gptq") {
     if (const PlannedModule* different = other(experts))
       f.refuse(different->module->name,
                mixed("in GPTQ's layout all experts of a model", first, *different));
     return;
   }
-  const StoredAs s(first);
   if (s.format == "pack-quantized" && !s.rounds_inputs() && files.size() > 1)
     f.refuse(first.module->name,
              fmt::format("experts in {} are accepted only if all quantized modules of the "
@@ -131,10 +129,11 @@ void check_sglang(const Export& exported, Findings& findings) {
   for (const PlannedModule& m : exported.plan.modules) {
     if (!m.format || unknown_to_all(m) || is_role(m, {AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}))
       continue;
+    const StoredAs s(m, *exported.plan.container);
     if (is_expert(m))
-      check_expert(m, exported.plan.layout, findings);
+      check_expert(m, s, findings);
     else
-      check_linear(m, exported.plan.layout, findings);
+      check_linear(m, s, findings);
   }
 }
 

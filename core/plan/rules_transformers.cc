@@ -10,12 +10,11 @@
 namespace aqhost {
 namespace {
 
-void check_expert(const PlannedModule& m, Layout layout, Findings& f) {
-  const StoredAs s(m);
+void check_expert(const PlannedModule& m, const StoredAs& s, Findings& f) {
   const std::string& name = m.module->name;
-  if (layout == Layout::kGptq)
+  if (s.format == "gptq")
     f.refuse(name, "experts in GPTQ's layout are not read");
-  else if (m.format->desc().zero_point)
+  else if (m.format->desc().zero_point())
     f.refuse(name, "zero points of experts are not read");
   else if (s.format == "nvfp4-pack-quantized")
     f.wrong(name, "the global scales of experts are left out, and their weights are then wrong");
@@ -52,7 +51,8 @@ void check_transformers(const Export& exported, Findings& findings) {
     findings.wrong(different->module->name,
                    mixed("all experts of a model", *experts.front(), *different));
   for (const PlannedModule* m : experts)
-    if (m->format && !unknown_to_all(*m)) check_expert(*m, exported.plan.layout, findings);
+    if (m->format && !unknown_to_all(*m))
+      check_expert(*m, StoredAs(*m, *exported.plan.container), findings);
 }
 
 }  // namespace aqhost

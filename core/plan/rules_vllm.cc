@@ -86,9 +86,8 @@ void check_nvfp4(const PlannedModule& m, const StoredAs& s, Findings& f) {
            "with several the one of the largest range: eval measures each expert's own");
 }
 
-void check_expert(const PlannedModule& m, int64_t hidden, Findings& f) {
-  const StoredAs s(m);
-  if (s.format == "pack-quantized")
+void check_expert(const PlannedModule& m, const StoredAs& s, int64_t hidden, Findings& f) {
+  if (s.format == "pack-quantized" || s.format == "gptq")
     check_packed_expert(m, s, hidden, f);
   else if (s.format == "mxfp4-pack-quantized" || s.format == "mxfp8-quantized")
     note_mx_inputs(m, s, f);
@@ -140,9 +139,8 @@ void check_gptq_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
                                          s.group));
 }
 
-void check_linear(const PlannedModule& m, Layout layout, Findings& f) {
-  const StoredAs s(m);
-  if (layout == Layout::kGptq)
+void check_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
+  if (s.format == "gptq")
     check_gptq_linear(m, s, f);
   else if (s.format == "pack-quantized")
     check_packed_linear(m, s, f);
@@ -186,10 +184,11 @@ void check_vllm(const Export& exported, Findings& findings) {
   for (const PlannedModule& m : exported.plan.modules) {
     if (!m.format || unknown_to_all(m) || is_role(m, {AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}))
       continue;
+    const StoredAs s(m, *exported.plan.container);
     if (!is_expert(m))
-      check_linear(m, exported.plan.layout, findings);
+      check_linear(m, s, findings);
     else
-      check_expert(m, exported.model.desc().hidden_size, findings);
+      check_expert(m, s, exported.model.desc().hidden_size, findings);
   }
 }
 

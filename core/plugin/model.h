@@ -14,17 +14,11 @@
 #include <vector>
 
 #include "base/error.h"
-#include "checkpoint/source.h"
+#include "checkpoint/tensor_ref.h"
 
 namespace aqhost {
 
 class Library;
-
-struct TensorRef {  // an aq_tensor_ref that owns its name
-  std::string name;
-  int64_t index = -1, row_begin = 0, row_step = 1, row_count = 0;
-  bool transposed = false;
-};
 
 struct Module {        // a checked aq_module
   uint32_t index = 0;  // the index for get_module()

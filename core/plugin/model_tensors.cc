@@ -8,7 +8,6 @@
 
 #include "base/error.h"
 #include "plugin/model.h"
-#include "plugin/tensor_check.h"
 
 namespace aqhost {
 namespace {

@@ -7,7 +7,6 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "export/gptq.h"
 #include "export/quantization_config.h"
 #include "tensor/tensor.h"
 
@@ -16,9 +15,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kReport = "quantization_report.json";
-/// Written anew, not carried over.
-constexpr std::array kOwnFiles{"config.json", "model.safetensors.index.json", kReport,
-                               "quantize_config.json"};
 /// Kinds of side files that readers of a checkpoint look for: tokenizer, chat template, remote
 /// code.
 constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"};
@@ -30,6 +26,17 @@ constexpr const char* kFiles = "files";
 template <typename List>
 bool contains(const List& list, const std::string& value) {
   return std::find(list.begin(), list.end(), value) != list.end();
+}
+
+/// The files that an export has of its own: they are written anew, not carried over.
+const std::set<std::string>& own_files() {
+  static const std::set<std::string> kOwnFiles = [] {
+    std::set<std::string> files{"config.json", "model.safetensors.index.json", kReport};
+    for (const Container* container : containers())
+      if (const std::string file = container->config_file(); !file.empty()) files.insert(file);
+    return files;
+  }();
+  return kOwnFiles;
 }
 
 bool is_whole_tensor(const TensorRef& ref) {
@@ -65,7 +72,8 @@ void find_side_files(const fs::path& original, const fs::path& folder,
     if (name.starts_with(".")) continue;
     if (fs::is_directory(entry.symlink_status(ignored)))
       find_side_files(original, folder / name, names, observer);
-    const bool own = folder.empty() && (contains(kOwnFiles, name) || name.ends_with(".index.json"));
+    const bool own =
+        folder.empty() && (own_files().contains(name) || name.ends_with(".index.json"));
     if (own || !is_side_file(entry.path())) continue;
     if (fs::is_symlink(entry.symlink_status(ignored)) && !entry.exists(ignored))
       fail("{}: is a link to {}, which does not exist", entry.path().string(),
@@ -100,7 +108,7 @@ bool is_shard(const std::string& name) {
 
 /// lm_head where it is the embedding, and whatever the checkpoint has besides the model that may be
 /// a linear module in an engine's model class.
-std::vector<std::string> linears_besides(const Reader& original, const Model& model) {
+std::vector<std::string> linears_besides(const Source& original, const Model& model) {
   std::vector<std::string> linears;
   if (model.desc().tied_embeddings) linears.emplace_back(kLmHead);
   constexpr std::string_view kWeight = ".weight";
@@ -122,12 +130,12 @@ std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
 
 }  // namespace
 
-void check_side_files(const Reader& original) {
+void check_side_files(const Source& original) {
   RunObserver silent;
   side_files(original.directory(), silent);
 }
 
-std::set<std::string> replaced_files(const Reader& original, const fs::path& target,
+std::set<std::string> replaced_files(const Source& original, const fs::path& target,
                                      bool overwrite) {
   if (!overwrite || WorkFolder::is_free(target)) return {};
   std::error_code ignored;
@@ -136,7 +144,7 @@ std::set<std::string> replaced_files(const Reader& original, const fs::path& tar
         "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
         "folder",
         target.string(), kReport);
-  std::set<std::string> files(kOwnFiles.begin(), kOwnFiles.end());
+  std::set<std::string> files = own_files();
   const Json report = read_json(target / kReport);
   const bool ours = report.is_object() && report.value("generator", Json()) == "aqhost" &&
                     fs::exists(target / "config.json", ignored) &&
@@ -159,7 +167,7 @@ std::set<std::string> replaced_files(const Reader& original, const fs::path& tar
   return files;
 }
 
-Exporter::Exporter(const Reader& original, const Model& model, const Plan& plan, WorkFolder& work,
+Exporter::Exporter(const Source& original, const Model& model, const Plan& plan, WorkFolder& work,
                    int64_t max_shard_bytes, RunObserver& observer)
     : original_(original),
       plan_(plan),
@@ -182,7 +190,8 @@ std::vector<std::string> Exporter::shards(int32_t unit) const {
 std::vector<std::string> Exporter::files() const {
   std::vector<std::string> files = side_files_;
   files.emplace_back("config.json");
-  if (plan_.layout == Layout::kGptq) files.emplace_back("quantize_config.json");
+  if (std::string file = plan_.container->config_file(); !file.empty())
+    files.push_back(std::move(file));
   const std::size_t others = files.size();
   for (int32_t unit = 0; unit < units_; unit++)
     for (std::string& shard : shards(unit)) files.push_back(std::move(shard));
@@ -239,13 +248,8 @@ void Exporter::plan_tensors(const Model& model, std::vector<std::vector<TensorIn
 
 void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix,
                      float input_global) {
-  const bool gptq = plan_.layout == Layout::kGptq;
-  for (const PackedTensor& tensor :
-       gptq ? gptq_pack(*planned.format, matrix) : planned.format->pack(matrix))
+  for (const PackedTensor& tensor : plan_.container->pack(planned.stored(), matrix, input_global))
     writer_->write(planned.module->name + "." + tensor.info.name, tensor.bytes);
-  if (planned.observes_input())
-    writer_->write(fmt::format("{}.{}", planned.module->name, kInputGlobalScale),
-                   std::as_bytes(std::span(&input_global, 1)));
 }
 
 void Exporter::finish(int32_t unit) {
@@ -253,7 +257,7 @@ void Exporter::finish(int32_t unit) {
   const Unit& tensors = unit_tensors_[static_cast<std::size_t>(unit)];
   for (const Copied& tensor : tensors.copied)
     writer_->copy(tensor.written, [&](int64_t begin, std::span<std::byte> out) {
-      original_.read_stored(tensor.stored, begin, out);
+      original_.read_bytes(tensor.stored, begin, out);
     });
   for (const auto& [module, dtype] : tensors.splits) {
     const at::Tensor weight =
@@ -281,35 +285,19 @@ void Exporter::commit(Json report) {
   work_.commit();
 }
 
-Json Exporter::gptq_json() const {
-  std::vector<GptqModule> modules;
-  for (const PlannedModule& m : plan_.modules) {
-    modules.push_back({m.module->name, 0, -1});
-    if (!m.format) continue;
-    modules.back().bits = m.format->desc().element_bits;
-    modules.back().group_size = m.format->desc().group_size;
-  }
-  for (const std::string& name : other_linears_) modules.push_back({name, 0, -1});
-  return gptq_config(modules);
-}
-
 void Exporter::write_config() const {
-  std::vector<ExportedModule> modules;
-  for (const PlannedModule& m : plan_.modules)
-    modules.push_back({m.module->name, m.format ? &m.format->config() : nullptr,
-                       m.activations ? &m.activations->config() : nullptr});
-  for (const std::string& name : other_linears_) modules.push_back({name, nullptr, nullptr});
+  std::vector<StoredModule> modules;
+  for (const PlannedModule& m : plan_.modules) modules.push_back(m.stored());
+  for (const std::string& name : other_linears_) modules.push_back({name});
   // keys stay in the order of the original, so that a diff shows what was added
   auto config =
       nlohmann::ordered_json::parse(read_file(fs::path(original_.directory()) / "config.json"));
   // vLLM takes the embedding wherever this is set, transformers only where the two are equal
   constexpr const char* kTied = "tie_word_embeddings";
   if (own_head_ && config.contains(kTied) && config[kTied] == true) config[kTied] = false;
-  const bool gptq = plan_.layout == Layout::kGptq;
-  config["quantization_config"] = gptq ? gptq_json() : quantization_config(modules);
-  if (gptq)
-    write_file(work_.result() / "quantize_config.json",
-               to_text(config["quantization_config"], 2) + "\n");
+  config["quantization_config"] = plan_.container->config(modules);
+  if (const std::string file = plan_.container->config_file(); !file.empty())
+    write_file(work_.result() / file, to_text(config["quantization_config"], 2) + "\n");
   write_file(work_.result() / "config.json", to_text(config, 2) + "\n");
 }
 

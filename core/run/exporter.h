@@ -10,7 +10,7 @@
 #include "base/json.h"
 #include "base/observer.h"
 #include "base/work_folder.h"
-#include "checkpoint/reader.h"
+#include "checkpoint/source.h"
 #include "checkpoint/writer.h"
 #include "plan/plan.h"
 
@@ -18,12 +18,12 @@ namespace aqhost {
 
 /// Error, naming the file, if one of the side files that an export carries over cannot be: a link
 /// to nothing, or what a download leaves in place of a file. Exporter checks it as well.
-void check_side_files(const Reader& original);
+void check_side_files(const Source& original);
 
 /// The files, relative to `target`, that an earlier export wrote there and that this one replaces;
 /// none where the folder is free. Error if `overwrite` is set and there is something else:
 /// --overwrite is for earlier exports alone, never for an original or a folder of another kind.
-std::set<std::string> replaced_files(const Reader& original, const std::filesystem::path& target,
+std::set<std::string> replaced_files(const Source& original, const std::filesystem::path& target,
                                      bool overwrite);
 
 /// Writes the quantized checkpoint to `work`'s result: packed modules under their own names, every
@@ -35,7 +35,7 @@ class Exporter {
  public:
   /// Lays out the files. Writes nothing. Throws an Error if a side file cannot be carried over; the
   /// observer is warned of folders that cannot be read.
-  Exporter(const Reader& original, const Model& model, const Plan& plan, WorkFolder& work,
+  Exporter(const Source& original, const Model& model, const Plan& plan, WorkFolder& work,
            int64_t max_shard_bytes, RunObserver& observer);
 
   /// The number of units: the layers, and one for the rest.
@@ -85,11 +85,10 @@ class Exporter {
 
   int32_t unit_of(int32_t layer) const { return layer >= 0 ? layer : units_ - 1; }
   void plan_tensors(const Model& model, std::vector<std::vector<TensorInfo>>& tensors);
-  Json gptq_json() const;
   void write_config() const;
   void copy_side_files() const;
 
-  const Reader& original_;
+  const Source& original_;
   const Plan& plan_;
   WorkFolder& work_;
   RunObserver& observer_;

@@ -1,6 +1,5 @@
 #include "run/layer_reader.h"
 
-#include "export/decoded_checkpoint.h"
 #include "quant/activations.h"
 #include "run/beside.h"
 #include "tensor/device.h"
@@ -10,13 +9,12 @@ namespace aqhost {
 Layer open_layer(const Source& source, const Model& model, int32_t index, int64_t length,
                  const at::TensorOptions& options) {
   Layer layer(source, model, index, length, options);
-  const auto* checkpoint = dynamic_cast<const DecodedCheckpoint*>(&source);
-  if (checkpoint == nullptr) return layer;
   for (const Module& module : model.modules()) {
-    const StoredModule* stored = checkpoint->find_module(module.name);
-    if (module.key.layer != index || stored == nullptr || !stored->activations) continue;
-    const auto rounder = std::make_shared<ActivationRounder>(stored->activations);
-    rounder->set_global(checkpoint->input_global(*stored));
+    if (module.key.layer != index) continue;
+    const auto [format, global] = source.input_rounding(module.name);
+    if (!format) continue;
+    const auto rounder = std::make_shared<ActivationRounder>(format);
+    rounder->set_global(global);
     layer.set_input_rounding(module, [rounder](const at::Tensor& x) { return (*rounder)(x); });
   }
   return layer;

@@ -47,7 +47,7 @@ Json run_identity(const Reader& source, const Model& model, const Plan& plan,
                 {"abi", {AQ_ABI_MAJOR, AQ_ABI_MINOR}},
                 {"layers", model.desc().n_layers},
                 {"source", identity_of(source)},
-                {"container", plan.layout == Layout::kGptq ? "gptq" : "compressed-tensors"},
+                {"container", plan.container->name()},
                 {"max_shard_bytes", max_shard_bytes}};
   identity["plan"] = Json::object();
   std::set<std::string> used{model.id()};

@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "plugin/tensor_check.h"
 
 namespace aqhost {
 namespace {

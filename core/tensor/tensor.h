@@ -4,8 +4,7 @@
 
 #include <span>
 
-#include "checkpoint/source.h"
-#include "plugin/model.h"
+#include "checkpoint/tensor_ref.h"
 
 namespace aqhost {
 

@@ -5,8 +5,8 @@
 
 #include "base/error.h"
 #include "changed_checkpoint.h"
+#include "export/autogptq.h"
 #include "export/decoded_checkpoint.h"
-#include "export/gptq.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
@@ -221,7 +221,7 @@ TEST_CASE("whatever stands in a field of quantization_config is read or refused 
   open.quantize(open.plan("{default: {wq: int8, aq: int8, group_size: -1, algorithm: rtn}}"), "ct");
   open.quantize(open.plan("{default: {group_size: 32, algorithm: rtn}, overrides: [{pattern: "
                           "'*experts*', skip: true}, {pattern: '*.1.*o_proj', wq: int8}]}",
-                          "", Layout::kGptq),
+                          "", autogptq()),
                 "gptq");
   for (const char* folder : {"ct", "gptq"}) {
     const Json config = read_json(open / folder / "config.json");

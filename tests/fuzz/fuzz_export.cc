@@ -23,7 +23,7 @@ void read_module(const DecodedCheckpoint& checkpoint, const StoredModule& module
     if (module.rows > kMost / module.cols) return;
     std::vector<float> values(static_cast<std::size_t>(module.rows * module.cols));
     checkpoint.read_f32(module.name + ".weight", 0, values);
-    checkpoint.input_global(module);
+    checkpoint.input_rounding(module.name);
   } catch (const Error&) {
   }
 }
@@ -57,8 +57,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
     if (checkpoint == nullptr) return 0;
     for (const StoredModule& module : checkpoint->modules()) read_module(*checkpoint, module);
     for (const TensorInfo& info : checkpoint->tensors()) read_tensor(*checkpoint, info);
-    check(checkpoint->packed_bytes() <= static_cast<int64_t>(size));
-    check(checkpoint->packed_weights() >= 0);
+    const StoredSize stored = checkpoint->stored_size();
+    check(stored.weight_bytes <= static_cast<int64_t>(size));
+    check(stored.weights >= 0);
   } catch (const Error&) {
   }
   return 0;

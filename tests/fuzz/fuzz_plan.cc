@@ -1,5 +1,5 @@
 // A recipe applied to a small model by the shipped plugins: refused with an Error, or a plan whose
-// modules can be stored. The first byte chooses the layout.
+// modules can be stored. The first byte chooses the container.
 
 #include <cstdint>
 
@@ -7,6 +7,7 @@
 #include "bytes.h"
 #include "check.h"
 #include "checkpoint/reader.h"
+#include "export/autogptq.h"
 #include "plan/plan.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
@@ -15,10 +16,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   static const Reader source(AQ_TESTS_DIR "/models/olmoe-tiny");
   static const auto model = registry.create_model(source, "auto");
   Bytes input(data, size);
-  const Layout layout = input.byte() == 'g' ? Layout::kGptq : Layout::kCompressedTensors;
+  const Container& container = input.byte() == 'g' ? autogptq() : compressed_tensors();
   try {
     const Recipe recipe = Recipe::parse(std::string(input.rest()), "fuzz");
-    const Plan plan = make_plan(*model, recipe, registry, "", layout);
+    const Plan plan = make_plan(*model, recipe, registry, "", container);
     check(plan.modules.size() == model->modules().size());
     for (const PlannedModule& planned : plan.modules) {
       check((planned.format == nullptr) == planned.packed.empty());

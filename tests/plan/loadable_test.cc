@@ -1,6 +1,7 @@
 #include "plan/loadable.h"
 
 #include "base/error.h"
+#include "export/autogptq.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
@@ -10,9 +11,9 @@ namespace {
 const SmallModel kServable{.hidden = 128, .inner = 64};
 
 std::vector<Loadable> loads_of(const std::string& recipe, SmallModel sizes = kServable,
-                               Layout layout = Layout::kCompressedTensors) {
+                               const Container& container = compressed_tensors()) {
   const OpenModel open(sizes);
-  auto loads = loadable(open.plan(recipe, "", layout), open.model(), open.reader());
+  auto loads = loadable(open.plan(recipe, "", container), open.model(), open.reader());
   REQUIRE(loads.size() == 3);
   CHECK(loads[0].id == "vllm");
   CHECK(loads[1].id == "sglang");
@@ -23,8 +24,8 @@ std::vector<Loadable> loads_of(const std::string& recipe, SmallModel sizes = kSe
 /// Problems of vLLM, then of transformers.
 std::pair<std::vector<std::string>, std::vector<std::string>> problems(
     const std::string& recipe, SmallModel sizes = kServable,
-    Layout layout = Layout::kCompressedTensors) {
-  const auto loads = loads_of(recipe, sizes, layout);
+    const Container& container = compressed_tensors()) {
+  const auto loads = loads_of(recipe, sizes, container);
   return {loads[0].problems(), loads[2].problems()};
 }
 
@@ -83,7 +84,7 @@ struct Case {
   const char* recipe;
   const char *vllm, *sglang, *transformers;
   SmallModel sizes = kServable;
-  Layout layout = Layout::kCompressedTensors;
+  const Container* container = &compressed_tensors();
 };
 
 const SmallModel kOdd{.hidden = 192, .inner = 64};  // 64 divides, 128 does not
@@ -130,17 +131,17 @@ TEST_CASE("what the engines make of each format, in experts and outside them") {
       {"{default: {wq: nvfp4, aq: int8}}", "no", "no", "wrong"},
       {"{default: {wq: nf4, group_size: 64}}", "no", "no", "no"},
       // GPTQ's layout
-      {"{default: {group_size: 64}}", "yes", "yes", "no", kServable, Layout::kGptq},
+      {"{default: {group_size: 64}}", "yes", "yes", "no", kServable, &autogptq()},
       {"{default: {group_size: 64}, overrides: [{pattern: '*.o_proj', wq: int3}]}", "no", "no",
-       "no", kServable, Layout::kGptq},
+       "no", kServable, &autogptq()},
       {"{default: {group_size: 64}, overrides: [{pattern: '*.1.*.experts.*', wq: int8}]}", "yes",
-       "no", "no", kServable, Layout::kGptq},
-      {"{default: {group_size: 64}}", "yes+", "no", "no", kOdd, Layout::kGptq},
-      {"{default: {group_size: 16}}", "no+", "no", "no", kServable, Layout::kGptq},
+       "no", "no", kServable, &autogptq()},
+      {"{default: {group_size: 64}}", "yes+", "no", "no", kOdd, &autogptq()},
+      {"{default: {group_size: 16}}", "no+", "no", "no", kServable, &autogptq()},
   };
   for (const Case& c : cases) {
     CAPTURE(c.recipe);
-    const auto loads = loads_of(c.recipe, c.sizes, c.layout);
+    const auto loads = loads_of(c.recipe, c.sizes, *c.container);
     CHECK(verdict(loads[0]) == c.vllm);
     CHECK(verdict(loads[1]) == c.sglang);
     CHECK(verdict(loads[2]) == c.transformers);

@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "export/autogptq.h"
 #include "plan/plan.h"
 #include "small_model.h"
 #include "torch_doctest.h"
@@ -8,19 +9,17 @@
 namespace aqhost {
 namespace {
 
-constexpr Layout kCt = Layout::kCompressedTensors;
-
 struct Fault {
   std::string keys;    // of the default, one per line from line 2 on
   int line;            // that is to blame
   std::string option;  // that the message names
-  Layout layout = kCt;
+  const Container* container = &compressed_tensors();
 };
 
 /// The message with which the plan of such a recipe is refused.
 std::string refusal(const OpenModel& open, const Fault& fault) {
   try {
-    (void)open.plan("default:\n" + fault.keys, "", fault.layout);
+    (void)open.plan("default:\n" + fault.keys, "", *fault.container);
   } catch (const Error& e) {
     return e.what();
   }
@@ -43,8 +42,8 @@ TEST_CASE("what a format refuses is told with the recipe's line, the module and 
       {"  wq: int4\n  scale_dtype: x\n  symmetric: true\n  scale_rule: y\n", 5, "scale_rule is"},
       {"  wq: mxfp4\n  group_size: 32\n", 3, "no group size of mxfp4 does"},
       {"  wq: int8\n  group_size: -1\n  aq: mxfp4\n", 4, "aq: groups of 32 of mxfp4"},
-      {"  wq: int8\n  group_size: -1\n  aq: int8\n", 4, "no rounded activations", Layout::kGptq},
-      {"  group_size: 16\n  wq: int6\n", 3, "not int6", Layout::kGptq},
+      {"  wq: int8\n  group_size: -1\n  aq: int8\n", 4, "no rounded activations", &autogptq()},
+      {"  group_size: 16\n  wq: int6\n", 3, "not int6", &autogptq()},
   };
   for (const Fault& fault : faults) {
     CAPTURE(fault.keys);

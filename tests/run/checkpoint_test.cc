@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "changed_checkpoint.h"
+#include "export/autogptq.h"
 #include "export/decoded_checkpoint.h"
 #include "export/verify.h"
 #include "measure/evaluate.h"
@@ -36,15 +37,16 @@ class Checkpoint {
     return said([this](const Reader& reader) { registry().create_model(reader, "auto"); });
   }
   /// The same for rounding it. A run that is refused must write nothing.
-  std::string rounded(Layout layout = Layout::kCompressedTensors) const {
-    const std::string text = said([this, layout](const Reader& reader) {
+  std::string rounded(const Container& container = compressed_tensors()) const {
+    const std::string text = said([&](const Reader& reader) {
       const auto model = registry().create_model(reader, "auto");
       const char* recipe =
-          layout == Layout::kGptq
+          &container == &autogptq()
               ? "{default: {group_size: 32, algorithm: rtn}, overrides: [{pattern: "
                 "'*experts*', skip: true}]}"
               : kInt4;
-      const Plan plan = make_plan(*model, Recipe::parse(recipe, "r.yaml"), registry(), "", layout);
+      const Plan plan =
+          make_plan(*model, Recipe::parse(recipe, "r.yaml"), registry(), "", container);
       QuantizeOptions options;
       options.target = out();
       quantize(reader, *model, plan, options);
@@ -208,13 +210,13 @@ TEST_CASE("tensors that the model does not know are copied and listed, but never
                                  "mtp.layers.0.fc.weight", "scalar", "score.bias",
                                  "visual.blocks.0.attn.qkv.weight", "visual.patch_embed.weight"});
   CHECK(perplexity_of(checkpoint.path()) == before);
-  for (const Layout layout : {Layout::kCompressedTensors, Layout::kGptq}) {
+  for (const Container* container : containers()) {
     fs::remove_all(checkpoint.out());
-    REQUIRE(checkpoint.rounded(layout).empty());
+    REQUIRE(checkpoint.rounded(*container).empty());
     const Reader written(checkpoint.out());
     for (const auto& [name, info] : extra) {
       CAPTURE(name);
-      const StoredTensor* copy = written.stored(name);
+      const TensorInfo* copy = written.find(name);
       REQUIRE(copy != nullptr);
       CHECK(copy->dtype == info.dtype);
       CHECK(copy->shape == info.shape);
@@ -224,8 +226,8 @@ TEST_CASE("tensors that the model does not know are copied and listed, but never
     CHECK(verify(checkpoint.out(), registry()).extra_tensors == model->extra_tensors());
     const Json config = written.config()["quantization_config"];
     const std::string dense =
+        (container == &autogptq() ? config["dynamic"] : config["ignore"]).dump();
     // whatever may be a linear module of an engine's model class is listed as dense
-    // what may be a linear module in an engine's class is dense to be dense
     CHECK(dense.find("mtp") != std::string::npos);
     CHECK(dense.find("visual") != std::string::npos);
     CHECK(dense.find("patch_embed") == std::string::npos);

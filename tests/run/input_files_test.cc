@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "changed_checkpoint.h"
+#include "export/autogptq.h"
 #include "measure/evaluate.h"
 #include "run/exporter.h"
 #include "small_model.h"
@@ -37,26 +38,26 @@ class Changed {
   }
 
   std::string opened() const { return said({}); }
-  std::string planned(const std::string& recipe, Layout layout) const {
+  std::string planned(const std::string& recipe, const Container& container) const {
     return said([&](const Reader& reader, const Model& model) {
-      plan_of(model, recipe, layout);
+      plan_of(model, recipe, container);
       check_side_files(reader);
     });
   }
   /// A run that is refused must write nothing.
-  std::string rounded(const std::string& recipe, Layout layout) const {
+  std::string rounded(const std::string& recipe, const Container& container) const {
     const std::string text = said([&](const Reader& reader, const Model& model) {
       QuantizeOptions options;
       options.target = out();
-      quantize(reader, model, plan_of(model, recipe, layout), options);
+      quantize(reader, model, plan_of(model, recipe, container), options);
     });
     CHECK(fs::exists(out()) == text.empty());
     return text;
   }
 
  private:
-  static Plan plan_of(const Model& model, const std::string& recipe, Layout layout) {
-    return make_plan(model, Recipe::parse(recipe, "r.yaml"), registry(), "", layout);
+  static Plan plan_of(const Model& model, const std::string& recipe, const Container& container) {
+    return make_plan(model, Recipe::parse(recipe, "r.yaml"), registry(), "", container);
   }
   std::string said(const std::function<void(const Reader&, const Model&)>& work) const {
     try {
@@ -77,18 +78,19 @@ doctest::String shown(const std::string& text) { return text.c_str(); }
 }  // namespace
 
 TEST_CASE("a tensor with a name that the export needs for a module is refused before any work") {
-  std::map<std::string, std::pair<std::string, Layout>> suffixes;  // suffix -> recipe and layout
+  std::map<std::string, std::pair<std::string, const Container*>>
+      suffixes;                                         // suffix -> recipe, container
   const SmallModel sizes{.hidden = 128, .inner = 128};  // divisible by the groups of every format
   const OpenModel clean(sizes);
-  const auto collect = [&](const std::string& recipe, Layout layout) {
-    for (const PlannedModule& m : clean.plan(recipe, "", layout).modules)
+  const auto collect = [&](const std::string& recipe, const Container& container) {
+    for (const PlannedModule& m : clean.plan(recipe, "", container).modules)
       if (m.module->name == kDown)
-        for (const TensorInfo& info : m.packed) suffixes.try_emplace(info.name, recipe, layout);
+        for (const TensorInfo& info : m.packed) suffixes.try_emplace(info.name, recipe, &container);
   };
   for (const std::string& id : registry().format_ids())
-    collect(fmt::format("{{default: {{wq: {}, algorithm: rtn}}}}", id), Layout::kCompressedTensors);
-  collect("{default: {wq: nvfp4, aq: nvfp4, algorithm: rtn}}", Layout::kCompressedTensors);
-  collect("{default: {wq: int4, group_size: -1, algorithm: rtn}}", Layout::kGptq);
+    collect(fmt::format("{{default: {{wq: {}, algorithm: rtn}}}}", id), compressed_tensors());
+  collect("{default: {wq: nvfp4, aq: nvfp4, algorithm: rtn}}", compressed_tensors());
+  collect("{default: {wq: int4, group_size: -1, algorithm: rtn}}", autogptq());
   suffixes.erase("weight");  // it replaces the original tensor
   CHECK(suffixes.size() >= 9);
   CHECK(suffixes.contains("qweight"));
@@ -98,7 +100,7 @@ TEST_CASE("a tensor with a name that the export needs for a module is refused be
     const Changed changed(sizes);
     changed.add(name, {"", DType::kF32, {4}});
     for (const std::string& text :
-         {changed.planned(plan.first, plan.second), changed.rounded(plan.first, plan.second)}) {
+         {changed.planned(plan.first, *plan.second), changed.rounded(plan.first, *plan.second)}) {
       CHECK(shown(text) == Contains(("model/model.safetensors: tensor " + name + " ").c_str()));
       CHECK(shown(text) == Contains("or delete the tensor"));
     }
@@ -164,13 +166,13 @@ TEST_CASE("a tensor in a layer that the family does not know is refused, buffers
     const std::string expected = fmt::format("model.safetensors: tensor {} lies in layer ", name);
     CHECK(shown(changed.opened()) == Contains(expected.c_str()));
     CHECK(shown(changed.opened()) == Contains("but model \"olmoe\" does not know it"));
-    CHECK(changed.rounded(kRtn, Layout::kCompressedTensors) == changed.opened());
+    CHECK(changed.rounded(kRtn, compressed_tensors()) == changed.opened());
   }
   const Changed buffers;
   for (const char* name :
        {"rotary_emb.inv_freq", "self_attn.rotary_emb.cos_cached", "attn.k_scale"})
     buffers.add(std::string("model.layers.0.") + name, {"", DType::kF32, {8}});
-  CHECK(buffers.rounded(kRtn, Layout::kCompressedTensors).empty());
+  CHECK(buffers.rounded(kRtn, compressed_tensors()).empty());
 }
 
 TEST_CASE("layers beyond those of config.json are accepted, and the warning counts them") {
@@ -243,17 +245,17 @@ TEST_CASE("a side file in whose place a download left something else is refused 
     const Changed changed;
     fs::create_directories((changed.model() / name).parent_path());
     write_file(changed.model() / name, pointer);
-    for (const std::string& text : {changed.planned(kRtn, Layout::kCompressedTensors),
-                                    changed.rounded(kRtn, Layout::kCompressedTensors)})
+    for (const std::string& text :
+         {changed.planned(kRtn, compressed_tensors()), changed.rounded(kRtn, compressed_tensors())})
       CHECK(shown(text) == Contains((std::string(name) + ": is a Git LFS pointer").c_str()));
   }
   const Changed page;
   write_file(page.model() / "generation_config.json", "<!DOCTYPE html>");
-  CHECK(shown(page.planned(kRtn, Layout::kCompressedTensors)) ==
+  CHECK(shown(page.planned(kRtn, compressed_tensors())) ==
         Contains("generation_config.json: is a web page"));
   const Changed jinja;  // text of other kinds may begin like a web page
   write_file(jinja.model() / "chat_template.jinja", "<s>{{ messages[0].content }}");
-  CHECK(jinja.rounded(kRtn, Layout::kCompressedTensors).empty());
+  CHECK(jinja.rounded(kRtn, compressed_tensors()).empty());
 }
 
 }  // namespace aqhost

@@ -95,8 +95,9 @@ OpenModel::OpenModel(const SmallModel& sizes) {
   model_ = registry().create_model(*reader_, "auto");
 }
 
-Plan OpenModel::plan(const std::string& recipe, const std::string& algorithm, Layout layout) const {
-  return make_plan(*model_, Recipe::parse(recipe, "r.yaml"), registry(), algorithm, layout);
+Plan OpenModel::plan(const std::string& recipe, const std::string& algorithm,
+                     const Container& container) const {
+  return make_plan(*model_, Recipe::parse(recipe, "r.yaml"), registry(), algorithm, container);
 }
 
 Json OpenModel::quantize(const Plan& plan, const std::string& name, uint64_t seed) const {

@@ -36,7 +36,7 @@ class OpenModel {
   std::filesystem::path operator/(const std::string& name) const { return folder_ / name; }
 
   Plan plan(const std::string& recipe, const std::string& algorithm = "",
-            Layout layout = Layout::kCompressedTensors) const;
+            const Container& container = compressed_tensors()) const;
   /// Quantizes to folder / name, with 8 windows of 64 tokens if `plan` needs calibration. Returns
   /// the report.
   Json quantize(const Plan& plan, const std::string& name, uint64_t seed = 0) const;

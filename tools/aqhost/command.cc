@@ -78,7 +78,9 @@ void check_extra_tensors(const std::vector<std::string>& names, const std::strin
 }
 
 void add_export_options(OptionTable& table, ExportOptions& options) {
-  table.choice("export", {"compressed-tensors", "gptq"}, options.container,
+  std::vector<std::string> names;
+  for (const Container* container : containers()) names.push_back(container->name());
+  table.choice("export", names, options.container,
                "Write the export in this container: compressed-tensors, or gptq for AutoGPTQ's, "
                "which stores only integer formats.");
   table.text("target", "ENGINE", options.target,
@@ -86,8 +88,8 @@ void add_export_options(OptionTable& table, ExportOptions& options) {
              "load it and give wrong answers. With any, this is only reported.");
 }
 
-Layout layout(const ExportOptions& options) {
-  return options.container == "gptq" ? Layout::kGptq : Layout::kCompressedTensors;
+const Container& container_of(const ExportOptions& options) {
+  return *find_container(options.container);
 }
 
 void add_device_options(OptionTable& table, DeviceOptions& options) {

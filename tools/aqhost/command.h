@@ -83,7 +83,7 @@ struct ExportOptions {
 };
 /// Adds --export and --target.
 void add_export_options(OptionTable& table, ExportOptions& options);
-Layout layout(const ExportOptions& options);
+const Container& container_of(const ExportOptions& options);
 
 /// Where a model runs: a name for open_device(), and the number of CPU threads, 0 for one per core.
 struct DeviceOptions {

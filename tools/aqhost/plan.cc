@@ -228,7 +228,7 @@ void run(const PlanOptions& options) {
   const auto registry = open_registry(options);
   const Reader reader = open_original(options.model);
   const auto model = open_model(*registry, reader, options);
-  const Plan plan = make_plan(*model, recipe, *registry, "", layout(options.result));
+  const Plan plan = make_plan(*model, recipe, *registry, "", container_of(options.result));
   check_side_files(reader);
   const Sizes sizes = sizes_of(reader, plan);
   const std::vector<Loadable> loads = loadable(plan, *model, reader);

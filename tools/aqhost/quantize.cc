@@ -171,7 +171,8 @@ void quantize_checkpoint(const QuantizeCommandOptions& options) {
   const auto registry = open_registry(options);
   const Reader reader = open_original(options.model);
   const auto model = open_model(*registry, reader, options);
-  const Plan plan = make_plan(*model, recipe, *registry, options.algorithm, layout(options.result));
+  const Plan plan =
+      make_plan(*model, recipe, *registry, options.algorithm, container_of(options.result));
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}", w.text());
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options.result.target);

@@ -1,10 +1,14 @@
-#include "export/gptq.h"
+#include "export/autogptq.h"
+
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <aq/sdk/numeric.hpp>
 #include <aq/sdk/pack.hpp>
+#include <cmath>
 #include <cstring>
 #include <map>
+#include <utility>
 
 #include "base/error.h"
 #include "base/field.h"
@@ -68,8 +72,6 @@ GptqModule settings_at(const Field& config, const GptqModule* otherwise) {
           take("group_size", -1, 1 << 30, &GptqModule::group_size)};
 }
 
-}  // namespace
-
 std::vector<TensorInfo> gptq_tensors(const Format& format, int64_t rows, int64_t cols) {
   const FormatDesc& d = format.desc();
   const bool bits_known =
@@ -119,7 +121,7 @@ std::vector<PackedTensor> gptq_pack(const Format& format, const QuantizedMatrix&
 }
 
 QuantizedMatrix gptq_unpack(const Format& format, int64_t rows, int64_t cols,
-                            const std::vector<std::span<const std::byte>>& tensors) {
+                            std::span<const std::span<const std::byte>> tensors) {
   const FormatDesc& d = format.desc();
   const int64_t groups = d.groups(cols), words = rows * d.element_bits / 32;
   const auto qweight = values_of<uint32_t>(tensors[0]), qzeros = values_of<uint32_t>(tensors[1]);
@@ -150,6 +152,102 @@ QuantizedMatrix gptq_unpack(const Format& format, int64_t rows, int64_t cols,
       fail("g_idx[{}] is {}, expected {}: groups of columns in another order are not read", c,
            g_idx[static_cast<std::size_t>(c)], c / d.width(cols));
   return m;
+}
+
+/// The format of a module that config.json describes. `where` is its path.
+std::shared_ptr<const Format> format_of(const GptqModule& said, const Registry& registry,
+                                        const std::string& where) {
+  try {
+    return registry.create_format(fmt::format("int{}", said.bits),
+                                  {{"group_size", said.group_size}, {"scale_dtype", "float16"}});
+  } catch (const Error& e) {
+    fail("{}: quantization_config: {}: {}", where, said.name, e.what());
+  }
+}
+
+GptqConfig config_of(const Source& stored) {
+  return {stored.config().at("quantization_config"), stored.directory() + "/config.json"};
+}
+
+class AutoGptq : public Container {
+ public:
+  std::string name() const override { return "gptq"; }
+
+  std::string why_no_activations() const override {
+    return "GPTQ's checkpoint format has no rounded activations";
+  }
+
+  Json options_for(const Format& format) const override {
+    const bool integers = format.desc().element_kind == AQ_ELEM_INT;
+    return integers ? Json{{"scale_dtype", "float16"}} : Json::object();
+  }
+
+  std::string format_name(const Format& /*format*/) const override { return name(); }
+
+  std::vector<TensorInfo> tensors_of(const StoredModule& module) const override {
+    return gptq_tensors(*module.format, module.rows, module.cols);
+  }
+
+  std::vector<PackedTensor> pack(const StoredModule& module, const QuantizedMatrix& matrix,
+                                 float /*input_global*/) const override {
+    return gptq_pack(*module.format, matrix);
+  }
+
+  Json config(const std::vector<StoredModule>& modules) const override {
+    std::vector<GptqModule> exported;
+    for (const StoredModule& m : modules) {
+      exported.push_back({m.name});
+      if (!m.format) continue;
+      exported.back().bits = m.format->desc().element_bits;
+      exported.back().group_size = m.format->desc().group_size;
+    }
+    return gptq_config(exported);
+  }
+
+  std::string config_file() const override { return "quantize_config.json"; }
+
+  std::vector<StoredModule> modules(const Source& stored, const Registry& registry) const override {
+    const std::string where = stored.directory() + "/config.json";
+    const GptqConfig told = config_of(stored);
+    std::map<std::pair<int32_t, int32_t>, std::shared_ptr<const Format>> formats;
+    std::vector<StoredModule> modules;
+    for (const std::string& name :
+         packed_modules(stored, [](std::string_view suffix) { return suffix == "qweight"; })) {
+      const std::optional<GptqModule> said = told.find(name);
+      if (!said)
+        fail("{}: quantization_config.dynamic leaves out {}, which is stored quantized", where,
+             name);
+      auto& format = formats[{said->bits, said->group_size}];
+      if (!format) format = format_of(*said, registry, where);
+      const std::vector<int64_t>& shape = stored.find(name + ".qweight")->shape;
+      if (shape.size() != 2 || shape[0] > kMaximumFeatures)
+        fail("{}: {}.qweight is [{}], expected two dimensions, the first of at most {}",
+             stored.directory(), name, fmt::join(shape, ", "), kMaximumFeatures);
+      modules.push_back({name, format, nullptr, shape[1], shape[0] * 32 / said->bits});
+    }
+    return modules;
+  }
+
+  QuantizedMatrix unpack(const StoredModule& module,
+                         std::span<const std::span<const std::byte>> tensors) const override {
+    return gptq_unpack(*module.format, module.rows, module.cols, tensors);
+  }
+
+  void check_config(const Source& stored, const std::set<std::string>& quantized,
+                    const Model& model) const override {
+    const GptqConfig told = config_of(stored);
+    for (const Module& module : model.modules())
+      if (module.quantize && !quantized.contains(module.name) && told.find(module.name))
+        fail("{}: {} is stored dense, but quantization_config does not leave it out",
+             stored.directory(), module.name);
+  }
+};
+
+}  // namespace
+
+const Container& autogptq() {
+  static const AutoGptq kContainer;
+  return kContainer;
 }
 
 Json gptq_config(const std::vector<GptqModule>& modules) {

@@ -1,4 +1,4 @@
-#include "export/gptq.h"
+#include "export/autogptq.h"
 
 #include <doctest/doctest.h>
 
@@ -29,6 +29,14 @@ QuantizedMatrix some_matrix(const Format& format, int64_t rows, int64_t cols) {
   return m;
 }
 
+StoredModule module_of(std::shared_ptr<const Format> format, int64_t rows, int64_t cols) {
+  return {"m", std::move(format), nullptr, rows, cols};
+}
+
+std::vector<PackedTensor> packed(const StoredModule& module) {
+  return autogptq().pack(module, some_matrix(*module.format, module.rows, module.cols), 1);
+}
+
 std::vector<std::span<const std::byte>> spans_of(const std::vector<PackedTensor>& tensors) {
   std::vector<std::span<const std::byte>> spans;
   for (const PackedTensor& t : tensors) spans.emplace_back(t.bytes);
@@ -52,37 +60,37 @@ std::pair<std::string, int> told(const Json& config, const std::string& name) {
 TEST_CASE("GPTQ's tensors: codes down the columns, zero points less 1, and back") {
   for (const int bits : {2, 3, 4, 8})
     for (const int size : {32, -1}) {
-      const auto format = integers(bits, size);
-      const QuantizedMatrix m = some_matrix(*format, 32, 96);
-      const auto tensors = gptq_pack(*format, m);
+      const StoredModule module = module_of(integers(bits, size), 32, 96);
+      const auto tensors = packed(module);
       const int64_t groups = size < 0 ? 1 : 3;
       CHECK(tensors[0].info.shape == std::vector<int64_t>{3 * bits, 32});
       CHECK(tensors[1].info.shape == std::vector<int64_t>{groups, bits});
       CHECK(tensors[2].info.shape == std::vector<int64_t>{groups, 32});
       CHECK(tensors[3].info.shape == std::vector<int64_t>{96});
-      const QuantizedMatrix back = gptq_unpack(*format, 32, 96, spans_of(tensors));
+      const QuantizedMatrix m = some_matrix(*module.format, 32, 96);
+      const QuantizedMatrix back = autogptq().unpack(module, spans_of(tensors));
       CHECK(back.codes == m.codes);
       CHECK(back.group_params == m.group_params);
     }
-  const auto tensors = gptq_pack(*integers(4, 32), some_matrix(*integers(4, 32), 32, 96));
+  const auto tensors = packed(module_of(integers(4, 32), 32, 96));
   CHECK(word(tensors[0], 0) == 0x1a3c5e70u);  // of row 0: 0 7 14 5 12 3 10 1
   CHECK(word(tensors[1], 0) == 0x77777777u);
   CHECK(word(tensors[3], 95) == 2);
-  CHECK(word(gptq_pack(*integers(8, 32), some_matrix(*integers(8, 32), 32, 96))[1], 0) ==
-        0x7f7f7f7fu);
+  CHECK(word(packed(module_of(integers(8, 32), 32, 96))[1], 0) == 0x7f7f7f7fu);
 }
 
 TEST_CASE("GPTQ's tensors: what has no place in them, and what a damaged file holds, is refused") {
-  CHECK_THROWS_AS(gptq_tensors(*integers(5, 32), 32, 32), Error);
-  CHECK_THROWS_AS(gptq_tensors(*integers(4, 32, {{"symmetric", false}}), 32, 32), Error);
-  CHECK_THROWS_AS(gptq_tensors(*integers(4, 32, {{"scale_dtype", "bfloat16"}}), 32, 32), Error);
-  CHECK_THROWS_AS(gptq_tensors(*integers(4, 32), 48, 32), Error);
-  CHECK_THROWS_AS(gptq_tensors(*integers(4, 32), 32, 40), Error);
-  const auto format = integers(4, 32);
+  for (const StoredModule& module :
+       {module_of(integers(5, 32), 32, 32),
+        module_of(integers(4, 32, {{"symmetric", false}}), 32, 32),
+        module_of(integers(4, 32, {{"scale_dtype", "bfloat16"}}), 32, 32),
+        module_of(integers(4, 32), 48, 32), module_of(integers(4, 32), 32, 40)})
+    CHECK_THROWS_AS(autogptq().tensors_of(module), Error);
+  const StoredModule module = module_of(integers(4, 32), 32, 64);
   for (const std::size_t tensor : {1, 2, 3}) {
-    auto tensors = gptq_pack(*format, some_matrix(*format, 32, 64));
+    auto tensors = packed(module);
     tensors[tensor].bytes[0] = tensors[tensor].bytes[1] = std::byte{0x7f};
-    CHECK_THROWS_AS(gptq_unpack(*format, 32, 64, spans_of(tensors)), Error);
+    CHECK_THROWS_AS(autogptq().unpack(module, spans_of(tensors)), Error);
   }
 }
 

@@ -1,0 +1,62 @@
+#include "export/container.h"
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+#include "base/field.h"
+#include "export/autogptq.h"
+#include "export/compressed_tensors.h"
+#include "export/quantization_config.h"
+
+namespace aqhost {
+
+std::span<const Container* const> containers() {
+  static const std::array<const Container*, 2> kContainers{&compressed_tensors(), &autogptq()};
+  return kContainers;
+}
+
+const Container* find_container(std::string_view name) {
+  const auto all = containers();
+  const auto it = std::find_if(all.begin(), all.end(),
+                               [name](const Container* c) { return c->name() == name; });
+  return it == all.end() ? nullptr : *it;
+}
+
+std::string container_names(std::string_view quote) {
+  std::string names;
+  for (const Container* c : containers())
+    names += fmt::format("{}{}{}{}", names.empty() ? "" : " or ", quote, c->name(), quote);
+  return names;
+}
+
+const Container& container_of(const Json& config, const std::string& directory) {
+  const Field quantization = quantization_config_of(config, directory);
+  const std::string& method = quantization["quant_method"].text();
+  if (const Container* named = find_container(method)) return *named;
+  // formats of plugins can have a quant_method of their own, in the config of compressed-tensors
+  if (!quantization["config_groups"].is_null()) return compressed_tensors();
+  fail("{}.quant_method is \"{}\", expected {}", quantization.where(), method,
+       container_names("\""));
+}
+
+std::set<std::string> packed_modules(const Source& stored,
+                                     bool (*is_packed)(std::string_view suffix)) {
+  std::set<std::string> names;
+  for (const TensorInfo& info : stored.tensors()) {
+    const std::size_t dot = info.name.rfind('.');
+    if (dot != std::string::npos && is_packed(std::string_view(info.name).substr(dot + 1)))
+      names.insert(info.name.substr(0, dot));
+  }
+  return names;
+}
+
+int64_t stored_bytes(const std::vector<TensorInfo>& tensors) {
+  int64_t bytes = 0;
+  for (const TensorInfo& info : tensors)
+    if (info.name != "weight_shape" && info.name != "g_idx")
+      bytes += info.numel() * dtype_size(info.dtype);
+  return bytes;
+}
+
+}  // namespace aqhost
