@@ -21,22 +21,22 @@ struct LayerCounts {
 };
 
 /// The mark for experts [begin, end).
-std::string mark(const LayerCounts& row, std::size_t begin, std::size_t end, int64_t maximum) {
+std::string mark(const LayerCounts& counts, std::size_t begin, std::size_t end, int64_t maximum) {
   int64_t minimum = maximum;
   for (std::size_t i = begin; i < end; i++) {
-    if (row.starved[i]) return "!";
-    minimum = std::min(minimum, row.tokens[i]);
+    if (counts.starved[i]) return "!";
+    minimum = std::min(minimum, counts.tokens[i]);
   }
   const auto steps = static_cast<int64_t>(kMarks.size());
   return kMarks[static_cast<std::size_t>(
       std::min(minimum * steps / std::max<int64_t>(1, maximum), steps - 1))];
 }
 
-std::string marks(const LayerCounts& row, std::size_t columns, int64_t maximum) {
-  const std::size_t each = (row.tokens.size() + columns - 1) / columns;
+std::string marks(const LayerCounts& counts, std::size_t columns, int64_t maximum) {
+  const std::size_t each = (counts.tokens.size() + columns - 1) / columns;
   std::string line;
-  for (std::size_t i = 0; i < row.tokens.size(); i += each)
-    line += mark(row, i, std::min(i + each, row.tokens.size()), maximum);
+  for (std::size_t i = 0; i < counts.tokens.size(); i += each)
+    line += mark(counts, i, std::min(i + each, counts.tokens.size()), maximum);
   return line;
 }
 
@@ -46,18 +46,18 @@ std::vector<std::string> coverage_rows(const std::vector<ExpertReport>& experts,
                                        std::size_t width) {
   std::map<int32_t, LayerCounts> layers;
   for (const ExpertReport& e : experts) {
-    LayerCounts& row = layers[e.layer];
-    row.tokens.push_back(e.tokens);
-    row.starved.push_back(e.starved);
+    LayerCounts& counts = layers[e.layer];
+    counts.tokens.push_back(e.tokens);
+    counts.starved.push_back(e.starved);
   }
   std::vector<std::string> lines;
-  for (const auto& [index, row] : layers) {
-    const auto [minimum, maximum] = std::minmax_element(row.tokens.begin(), row.tokens.end());
+  for (const auto& [index, counts] : layers) {
+    const auto [minimum, maximum] = std::minmax_element(counts.tokens.begin(), counts.tokens.end());
     const std::string begin = fmt::format("layer {:>3}  ", index);
     const std::string end =
-        fmt::format("  {} to {} tokens, spread {:.2f}", *minimum, *maximum, spread(row.tokens));
+        fmt::format("  {} to {} tokens, spread {:.2f}", *minimum, *maximum, spread(counts.tokens));
     const std::size_t used = begin.size() + end.size() + 1;
-    lines.push_back(begin + marks(row, width > used + 8 ? width - used : 8, *maximum) + end);
+    lines.push_back(begin + marks(counts, width > used + 8 ? width - used : 8, *maximum) + end);
   }
   return lines;
 }

@@ -86,14 +86,18 @@ class StatesFile {
   FileMark finish() {
     writer_.finish(0);
     const fs::path path = folder_ / states_name(unit_);
-    fs::rename(part_ / "model.safetensors", path);
-    fs::remove(part_);
+    std::error_code error;
+    fs::rename(part_ / "model.safetensors", path, error);
+    if (!error) fs::remove(part_, error);
+    if (error) fail("{}: {}", path.string(), error.message());
     return mark_of(folder_, states_name(unit_));
   }
 
  private:
   static Writer make(const fs::path& part, const BoundaryStates& states) {
-    fs::create_directory(part);
+    std::error_code error;
+    fs::create_directory(part, error);
+    if (error) fail("{}: {}", part.string(), error.message());
     std::vector<TensorInfo> tensors;
     if (states.x.defined()) tensors.push_back(info_of(kX, states.x));
     if (states.original.defined()) tensors.push_back(info_of(kOriginal, states.original));

@@ -62,7 +62,7 @@ TEST_CASE("a pipe is refused without waiting for its writer") {
 
 TEST_CASE("the message recognises what a download left in place of a file") {
   using doctest::Contains;
-  const auto told = [](std::string_view start) {
+  const auto recognised = [](std::string_view start) {
     return doctest::String(std::string(misplaced_file(start)).c_str());
   };
   CHECK(recognised("version https://git-lfs.github.com/spec/v1\noid sha256:0\n") ==

@@ -184,6 +184,22 @@ class Faults(unittest.TestCase):
         process.communicate()
         self.assertTrue(record.exists())
 
+    def test_a_work_folder_that_is_moved_during_the_run(self):
+        process = start(command("olmoe", self.out, nsamples=96))
+        work, moved = self.work / "out.work", self.work / "moved"
+        while not (work / "progress/unit-00000.json").exists() and process.poll() is None:
+            time.sleep(0.001)
+        work.rename(moved)
+        errors = process.communicate(timeout=300)[1]
+        self.assertEqual(process.returncode, 1, errors)
+        self.assertIn(f"{work}: this folder was removed, moved or replaced while", errors)
+        self.assertEqual(errors.count("\n"), 1, errors)
+        self.assertEqual([p.name for p in self.work.iterdir()], ["moved"])
+        moved.rename(work)
+        status, errors = run(command("olmoe", self.out, nsamples=96))
+        self.assertEqual(status, 0, errors)
+        self.assertIn("going on after", errors)
+
     def refused(self, message, **options):
         status, errors = run(command("olmoe", self.out, **options))
         self.assertEqual(status, 1, errors)
