@@ -248,12 +248,13 @@ TEST_CASE("a work folder that is removed or replaced during a run ends it with o
       const fs::path work = open / "out.work";
       Run disturbed{recipe, 0, "layers.1."};
       disturbed.act = [&] {
-        if (label == "replaced") {
-          fs::rename(work, open / "moved");
-          for (const char* folder : {"export", "progress"}) fs::create_directories(work / folder);
-        } else {
-          fs::remove_all(label == "removed" ? work : work / "export");
+        // the run may be writing to the folder, so it is moved at once
+        fs::rename(label == "export removed" ? work / "export" : work, open / "moved");
+        if (label != "replaced") {
+          fs::remove_all(open / "moved");
+          return;
         }
+        for (const char* folder : {"export", "progress"}) fs::create_directories(work / folder);
       };
       const std::string changed = (label == "export removed" ? work / "export" : work).string();
       const std::string heard = run(open, "out", disturbed);
