@@ -14,7 +14,7 @@ namespace aqhost {
 namespace {
 namespace dll = boost::dll;
 
-constexpr int64_t kMostColumns = 128;  // of a block
+constexpr int64_t kMostColumns = 128;  // maximum width of a block
 
 struct Kernels {
   dll::shared_library library;

@@ -133,8 +133,8 @@ AQ_KERNELS(FloatElement)
 AQ_KERNELS(TableElement)
 #undef AQ_KERNELS
 
-/// A power of 2 by which a normal x > 0 becomes a number in [1, 4).
-float power_to_one(float x) {
+/// The factor, a power of 2, by which a normal x > 0 becomes a number in [1, 4).
+float scale_to_one(float x) {
   const uint32_t exponent = std::bit_cast<uint32_t>(x) >> 23;
   return std::bit_cast<float>(std::max(254 - std::clamp(exponent, 1u, 254u), 1u) << 23);
 }
@@ -299,10 +299,10 @@ void Rounder::keep_contenders(const float* weights, int64_t n, const float* impo
   std::vector<float>&w = scratch.weights, &h = scratch.importance, &errors = scratch.guesses;
   w.resize(static_cast<std::size_t>(n));
   h.resize(static_cast<std::size_t>(n));
-  const float unit = power_to_one(extent.absmax());
+  const float unit = scale_to_one(extent.absmax());
   std::transform(weights, weights + n, w.begin(), [=](float x) { return x * unit; });
   std::transform(importance, importance + n, h.begin(),
-                 [unit = power_to_one(most_important)](float x) { return x * unit; });
+                 [unit = scale_to_one(most_important)](float x) { return x * unit; });
   errors.resize(count + kLanes);  // the errors, followed by those of rounding to 0: the norm of w
   Candidates candidates{};
   for (std::size_t begin = 0; begin <= count; begin += kLanes) {

@@ -1,4 +1,4 @@
-// The GPU module against the CPU, on a GPU.
+// Compares the GPU module with the CPU, on a GPU.
 
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "tensor/device.h"

@@ -1,4 +1,4 @@
-// What the GPU kernels make of a grid, compiled for the CPU, is the SDK's to the bit.
+// Compares rounding of the GPU kernels, compiled for the CPU, with that of the SDK.
 
 #include "cuda/grid.h"
 
@@ -27,7 +27,7 @@ std::vector<std::unique_ptr<const Format>> formats() {
   return all;
 }
 
-/// Weights of all magnitudes, exact ties and zeros among them.
+/// Weights of all magnitudes, with exact ties and zeros among them.
 std::vector<float> weights_of(std::mt19937& random, std::size_t n) {
   std::normal_distribution<float> normal;
   std::uniform_int_distribution<int> exponent(-60, 60), kind(0, 9);

@@ -31,7 +31,7 @@ TEST_CASE("activations: a token is rounded by itself, whatever stands beside it"
     CHECK((all - x).abs().max().item<float>() < 0.3 * x.abs().max().item<float>());
     for (int64_t t = 0; t < x.size(0); t++) CHECK(round(x[t]).equal(all[t]));
     CHECK(round(x.view({2, 3, 64})).equal(all.view({2, 3, 64})));
-    // every token's largest number keeps its relative precision, small token or large
+    // the largest number of each token keeps its relative precision, whatever the token's size
     const at::Tensor error = (all - x).abs().amax(1) / x.abs().amax(1);
     CHECK(error.max().item<float>() < 0.26);
   }

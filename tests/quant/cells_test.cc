@@ -26,7 +26,7 @@ TEST_CASE("a weight that crosses a border takes the next code, at the end of the
     for (const double direction : {1.0, -1.0}) {
       Cells cells(format->desc(), problem.weights[0], before);
       CHECK(at::allclose(cells.weights(), from));
-      for (int i = 0; i < 100; i++)  // as far as half a cell, though asked for ten
+      for (int i = 0; i < 100; i++)  // asks for ten cells; a weight moves half a cell
         cells.move(at::full({6, 64}, -direction), 0.1);
       QuantizedMatrix after = before;
       cells.store(after);
@@ -35,7 +35,7 @@ TEST_CASE("a weight that crosses a border takes the next code, at the end of the
       CHECK(moved.min().item<double>() >= 0);
       CHECK((moved > 0).sum().item<int64_t>() > 50);
       if (format->desc().element_kind != AQ_ELEM_INT) continue;
-      // one code on, who lay in the half of the cell on that side
+      // a weight whose original lies beyond the value on that side takes the next code
       const at::Tensor beyond = (problem.weights[0] - from) * direction > 0;
       for (int64_t i = 0; i < beyond.numel(); i++) {
         const auto at = static_cast<std::size_t>(i);

@@ -7,17 +7,17 @@
 
 namespace aqhost {
 
-/// int formats as the plugins make them: options as in a recipe.
+/// An integer format as the plugins make it. `options` are those of a recipe.
 std::unique_ptr<const Format> int_format(int bits, const Json& options);
 
-/// The same numbers behind callbacks alone (AQ_ELEM_CUSTOM): the host cannot round them itself.
+/// The same numbers, but described as AQ_ELEM_CUSTOM, so that the host must ask the callbacks.
 std::unique_ptr<const Format> int_format_by_callbacks(int bits, const Json& options);
 
-/// E2M1 by code with a sign bit (so with a -0): "mx" has E8M0 scales, "nv" E4M3 and a global scale,
-/// "f32" float32 scales that are searched for.
+/// E2M1, whose codes have a sign bit, so that there is a -0. `scales` is "mx" for E8M0 scales, "nv"
+/// for E4M3 scales with a global scale, or "f32" for float32 scales, which are searched for.
 std::unique_ptr<const Format> fp4_format(const std::string& scales, int32_t group_size);
 
-/// Two weights a code, four bits each, behind callbacks.
+/// A format of callbacks whose codes stand for two weights, with four bits for each.
 std::unique_ptr<const Format> pair_format();
 
 }  // namespace aqhost

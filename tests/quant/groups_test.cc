@@ -12,7 +12,7 @@
 namespace aqhost {
 namespace {
 
-/// Codes, parameters and values of every matrix equal the contract's, to the bit.
+/// Checks that codes, parameters and values of every matrix equal those of the contract to the bit.
 void check_rtn(const Format& format, int64_t rows, int64_t cols, bool with_hessian) {
   CAPTURE(rows);
   CAPTURE(cols);
@@ -63,11 +63,11 @@ TEST_CASE("no candidate that is the best is left out, whatever the weights") {
   const std::vector<at::Tensor> kinds{
       random,
       random * 1e-18,  // squares vanish
-      random * 1e-30,  // and those of ratios
+      random * 1e-30,  // squares of ratios vanish too
       random * 1e17,   // squares are infinite
       random * 1e30,
       grid,         // all errors are 0 for some scales
-      grid * 0.07,  // or nearly so
+      grid * 0.07,  // all errors are nearly 0 for some scales
       outlier,        at::ones_like(random), random.masked_fill(random < 1, 0)};
   const std::shared_ptr<const Format> formats[] = {
       int_format(4, {{"group_size", 128}}), int_format(8, {{"group_size", 32}}),
@@ -118,7 +118,7 @@ TEST_CASE("one scale for a whole matrix is the plugin's to the bit, for any numb
     at::set_num_threads(threads);
     for (const auto& format : formats)
       for (const at::Tensor& kind : kinds)
-        for (const double importance : {0.0, -1.0, 1.0, 1e20}) {  // -1: none
+        for (const double importance : {0.0, -1.0, 1.0, 1e20}) {  // -1: no importance is given
           CAPTURE(kind.abs().max().item<float>());
           CAPTURE(importance);
           const at::Tensor w = kind.contiguous();

@@ -14,14 +14,16 @@
 namespace aqhost {
 namespace {
 
-constexpr double kTie = 1e-3;  // of w / step: closer than this float32 may round the other way
+constexpr double kTie = 1e-3;  // distance of w / step from a tie below which float32 may round the
+                               // other way
 constexpr double kLoss = 1e-4;
-constexpr double kTieLoss = 1.5;  // of the reference's loss, for a row that left it at a tie
+constexpr double kTieLoss = 1.5;  // maximum loss of a row that left the reference at a tie,
+                                  // relative to the reference's loss
 
-/// Rows that may leave the reference, of `rows`: ties are rare.
+/// The number of rows among `rows` that may differ from the reference, because ties are rare.
 int64_t most_ties(int64_t rows) { return 1 + rows / 50; }
 
-/// Without what comes after GPTQ.
+/// Options for GPTQ without sweeps.
 GptqOptions plain(bool actorder = true, int64_t block = 128) {
   GptqOptions options;
   options.percdamp = 0.01;
@@ -31,8 +33,8 @@ GptqOptions plain(bool actorder = true, int64_t block = 128) {
   return options;
 }
 
-/// Rows equal to the reference, of those of matrix e. A row may differ from the first code on that
-/// lies on a tie (or in its parameters); what follows is then as good as the reference's.
+/// The number of rows of matrix e that equal the reference. A row may differ in its parameters, or
+/// from the first code on that lies on a tie; its loss is then about that of the reference.
 int64_t equal_rows(const QuantizedBatch& batch, int64_t e, const ReferenceResult& expected) {
   const int64_t rows = batch.values.size(1), cols = batch.values.size(2);
   const QuantizedMatrix found = batch.matrix(e, 0, rows);
@@ -78,7 +80,7 @@ void check_gptq(const Format& format, const Problem& problem, const GptqOptions&
   CHECK(equal >= count * rows - most_ties(count * rows));
 }
 
-/// 1/2 d H d^T of each row, with d = w - q and H damped at first.
+/// 1/2 d H d^T of each row, with d = w - q and H with the initial damping.
 at::Tensor losses_of(const Problem& problem, const QuantizedBatch& batch, double percdamp) {
   const at::Tensor d = (problem.weights - batch.values).to(at::kDouble);
   at::Tensor h = problem.hessians.to(at::kDouble).clone();
@@ -87,7 +89,8 @@ at::Tensor losses_of(const Problem& problem, const QuantizedBatch& batch, double
   return d.matmul(h).mul(d).sum(2) / 2;
 }
 
-/// Inputs of the original model and, a little off, of the quantized one.
+/// The inputs of a module in the original model, and slightly different ones in the quantized
+/// model.
 struct Inputs {
   at::Tensor original, x, hessian, shift;
 
@@ -180,10 +183,10 @@ TEST_CASE("dead columns are rounded as they are") {
 }
 
 TEST_CASE("a singular Hessian is damped until it can be solved") {
-  const Problem problem(2, 10, 64, 12, /*tokens=*/8);  // rank 8
+  const Problem problem(2, 10, 64, 12, /*tokens=*/8);  // their Hessians have rank 8
   const auto format = int_format(4, {{"group_size", 32}});
   check_gptq(*format, problem, plain());
-  // a negative eigenvalue that only a hundred times the damping lifts
+  // a negative eigenvalue that becomes positive only with a hundred times the damping
   Problem indefinite(1, 10, 64, 12);
   const double mean = indefinite.hessians.diagonal(0, 1, 2).mean().item<double>();
   indefinite.hessians[0] = at::eye(64) * mean;
@@ -240,7 +243,7 @@ TEST_CASE("codes of several weights need columns that they divide") {
 TEST_CASE("a shift is made up for: the weights are those that give the original's output") {
   const Inputs in(3);
   const at::Tensor weights = Problem(1, 20, 48, 4).weights[0];
-  const auto format = int_format(8, {{"group_size", 16}});  // fine enough to see the target
+  const auto format = int_format(8, {{"group_size", 16}});  // errors are small beside the shift
   GptqOptions options;
   options.percdamp = 1e-3;
   const auto solve = [&](double feedback) {

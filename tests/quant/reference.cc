@@ -17,11 +17,11 @@ struct Params {
 };
 struct Rounded {
   uint32_t code = 0;
-  float value = 0;    // stored
-  double margin = 0;  // of w / step
+  float value = 0;    // after multiplication by the step
+  double margin = 0;  // distance of w / step from the nearest other code
 };
 
-/// The nearest of all codes, by trying each (aq/quantizer.h).
+/// The nearest code, found by trying all of them (aq/quantizer.h).
 Rounded round_to(const FormatDesc& d, float w, const Params& p, float global) {
   const float step = p.scale / global, t = w / step;
   const auto grid = [&](uint32_t code) {
@@ -86,7 +86,7 @@ float fit_global(const FormatDesc& d, std::span<const float> weights) {
   return d.global_scale() && most > 0 ? d.global_max / most : 1.0f;
 }
 
-/// L with L L^T = a, lower triangular; none if a is not positive definite.
+/// The lower triangular L with L L^T = a; there is none if a is not positive definite.
 std::optional<Matrix> cholesky(const Matrix& a) {
   const std::size_t n = a.size();
   Matrix l(n, std::vector<double>(n, 0));
@@ -104,7 +104,7 @@ std::optional<Matrix> cholesky(const Matrix& a) {
 Matrix inverse(const Matrix& l) {
   const std::size_t n = l.size();
   Matrix inv(n, std::vector<double>(n, 0)), out = inv;
-  for (std::size_t c = 0; c < n; c++)  // column c of l^-1
+  for (std::size_t c = 0; c < n; c++)  // computes column c of l^-1
     for (std::size_t i = c; i < n; i++) {
       double sum = i == c ? 1 : 0;
       for (std::size_t k = c; k < i; k++) sum -= l[i][k] * inv[k][c];
@@ -179,7 +179,7 @@ ReferenceResult reference_gptq(const FormatDesc& d, std::span<const float> weigh
     l = cholesky(permuted);
   }
   const Matrix first = damped(hessian, n, options.percdamp);
-  std::vector<float> importance;  // groups are fitted before it is known how much damping helps
+  std::vector<float> importance;  // if no damping helps, groups are fitted with the initial damping
   for (std::size_t i = 0; i < n; i++)
     importance.push_back(static_cast<float>((l ? h : first)[i][i]));
 
@@ -188,7 +188,7 @@ ReferenceResult reference_gptq(const FormatDesc& d, std::span<const float> weigh
   r.row_loss.assign(rows, 0);
   r.failed = !l;
   if (!l) return r;
-  const Matrix u = *cholesky(inverse(*l));  // lower; U is its transpose
+  const Matrix u = *cholesky(inverse(*l));  // lower triangular: the transpose of U
 
   const std::size_t groups = (n + width - 1) / width;
   for (std::size_t row = 0; row < rows; row++) {

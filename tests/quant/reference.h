@@ -9,22 +9,22 @@
 
 namespace aqhost {
 
-/// Rounding and GPTQ of one matrix in one described format, in float64 and without any regard for
-/// speed: what core/quant is held against.
+/// Rounding and GPTQ of one matrix in a described format, written for clarity and computed in
+/// float64. The tests compare core/quant with it.
 struct ReferenceResult {
   std::vector<uint32_t> codes;   // [rows, cols]
   std::vector<float> params;     // [rows, groups, group_params]
-  std::vector<double> margin;    // [rows, cols]: from w / step to where another code begins
+  std::vector<double> margin;    // [rows, cols]: distance of w / step from the nearest other code
   std::vector<double> row_loss;  // [rows]
-  std::vector<int64_t> order;    // columns as they were solved
-  bool failed = false;           // H was not positive definite: rounded to nearest
+  std::vector<int64_t> order;    // the columns in the order in which they were solved
+  bool failed = false;  // H was not positive definite, so the weights are rounded to nearest
 };
 
-/// weights [rows, cols]; importance [cols] or empty.
+/// `weights` is [rows, cols]; `importance` is [cols] or empty.
 ReferenceResult reference_rtn(const FormatDesc& desc, std::span<const float> weights, int64_t cols,
                               std::span<const float> importance);
 
-/// weights [rows, cols], hessian [cols, cols]; percdamp and actorder of `options`.
+/// `weights` is [rows, cols], `hessian` [cols, cols]. Uses percdamp and actorder of `options`.
 ReferenceResult reference_gptq(const FormatDesc& desc, std::span<const float> weights, int64_t cols,
                                std::span<const float> hessian, const GptqOptions& options);
 

@@ -15,7 +15,7 @@ GptqOptions with_sweeps(int sweeps) {
   return options;
 }
 
-/// Those with one scale for a whole matrix.
+/// Formats with one scale for a whole matrix.
 std::vector<std::unique_ptr<const Format>> formats_of_whole_matrices() {
   std::vector<std::unique_ptr<const Format>> all;
   all.push_back(int_format(8, {{"group_size", 0}, {"activations", "int8"}}));

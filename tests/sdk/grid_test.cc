@@ -13,8 +13,9 @@ aq_format_desc table_of(const std::vector<float>& values, int bits) {
   return desc;
 }
 
-/// The contract of aq/quantizer.h, read slowly: the neighbours of t among the values, their
-/// midpoint, the even code at it, the first of equal codes, and t's sign for zeros.
+/// The contract of aq/quantizer.h, followed step by step: finds the neighbours of t among the
+/// values and their midpoint, and takes the even code at the midpoint, the first of equal codes,
+/// and of two zeros the one with the sign of t.
 uint32_t slow_code(const std::vector<float>& values, float t) {
   const auto first = [&](float value) {
     uint32_t found = static_cast<uint32_t>(values.size());
@@ -31,7 +32,7 @@ uint32_t slow_code(const std::vector<float>& values, float t) {
   float value = std::isinf(low) ? high : low;
   if (std::isfinite(low) && std::isfinite(high)) {
     const float middle = (low + high) / 2;
-    // of a zero that is there with both signs, the positive is next to what is above it
+    // if there are both zeros, +0 is the neighbour of the values above them
     const auto code_of = [&](float v) {
       const float zero = v == low ? 0.0f : -0.0f;
       return v != 0 ? first(v) : first(zero) < values.size() ? first(zero) : first(-zero);
@@ -71,7 +72,7 @@ TEST_CASE(
   const aq_format_desc desc = table_of(e2m1, 4);
   const aq::Grid grid(desc);
   CHECK(grid.code(-0.1f, 0) == 8);  // -0
-  CHECK(grid.code(0.25f, 0) == 0);  // at the midpoint the even code
+  CHECK(grid.code(0.25f, 0) == 0);  // the even code at the midpoint
   CHECK(grid.code(0.75f, 0) == 2);
   CHECK(grid.code(5, 0) == 6);
   CHECK(grid.code(-5, 0) == 14);
@@ -96,7 +97,7 @@ TEST_CASE("integer grids: rounded to even, moved by the zero point, saturating")
   for (const float zero : {-8.0f, -3.0f, 0.0f, 7.0f})
     for (int q = -80; q <= 80; q++) {
       const float t = static_cast<float>(q) / 4;
-      int nearest = q / 4;  // of quarters: .5 to the even side
+      int nearest = q / 4;  // t is q quarters; halves go to the even integer
       if (const int rest = q - 4 * nearest;
           std::abs(rest) == 3 || (std::abs(rest) == 2 && nearest % 2 != 0))
         nearest += q < 0 ? -1 : 1;

@@ -6,7 +6,7 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-/// All numbers of `type` that are not negative, rising.
+/// All numbers of `type` that are not negative, in rising order.
 std::vector<float> numbers_of(const aq::SmallFloat& type) {
   std::vector<float> numbers;
   const int steps = 1 << type.mantissa_bits;
@@ -28,7 +28,7 @@ TEST_CASE("rounding takes the nearest number, of two the even one, and saturates
     for (std::size_t i = 0; i + 1 < numbers.size(); i++) {
       const float low = numbers[i], high = numbers[i + 1];
       const double exact = (double{low} + high) / 2;
-      const auto middle = static_cast<float>(exact);  // float holds it, or it is below all floats
+      const auto middle = static_cast<float>(exact);  // exact, unless it is below all floats
       const float even = i % 2 == 0 ? low : high;
       const bool right = type.round(low) == low && type.round(-high) == -high &&
                          (middle != exact || type.round(middle) == even) &&
