@@ -8,7 +8,7 @@ import unittest
 
 from test_cli import AQHOST, BUILD, CALIB, ROOT, WorkFolder
 
-LAYERS = 14
+LAYERS = 16
 
 
 class Memory(WorkFolder):
