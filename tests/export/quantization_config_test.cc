@@ -145,7 +145,9 @@ TEST_CASE("fifty thousand modules are found among dozens of patterns and as many
   CHECK(wrong == 0);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   MESSAGE("48,000 modules, 40 patterns, 24,000 names: " << took.count() << " s");
-  CHECK(took.count() < 20);  // a minute and more where each match compiles its pattern
+#ifndef __SANITIZE_ADDRESS__  // which makes it several times slower
+  CHECK(took.count() < 20);   // a minute and more if each match compiles its pattern
+#endif
 }
 
 }  // namespace aqhost
