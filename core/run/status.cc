@@ -1,14 +1,13 @@
 #include "run/status.h"
 
 #include <algorithm>
-#include <span>
 
 #include "base/error.h"
 #include "base/field.h"
 #include "base/file.h"
-#include "base/sha256.h"
 #include "base/work_folder.h"
 #include "run/report.h"
+#include "run/store.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -31,12 +30,10 @@ RunStatus read_status(const fs::path& work) {
     if (!name.starts_with("unit-") || !name.ends_with(".json")) continue;
     const Json json = read_json(entry.path());
     const Field file(json, entry.path().string()), record = file["record"];
-    const std::string text = to_text(record.json());
-    if (file["sha256"].text() != sha256_of(std::as_bytes(std::span(text))))
+    if (!record_is_whole(file))
       fail(
           "{}: its content is not what was written (SHA-256); the next run does this layer and "
-          "those "
-          "after it again",
+          "those after it again",
           entry.path().string());
     const ReportRows rows = parse_rows(record["report"]);
     status.finished_layers++;

@@ -22,6 +22,11 @@ constexpr const char* kX = "hidden_states";
 constexpr const char* kOriginal = "original_hidden_states";
 
 std::string record_name(int32_t unit) { return fmt::format("unit-{:05}.json", unit); }
+
+std::string sha256_of_record(const Json& record) {
+  const std::string text = to_text(record);
+  return sha256_of(std::as_bytes(std::span(text)));
+}
 std::string states_name(int32_t unit) { return fmt::format("states-{:05}.safetensors", unit); }
 
 /// The name of a file in its folder, and what shows whether the file is whole.
@@ -127,6 +132,11 @@ BoundaryStates load_states(const fs::path& path) {
 
 }  // namespace
 
+bool record_is_whole(const Field& file) {
+  const std::string sha256 = sha256_of_record(file["record"].json());
+  return file["sha256"].text() == sha256;
+}
+
 struct RunStore::Record {
   std::vector<FileMark> shards;
   std::optional<FileMark> states;
@@ -148,9 +158,8 @@ std::optional<RunStore::Record> RunStore::read_record(int32_t unit) const {
   const std::string content = read_file(path);  // a file that cannot be read is not a damaged one
   try {
     const Json file = parse_json(content, path.string());
-    const Field field = Field(file, path.string())["record"];
-    const std::string text = to_text(field.json());
-    if (Field(file, path.string())["sha256"].text() != sha256_of(std::as_bytes(std::span(text))))
+    const Field root(file, path.string()), field = root["record"];
+    if (!record_is_whole(root))
       fail("{}: its content is not what was written (SHA-256)", path.string());
     Record record;
     for (const Field& mark : field["shards"].items()) record.shards.push_back(parse_mark(mark));
@@ -297,11 +306,9 @@ void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& 
     flush_folder(work_.result());
     flush_folder(work_.progress());
     work_.check_in_place();
-    const std::string text = to_text(record);
+    const std::string sha256 = sha256_of_record(record);
     write_file(work_.progress() / record_name(unit),
-               to_text(Json{{"sha256", sha256_of(std::as_bytes(std::span(text)))},
-                            {"record", std::move(record)}}) +
-                   "\n");
+               to_text(Json{{"sha256", sha256}, {"record", std::move(record)}}) + "\n");
     flush_folder(work_.progress());
     finished_ = unit + 1;
     remove_states_before(keep_from);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/field.h"
 #include "base/json.h"
 #include "base/observer.h"
 #include "base/work_folder.h"
@@ -23,6 +24,10 @@ enum class Resume : uint8_t {
   kNever,     // it removes them and begins anew
   kRequired,  // it goes on after them, and fails if there are none
 };
+
+/// Whether a file of a work folder's progress/ has the "record" that a run wrote there, as "sha256"
+/// in the same file says. Throws an Error that names file and field if one of them is missing.
+bool record_is_whole(const Field& file);
 
 /// The hidden states [windows, tokens, hidden] f32 behind a layer: x of the quantized model, and
 /// `original` of the original model, for the first windows. Either is undefined if a run has none.

@@ -40,8 +40,7 @@ struct Sizes {
 
 Sizes sizes_of(const Reader& reader, const Plan& plan) {
   Sizes sizes;
-  for (const TensorInfo& info : reader.tensors())
-    sizes.total.before += info.numel() * dtype_size(info.dtype);
+  sizes.total.before = reader.stored_size().bytes;
   sizes.total.after = sizes.total.before;
   for (const PlannedModule& m : plan.modules) {
     const int64_t before = m.weights() * dtype_size(reader.find(m.module->weight.name)->dtype);

@@ -190,10 +190,7 @@ void quantize_checkpoint(const QuantizeCommandOptions& options) {
     fmt::print("{}\n", to_text(to_json(report)["totals"]));
     return;
   }
-  int64_t original_bytes = 0;
-  for (const TensorInfo& info : reader.tensors())
-    original_bytes += info.numel() * dtype_size(info.dtype);
-  print_summary(report, options.save, original_bytes, loads);
+  print_summary(report, options.save, reader.stored_size().bytes, loads);
 }
 
 /// What the user must know if a signal stops a run before it has finished a layer.
