@@ -256,7 +256,7 @@ class Faults(unittest.TestCase):
         done = subprocess.run([BUILD / "bin/aqhost", "status", self.work], capture_output=True,
                               text=True)
         self.assertEqual(done.returncode, 1)
-        self.assertIn("is no work folder of an unfinished run", done.stderr)
+        self.assertIn(f"{self.work}: is no work folder of an unfinished run", done.stderr)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,13 @@ void add_options(OptionTable& table, StatusOptions& options) {
 }
 
 /// The folder itself if it is a work folder, or else the work folder of the run that saves to it.
+/// If there is neither, the folder itself, so that the message names what the user gave.
 fs::path work_folder(const fs::path& given) {
-  return fs::exists(given / WorkFolder::kManifest) ? given : WorkFolder::of(given);
+  const auto is_work = [](const fs::path& folder) {
+    return fs::exists(folder / WorkFolder::kManifest);
+  };
+  const fs::path of_run = WorkFolder::of(given);
+  return !is_work(given) && is_work(of_run) ? of_run : given;
 }
 
 void print(const fs::path& folder, const RunStatus& s) {
