@@ -16,22 +16,22 @@ namespace aqhost {
 namespace {
 
 constexpr std::string_view kMagic = "\x93NUMPY";
-constexpr std::size_t kMaxHeader =
+constexpr std::size_t kMaximumNpyHeader =
     kNpyHeader - 12;  // NumPy's own headers for plain arrays have 118 bytes
 
 /// NumPy's kind and size of an element. A character for the byte order precedes them.
-constexpr std::array<std::pair<std::string_view, DType>, 12> kTypes{{{"b1", DType::kBool},
-                                                                     {"u1", DType::kU8},
-                                                                     {"i1", DType::kI8},
-                                                                     {"u2", DType::kU16},
-                                                                     {"i2", DType::kI16},
-                                                                     {"u4", DType::kU32},
-                                                                     {"i4", DType::kI32},
-                                                                     {"u8", DType::kU64},
-                                                                     {"i8", DType::kI64},
-                                                                     {"f2", DType::kF16},
-                                                                     {"f4", DType::kF32},
-                                                                     {"f8", DType::kF64}}};
+constexpr std::array<std::pair<std::string_view, DType>, 12> kNumpyTypes{{{"b1", DType::kBool},
+                                                                          {"u1", DType::kU8},
+                                                                          {"i1", DType::kI8},
+                                                                          {"u2", DType::kU16},
+                                                                          {"i2", DType::kI16},
+                                                                          {"u4", DType::kU32},
+                                                                          {"i4", DType::kI32},
+                                                                          {"u8", DType::kU64},
+                                                                          {"i8", DType::kI64},
+                                                                          {"f2", DType::kF16},
+                                                                          {"f4", DType::kF32},
+                                                                          {"f8", DType::kF64}}};
 
 std::size_t little_endian(std::string_view bytes) {
   std::size_t n = 0;
@@ -50,17 +50,18 @@ std::string_view header_of(std::string_view file, const std::string& where) {
   const std::size_t length_bytes = version == 1 ? 2 : 4, begin = version_at + 2 + length_bytes;
   if (file.size() < begin) fail("{}: truncated in the header", where);
   const std::size_t length = little_endian(file.substr(version_at + 2, length_bytes));
-  if (length > kMaxHeader)
-    fail("{}: a header of {} bytes, expected at most {}: a plain array", where, length, kMaxHeader);
+  if (length > kMaximumNpyHeader)
+    fail("{}: a header of {} bytes, expected at most {}: a plain array", where, length,
+         kMaximumNpyHeader);
   if (length > file.size() - begin) fail("{}: truncated in the header", where);
   return file.substr(begin, length);
 }
 
 DType type_of(const std::string& order, const std::string& type, const std::string& where) {
   if (order == ">") fail("{}: elements are big-endian, save them with .astype('<i4')", where);
-  const auto* known = std::find_if(kTypes.begin(), kTypes.end(),
+  const auto* known = std::find_if(kNumpyTypes.begin(), kNumpyTypes.end(),
                                    [&](const auto& entry) { return entry.first == type; });
-  if (known == kTypes.end())
+  if (known == kNumpyTypes.end())
     fail("{}: elements of type '{}', expected numbers, as '<i4'", where, type);
   return known->second;
 }

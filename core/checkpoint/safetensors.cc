@@ -15,7 +15,7 @@
 namespace aqhost {
 namespace {
 
-constexpr uint64_t kMaxHeader = 100'000'000;  // the limit of the reference implementation
+constexpr uint64_t kMaximumHeader = 100'000'000;  // the limit of the reference implementation
 constexpr std::size_t kLengthBytes = 8;
 
 /// The size of the length field and the JSON text after it, from the first bytes of a file.
@@ -35,10 +35,10 @@ std::size_t header_bytes(std::span<const std::byte> start, int64_t file_size,
     refuse_other();
     fail("{}: header length 0, expected at least 2 bytes of JSON: not a safetensors file", where);
   }
-  if (length > kMaxHeader) {
+  if (length > kMaximumHeader) {
     refuse_other();
     fail("{}: header length {}, expected at most {}: not a safetensors file", where, length,
-         kMaxHeader);
+         kMaximumHeader);
   }
   if (length > static_cast<uint64_t>(file_size) - kLengthBytes)
     fail("{}: header length {}, but the file has {} bytes: truncated, download it again", where,

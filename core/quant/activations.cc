@@ -11,7 +11,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kRowGrain = 16;  // minimum number of rows per thread
+constexpr int64_t kInputRowGrain = 16;  // minimum number of rows per thread
 
 }  // namespace
 
@@ -54,7 +54,7 @@ at::Tensor ActivationRounder::operator()(const at::Tensor& x) const {
   at::Tensor to = at::empty_like(from);
   const int64_t cols = from.size(-1), width = format_->desc().width(cols);
   const float whole = global();
-  at::parallel_for(0, from.numel() / cols, kRowGrain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, from.numel() / cols, kInputRowGrain, [&](int64_t begin, int64_t end) {
     const auto size = static_cast<std::size_t>(width);
     std::vector<float> step(size), zero(size);
     std::vector<uint8_t> codes(size);

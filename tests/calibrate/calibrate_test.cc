@@ -15,10 +15,6 @@ at::Tensor reference(const at::Tensor& x, const at::Tensor& s) {
   return (d * s.to(at::kDouble).unsqueeze(1)).t().mm(d);
 }
 
-double relative_error(const at::Tensor& a, const at::Tensor& b) {
-  return ((a.to(at::kDouble) - b).norm() / b.norm()).item<double>();
-}
-
 }  // namespace
 
 TEST_CASE("a Hessian is the weighted sum of x x^T, in float32 within 1e-5 of float64") {

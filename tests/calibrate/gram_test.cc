@@ -36,10 +36,6 @@ at::Tensor reference(const at::Tensor& a, const at::Tensor& b, const at::Tensor&
   return left.t().mm(b.to(at::kDouble)) * scale;
 }
 
-double relative_error(const at::Tensor& a, const at::Tensor& b) {
-  return ((a.to(at::kDouble) - b).norm() / b.norm()).item<double>();
-}
-
 bool skipped() {
   if (has_bfloat16_products()) return false;
   MESSAGE("SKIPPED: this CPU has no AVX512-BF16");

@@ -24,13 +24,13 @@ std::string dictionary(std::string_view descr, std::string_view shape,
                      shape);
 }
 
-StoredTensor parse(const std::string& file, const std::string& where = "f") {
-  return parse_npy(bytes_of(file), static_cast<int64_t>(file.size()), where);
+StoredTensor parse_npy(const std::string& file, const std::string& where = "f") {
+  return aqhost::parse_npy(bytes_of(file), static_cast<int64_t>(file.size()), where);
 }
 
-doctest::String refused(const std::string& file) {
+doctest::String refused_npy(const std::string& file) {
   try {
-    parse(file, "ids.npy");
+    parse_npy(file, "ids.npy");
   } catch (const Error& e) {
     return e.what();
   }
@@ -41,18 +41,18 @@ TEST_CASE("an array is read: type, shape, bytes, in every version and number of 
   const std::string data = "012345670123456701234567";
   for (const char version : {'\1', '\2', '\3'}) {
     const std::string file = npy(dictionary("<i4", "(3, 2)"), data, version);
-    const StoredTensor array = parse(file);
+    const StoredTensor array = parse_npy(file);
     CHECK(array.dtype == DType::kI32);
     CHECK(array.shape == std::vector<int64_t>{3, 2});
     CHECK(array.size == 24);
     CHECK(array.offset == static_cast<int64_t>(file.size()) - 24);
   }
   const std::string one = npy(dictionary("<i8", "(3,)"), data);
-  CHECK(parse(one).shape == std::vector<int64_t>{3});
+  CHECK(parse_npy(one).shape == std::vector<int64_t>{3});
   const std::string scalar = npy(dictionary("|u1", "()"), "0");
-  CHECK(parse(scalar).shape.empty());
+  CHECK(parse_npy(scalar).shape.empty());
   const std::string none = npy(dictionary("<u2", "(0, 7)"), "");
-  CHECK(parse(none).numel() == 0);
+  CHECK(parse_npy(none).numel() == 0);
 }
 
 TEST_CASE("a file is read: the array alone, however long the header is") {
@@ -68,24 +68,24 @@ TEST_CASE("a file is read: the array alone, however long the header is") {
 }
 
 TEST_CASE("what is no array of numbers in order is refused, and says what came") {
-  CHECK(refused("PK\x03\x04 not this") == "ids.npy: does not begin as a .npy file does");
-  CHECK(refused(npy(dictionary("<i4", "(1,)"), "0123", 4)) ==
+  CHECK(refused_npy("PK\x03\x04 not this") == "ids.npy: does not begin as a .npy file does");
+  CHECK(refused_npy(npy(dictionary("<i4", "(1,)"), "0123", 4)) ==
         "ids.npy: .npy version 4, expected 1, 2 or 3");
-  CHECK(refused(npy(dictionary("<i4", "(1,)"), "").substr(0, 40)) ==
+  CHECK(refused_npy(npy(dictionary("<i4", "(1,)"), "").substr(0, 40)) ==
         "ids.npy: truncated in the header");
-  CHECK(refused(npy(dictionary(">i4", "(1,)"), "0123")) ==
+  CHECK(refused_npy(npy(dictionary(">i4", "(1,)"), "0123")) ==
         doctest::Contains("elements are big-endian"));
-  CHECK(refused(npy(dictionary("<U5", "(1,)"), "0123")) ==
+  CHECK(refused_npy(npy(dictionary("<U5", "(1,)"), "0123")) ==
         doctest::Contains("elements of type 'U5', expected numbers"));
-  CHECK(refused(npy("{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (1,), }",
-                    "0123")) == doctest::Contains("not that of an array of numbers"));
-  CHECK(refused(npy(dictionary("<i4", "(1, 1)", "True"), "0123")) ==
+  CHECK(refused_npy(npy("{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (1,), }",
+                        "0123")) == doctest::Contains("not that of an array of numbers"));
+  CHECK(refused_npy(npy(dictionary("<i4", "(1, 1)", "True"), "0123")) ==
         doctest::Contains("Fortran order"));
-  CHECK(refused(npy(dictionary("<i4", "(2,)"), "0123")) ==
+  CHECK(refused_npy(npy(dictionary("<i4", "(2,)"), "0123")) ==
         "ids.npy: shape (2) takes 8 bytes, the file has 4");
-  CHECK(refused(npy(dictionary("<i4", "(4611686018427387904, 4)"), "0123")) ==
+  CHECK(refused_npy(npy(dictionary("<i4", "(4611686018427387904, 4)"), "0123")) ==
         doctest::Contains("is too large"));
-  CHECK(refused(npy(dictionary("<i4", "(99999999999999999999,)"), "0123")) ==
+  CHECK(refused_npy(npy(dictionary("<i4", "(99999999999999999999,)"), "0123")) ==
         doctest::Contains("is too large"));
 }
 

@@ -8,15 +8,15 @@
 namespace aqhost {
 namespace {
 
-SafetensorsHeader parse(std::string_view file) {
+SafetensorsHeader parse_header(std::string_view file) {
   return parse_safetensors(bytes_of(file), static_cast<int64_t>(file.size()), "f");
 }
 
 /// The message with which a header over 8 bytes of data is refused.
-doctest::String refused(std::string_view header) {
+doctest::String refused_header(std::string_view header) {
   const std::string file = stored_file(header, "01234567");
   try {
-    parse(file);
+    parse_header(file);
   } catch (const Error& e) {
     return e.what();
   }
@@ -42,7 +42,7 @@ TEST_CASE("a header is read: names sorted, types, shapes, bytes, metadata") {
                                            entry("b", "BF16", "[2,1]", 0, 4) + "," +
                                            entry("a", "F32", "[]", 4, 8) + "}  ",
                                        "01234567");
-  const SafetensorsHeader header = parse(file);
+  const SafetensorsHeader header = parse_header(file);
   REQUIRE(header.tensors.size() == 2);
   const StoredTensor& a = header.tensors[0];
   const StoredTensor& b = header.tensors[1];
@@ -65,19 +65,19 @@ TEST_CASE("every element type has its size and goes by the name it is parsed fro
     const auto n = 8 / dtype_size(type);
     const std::string file = stored_file(
         "{" + entry("a", dtype_name(type), fmt::format("[{}]", n), 0, 8) + "}", "01234567");
-    CHECK(parse(file).tensors[0].numel() == n);
+    CHECK(parse_header(file).tensors[0].numel() == n);
   }
   CHECK(!parse_dtype("bf16"));
   CHECK(!parse_dtype(""));
 }
 
 TEST_CASE("a file without tensors, and tensors without elements, are read") {
-  CHECK(parse(stored_file("{}", "")).tensors.empty());
+  CHECK(parse_header(stored_file("{}", "")).tensors.empty());
   const std::string file = stored_file("{" + entry("none", "F32", "[0,3]", 0, 0) + "," +
                                            entry("all", "U8", "[8]", 0, 8) + "," +
                                            entry("tail", "F16", "[4,0]", 8, 8) + "}",
                                        "01234567");
-  const SafetensorsHeader header = parse(file);
+  const SafetensorsHeader header = parse_header(file);
   REQUIRE(header.tensors.size() == 3);
   CHECK(header.tensors[1].name == "none");
   CHECK(header.tensors[1].numel() == 0);
@@ -85,63 +85,71 @@ TEST_CASE("a file without tensors, and tensors without elements, are read") {
 }
 
 TEST_CASE("a length that cannot be is refused") {
-  CHECK_THROWS_WITH_AS(
-      parse(""), "f: 0 bytes, too short for a safetensors file (8-byte header length)", Error);
-  CHECK_THROWS_WITH_AS(parse(std::string(7, '\0')), doctest::Contains("7 bytes, too short"), Error);
+  CHECK_THROWS_WITH_AS(parse_header(""),
+                       "f: 0 bytes, too short for a safetensors file (8-byte header length)",
+                       Error);
+  CHECK_THROWS_WITH_AS(parse_header(std::string(7, '\0')), doctest::Contains("7 bytes, too short"),
+                       Error);
   std::string file = stored_file("{}", "");
   file[0] = 3;
   CHECK_THROWS_WITH_AS(
-      parse(file), "f: header length 3, but the file has 10 bytes: truncated, download it again",
-      Error);
+      parse_header(file),
+      "f: header length 3, but the file has 10 bytes: truncated, download it again", Error);
   file[4] = 1;
-  CHECK_THROWS_WITH_AS(parse(file), doctest::Contains("expected at most 100000000"), Error);
+  CHECK_THROWS_WITH_AS(parse_header(file), doctest::Contains("expected at most 100000000"), Error);
   for (int i = 0; i < 8; i++) file[static_cast<std::size_t>(i)] = '\xff';
-  CHECK_THROWS_WITH_AS(parse(file), doctest::Contains("header length 18446744073709551615"), Error);
+  CHECK_THROWS_WITH_AS(parse_header(file), doctest::Contains("header length 18446744073709551615"),
+                       Error);
 }
 
 TEST_CASE("a header that is no JSON object of objects is refused") {
   using doctest::Contains;
-  CHECK(refused("") == Contains("f: header length 0, expected at least 2 bytes of JSON"));
-  CHECK(refused("{\"a\":") == Contains("f: not valid JSON"));
-  CHECK(refused("{\"\xff\":{}}") == Contains("f: not valid JSON"));
-  CHECK(refused("[]") == "f: the header is no JSON object");
-  CHECK(refused(R"({"a":[1]})") == "f: tensor a is array, expected an object");
-  CHECK(refused(R"({"__metadata__":[]})") == "f: __metadata__ is no object");
-  CHECK(refused(R"({"__metadata__":{"n":1}})") == "f: __metadata__.n is no string");
-  CHECK(refused("{" + entry("a", "U8", "[8]", 0, 8) + "," + entry("a", "U8", "[8]", 0, 8) + "}") ==
-        "f: key \"a\" appears twice");
-  CHECK(refused(std::string(70, '[') + std::string(70, ']')) == Contains("nested deeper"));
+  CHECK(refused_header("") == Contains("f: header length 0, expected at least 2 bytes of JSON"));
+  CHECK(refused_header("{\"a\":") == Contains("f: not valid JSON"));
+  CHECK(refused_header("{\"\xff\":{}}") == Contains("f: not valid JSON"));
+  CHECK(refused_header("[]") == "f: the header is no JSON object");
+  CHECK(refused_header(R"({"a":[1]})") == "f: tensor a is array, expected an object");
+  CHECK(refused_header(R"({"__metadata__":[]})") == "f: __metadata__ is no object");
+  CHECK(refused_header(R"({"__metadata__":{"n":1}})") == "f: __metadata__.n is no string");
+  CHECK(refused_header("{" + entry("a", "U8", "[8]", 0, 8) + "," + entry("a", "U8", "[8]", 0, 8) +
+                       "}") == "f: key \"a\" appears twice");
+  CHECK(refused_header(std::string(70, '[') + std::string(70, ']')) == Contains("nested deeper"));
 }
 
 TEST_CASE("each field of a tensor is checked, and named") {
   using doctest::Contains;
-  CHECK(refused(with("dtype", R"("F33")")) == "f: tensor a.dtype is \"F33\", which is not known");
-  CHECK(refused(with("dtype", "3")) == "f: tensor a.dtype is 3, which is not known");
-  CHECK(refused(with("shape", "2")) == "f: tensor a.shape is 2, expected an array");
-  CHECK(refused(with("shape", "[-2]")) ==
+  CHECK(refused_header(with("dtype", R"("F33")")) ==
+        "f: tensor a.dtype is \"F33\", which is not known");
+  CHECK(refused_header(with("dtype", "3")) == "f: tensor a.dtype is 3, which is not known");
+  CHECK(refused_header(with("shape", "2")) == "f: tensor a.shape is 2, expected an array");
+  CHECK(refused_header(with("shape", "[-2]")) ==
         "f: tensor a.shape is -2, expected a non-negative integer");
-  CHECK(refused(with("shape", "[2.0]")) == Contains("expected a non-negative integer"));
-  CHECK(refused(with("shape", "[null]")) == Contains("expected a non-negative integer"));
-  CHECK(refused(with("shape", "[9223372036854775808]")) ==
+  CHECK(refused_header(with("shape", "[2.0]")) == Contains("expected a non-negative integer"));
+  CHECK(refused_header(with("shape", "[null]")) == Contains("expected a non-negative integer"));
+  CHECK(refused_header(with("shape", "[9223372036854775808]")) ==
         Contains("expected a non-negative integer"));
-  CHECK(refused(with("shape", "[4294967296,4294967296]")) ==
+  CHECK(refused_header(with("shape", "[4294967296,4294967296]")) ==
         "f: tensor a.shape [4294967296, 4294967296] is too large");
-  CHECK(refused(with("shape", "[3]")) ==
+  CHECK(refused_header(with("shape", "[3]")) ==
         "f: tensor a: F32 [3] takes 12 bytes, data_offsets [0, 8] have 8");
-  CHECK(refused(with("data_offsets", "[0]")) ==
+  CHECK(refused_header(with("data_offsets", "[0]")) ==
         "f: tensor a.data_offsets is [0], expected [begin, end]");
-  CHECK(refused(with("data_offsets", "{}")) == Contains("expected [begin, end]"));
-  CHECK(refused(with("data_offsets", "[0,\"8\"]")) == Contains("expected a non-negative integer"));
-  CHECK(refused(with("data_offsets", "[8,0]")) ==
+  CHECK(refused_header(with("data_offsets", "{}")) == Contains("expected [begin, end]"));
+  CHECK(refused_header(with("data_offsets", "[0,\"8\"]")) ==
+        Contains("expected a non-negative integer"));
+  CHECK(refused_header(with("data_offsets", "[8,0]")) ==
         "f: tensor a.data_offsets [8, 0] do not lie within the 8 bytes of data");
-  CHECK(refused(with("data_offsets", "[0,9]")) ==
+  CHECK(refused_header(with("data_offsets", "[0,9]")) ==
         "f: tensor a.data_offsets [0, 9] do not lie within the 8 bytes of data; the file may be "
         "truncated");
-  CHECK(refused(with("data_offsets", "[4,8]")) == Contains("takes 8 bytes"));
-  CHECK(refused(R"({"a":{"shape":[2],"data_offsets":[0,8]}})") == "f: tensor a has no \"dtype\"");
-  CHECK(refused(R"({"a":{"dtype":"F32","data_offsets":[0,8]}})") == "f: tensor a has no \"shape\"");
-  CHECK(refused(R"({"a":{"dtype":"F32","shape":[2]}})") == "f: tensor a has no \"data_offsets\"");
-  CHECK(refused(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1}})") ==
+  CHECK(refused_header(with("data_offsets", "[4,8]")) == Contains("takes 8 bytes"));
+  CHECK(refused_header(R"({"a":{"shape":[2],"data_offsets":[0,8]}})") ==
+        "f: tensor a has no \"dtype\"");
+  CHECK(refused_header(R"({"a":{"dtype":"F32","data_offsets":[0,8]}})") ==
+        "f: tensor a has no \"shape\"");
+  CHECK(refused_header(R"({"a":{"dtype":"F32","shape":[2]}})") ==
+        "f: tensor a has no \"data_offsets\"");
+  CHECK(refused_header(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1}})") ==
         "f: tensor a has the unknown field \"x\"");
 }
 
@@ -149,19 +157,19 @@ TEST_CASE("ranges that overlap or leave gaps are refused, with the tensors' name
   const auto two = [](std::string_view a, std::string_view b) {
     return "{" + std::string(a) + "," + std::string(b) + "}";
   };
-  CHECK(refused(two(entry("a", "U8", "[5]", 0, 5), entry("b", "U8", "[4]", 4, 8))) ==
+  CHECK(refused_header(two(entry("a", "U8", "[5]", 0, 5), entry("b", "U8", "[4]", 4, 8))) ==
         "f: tensors a and b overlap");
-  CHECK(refused(two(entry("a", "U8", "[8]", 0, 8), entry("b", "U8", "[8]", 0, 8))) ==
+  CHECK(refused_header(two(entry("a", "U8", "[8]", 0, 8), entry("b", "U8", "[8]", 0, 8))) ==
         "f: tensors a and b overlap");
-  CHECK(refused(two(entry("a", "U8", "[8]", 0, 8), entry("b", "U8", "[0]", 4, 4))) ==
+  CHECK(refused_header(two(entry("a", "U8", "[8]", 0, 8), entry("b", "U8", "[0]", 4, 4))) ==
         "f: tensors a and b overlap");
-  CHECK(refused(two(entry("a", "U8", "[3]", 0, 3), entry("b", "U8", "[4]", 4, 8))) ==
+  CHECK(refused_header(two(entry("a", "U8", "[3]", 0, 3), entry("b", "U8", "[4]", 4, 8))) ==
         "f: 1 bytes before tensor b belong to no tensor");
-  CHECK(refused(two(entry("a", "U8", "[3]", 2, 5), entry("b", "U8", "[3]", 5, 8))) ==
+  CHECK(refused_header(two(entry("a", "U8", "[3]", 2, 5), entry("b", "U8", "[3]", 5, 8))) ==
         "f: 2 bytes before tensor a belong to no tensor");
-  CHECK(refused(two(entry("a", "U8", "[3]", 0, 3), entry("b", "U8", "[3]", 3, 6))) ==
+  CHECK(refused_header(two(entry("a", "U8", "[3]", 0, 3), entry("b", "U8", "[3]", 3, 6))) ==
         "f: the last 2 bytes belong to no tensor");
-  CHECK(refused("{}") == "f: the last 8 bytes belong to no tensor");
+  CHECK(refused_header("{}") == "f: the last 8 bytes belong to no tensor");
 }
 
 TEST_CASE("no prefix and no flipped bit of a real header makes it crash") {
@@ -172,17 +180,17 @@ TEST_CASE("no prefix and no flipped bit of a real header makes it crash") {
       static_cast<unsigned char>(file[0]) + 256 * std::size_t{static_cast<unsigned char>(file[1])};
   int accepted = 0;
   for (std::size_t i = 0; i < length + 8; i += 7) {
-    CHECK_THROWS_AS(parse(std::string_view(file).substr(0, i)), Error);
+    CHECK_THROWS_AS(parse_header(std::string_view(file).substr(0, i)), Error);
     std::string changed = file;
     changed[i] = static_cast<char>(changed[i] ^ (1 << (i % 8)));
     try {
-      parse(changed);
+      parse_header(changed);
       accepted++;  // a bit of a name
     } catch (const Error&) {
     }
   }
   CHECK(accepted < static_cast<int>(length / 7));
-  CHECK_THROWS_AS(parse(std::string_view(file).substr(0, file.size() - 1)), Error);
+  CHECK_THROWS_AS(parse_header(std::string_view(file).substr(0, file.size() - 1)), Error);
 }
 
 }  // namespace

@@ -12,10 +12,6 @@
 namespace aqhost {
 namespace {
 
-at::Tensor some_windows(int64_t count, int64_t length) {
-  return (at::arange(count * length) * 7919 % 2048).reshape({count, length});
-}
-
 /// Rounds the model of `open` to nearest.
 struct Rounded {
   Rounded(const OpenModel& open, const std::string& recipe)

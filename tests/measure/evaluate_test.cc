@@ -16,10 +16,6 @@
 namespace aqhost {
 namespace {
 
-at::Tensor some_windows(int64_t count, int64_t length) {
-  return (at::arange(count * length) * 7919 % 2048).reshape({count, length});
-}
-
 TEST_CASE("perplexity is the exponential of the mean loss, for any batches of windows") {
   const OpenModel open({.layers = 1, .hidden = 16, .inner = 16, .heads = 2});
   const at::Tensor windows = some_windows(20, 500);  // 10,000 tokens: two batches

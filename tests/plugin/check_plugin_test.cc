@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "conformance/rules.h"
 #include "plugin/elf.h"
+#include "plugin/fixtures.h"
 #include "plugin/said.h"
 #include "plugin/small_source.h"
 #include "temp_folder.h"
@@ -13,8 +14,6 @@
 
 namespace aqhost {
 namespace {
-
-const std::filesystem::path kFixtures = std::filesystem::path(AQ_BUILD_DIR) / "tests";
 
 /// SmallSource as files.
 void write_checkpoint(const std::filesystem::path& folder) {

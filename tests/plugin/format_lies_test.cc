@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kRows = 3, kCols = 20;  // a whole group of 16 and one of 4
 
 /// A matrix goes the whole way: fit, quantize, pack, unpack, dequantize.
-void use(const Registry& registry, const std::string& id) {
+void use_format(const Registry& registry, const std::string& id) {
   const auto format = registry.create_format(id, Json::object());
   QuantizedMatrix m{kRows, kCols, std::vector<std::byte>(kRows * kCols), {}, {}};
   std::vector<float> weights(kRows * kCols), values(kRows * kCols);
@@ -46,7 +46,7 @@ void use(const Registry& registry, const std::string& id) {
 }
 
 /// What is said of each lie.
-const std::map<std::string, std::string> kSaid{
+const std::map<std::string, std::string> kSaidOfFormats{
     {"no-pack", "a function that every format has is missing"},
     {"short-table", "a function that every format has is missing"},
     {"destroy-throws", "a function that every format has is missing"},
@@ -104,12 +104,12 @@ TEST_CASE("every lie of a format is found, and the sentence names the file") {
   const std::filesystem::path file =
       std::filesystem::path(AQ_BUILD_DIR) / "tests/plugins-lying/lying-format.so";
   const Registry registry({file.parent_path()});
-  CHECK(said([&] { use(registry, "honest"); }).empty());
-  CHECK(registry.format_ids().size() == kSaid.size() + 1);
-  for (const auto& [id, expected] : kSaid) {
+  CHECK(said([&] { use_format(registry, "honest"); }).empty());
+  CHECK(registry.format_ids().size() == kSaidOfFormats.size() + 1);
+  for (const auto& [id, expected] : kSaidOfFormats) {
     CAPTURE(id);
     [[maybe_unused]] const LeaksAllowed of_broken_tables;
-    const std::string text = said([&, &id = id] { use(registry, id); });
+    const std::string text = said([&, &id = id] { use_format(registry, id); });
     CHECK_MESSAGE(contains(text, expected), text);
     const bool of_checkpoint = id == "unpack-nan";  // its caller names the tensor
     CHECK_MESSAGE((of_checkpoint || contains(text, file.string())), text);

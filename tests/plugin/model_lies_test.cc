@@ -12,7 +12,7 @@ namespace aqhost {
 namespace {
 
 /// Opens the model and routes three tokens in it.
-void use(const Registry& registry, const std::string& id) {
+void use_model(const Registry& registry, const std::string& id) {
   const SmallSource source;
   const auto model = registry.create_model(source, id);
   constexpr std::array<float, 12> kLogits{0, 1, 2, 3, 9, 8, 7, 6, 1, 4, 2, 3};
@@ -23,7 +23,7 @@ void use(const Registry& registry, const std::string& id) {
 }
 
 /// What is said of each lie.
-const std::map<std::string, std::string> kSaid{
+const std::map<std::string, std::string> kSaidOfModels{
     {"no-route", "a function that every adapter has is missing"},
     {"short-table", "a function that every adapter has is missing"},
     {"destroy-throws", "a function that every adapter has is missing"},
@@ -101,12 +101,12 @@ TEST_CASE("every lie of a model is found, and the sentence names the file") {
   const std::filesystem::path file =
       std::filesystem::path(AQ_BUILD_DIR) / "tests/plugins-lying/lying-model.so";
   const Registry registry({file.parent_path()});
-  CHECK(said([&] { use(registry, "honest"); }).empty());
-  CHECK(registry.model_ids().size() == kSaid.size() + 1);
-  for (const auto& [id, expected] : kSaid) {
+  CHECK(said([&] { use_model(registry, "honest"); }).empty());
+  CHECK(registry.model_ids().size() == kSaidOfModels.size() + 1);
+  for (const auto& [id, expected] : kSaidOfModels) {
     CAPTURE(id);
     [[maybe_unused]] const LeaksAllowed of_broken_tables;
-    const std::string text = said([&, &id = id] { use(registry, id); });
+    const std::string text = said([&, &id = id] { use_model(registry, id); });
     CHECK_MESSAGE(contains(text, expected), text);
     // of the checkpoint's own tensors the sentence names the checkpoint
     const bool of_file = contains(text, "small: tensor ");

@@ -9,6 +9,7 @@
 #include <sstream>
 #include <thread>
 
+#include "plugin/fixtures.h"
 #include "plugin/said.h"
 #include "plugin/small_source.h"
 #include "temp_folder.h"
@@ -17,7 +18,6 @@ namespace aqhost {
 namespace {
 
 namespace fs = std::filesystem;
-const fs::path kFixtures = fs::path(AQ_BUILD_DIR) / "tests";
 
 /// What spdlog says while this lives, a line each.
 class Log {

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "base/sha256.h"
+#include "plugin/fixtures.h"
 #include "plugin/library.h"
 #include "plugin/registry.h"
 #include "plugin/said.h"
@@ -16,7 +17,6 @@ namespace aqhost {
 namespace {
 
 namespace fs = std::filesystem;
-const fs::path kFixtures = fs::path(AQ_BUILD_DIR) / "tests";
 const fs::path kCounted = kFixtures / "plugins-counted/counted.so";
 constexpr uid_t kStranger = 12345;
 

@@ -76,8 +76,6 @@ double perplexity_of(const fs::path& folder) {
   return perplexity(*source, *model, windows, {}).value;
 }
 
-doctest::String shown(const std::string& text) { return text.c_str(); }
-
 /// One tensor of each kind that is not quantized.
 const std::vector<std::string> kDense{"model.embed_tokens.weight",
                                       "model.norm.weight",

@@ -12,7 +12,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kOneFile = int64_t{1} << 40;
-const std::string kRtn = "{default: {group_size: 16, algorithm: rtn}}";
 
 std::vector<std::string> names_in(const fs::path& folder) {
   std::vector<std::string> names;

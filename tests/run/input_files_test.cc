@@ -19,7 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 using doctest::Contains;
 
-const std::string kRtn = "{default: {group_size: 16, algorithm: rtn}}";
 const std::string kDown = "model.layers.1.mlp.experts.3.down_proj";
 
 /// A SmallModel on disk that a test changes, and the messages of opening, planning and rounding it.
@@ -72,8 +71,6 @@ class Changed {
 
   TempFolder folder_;
 };
-
-doctest::String shown(const std::string& text) { return text.c_str(); }
 
 }  // namespace
 

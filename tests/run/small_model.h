@@ -10,8 +10,18 @@
 #include "plugin/registry.h"
 #include "run/quantize.h"
 #include "temp_folder.h"
+#include "torch_doctest.h"
 
 namespace aqhost {
+
+/// A recipe that rounds everything to nearest.
+inline const std::string kRtn = "{default: {group_size: 16, algorithm: rtn}}";
+
+/// Windows [count, length] i64 of token ids below 2048.
+at::Tensor some_windows(int64_t count, int64_t length);
+
+/// The text as doctest shows it.
+inline doctest::String shown(const std::string& text) { return text.c_str(); }
 
 /// The plugins of this build.
 const Registry& registry();

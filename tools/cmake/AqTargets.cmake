@@ -8,6 +8,9 @@ function(aq_compile_options target)
     # GCC 12 sees overlaps and overflows in std::string that are not there (its bug 105651)
     $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> $<$<CXX_COMPILER_ID:GNU>:-Wno-stringop-overflow>
     $<$<CXX_COMPILER_ID:GNU>:-Wno-array-bounds>)
+  if(CMAKE_UNITY_BUILD)  # it takes the sources that one file includes for headers
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
+  endif()
   if(AQHOST_DEVELOPER)
     target_compile_options(${target} PRIVATE -Werror)
   endif()
@@ -106,6 +109,8 @@ function(aq_test module)
   target_link_libraries(test_${module} PRIVATE ${ARG_DEPS} doctest::doctest)
   target_compile_definitions(test_${module} PRIVATE
     AQ_TESTS_DIR="${PROJECT_SOURCE_DIR}/tests" AQ_BUILD_DIR="${PROJECT_BINARY_DIR}")
+  # it implements doctest, which must not have been included before
+  set_source_files_properties(${PROJECT_SOURCE_DIR}/tests/main.cc PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   aq_compile_options(test_${module})
   aq_compile_quickly(test_${module})
   if(ARG_ATEN)
