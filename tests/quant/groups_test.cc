@@ -55,7 +55,7 @@ TEST_CASE("rounding to nearest is what aq/quantizer.h says, to the bit, for ever
 }
 
 TEST_CASE("no candidate that is the best is left out, whatever the weights") {
-  constexpr int64_t kRows = 60, kCols = 128;
+  constexpr int64_t kRows = 15, kCols = 128;
   const Problem problem(1, kRows, kCols, 7);
   const at::Tensor random = problem.weights[0], grid = (random * 3).round();
   const at::Tensor outlier = random.clone();

@@ -100,6 +100,10 @@ if(AQHOST_SANITIZE)
   set(AQ_TEST_TIMEOUT 3000)
 endif()
 
+# Tests run beside each other, so OpenMP's threads must not spin while they wait (see
+# tools/aqhost/process_setup.cc): a test of learned rounding took 39 s of processor time, and takes 1 s.
+set(AQ_TEST_ENVIRONMENT GOMP_SPINCOUNT=5000)
+
 # aq_test(MODULE [ATEN] SOURCES ... [DEPS targets]): doctest cases of core/MODULE, each a ctest test.
 # The tests run in the source tree's tests/ folder. ATEN: they include LibTorch's headers.
 function(aq_test module)
@@ -119,7 +123,8 @@ function(aq_test module)
     aq_precompiled(test_${module} aqhost_base)
   endif()
   doctest_discover_tests(test_${module} TEST_PREFIX "${module}: " ADD_LABELS 0
-    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests PROPERTIES TIMEOUT ${AQ_TEST_TIMEOUT})
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests
+    PROPERTIES TIMEOUT ${AQ_TEST_TIMEOUT} ENVIRONMENT ${AQ_TEST_ENVIRONMENT})
 endfunction()
 
 # aq_python_test(NAME SCRIPT PYTHON): a file of Python unittests as one ctest test, run with AQ_BUILD
@@ -130,5 +135,5 @@ function(aq_python_test name script python)
   math(EXPR timeout "2 * ${AQ_TEST_TIMEOUT}")
   set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout}
     ENVIRONMENT
-    "AQ_BUILD=${PROJECT_BINARY_DIR};AQ_SANITIZE=${AQHOST_SANITIZE};PYTHONDONTWRITEBYTECODE=1")
+    "AQ_BUILD=${PROJECT_BINARY_DIR};AQ_SANITIZE=${AQHOST_SANITIZE};PYTHONDONTWRITEBYTECODE=1;${AQ_TEST_ENVIRONMENT}")
 endfunction()
