@@ -16,7 +16,7 @@ namespace aqhost {
 namespace {
 
 /// Solves lm_head, if the plan quantizes it. Its input is the normed output of the last layer.
-void quantize_head(const Reader& original, const Model& model, const Plan& plan,
+void quantize_head(const Source& original, const Model& model, const Plan& plan,
                    const at::Tensor& x, const at::Tensor& original_x, UnitSink& sink) {
   for (const PlannedModule& planned : plan.modules) {
     if (!planned.format || planned.module->key.layer >= 0) continue;
@@ -88,7 +88,7 @@ int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
 /// Moves the hidden states of the calibration windows through the layers.
 class Calibrator {
  public:
-  Calibrator(const Reader& original, const Model& model, const Plan& plan,
+  Calibrator(const Source& original, const Model& model, const Plan& plan,
              const at::Tensor& windows, const CalibratedRunOptions& options)
       : original_(original),
         model_(model),
@@ -175,7 +175,7 @@ class Calibrator {
     timer.end();
   }
 
-  const Reader& original_;
+  const Source& original_;
   const Model& model_;
   const Plan& plan_;
   const at::Tensor windows_;  // [windows, tokens] i64
@@ -193,7 +193,7 @@ int32_t layers_with_states(const Model& model, const Plan& plan) {
   return has_head(plan) ? model.desc().n_layers : std::max(last_layer(model, plan), 0);
 }
 
-int64_t chunk_bytes(const Reader& original, const Model& model, const Plan& plan,
+int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan,
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     const MemoryLimit& limit) {
   constexpr int64_t kUsual = int64_t{3} << 29;
@@ -209,7 +209,7 @@ int64_t chunk_bytes(const Reader& original, const Model& model, const Plan& plan
   return limit.is_of_container ? std::min(room, kUsual) : room;
 }
 
-void run_calibrated(const Reader& original, const Model& model, const Plan& plan,
+void run_calibrated(const Source& original, const Model& model, const Plan& plan,
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     BoundaryStates states, UnitSink& sink, PhaseTimer& timer) {
   Calibrator(original, model, plan, windows, options).run(std::move(states), sink, timer);

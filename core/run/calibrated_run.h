@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "checkpoint/reader.h"
+#include "checkpoint/source.h"
 #include "plan/plan.h"
 #include "plugin/model.h"
 #include "run/phase_timer.h"
@@ -32,14 +32,14 @@ struct MemoryLimit {
 
 /// The bytes that the experts which are solved together may take in a run of windows [n, tokens].
 /// Throws an Error if the limit is less than hidden states and layers need.
-int64_t chunk_bytes(const Reader& original, const Model& model, const Plan& plan,
+int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan,
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     const MemoryLimit& limit);
 
 /// Runs windows [n, tokens] i64 through the layers from sink.next() on, and solves each layer's
 /// planned modules on the way. `states` are those behind the last finished layer; they are
 /// undefined if there is none.
-void run_calibrated(const Reader& original, const Model& model, const Plan& plan,
+void run_calibrated(const Source& original, const Model& model, const Plan& plan,
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     BoundaryStates states, UnitSink& sink, PhaseTimer& timer);
 

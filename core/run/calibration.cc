@@ -28,7 +28,7 @@ struct Corpus {
   std::vector<double> weights;       // the share that each file should give
 };
 
-Corpus read_files(const Reader& original, const Model& model, const CalibrationOptions& options,
+Corpus read_files(const Source& original, const Model& model, const CalibrationOptions& options,
                   RunObserver& observer) {
   Corpus corpus;
   corpus.separator = document_separator(original.config(), model.desc().vocab_size);
@@ -87,7 +87,7 @@ at::Tensor with_random(const at::Tensor& text, int64_t vocab_size,
 
 /// Replaces `places` by windows from a larger pool that use experts more evenly; each file keeps
 /// its number of windows.
-CalibrationReport::Balance balance(const Reader& original, const Model& model,
+CalibrationReport::Balance balance(const Source& original, const Model& model,
                                    const CalibrationOptions& options, const at::TensorOptions& run,
                                    const Corpus& corpus, std::vector<Place>& places,
                                    RunObserver& observer) {
@@ -130,7 +130,7 @@ FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file
   return read;
 }
 
-Calibration read_calibration(const Reader& original, const Model& model,
+Calibration read_calibration(const Source& original, const Model& model,
                              const CalibrationOptions& options, const at::TensorOptions& run,
                              RunObserver& observer) {
   const int64_t longest = model.desc().max_positions;

@@ -7,7 +7,7 @@
 
 #include "base/observer.h"
 #include "calibrate/corpus.h"
-#include "checkpoint/reader.h"
+#include "checkpoint/source.h"
 #include "plugin/model.h"
 #include "run/report.h"
 
@@ -38,7 +38,7 @@ FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file
 /// windows than its share; if all files together have too few, there are also fewer random windows.
 /// `run` is the type and the device in which the original model runs to balance experts. Throws an
 /// Error as CorpusReader does, and if seqlen is longer than the model was made for.
-Calibration read_calibration(const Reader& original, const Model& model,
+Calibration read_calibration(const Source& original, const Model& model,
                              const CalibrationOptions& options, const at::TensorOptions& run,
                              RunObserver& observer);
 

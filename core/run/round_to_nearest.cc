@@ -41,7 +41,7 @@ std::vector<ModuleGroup> module_groups(const Plan& plan, int32_t layer) {
   return groups;
 }
 
-std::vector<Solution> round_group(const Reader& original, const ModuleGroup& group) {
+std::vector<Solution> round_group(const Source& original, const ModuleGroup& group) {
   std::vector<at::Tensor> weights;
   for (const PlannedModule* m : group)
     weights.push_back(read_tensor(original, m->module->weight,
@@ -62,7 +62,7 @@ std::vector<Solution> round_group(const Reader& original, const ModuleGroup& gro
 }
 
 /// Rounds one layer: as many groups at the same time as there are threads and memory for.
-void round_layer(const Reader& original, const Plan& plan, int32_t layer, UnitSink& sink) {
+void round_layer(const Source& original, const Plan& plan, int32_t layer, UnitSink& sink) {
   constexpr int64_t kMaximumWeights = int64_t{1} << 28;  // 9 bytes each while they are rounded
   const auto groups = module_groups(plan, layer);
   const auto threads = static_cast<std::size_t>(at::get_num_threads());
@@ -89,7 +89,7 @@ void round_layer(const Reader& original, const Plan& plan, int32_t layer, UnitSi
 
 }  // namespace
 
-void round_to_nearest(const Reader& original, const Plan& plan, int32_t units, UnitSink& sink,
+void round_to_nearest(const Source& original, const Plan& plan, int32_t units, UnitSink& sink,
                       PhaseTimer& timer) {
   while (sink.next() < units) {
     const int32_t layer = sink.next() == units - 1 ? -1 : sink.next();

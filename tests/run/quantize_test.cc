@@ -14,13 +14,13 @@ namespace aqhost {
 namespace {
 namespace fs = std::filesystem;
 
-std::string bytes_of(const Reader& reader, const std::string& tensor) {
-  const std::vector<std::byte> bytes = reader.bytes(tensor);
+std::string bytes_of(const Source& source, const std::string& tensor) {
+  const std::vector<std::byte> bytes = source.bytes(tensor);
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
 /// Whether the packed codes of a module are equal in two exports.
-bool same(const Reader& a, const Reader& b, const std::string& module) {
+bool same(const Source& a, const Source& b, const std::string& module) {
   const std::string tensor = module + ".weight_packed";
   return bytes_of(a, tensor) == bytes_of(b, tensor);
 }

@@ -38,12 +38,12 @@ struct Sizes {
   std::map<int32_t, Size> layers;
 };
 
-Sizes sizes_of(const Reader& reader, const Plan& plan) {
+Sizes sizes_of(const Source& original, const Plan& plan) {
   Sizes sizes;
-  sizes.total.before = reader.stored_size().bytes;
+  sizes.total.before = original.stored_size().bytes;
   sizes.total.after = sizes.total.before;
   for (const PlannedModule& m : plan.modules) {
-    const int64_t before = m.weights() * dtype_size(reader.find(m.module->weight.name)->dtype);
+    const int64_t before = m.weights() * dtype_size(original.find(m.module->weight.name)->dtype);
     const int64_t after = m.format ? m.stored_bits() / 8 : before;
     const auto add = [&](Size& size) {
       size.after += after - before;
