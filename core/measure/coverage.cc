@@ -65,7 +65,7 @@ std::vector<std::string> coverage_rows(const std::vector<ExpertReport>& experts,
 std::string starved_warning(const RunReport& report) {
   int64_t starved = 0, unseen = 0;
   double factor = 1;
-  for (const ExpertReport& e : report.rows.experts) {
+  for (const ExpertReport& e : report.units.experts) {
     if (!e.starved) continue;
     starved++;
     if (e.tokens == 0)
@@ -77,7 +77,7 @@ std::string starved_warning(const RunReport& report) {
   std::string text = fmt::format(
       "{} of {} experts saw fewer tokens than they need and were solved with their layer's inputs "
       "mixed in",
-      starved, report.rows.experts.size());
+      starved, report.units.experts.size());
   if (starved > unseen)
     text += fmt::format("; about {:.1f} times as much calibration text would be enough for {}",
                         factor, unseen > 0 ? fmt::format("{} of them", starved - unseen) : "all");

@@ -141,7 +141,7 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
       timer.begin("write");
       store.wait();
       timer.end();
-      report.rows = sink.rows();
+      report.units = sink.take_report();
     }
     report.model_type = model.id();
     report.device = options.device.str();

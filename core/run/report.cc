@@ -79,49 +79,49 @@ Json to_json(const CalibrationReport& calibration) {
 
 }  // namespace
 
-void ReportRows::append(ReportRows rows) {
-  modules.merge(rows.modules);
-  experts.insert(experts.end(), rows.experts.begin(), rows.experts.end());
-  refined.insert(refined.end(), rows.refined.begin(), rows.refined.end());
+void UnitReport::append(UnitReport other) {
+  modules.merge(other.modules);
+  experts.insert(experts.end(), other.experts.begin(), other.experts.end());
+  refined.insert(refined.end(), other.refined.begin(), other.refined.end());
 }
 
-double ReportRows::loss() const {
+double UnitReport::loss() const {
   double sum = 0;
   for (const auto& [name, m] : modules) sum += m.solve ? m.solve->loss : 0;
   return sum;
 }
 
-double ReportRows::rtn_loss() const {
+double UnitReport::rtn_loss() const {
   double sum = 0;
   for (const auto& [name, m] : modules) sum += m.solve ? m.solve->rtn_loss : 0;
   return sum;
 }
 
-int64_t ReportRows::starved_experts() const {
+int64_t UnitReport::starved_experts() const {
   int64_t count = 0;
   for (const ExpertReport& e : experts) count += e.starved ? 1 : 0;
   return count;
 }
 
-Json to_json(const ReportRows& rows) {
+Json to_json(const UnitReport& report) {
   Json json{{"modules", Json::object()}, {"experts", Json::array()}};
-  for (const auto& [name, m] : rows.modules) json["modules"][name] = to_json(m);
-  for (const ExpertReport& e : rows.experts) json["experts"].push_back(to_json(e));
-  for (const Refinement& r : rows.refined)
+  for (const auto& [name, m] : report.modules) json["modules"][name] = to_json(m);
+  for (const ExpertReport& e : report.experts) json["experts"].push_back(to_json(e));
+  for (const Refinement& r : report.refined)
     json["refined"].push_back(
         {{"layer", r.layer}, {"error_before", r.error_before}, {"error_after", r.error_after}});
   return json;
 }
 
-ReportRows parse_rows(const Field& json) {
-  ReportRows rows;
-  for (const auto& [name, m] : json["modules"].members()) rows.modules[name] = parse_module(m);
-  for (const Field& e : json["experts"].items()) rows.experts.push_back(parse_expert(e));
-  if (json["refined"].is_null()) return rows;
+UnitReport parse_unit_report(const Field& json) {
+  UnitReport report;
+  for (const auto& [name, m] : json["modules"].members()) report.modules[name] = parse_module(m);
+  for (const Field& e : json["experts"].items()) report.experts.push_back(parse_expert(e));
+  if (json["refined"].is_null()) return report;
   for (const Field& r : json["refined"].items())
-    rows.refined.push_back(
+    report.refined.push_back(
         {int32_of(r["layer"]), r["error_before"].number(), r["error_after"].number()});
-  return rows;
+  return report;
 }
 
 double total(const PhaseSeconds& seconds) {
@@ -147,19 +147,19 @@ PhaseSeconds parse_seconds(const Field& json) {
 }
 
 Json to_json(const RunReport& report) {
-  Json json = to_json(report.rows);
+  Json json = to_json(report.units);
   json["generator"] = "aqhost";
   json["model_type"] = report.model_type;
   json["device"] = report.device;
   if (report.calibration) json["calibration"] = to_json(*report.calibration);
   Json seconds{{"total", report.total_seconds()}};
   for (const auto& [phase, value] : report.seconds) seconds[phase] = value;
-  json["totals"] = {{"modules", report.rows.modules.size()},
+  json["totals"] = {{"modules", report.units.modules.size()},
                     {"weights", report.weights},
                     {"bits_per_weight", report.bits_per_weight},
-                    {"loss", report.rows.loss()},
-                    {"rtn_loss", report.rows.rtn_loss()},
-                    {"starved_experts", report.rows.starved_experts()},
+                    {"loss", report.units.loss()},
+                    {"rtn_loss", report.units.rtn_loss()},
+                    {"starved_experts", report.units.starved_experts()},
                     {"seconds", seconds},
                     {"bytes", report.bytes},
                     {"resumed_layers", report.resumed_layers},

@@ -45,20 +45,21 @@ struct Refinement {
   double error_before = 0, error_after = 0;
 };
 
-/// The rows of the report about one layer, or about several.
-struct ReportRows {
+/// What a run reports about one unit, or about several.
+struct UnitReport {
   std::map<std::string, ModuleReport> modules;  // by name
   std::vector<ExpertReport> experts;
   std::vector<Refinement> refined;
 
-  void append(ReportRows rows);
+  /// Adds what `other` reports about further units.
+  void append(UnitReport other);
   double loss() const;
   double rtn_loss() const;
   int64_t starved_experts() const;
 };
-Json to_json(const ReportRows& rows);
+Json to_json(const UnitReport& report);
 /// The inverse of to_json(). An Error names the file and the field.
-ReportRows parse_rows(const Field& json);
+UnitReport parse_unit_report(const Field& json);
 
 struct CalibrationReport {
   struct File {
@@ -89,7 +90,7 @@ PhaseSeconds parse_seconds(const Field& json);
 /// The report on a run, which an export contains as quantization_report.json.
 struct RunReport {
   std::string model_type, device;
-  ReportRows rows;
+  UnitReport units;     // of all units together
   int64_t weights = 0;  // the number of weights in the quantized modules
   double bits_per_weight = 0;
   PhaseSeconds seconds;                      // of all tries, if a run was resumed

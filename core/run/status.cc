@@ -35,11 +35,11 @@ RunStatus read_status(const fs::path& work) {
           "{}: its content is not what was written (SHA-256); the next run does this layer and "
           "those after it again",
           entry.path().string());
-    const ReportRows rows = parse_rows(record["report"]);
+    const UnitReport report = parse_unit_report(record["report"]);
     status.finished_layers++;
-    status.finished_modules += static_cast<int64_t>(rows.modules.size());
-    status.loss += rows.loss();
-    status.rtn_loss += rows.rtn_loss();
+    status.finished_modules += static_cast<int64_t>(report.modules.size());
+    status.loss += report.loss();
+    status.rtn_loss += report.rtn_loss();
     status.seconds = std::max(status.seconds, total(parse_seconds(record["seconds"])));
   }
   status.finished_layers = std::min(status.finished_layers, status.layers);

@@ -140,7 +140,7 @@ bool record_is_whole(const Field& file) {
 struct RunStore::Record {
   std::vector<FileMark> shards;
   std::optional<FileMark> states;
-  ReportRows rows;
+  UnitReport report;
   PhaseSeconds seconds;
 };
 
@@ -164,7 +164,7 @@ std::optional<RunStore::Record> RunStore::read_record(int32_t unit) const {
     Record record;
     for (const Field& mark : field["shards"].items()) record.shards.push_back(parse_mark(mark));
     if (!field["states"].is_null()) record.states = parse_mark(field["states"]);
-    record.rows = parse_rows(field["report"]);
+    record.report = parse_unit_report(field["report"]);
     record.seconds = parse_seconds(field["seconds"]);
     return record;
   } catch (const Error& e) {
@@ -240,7 +240,7 @@ Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_state
                   : "the first layer is not whole");
   Finished finished;
   finished.units = done;
-  for (int32_t u = 0; u < done; u++) finished.rows.append(std::move(at(u)->rows));
+  for (int32_t u = 0; u < done; u++) finished.report.append(std::move(at(u)->report));
   finished.seconds = at(done - 1)->seconds;
   if (done <= needs_states_) {
     finished.states = load_states(work_.progress() / at(done - 1)->states->name);
@@ -264,7 +264,7 @@ void RunStore::remove_states_before(int32_t unit) const {
   }
 }
 
-void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& seconds,
+void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds& seconds,
                       const BoundaryStates& states) {
   work_.check_in_place();
   const bool on_cpu = !states.x.defined() || states.x.is_cpu();
@@ -286,7 +286,7 @@ void RunStore::finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& 
   if (with_states) stored_states_.push_back(unit);
   const int32_t keep_from =
       stored_states_.size() < 2 ? 0 : stored_states_[stored_states_.size() - 2];
-  Json record{{"report", aqhost::to_json(rows)}, {"seconds", aqhost::to_json(seconds)}};
+  Json record{{"report", aqhost::to_json(report)}, {"seconds", aqhost::to_json(seconds)}};
   auto before = std::make_shared<std::future<void>>(std::move(writing_));
   writing_ = std::async(std::launch::async, [this, unit, file, copy, keep_from, before,
                                              record = std::move(record)]() mutable {

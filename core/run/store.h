@@ -38,7 +38,7 @@ struct BoundaryStates {
 /// What an earlier try of a run has finished.
 struct Finished {
   int32_t units = 0;  // the number of units, from the first on; also the number of the next unit
-  ReportRows rows;
+  UnitReport report;
   PhaseSeconds seconds;
   BoundaryStates states;  // behind the last of these units, on the CPU
 };
@@ -48,8 +48,8 @@ struct Finished {
 ///                                 it was given, and the files of export/
 ///   export/                       the shards of the finished units, see Exporter
 ///   progress/unit-00007.json      the record of a unit, written when its shards and states are
-///                                 flushed to the disk: their sizes and SHA-256, the unit's rows of
-///                                 the report, and the seconds of the run so far
+///                                 flushed to the disk: their sizes and SHA-256, the report on the
+///                                 unit, and the seconds of the run so far
 ///   progress/states-00007.safetensors   the hidden states behind the unit, for the last two units
 /// A unit without a record is not finished. A run that is killed loses the unit in progress; on a
 /// GPU also units that were solved faster than their states could be written.
@@ -76,7 +76,7 @@ class RunStore {
   /// Finishes a unit whose modules are all written. Another thread flushes its files and writes its
   /// record; if that fails, the next call throws the exception. The states may be changed when this
   /// has returned.
-  void finish(int32_t unit, const ReportRows& rows, const PhaseSeconds& seconds,
+  void finish(int32_t unit, const UnitReport& report, const PhaseSeconds& seconds,
               const BoundaryStates& states);
   /// Waits until all units given to finish() have their records on the disk.
   void wait();

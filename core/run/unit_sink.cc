@@ -33,9 +33,9 @@ UnitSink::UnitSink(Exporter& exporter, RunStore& store, PhaseTimer& timer, const
       store_(store),
       timer_(timer),
       observer_(observer),
-      all_rows_(std::move(finished.rows)),
+      finished_(std::move(finished.report)),
       next_(finished.units) {
-  for (const auto& [name, module] : all_rows_.modules)
+  for (const auto& [name, module] : finished_.modules)
     done_ += static_cast<double>(module.out_features * module.in_features);
   observer_.begin("quantizing", static_cast<double>(plan.quantized_weights()), "weights");
 }
@@ -45,7 +45,7 @@ UnitSink::~UnitSink() { observer_.end(); }
 void UnitSink::say(const std::string& what) { observer_.update(done_, what); }
 
 void UnitSink::begin_unit() {
-  rows_ = {};
+  unit_ = {};
   exporter_.begin(next_);
 }
 
@@ -58,7 +58,7 @@ void UnitSink::take(const std::vector<Solution>& solutions) {
   });
   for (const Solution& solution : solutions) {
     const std::string& name = solution.planned->module->name;
-    rows_.modules[name] = report_of(solution);
+    unit_.modules[name] = report_of(solution);
     done_ += static_cast<double>(solution.planned->weights());
     std::string detail = name;
     if (solution.calibrated) detail += fmt::format("  loss {:.4g}", solution.loss);
@@ -69,17 +69,17 @@ void UnitSink::take(const std::vector<Solution>& solutions) {
 void UnitSink::add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
                    const std::set<std::pair<int32_t, int32_t>>& starved) {
   for (const ExpertCoverage& c : coverage)
-    rows_.experts.push_back(
+    unit_.experts.push_back(
         {c.layer, c.expert, c.tokens, c.weight, starved.contains({c.layer, c.expert}), needed});
 }
 
-void UnitSink::add(const Refinement& refinement) { rows_.refined.push_back(refinement); }
+void UnitSink::add(const Refinement& refinement) { unit_.refined.push_back(refinement); }
 
 void UnitSink::finish_unit(const BoundaryStates& states) {
   timer_.begin("write");
-  store_.finish(next_, rows_, timer_.seconds(), states);
+  store_.finish(next_, unit_, timer_.seconds(), states);
   timer_.end();
-  all_rows_.append(std::exchange(rows_, {}));
+  finished_.append(std::exchange(unit_, {}));
   next_++;
 }
 

@@ -34,9 +34,9 @@ class UnitSink {
   void say(const std::string& what);
 
   void begin_unit();
-  /// Writes the solutions to the unit's shards, and adds their rows to the report.
+  /// Writes the solutions to the unit's shards, and adds the modules to the unit's report.
   void take(const std::vector<Solution>& solutions);
-  /// Adds the coverage of a layer's experts to the report. Those of `starved` (layer, expert)
+  /// Adds the coverage of a layer's experts to the unit's report. Those of `starved` (layer, expert)
   /// received fewer than the `needed` tokens.
   void add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
            const std::set<std::pair<int32_t, int32_t>>& starved);
@@ -44,15 +44,15 @@ class UnitSink {
   /// `states` are the hidden states behind the unit, if it has any; see RunStore::finish().
   void finish_unit(const BoundaryStates& states = {});
 
-  /// Hands over the rows of all finished units. To be called once.
-  ReportRows rows() { return std::move(all_rows_); }
+  /// Hands over the report on all finished units. To be called once.
+  UnitReport take_report() { return std::move(finished_); }
 
  private:
   Exporter& exporter_;
   RunStore& store_;
   PhaseTimer& timer_;
   RunObserver& observer_;
-  ReportRows all_rows_, rows_;
+  UnitReport finished_, unit_;  // on all finished units, and on the unit that has begun
   int32_t next_;
   double done_ = 0;  // the number of quantized weights
 };

@@ -40,17 +40,17 @@ TEST_CASE(
     "the warning says how much more text starved experts need, and how many receive no tokens") {
   RunReport report;
   report.calibration.emplace().windows = 10;
-  report.rows.experts = {expert(0, 0, 500), expert(0, 1, 16, true), expert(0, 2, 32, true)};
+  report.units.experts = {expert(0, 0, 500), expert(0, 1, 16, true), expert(0, 2, 32, true)};
   CHECK(starved_warning(report) ==
         "2 of 3 experts saw fewer tokens than they need and were solved with their layer's inputs "
         "mixed in; about 4.0 times as much calibration text would be enough for all "
         "(--nsamples 40) (see quantization_report.json)");
-  report.rows.experts[1] = expert(0, 1, 0, true);
+  report.units.experts[1] = expert(0, 1, 0, true);
   CHECK(starved_warning(report) ==
         "2 of 3 experts saw fewer tokens than they need and were solved with their layer's inputs "
         "mixed in; about 2.0 times as much calibration text would be enough for 1 of them "
         "(--nsamples 20); 1 saw none: give text of other kinds too (see quantization_report.json)");
-  report.rows.experts = {expert(0, 0, 500)};
+  report.units.experts = {expert(0, 0, 500)};
   CHECK(starved_warning(report).empty());
 }
 

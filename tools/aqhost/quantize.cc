@@ -133,14 +133,14 @@ void print_calibration(const std::optional<CalibrationReport>& calibration) {
 
 void print_summary(const RunReport& report, const std::string& target, int64_t original_bytes,
                    const std::vector<Loadable>& loads) {
-  const double loss = report.rows.loss(), rtn_loss = report.rows.rtn_loss();
-  fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n", report.rows.modules.size(),
+  const double loss = report.units.loss(), rtn_loss = report.units.rtn_loss();
+  fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n", report.units.modules.size(),
              with_commas(report.weights), report.bits_per_weight);
   if (report.resumed_layers > 0)
     fmt::print("{} of the layers were finished by an earlier run\n", report.resumed_layers);
   print_calibration(report.calibration);
   if (const std::size_t width = terminal_width(STDOUT_FILENO); width > 0)
-    for (const std::string& row : coverage_rows(report.rows.experts, width))
+    for (const std::string& row : coverage_rows(report.units.experts, width))
       fmt::print("{}\n", row);
   if (rtn_loss > 0)
     fmt::print("loss {:.4g}, {:.1f} % of rounding to nearest\n", loss, 100 * loss / rtn_loss);
