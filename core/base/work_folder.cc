@@ -395,7 +395,7 @@ void WorkFolder::write_manifest(Json manifest, const std::vector<std::string>& f
   flush_folder(work_.parent_path());
 }
 
-void WorkFolder::check(const std::vector<std::string>& files) const {
+void WorkFolder::check_replaceable(const std::vector<std::string>& files) const {
   if (!inside_) return;
   std::error_code ignored;
   for (const std::string& file : files)
@@ -449,7 +449,7 @@ void WorkFolder::commit() {
   check_in_place();
   keep();
   try {
-    check(files_in(result()));
+    check_replaceable(files_in(result()));
     if (inside_) {
       merge();
     } else if (::rename(result().c_str(), target_.c_str()) != 0) {

@@ -73,8 +73,8 @@ class WorkFolder {
   /// from result() what an earlier manifest listed and this one does not list.
   void write_manifest(Json manifest, const std::vector<std::string>& files) const;
   /// Throws an Error if the target has a file with the name of one of `files`, relative to it, that
-  /// must not be replaced.
-  void check(const std::vector<std::string>& files) const;
+  /// no earlier run wrote and that therefore must not be replaced.
+  void check_replaceable(const std::vector<std::string>& files) const;
   /// From now on, the folder stays where it is if the run fails.
   void keep() { keep_ = true; }
   /// Moves all files of result() that are not among `files` to a new folder beside it, so that

@@ -138,11 +138,11 @@ void add_ids(const LoadedTensor& t, const LoadedTensor* mask, int64_t vocab_size
   }
 }
 
-/// A tensor of a file whose content is `bytes`.
-LoadedTensor part_of(std::span<const std::byte> bytes, const StoredTensor& tensor) {
-  const auto part =
+/// One of the tensors of a file, with its content; `bytes` is the content of the whole file.
+LoadedTensor tensor_in(std::span<const std::byte> bytes, const StoredTensor& tensor) {
+  const auto content =
       bytes.subspan(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(tensor.size));
-  return {tensor, {part.begin(), part.end()}};
+  return {tensor, {content.begin(), content.end()}};
 }
 
 void add_safetensors(std::span<const std::byte> bytes, const std::string& file, int64_t vocab_size,
@@ -151,7 +151,7 @@ void add_safetensors(std::span<const std::byte> bytes, const std::string& file, 
       parse_safetensors(bytes, static_cast<int64_t>(bytes.size()), file).tensors;
   const auto find = [&](std::string_view name) -> std::optional<LoadedTensor> {
     for (const StoredTensor& t : tensors)
-      if (t.name == name) return part_of(bytes, t);
+      if (t.name == name) return tensor_in(bytes, t);
     return {};
   };
   const std::string where = file + ": tensor ";
@@ -160,7 +160,7 @@ void add_safetensors(std::span<const std::byte> bytes, const std::string& file, 
     return add_ids(*ids, mask ? &*mask : nullptr, vocab_size, where + ids->name, cutter);
   }
   for (const StoredTensor& t : tensors)
-    add_ids(part_of(bytes, t), nullptr, vocab_size, where + t.name, cutter);
+    add_ids(tensor_in(bytes, t), nullptr, vocab_size, where + t.name, cutter);
 }
 
 }  // namespace
@@ -225,8 +225,8 @@ FileWindows CorpusReader::read(const fs::path& file, int64_t length) {
     fail("{}: the file is empty; expected text, JSON lines or token ids to calibrate on", where);
   switch (recognise(content, file)) {
     case CalibrationFile::kNpy:
-      add_ids(part_of(bytes, parse_npy(bytes, static_cast<int64_t>(bytes.size()), where)), nullptr,
-              vocab_size_, where, cutter);
+      add_ids(tensor_in(bytes, parse_npy(bytes, static_cast<int64_t>(bytes.size()), where)),
+              nullptr, vocab_size_, where, cutter);
       break;
     case CalibrationFile::kSafetensors:
       add_safetensors(bytes, where, vocab_size_, cutter);

@@ -96,8 +96,8 @@ struct Writer::Impl {
   std::map<std::string, Place, std::less<>> places;
 
   std::string path_of(const Shard& shard) const { return (directory / shard.name).string(); }
-  /// The file's name until it is finished.
-  std::string part_of(const Shard& shard) const { return path_of(shard) + ".part"; }
+  /// The path that the file has until it is finished.
+  std::string unfinished_path_of(const Shard& shard) const { return path_of(shard) + ".part"; }
 
   ~Impl() {
     for (const Shard& shard : shards)
@@ -143,7 +143,7 @@ struct Writer::Impl {
 
   /// Creates the file of a shard at its full size, with its header.
   void create(Shard& shard) const {
-    const std::string path = part_of(shard);
+    const std::string path = unfinished_path_of(shard);
     shard.fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (shard.fd < 0) fail("{}: {}", path, std::strerror(errno));
     const std::string header = header_of(shard);
@@ -201,7 +201,7 @@ void Writer::begin(std::size_t group) {
 void Writer::write(std::string_view name, std::span<const std::byte> bytes) {
   const Place& place = impl_->take(name, bytes.size());
   const Shard& shard = impl_->shards[place.shard];
-  write_at(shard.fd, bytes.data(), bytes.size(), place.offset, impl_->part_of(shard));
+  write_at(shard.fd, bytes.data(), bytes.size(), place.offset, impl_->unfinished_path_of(shard));
 }
 
 void Writer::copy(std::string_view name, const Read& read) {
@@ -215,7 +215,8 @@ void Writer::copy(std::string_view name, const Read& read) {
     const auto part =
         std::span(buffer).first(static_cast<std::size_t>(std::min(kPart, size - begin)));
     read(begin, part);
-    write_at(shard.fd, part.data(), part.size(), place.offset + begin, impl_->part_of(shard));
+    write_at(shard.fd, part.data(), part.size(), place.offset + begin,
+             impl_->unfinished_path_of(shard));
   }
 }
 
@@ -228,13 +229,13 @@ void Writer::check_written(std::size_t group) const {
 void Writer::finish(std::size_t group) {
   check_written(group);
   impl_->each_shard(group, [&](Shard& shard) {
-    const std::string part = impl_->part_of(shard);
+    const std::string path = impl_->unfinished_path_of(shard);
     const int fd = std::exchange(shard.fd, -1);
     const bool flushed = ::fsync(fd) == 0;
     const int error = errno;
-    if (::close(fd) != 0 || !flushed) fail("{}: {}", part, std::strerror(flushed ? errno : error));
-    if (::rename(part.c_str(), impl_->path_of(shard).c_str()) != 0)
-      fail("{}: {}", part, std::strerror(errno));
+    if (::close(fd) != 0 || !flushed) fail("{}: {}", path, std::strerror(flushed ? errno : error));
+    if (::rename(path.c_str(), impl_->path_of(shard).c_str()) != 0)
+      fail("{}: {}", path, std::strerror(errno));
   });
 }
 

@@ -119,7 +119,7 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
                                   windows, dtype, options.device, seed),
                      options.calibration),
         options.resume, with_states);
-    work.check(exporter.files());
+    work.check_replaceable(exporter.files());
     check_room(work, exporter, finished.units,
                with_states > 0 ? 8 * windows.numel() * model.desc().hidden_size : 0);
     store.begin();

@@ -139,7 +139,7 @@ TEST_CASE("only what an earlier run wrote is replaced; the user's files stay") {
   WorkFolder staged(root / "out", {"a", "stale", "old-sub/x", "gone"});
   write_file(staged.result() / "a", "after");
   write_file(staged.result() / "b", "after");
-  staged.check({"a", "b"});
+  staged.check_replaceable({"a", "b"});
   staged.commit();
   CHECK(content_of(root / "out") == "README.md=before a=after b=after mine/y=before");
   CHECK(entries(root / "out") == 4);
@@ -181,7 +181,7 @@ TEST_CASE("a file of the user with a name that the run writes is refused, not re
   write_file(root / "out/a", "before");
   write_file(root / "out/notes.json", "mine");
   const WorkFolder staged(root / "out", {"a"});
-  CHECK_THROWS_WITH_AS(staged.check({"a", "notes.json"}),
+  CHECK_THROWS_WITH_AS(staged.check_replaceable({"a", "notes.json"}),
                        Contains("out/notes.json: was not written by an earlier"), Error);
   CHECK(read_file(root / "out/notes.json") == "mine");
 }

@@ -29,7 +29,7 @@ class Export {
         plan_(plan),
         work_(target, replaced_files(open.reader(), target, overwrite)),
         exporter_(open.reader(), open.model(), plan, work_, kOneFile, silent_) {
-    work_.check(exporter_.files());
+    work_.check_replaceable(exporter_.files());
     exporter_.write_files();
   }
 
