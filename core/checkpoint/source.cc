@@ -18,7 +18,7 @@ void Source::read_bytes(std::string_view name, int64_t begin, std::span<std::byt
 std::vector<std::byte> Source::bytes(std::string_view name) const {
   const TensorInfo* info = find(name);
   if (info == nullptr) fail("{}: there is no tensor {}", directory(), name);
-  std::vector<std::byte> bytes(static_cast<std::size_t>(info->numel() * dtype_size(info->dtype)));
+  std::vector<std::byte> bytes(static_cast<std::size_t>(info->nbytes()));
   read_bytes(name, 0, bytes);
   return bytes;
 }
@@ -26,7 +26,7 @@ std::vector<std::byte> Source::bytes(std::string_view name) const {
 StoredSize Source::stored_size() const {
   StoredSize size;
   for (const TensorInfo& info : tensors()) {
-    size.bytes += info.numel() * dtype_size(info.dtype);
+    size.bytes += info.nbytes();
     size.weights += info.numel();
   }
   size.weight_bytes = size.bytes;

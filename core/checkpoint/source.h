@@ -23,6 +23,8 @@ struct TensorInfo {
     for (const int64_t d : shape) n *= d;
     return n;
   }
+  /// The number of bytes of all elements.
+  int64_t nbytes() const { return numel() * dtype_size(dtype); }
 };
 
 class Format;  // plugin/format.h

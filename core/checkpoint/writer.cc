@@ -20,8 +20,6 @@ namespace {
 constexpr std::size_t kHeaderAlignment = 8;
 constexpr int64_t kPart = int64_t{1} << 22;
 
-int64_t bytes_of(const TensorInfo& info) { return info.numel() * dtype_size(info.dtype); }
-
 /// Where the bytes of a tensor go.
 struct Place {
   std::size_t shard;
@@ -44,7 +42,7 @@ void split(std::size_t group, const std::vector<TensorInfo>& tensors, int64_t ma
            std::vector<Shard>& shards) {
   bool full = true;
   for (const TensorInfo& info : tensors) {
-    const int64_t bytes = bytes_of(info);
+    const int64_t bytes = info.nbytes();
     if (full || (shards.back().bytes > 0 && shards.back().bytes + bytes > maximum)) {
       shards.emplace_back();
       shards.back().group = group;
@@ -61,7 +59,7 @@ std::string header_of(const Shard& shard) {
   header["__metadata__"]["format"] = "pt";
   int64_t offset = 0;
   for (const TensorInfo* info : shard.tensors) {
-    const int64_t end = offset + bytes_of(*info);
+    const int64_t end = offset + info->nbytes();
     header[info->name] = {{"dtype", dtype_name(info->dtype)},
                           {"shape", info->shape},
                           {"data_offsets", {offset, end}}};
@@ -135,7 +133,7 @@ struct Writer::Impl {
         if (!added) fail("{}: tensor {} is to be written twice", directory.string(), info->name);
         it->second.shard = i;
         it->second.offset = offset;
-        it->second.size = bytes_of(*info);
+        it->second.size = info->nbytes();
         offset += it->second.size;
       }
     }

@@ -96,7 +96,7 @@ std::vector<PackedTensor> gptq_pack(const Format& format, const QuantizedMatrix&
   const FormatDesc& d = format.desc();
   std::vector<PackedTensor> tensors;
   for (TensorInfo& info : gptq_tensors(format, m.rows, m.cols)) {
-    const auto bytes = static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
+    const auto bytes = static_cast<std::size_t>(info.nbytes());
     tensors.push_back({std::move(info), std::vector<std::byte>(bytes)});
   }
   const int64_t groups = d.groups(m.cols);

@@ -54,8 +54,7 @@ std::set<std::string> packed_modules(const Source& stored,
 int64_t stored_bytes(const std::vector<TensorInfo>& tensors) {
   int64_t bytes = 0;
   for (const TensorInfo& info : tensors)
-    if (info.name != "weight_shape" && info.name != "g_idx")
-      bytes += info.numel() * dtype_size(info.dtype);
+    if (info.name != "weight_shape" && info.name != "g_idx") bytes += info.nbytes();
   return bytes;
 }
 

@@ -288,7 +288,7 @@ std::vector<TensorInfo> Format::packed(int64_t rows, int64_t cols) const {
 std::vector<PackedTensor> Format::buffers(int64_t rows, int64_t cols) const {
   std::vector<PackedTensor> tensors;
   for (TensorInfo& info : packed(rows, cols)) {
-    const auto bytes = static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
+    const auto bytes = static_cast<std::size_t>(info.nbytes());
     tensors.push_back({std::move(info), std::vector<std::byte>(bytes)});
   }
   return tensors;
@@ -337,7 +337,7 @@ QuantizedMatrix Format::unpack(int64_t rows, int64_t cols,
   PackedView view;
   std::vector<std::vector<std::byte>> aligned;  // data in files need not be aligned
   for (std::size_t i = 0; i < infos.size(); i++) {
-    const auto bytes = infos[i].numel() * dtype_size(infos[i].dtype);
+    const int64_t bytes = infos[i].nbytes();
     if (static_cast<int64_t>(packed_bytes[i].size()) != bytes)
       fail("{} has {} bytes, expected {}", infos[i].name, packed_bytes[i].size(), bytes);
     aligned.emplace_back(packed_bytes[i].begin(), packed_bytes[i].end());

@@ -36,9 +36,7 @@ std::vector<TensorInfo> some_tensors() {
           {"d", DType::kI64, {1}},     {"e", DType::kF32, {0}}, {"f", DType::kF32, {}}};
 }
 
-std::size_t size_of(const TensorInfo& info) {
-  return static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
-}
+std::size_t size_of(const TensorInfo& info) { return static_cast<std::size_t>(info.nbytes()); }
 
 void write(WholeWriter& writer, const TensorInfo& info) {
   writer.write(info.name, bytes_of(content(info.name, size_of(info))));

@@ -15,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
     std::size_t sum = 0;
     for (const StoredTensor& t : header.tensors) {
       check(t.numel() >= 0);
-      check(t.size == t.numel() * dtype_size(t.dtype));
+      check(t.size == t.nbytes());
       check(t.offset >= 0 && t.offset + t.size <= static_cast<int64_t>(size));
       sum += static_cast<std::size_t>(t.size);
     }

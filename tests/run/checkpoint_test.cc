@@ -198,7 +198,7 @@ TEST_CASE("tensors that the model does not know are copied and listed, but never
       {"scalar", {"", DType::kF64, {}}}};
   checkpoint.change([&extra](Tensors& t) {
     for (const auto& [name, info] : extra)
-      t[name] = {info, std::string(static_cast<std::size_t>(info.numel() * dtype_size(info.dtype)),
+      t[name] = {info, std::string(static_cast<std::size_t>(info.nbytes()),
                                    '\xff')};  // NaN in every float type
   });
   const Reader reader(checkpoint.path());

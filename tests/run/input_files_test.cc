@@ -31,7 +31,7 @@ class Changed {
 
   void add(const std::string& name, const TensorInfo& info, char byte = '\x3f') const {
     change_tensors(model(), [&](Tensors& tensors) {
-      const auto bytes = static_cast<std::size_t>(info.numel() * dtype_size(info.dtype));
+      const auto bytes = static_cast<std::size_t>(info.nbytes());
       tensors[name] = {info, std::string(bytes, byte)};
     });
   }
