@@ -18,7 +18,8 @@ bool is_full_precision(const std::string& id) {
   return id == "bf16" || id == "fp16" || id == "fp32";
 }
 
-constexpr std::size_t kMostAlike = 10;  // overrides with the same fault that are named one by one
+constexpr std::size_t kMaximumAlike =
+    10;  // overrides with the same fault that are named one by one
 
 }  // namespace
 
@@ -168,15 +169,15 @@ std::vector<RecipeWarning> Recipe::lint(const std::vector<std::string>& modules,
     if (problem.empty()) continue;
     std::vector<std::size_t>& alike = faults[problem];
     alike.push_back(i);
-    if (alike.size() <= kMostAlike)
+    if (alike.size() <= kMaximumAlike)
       warnings.push_back({overrides_[i].where,
                           fmt::format("the pattern \"{}\" {}", overrides_[i].pattern, problem)});
   }
   for (const auto& [problem, alike] : faults)
-    if (alike.size() > kMostAlike)
-      warnings.push_back(
-          {overrides_[alike[kMostAlike]].where, fmt::format("of {} further patterns, too, each {}",
-                                                            alike.size() - kMostAlike, problem)});
+    if (alike.size() > kMaximumAlike)
+      warnings.push_back({overrides_[alike[kMaximumAlike]].where,
+                          fmt::format("of {} further patterns, too, each {}",
+                                      alike.size() - kMaximumAlike, problem)});
   return warnings;
 }
 

@@ -17,8 +17,8 @@
 namespace aqhost {
 namespace {
 
-constexpr std::size_t kMostText = std::size_t{16} << 20;
-constexpr int64_t kMostGroupSize = 1 << 20;
+constexpr std::size_t kMaximumText = std::size_t{16} << 20;
+constexpr int64_t kMaximumGroupSize = 1 << 20;
 
 const std::vector<std::string> kTopKeys{"default",       "overrides", "sequential",
                                         "actorder",      "percdamp",  "min_tokens",
@@ -55,9 +55,9 @@ class RecipeParser {
   explicit RecipeParser(std::string file) : file_(std::move(file)) {}
 
   Recipe parse(const std::string& text) {
-    if (text.size() > kMostText)
+    if (text.size() > kMaximumText)
       fail("{}: {} bytes are too many for a recipe, which has at most {}", file_, text.size(),
-           kMostText);
+           kMaximumText);
     const YAML::Node root = load(text);
     if (!root.IsMap())
       fail("{}: expected a map with the keys default and overrides, found {}", file_, kind(root));
@@ -244,10 +244,10 @@ class RecipeParser {
   int64_t group_size(const YAML::Node& node) const {
     int64_t value = 0;
     const bool whole = node.IsScalar() && YAML::convert<int64_t>::decode(node, value);
-    if (!whole || value < -1 || value > kMostGroupSize)
+    if (!whole || value < -1 || value > kMaximumGroupSize)
       wrong(node, "group_size",
             fmt::format("a number from 1 to {}, -1 for a row, or 0 for a whole matrix",
-                        kMostGroupSize));
+                        kMaximumGroupSize));
     return value;
   }
 

@@ -33,7 +33,7 @@ std::string generalize(const std::string& name, std::size_t keep) {
 
 /// The maximum of numbers in a name. An expert's name has two, the name of an attention's module
 /// one.
-constexpr std::size_t kMostNumbers = 3;
+constexpr std::size_t kMaximumNumbers = 3;
 
 }  // namespace
 
@@ -41,14 +41,14 @@ std::set<std::string> targets_for(const std::vector<std::string>& mine,
                                   const std::vector<std::string>& others) {
   // The patterns of the others at each level. A pattern is safe if no other module has the same
   // pattern.
-  std::vector<std::set<std::string>> taken(kMostNumbers);
+  std::vector<std::set<std::string>> taken(kMaximumNumbers);
   for (const std::string& name : others)
-    for (std::size_t keep = 0; keep < kMostNumbers; keep++)
+    for (std::size_t keep = 0; keep < kMaximumNumbers; keep++)
       taken[keep].insert(generalize(name, keep));
   std::set<std::string> targets;
   for (const std::string& name : mine) {
     std::string target = name;
-    for (std::size_t keep = 0; keep < kMostNumbers && target == name; keep++)
+    for (std::size_t keep = 0; keep < kMaximumNumbers && target == name; keep++)
       if (std::string p = generalize(name, keep); !taken[keep].contains(p)) target = std::move(p);
     targets.insert(std::move(target));
   }
@@ -60,7 +60,7 @@ std::set<std::string> patterns_for(const std::vector<std::string>& mine,
   std::set<std::string> patterns;
   for (const std::string& target : targets_for(mine, others))
     patterns.insert(
-        (target.starts_with("re:") ? target : generalize(target, kMostNumbers)).substr(3));
+        (target.starts_with("re:") ? target : generalize(target, kMaximumNumbers)).substr(3));
   return patterns;
 }
 

@@ -12,10 +12,10 @@
 namespace aqhost {
 namespace {
 
-constexpr uint32_t kMostGroupParams = 1u << 16, kMostTensorParams = 1u << 24;
-constexpr uint32_t kMostPacked = 16;
-constexpr uint32_t kMostSearch = 4096;
-constexpr uint32_t kMostGroupSizes = 64;
+constexpr uint32_t kMaximumGroupParams = 1u << 16, kMaximumTensorParams = 1u << 24;
+constexpr uint32_t kMaximumPacked = 16;
+constexpr uint32_t kMaximumSearch = 4096;
+constexpr uint32_t kMaximumGroupSizes = 64;
 
 bool known(int32_t value, std::initializer_list<int32_t> values) {
   return std::find(values.begin(), values.end(), value) != values.end();
@@ -89,16 +89,16 @@ void Format::describe() {
     lie("element_kind {} is not known", d.element_kind);
   if (d.element_bits < 1 || d.element_bits > 16)
     lie("element_bits is {}, expected 1 to 16", d.element_bits);
-  if (d.group_params < 1 || d.group_params > kMostGroupParams ||
-      d.tensor_params > kMostTensorParams)
+  if (d.group_params < 1 || d.group_params > kMaximumGroupParams ||
+      d.tensor_params > kMaximumTensorParams)
     lie("{} group_params and {} tensor_params, expected 1 to {} and 0 to {}", d.group_params,
-        d.tensor_params, kMostGroupParams, kMostTensorParams);
-  if (d.n_packed < 1 || d.n_packed > kMostPacked)
-    lie("n_packed is {}, expected 1 to {}", d.n_packed, kMostPacked);
-  if (d.n_search > kMostSearch || (d.n_search > 0 && d.search == nullptr))
-    lie("{} search factors, expected 0 to {} and where they are", d.n_search, kMostSearch);
-  if (d.n_group_sizes < 1 || d.n_group_sizes > kMostGroupSizes || d.group_sizes == nullptr)
-    lie("{} group sizes, expected 1 to {} and where they are", d.n_group_sizes, kMostGroupSizes);
+        d.tensor_params, kMaximumGroupParams, kMaximumTensorParams);
+  if (d.n_packed < 1 || d.n_packed > kMaximumPacked)
+    lie("n_packed is {}, expected 1 to {}", d.n_packed, kMaximumPacked);
+  if (d.n_search > kMaximumSearch || (d.n_search > 0 && d.search == nullptr))
+    lie("{} search factors, expected 0 to {} and where they are", d.n_search, kMaximumSearch);
+  if (d.n_group_sizes < 1 || d.n_group_sizes > kMaximumGroupSizes || d.group_sizes == nullptr)
+    lie("{} group sizes, expected 1 to {} and where they are", d.n_group_sizes, kMaximumGroupSizes);
   if (d.element_kind == AQ_ELEM_TABLE && d.values == nullptr) lie("a table format without values");
   desc_ = FormatDesc(d);
 }

@@ -27,7 +27,7 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr uint32_t kMostOffered = 256;
+constexpr uint32_t kMaximumOffered = 256;
 constexpr int kProbeSeconds = 30;
 
 /// Receives the warnings of plugins that run on this thread; if nullptr, they are logged.
@@ -189,7 +189,7 @@ struct Registry::Impl {
     if (!AQ_HAS(factory, count) || !AQ_HAS(factory, descriptor) || !AQ_HAS(factory, create))
       fail("its {} factory lacks a function", kind);
     const uint32_t count = call_or_fail("count", [&] { return factory->count(factory); });
-    if (count == 0 || count > kMostOffered) fail("it offers {} of kind {}", count, kind);
+    if (count == 0 || count > kMaximumOffered) fail("it offers {} of kind {}", count, kind);
     info.kind = kind;
     for (uint32_t i = 0; i < count; i++) {
       const aq_descriptor* d =
