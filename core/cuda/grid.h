@@ -8,20 +8,20 @@ namespace aqhost::cuda {
 /// A described format as the kernels take it, by value: its description and its tables. Rounding is
 /// compiled for the CPU too, where a test compares it with aq/sdk/grid.hpp bit for bit.
 struct Grid {
-  static constexpr int kMostSearch = 64, kMostValues = 256;
+  static constexpr int kMaximumSearch = 64, kMaximumValues = 256;
 
   aq_format_desc desc;  // its pointers are null
-  float search[kMostSearch];
+  float search[kMaximumSearch];
 
   // of integers
   float least, most;
 
   // of a table: see aq::table_index()
   uint32_t n_values, negative_zero;
-  float bounds[kMostValues];
-  float values[kMostValues];  // rising
-  uint8_t codes[kMostValues];
-  float by_code[kMostValues];  // all values, in the order of their codes
+  float bounds[kMaximumValues];
+  float values[kMaximumValues];  // rising
+  uint8_t codes[kMaximumValues];
+  float by_code[kMaximumValues];  // all values, in the order of their codes
 };
 
 AQ_BOTH aq::Rounded round_to_grid(const Grid& grid, float t, float zero) {

@@ -11,7 +11,7 @@ using aq::GroupParams, aq::Rounded;
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;  // per thread block
 constexpr unsigned kAll = 0xffffffffu;
-constexpr int kMostColumns = 128;
+constexpr int kMaximumColumns = 128;
 
 /// Copies the grid to shared memory, because threads read its tables at different addresses.
 __device__ void load_grid(const Grid& from, Grid& to) {
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     errors_of(grid, weights, importance, n, global, candidates, errors);
     const double infinity = __longlong_as_double(0x7ff0000000000000ll);
     double error = infinity;
-    int index = Grid::kMostSearch;  // of the first factor with the minimum error
+    int index = Grid::kMaximumSearch;  // of the first factor with the minimum error
     for (int k = 0; k < 2; k++) {
       if (lane + k * kWarp > last || !(errors[k] < error)) continue;
       error = errors[k];
@@ -137,7 +137,7 @@ __global__ void round_kernel(const __grid_constant__ Grid parameter, const Round
 /// One warp solves one row of the block. Column 32 k + lane is in register k of a lane.
 __global__ void __launch_bounds__(kWarps* kWarp)
     solve_kernel(const __grid_constant__ Grid parameter, const SolveArgs a) {
-  constexpr int kRegisters = kMostColumns / kWarp;
+  constexpr int kRegisters = kMaximumColumns / kWarp;
   __shared__ Grid grid;
   load_grid(parameter, grid);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 /// One warp takes one row through the block. Column 32 k + lane is in register k of a lane.
 __global__ void __launch_bounds__(kWarps* kWarp)
     sweep_kernel(const __grid_constant__ Grid parameter, const SweepArgs a) {
-  constexpr int kRegisters = kMostColumns / kWarp;
+  constexpr int kRegisters = kMaximumColumns / kWarp;
   __shared__ Grid grid;
   load_grid(parameter, grid);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -326,10 +326,10 @@ extern "C" const char* aq_cuda_fit(const Grid& grid, const FitArgs& args, int de
 extern "C" const char* aq_cuda_round(const Grid& grid, const RoundArgs& args, int device,
                                      void* stream) {
   if (const char* error = use(device)) return error;
-  constexpr unsigned kThreads = 256, kMostBlocks = 1u << 16;
+  constexpr unsigned kThreads = 256, kMaximumBlocks = 1u << 16;
   const int64_t total = args.count * args.rows * args.cols;
   if (total == 0) return nullptr;
-  round_kernel<<<min(blocks(total, kThreads), kMostBlocks), kThreads, 0,
+  round_kernel<<<min(blocks(total, kThreads), kMaximumBlocks), kThreads, 0,
                  static_cast<cudaStream_t>(stream)>>>(grid, args);
   return last_error();
 }
@@ -337,7 +337,7 @@ extern "C" const char* aq_cuda_round(const Grid& grid, const RoundArgs& args, in
 extern "C" const char* aq_cuda_solve(const Grid& grid, const SolveArgs& args, int device,
                                      void* stream) {
   if (const char* error = use(device)) return error;
-  if (args.n > kMostColumns) return "a block of more than 128 columns";
+  if (args.n > kMaximumColumns) return "a block of more than 128 columns";
   if (args.count * args.rows == 0) return nullptr;
   const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
   solve_kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
@@ -357,7 +357,7 @@ extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, in
 extern "C" const char* aq_cuda_sweep(const Grid& grid, const SweepArgs& args, int device,
                                      void* stream) {
   if (const char* error = use(device)) return error;
-  if (args.n > kMostColumns) return "a block of more than 128 columns";
+  if (args.n > kMaximumColumns) return "a block of more than 128 columns";
   if (args.count * args.rows == 0) return nullptr;
   const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
   sweep_kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);

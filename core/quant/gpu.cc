@@ -14,7 +14,7 @@ namespace aqhost {
 namespace {
 namespace dll = boost::dll;
 
-constexpr int64_t kMostColumns = 128;  // maximum width of a block
+constexpr int64_t kMaximumColumns = 128;  // maximum width of a block
 
 struct Kernels {
   dll::shared_library library;
@@ -79,7 +79,7 @@ cuda::FitArgs fit_args(const FormatDesc& desc, const at::Tensor& weights, int64_
 }  // namespace
 
 bool gpu_rounds(const FormatDesc& desc) {
-  return desc.host_rounds() && desc.group_size != 0 && desc.n_search <= cuda::Grid::kMostSearch;
+  return desc.host_rounds() && desc.group_size != 0 && desc.n_search <= cuda::Grid::kMaximumSearch;
 }
 
 cuda::Grid kernel_grid(const FormatDesc& desc) {
@@ -140,7 +140,7 @@ void solve_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
   const at::Tensor codes = at::empty({count, rows, in}, weights.options().dtype(at::kByte));
   const at::Tensor values = at::empty_like(w);
   // without act-order, groups are fitted during the solve, so a block is one group or part of one
-  const int64_t block = actorder ? kMostColumns : std::min(kMostColumns, std::min(width, in));
+  const int64_t block = actorder ? kMaximumColumns : std::min(kMaximumColumns, std::min(width, in));
   const at::Tensor errors = at::empty({count, rows, block}, weights.options());
   const cuda::Grid grid = kernel_grid(desc);
   for (int64_t begin = 0, n = 0; begin < in; begin += n) {
@@ -203,13 +203,14 @@ class GpuSweeper {
   /// needed.
   void sweep(bool last) {
     const bool refit_scales = refits(desc_);
-    const int64_t part = refit_scales ? width_ : std::max(width_, kMostColumns / width_ * width_);
+    const int64_t part =
+        refit_scales ? width_ : std::max(width_, kMaximumColumns / width_ * width_);
     for (int64_t begin = 0; begin < in_; begin += part) {
       check_interrupt();
       const int64_t end = std::min(begin + part, in_);
       if (refit_scales) follow(refit(begin, end - begin), begin, last);
-      for (int64_t at = begin; at < end; at += kMostColumns)
-        follow(choose_codes(at, std::min(kMostColumns, end - at)), at, last);
+      for (int64_t at = begin; at < end; at += kMaximumColumns)
+        follow(choose_codes(at, std::min(kMaximumColumns, end - at)), at, last);
     }
   }
 

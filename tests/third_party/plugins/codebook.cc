@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int64_t kDim = 4, kCodes = 256, kMostSamples = 2048;
+constexpr int64_t kDim = 4, kCodes = 256, kMaximumSamples = 2048;
 constexpr int kRounds = 6;
 
 /// The nearest of kCodes vectors, the first of equal ones.
@@ -119,7 +119,7 @@ class Codebook : public aq::Quantizer {
 
  private:
   std::vector<float> sample(const float* weights, int64_t rows, int64_t cols) const {
-    const int64_t all = rows * (cols / kDim), n = std::min(all, kMostSamples);
+    const int64_t all = rows * (cols / kDim), n = std::min(all, kMaximumSamples);
     const int32_t group_size = describe().group_size;
     const int64_t width = group_size < 0 ? cols : group_size;
     std::vector<float> samples;
