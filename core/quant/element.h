@@ -53,15 +53,15 @@ struct FloatElement {
 
 /// A table with up to 16 values of any kind.
 struct TableElement {
-  static constexpr std::size_t kMaximum = 16;
-  float bounds[kMaximum - 1];  // as in aq::Grid; unused bounds are NaN
-  float values[kMaximum];
-  uint32_t codes[kMaximum];
+  static constexpr std::size_t kMaximumValues = 16;
+  float bounds[kMaximumValues - 1];  // as in aq::Grid; unused bounds are NaN
+  float values[kMaximumValues];
+  uint32_t codes[kMaximumValues];
   uint32_t negative_zero;
 
   TableElement(const aq_format_desc& desc, const aq::Grid& grid)
       : negative_zero(grid.negative_zero()) {
-    std::fill(bounds, bounds + kMaximum - 1, std::numeric_limits<float>::quiet_NaN());
+    std::fill(bounds, bounds + kMaximumValues - 1, std::numeric_limits<float>::quiet_NaN());
     std::copy(grid.bounds().begin(), grid.bounds().end(), bounds);
     for (std::size_t i = 0; i < grid.order().size(); i++) {
       codes[i] = grid.order()[i];
@@ -94,7 +94,7 @@ inline Element make_element(const aq_format_desc& desc, const aq::Grid& grid) {
     if (type.smallest() == values[1] && aq::float_values(type, bits) == values)
       return FloatElement(type, bits);
   }
-  if (grid.order().size() <= TableElement::kMaximum) return TableElement(desc, grid);
+  if (grid.order().size() <= TableElement::kMaximumValues) return TableElement(desc, grid);
   return {};
 }
 

@@ -14,13 +14,13 @@ namespace {
 
 using namespace aqhost;
 
-constexpr int64_t kMaximum = 1 << 22;  // elements; a zero-size stored tensor may stand for many
+constexpr int64_t kMaximumElements = 1 << 22;  // a stored tensor of size zero may stand for many
 
 void read_module(const DecodedCheckpoint& checkpoint, const StoredModule& module) {
   try {
     check(module.rows > 0 && module.cols > 0);
     check(checkpoint.find_module(module.name) == &module);
-    if (module.rows > kMaximum / module.cols) return;
+    if (module.rows > kMaximumElements / module.cols) return;
     std::vector<float> values(static_cast<std::size_t>(module.rows * module.cols));
     checkpoint.read_f32(module.name + ".weight", 0, values);
     checkpoint.input_rounding(module.name);
@@ -31,7 +31,7 @@ void read_module(const DecodedCheckpoint& checkpoint, const StoredModule& module
 void read_tensor(const DecodedCheckpoint& checkpoint, const TensorInfo& info) {
   try {
     check(checkpoint.find(info.name) != nullptr);
-    if (info.numel() > kMaximum) return;
+    if (info.numel() > kMaximumElements) return;
     std::vector<float> values(static_cast<std::size_t>(info.numel()));
     checkpoint.read_f32(info.name, 0, values);
   } catch (const Error&) {
