@@ -7,9 +7,21 @@
 #include "base/field.h"
 #include "export/autogptq.h"
 #include "export/compressed_tensors.h"
-#include "export/quantization_config.h"
 
 namespace aqhost {
+namespace {
+
+/// The "quantization_config" in the config.json of `directory`; null if it is missing or empty.
+Field quantization_config_of(const Json& config, const std::string& directory) {
+  constexpr const char* kKey = "quantization_config";
+  static const Json kNone;
+  const std::string file = directory + "/config.json";
+  const Field found = Field(config, file)[kKey];
+  const bool empty = found.json().is_object() && found.json().empty();
+  return empty ? Field(kNone, file, kKey) : found;
+}
+
+}  // namespace
 
 std::span<const Container* const> containers() {
   static const std::array<const Container*, 2> kContainers{&compressed_tensors(), &autogptq()};
@@ -29,6 +41,8 @@ std::string container_names(std::string_view quote) {
     names += fmt::format("{}{}{}{}", names.empty() ? "" : " or ", quote, c->name(), quote);
   return names;
 }
+
+bool is_quantized(const Json& config) { return !quantization_config_of(config, "").is_null(); }
 
 const Container& container_of(const Json& config, const std::string& directory) {
   const Field quantization = quantization_config_of(config, directory);

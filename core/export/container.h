@@ -82,6 +82,9 @@ std::span<const Container* const> containers();
 const Container* find_container(std::string_view name);
 /// The names of all containers, each between two `quote`s, as in "a or b".
 std::string container_names(std::string_view quote);
+/// Whether a checkpoint with this config.json is quantized: it is not if the key
+/// "quantization_config" is missing, null or an empty object.
+bool is_quantized(const Json& config);
 /// The container that the config.json of `directory` describes. Throws an Error if there is none.
 const Container& container_of(const Json& config, const std::string& directory);
 

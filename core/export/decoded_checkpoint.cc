@@ -8,7 +8,6 @@
 
 #include "base/error.h"
 #include "checkpoint/reader.h"
-#include "export/quantization_config.h"
 
 namespace aqhost {
 namespace {

@@ -85,16 +85,6 @@ ConfigGroup parse_group(const std::string& name, const Field& group, const std::
 
 }  // namespace
 
-Field quantization_config_of(const Json& config, const std::string& directory) {
-  static const Json kNone;
-  const std::string file = directory + "/config.json";
-  const Field found = Field(config, file)[kKey];
-  const bool empty = found.json().is_object() && found.json().empty();
-  return empty ? Field(kNone, file, kKey) : found;
-}
-
-bool is_quantized(const Json& config) { return !quantization_config_of(config, "").is_null(); }
-
 std::vector<ConfigGroup> parse_quantization_config(const Json& config, const std::string& where) {
   const Field quantization(config, where, kKey);
   const Field groups = quantization["config_groups"];

@@ -20,11 +20,6 @@ struct ExportedModule {
 /// vLLM and SGLang, even if the checkpoint stores no tensor for it.
 inline constexpr const char* kLmHead = "lm_head";
 
-/// The "quantization_config" in the config.json of `directory`; null if there is none. If the key
-/// is missing, null or an empty object, the checkpoint is not quantized.
-Field quantization_config_of(const Json& config, const std::string& directory);
-bool is_quantized(const Json& config);
-
 /// Makes the "quantization_config" of config.json as compressed-tensors 0.20 does. There is one
 /// config group per distinct format. Its targets are as general as possible without matching a
 /// module of another group. The format at the top is "mixed-precision" if the formats of the groups

@@ -6,8 +6,8 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "checkpoint/reader.h"
+#include "export/container.h"
 #include "export/decoded_checkpoint.h"
-#include "export/quantization_config.h"
 #include "plugin/tensor_check.h"
 
 namespace aqhost {

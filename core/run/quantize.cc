@@ -8,7 +8,7 @@
 #include "base/interrupt.h"
 #include "base/memory.h"
 #include "base/work_folder.h"
-#include "export/quantization_config.h"
+#include "export/container.h"
 #include "forward/compute_type.h"
 #include "plugin/tensor_check.h"
 #include "run/calibrated_run.h"

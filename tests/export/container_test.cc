@@ -49,4 +49,12 @@ TEST_CASE("the bytes of a module do not count tensors that hold only a shape or 
                       {"g_idx", DType::kI32, {7}}}) == 24);
 }
 
+TEST_CASE("a quantization_config that is null or empty is none") {
+  CHECK(!is_quantized(Json::object()));
+  CHECK(!is_quantized({{"quantization_config", nullptr}}));
+  CHECK(!is_quantized({{"quantization_config", Json::object()}}));
+  for (const Json& value : {Json(3), Json("x"), Json::array(), Json{{"quant_method", "awq"}}})
+    CHECK(is_quantized({{"quantization_config", value}}));
+}
+
 }  // namespace aqhost

@@ -98,14 +98,6 @@ TEST_CASE("what is not understood is named, with the field") {
         at + "ignore[0]: expected a string, found nothing");
 }
 
-TEST_CASE("a quantization_config that is null or empty is none") {
-  CHECK(!is_quantized(Json::object()));
-  CHECK(!is_quantized({{"quantization_config", nullptr}}));
-  CHECK(!is_quantized({{"quantization_config", Json::object()}}));
-  for (const Json& value : {Json(3), Json("x"), Json::array(), Json{{"quant_method", "awq"}}})
-    CHECK(is_quantized({{"quantization_config", value}}));
-}
-
 TEST_CASE("ignore holds names, patterns from the start on, and classes") {
   const Ignored ignored({{"ignore", {"lm_head", "re:.*gate$"}}}, "config.json");
   CHECK(ignored.contains("lm_head"));

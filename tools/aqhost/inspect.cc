@@ -5,8 +5,8 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "export/container.h"
 #include "export/decoded_checkpoint.h"
-#include "export/quantization_config.h"
 #include "plugin/unknown_model.h"
 
 namespace aqhost {
