@@ -46,16 +46,14 @@ void print_help(const Command& command, const OptionTable& table) {
   fmt::print("\n{}", table.help());
 }
 
-/// Whether the command is quantize, which is the default command.
-bool is_quantize(const std::vector<std::string>& arguments) {
-  return arguments.empty() || arguments.front().starts_with("-") ||
-         arguments.front() == kQuantize.name;
+/// The name of the command that the arguments begin with. If they begin with an option, or if there
+/// are none, the command is quantize.
+std::string command_name(const std::vector<std::string>& arguments) {
+  const bool named = !arguments.empty() && !arguments.front().starts_with("-");
+  return named ? arguments.front() : kQuantize.name;
 }
 
-const Command& choose(std::vector<std::string>& arguments) {
-  if (arguments.empty() || arguments.front().starts_with("-")) return kQuantize;
-  const std::string name = arguments.front();
-  arguments.erase(arguments.begin());
+const Command& find_command(const std::string& name) {
   std::vector<std::string> names;
   for (const Command* command : kCommands) {
     if (name == command->name) return *command;
@@ -93,7 +91,9 @@ void run_command(const Command& command, const std::vector<std::string>& argumen
 
 void run(std::vector<std::string> arguments) {
   if (arguments.empty()) arguments.emplace_back("--help");
-  const Command& command = choose(arguments);
+  const std::string name = command_name(arguments);
+  const Command& command = find_command(name);
+  if (arguments.front() == name) arguments.erase(arguments.begin());
   try {
     run_command(command, arguments);
   } catch (const UsageError& e) {
@@ -107,6 +107,7 @@ int complain(const std::string& message, int status) {
 }
 
 int run_and_report(const std::vector<std::string>& arguments) {
+  const bool quantizes = command_name(arguments) == kQuantize.name;
   try {
     run(arguments);
     if (std::fflush(stdout) != 0) throw std::system_error(errno, std::generic_category());
@@ -116,16 +117,16 @@ int run_and_report(const std::vector<std::string>& arguments) {
   } catch (const RunInterrupted& e) {
     return complain(e.what(), EX_TEMPFAIL);
   } catch (const Interrupted&) {
-    if (is_quantize(arguments)) return complain("interrupted, nothing was written", EX_TEMPFAIL);
+    if (quantizes) return complain("interrupted, nothing was written", EX_TEMPFAIL);
     return complain("interrupted", 128 + interrupt_signal());
   } catch (const Error& e) {
     return complain(e.what(), 1);
   } catch (const c10::Error& e) {
     return complain(fmt::format("LibTorch: {}", e.what_without_backtrace()), 1);
   } catch (const std::bad_alloc&) {
-    return complain(is_quantize(arguments) ? "out of memory; use fewer --nsamples, a shorter "
-                                             "--seqlen or a --memory-limit"
-                                           : "out of memory",
+    return complain(quantizes ? "out of memory; use fewer --nsamples, a shorter "
+                                "--seqlen or a --memory-limit"
+                              : "out of memory",
                     1);
   } catch (const std::filesystem::filesystem_error& e) {
     return complain(fmt::format("{}: {}", e.path1().string(), e.code().message()), 1);
