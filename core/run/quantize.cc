@@ -71,6 +71,150 @@ std::string keep_finished(RunStore& store, const Exporter& exporter, WorkFolder&
                      work.path().string(), finished == 1 ? "it" : "them");
 }
 
+/// Throws an Error if a value of the model is not finite. The weights of planned modules are left
+/// out, because they are checked when they are read to be solved.
+void check_unplanned_values(const Source& original, const Model& model, const Plan& plan) {
+  std::set<std::string> solved;
+  for (const PlannedModule& m : plan.modules)
+    if (m.format) solved.insert(m.module->weight.name);
+  check_finite(original, model, solved);
+}
+
+/// The part of quantize() that uses the work folder. The functions are called in the order in which
+/// they stand here.
+class QuantizeRun {
+ public:
+  /// Opens the work folder, or creates it.
+  QuantizeRun(const Reader& original, const Model& model, const Plan& plan,
+              const QuantizeOptions& options, at::ScalarType dtype, PhaseTimer& timer,
+              RunObserver& observer)
+      : original_(original),
+        model_(model),
+        plan_(plan),
+        options_(options),
+        dtype_(dtype),
+        timer_(timer),
+        observer_(observer),
+        work_(options.target, replaced_files(original, options.target, options.overwrite)),
+        exporter_(original, model, plan, work_, options.max_shard_bytes, observer),
+        store_(work_, exporter_, observer) {}
+
+  /// Does the whole run. An Error, and RunInterrupted, say which finished layers are kept.
+  RunReport run() {
+    try {
+      Calibration calibration = read_calibration_windows();
+      const CalibratedRunOptions run_options = options_for(calibration.windows);
+      Finished finished = begin(calibration.windows, run_options);
+      const int32_t resumed_units = finished.units;
+      UnitReport units = solve_units(calibration.windows, run_options, std::move(finished));
+      RunReport report = make_report(std::move(units), resumed_units, std::move(calibration));
+      exporter_.commit(to_json(report));
+      return report;
+    } catch (const Interrupted&) {
+      const std::string kept = keep_finished(store_, exporter_, work_);
+      if (kept.empty()) throw;
+      throw RunInterrupted("interrupted: " + kept);
+    } catch (const Error& e) {
+      const std::string kept = keep_finished(store_, exporter_, work_);
+      if (kept.empty()) throw;
+      fail("{}. {}", e.what(), kept);
+    } catch (const std::exception&) {
+      if (const std::string kept = keep_finished(store_, exporter_, work_); !kept.empty())
+        observer_.warn(kept);
+      throw;
+    }
+  }
+
+ private:
+  /// The windows are undefined if the plan does not run the model.
+  Calibration read_calibration_windows() {
+    timer_.begin("tokenize");
+    Calibration calibration;
+    if (plan_.runs_model())
+      calibration = read_calibration(original_, model_, *options_.calibration,
+                                     at::TensorOptions(options_.device).dtype(dtype_), observer_);
+    timer_.begin("prepare");
+    return calibration;
+  }
+
+  /// Throws an Error if the memory limit is less than the run needs.
+  CalibratedRunOptions options_for(const at::Tensor& windows) const {
+    const uint64_t seed = options_.calibration ? options_.calibration->seed : 0;
+    CalibratedRunOptions run_options{dtype_, options_.device, seed};
+    if (windows.defined()) {
+      const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard};
+      run_options.chunk_bytes = chunk_bytes(original_, model_, plan_, windows, run_options, limit);
+    }
+    return run_options;
+  }
+
+  /// Finds out what an earlier try has finished, makes the last checks, and writes the files that
+  /// are known before the first layer is solved.
+  Finished begin(const at::Tensor& windows, const CalibratedRunOptions& run_options) {
+    const int32_t with_states = layers_with_states(model_, plan_);
+    Json identity =
+        run_identity(original_, model_, plan_, options_.plugins, options_.max_shard_bytes, windows,
+                     run_options.dtype, run_options.device, run_options.seed);
+    Finished finished = store_.open(run_manifest(std::move(identity), options_.calibration),
+                                    options_.resume, with_states);
+    work_.check_replaceable(exporter_.files());
+    check_room(work_, exporter_, finished.units,
+               with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0);
+    store_.begin();
+    exporter_.write_files();
+    timer_.end();
+    if (finished.units > 0) {
+      timer_.resume(finished.seconds);
+      observer_.inform(fmt::format("going on after {} in {}",
+                                   layers_text(exporter_, finished.units), work_.path().string()));
+    }
+    return finished;
+  }
+
+  /// Solves and stores all units that are not finished. Returns the report on all units.
+  UnitReport solve_units(const at::Tensor& windows, const CalibratedRunOptions& run_options,
+                         Finished finished) {
+    BoundaryStates states = std::move(finished.states);
+    UnitSink sink(exporter_, store_, timer_, plan_, observer_, std::move(finished));
+    if (windows.defined())
+      run_calibrated(original_, model_, plan_, windows, run_options, std::move(states), sink,
+                     timer_);
+    else
+      round_to_nearest(original_, plan_, exporter_.units(), sink, timer_);
+    timer_.begin("write");
+    store_.wait();
+    timer_.end();
+    return sink.take_report();
+  }
+
+  RunReport make_report(UnitReport units, int32_t resumed_units, Calibration calibration) const {
+    RunReport report;
+    report.units = std::move(units);
+    report.resumed_layers = std::min(resumed_units, model_.desc().n_layers);
+    report.model_type = model_.id();
+    report.device = options_.device.str();
+    report.weights = plan_.quantized_weights();
+    report.bits_per_weight = plan_.bits_per_weight();
+    report.seconds = timer_.seconds();
+    report.bytes = exporter_.bytes();
+    report.peak_memory_bytes = peak_memory_bytes();
+    if (!options_.device.is_cpu()) report.peak_device_bytes = peak_device_bytes(options_.device);
+    if (calibration.windows.defined()) report.calibration = std::move(calibration.report);
+    return report;
+  }
+
+  const Reader& original_;
+  const Model& model_;
+  const Plan& plan_;
+  const QuantizeOptions& options_;
+  const at::ScalarType dtype_;
+  PhaseTimer& timer_;
+  RunObserver& observer_;
+  WorkFolder work_;
+  Exporter exporter_;
+  RunStore store_;
+};
+
 }  // namespace
 
 Reader open_original(const std::filesystem::path& directory) {
@@ -89,84 +233,11 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
   RunObserver& observer = options.observer == nullptr ? silent : *options.observer;
   const at::ScalarType dtype = compute_type(options.dtype, original, options.device);
   check_calibration(plan, options);
-  std::set<std::string> solved;  // the values of these tensors are checked when they are read
-  for (const PlannedModule& m : plan.modules)
-    if (m.format) solved.insert(m.module->weight.name);
-  check_finite(original, model, solved);
+  check_unplanned_values(original, model, plan);
   PhaseTimer timer;
   timer.begin("prepare");
   WorkFolder::undo_commit(options.target);
-  WorkFolder work(options.target, replaced_files(original, options.target, options.overwrite));
-  Exporter exporter(original, model, plan, work, options.max_shard_bytes, observer);
-  RunStore store(work, exporter, observer);
-  try {
-    timer.begin("tokenize");
-    Calibration calibration;
-    if (plan.runs_model())
-      calibration = read_calibration(original, model, *options.calibration,
-                                     at::TensorOptions(options.device).dtype(dtype), observer);
-    const at::Tensor& windows = calibration.windows;
-    timer.begin("prepare");
-    const int32_t with_states = layers_with_states(model, plan);
-    const uint64_t seed = options.calibration ? options.calibration->seed : 0;
-    CalibratedRunOptions run{dtype, options.device, seed};
-    if (windows.defined()) {
-      const MemoryLimit limit{options.memory_limit, options.limit_is_standard};
-      run.chunk_bytes = chunk_bytes(original, model, plan, windows, run, limit);
-    }
-    Finished finished = store.open(
-        run_manifest(run_identity(original, model, plan, options.plugins, options.max_shard_bytes,
-                                  windows, dtype, options.device, seed),
-                     options.calibration),
-        options.resume, with_states);
-    work.check_replaceable(exporter.files());
-    check_room(work, exporter, finished.units,
-               with_states > 0 ? 8 * windows.numel() * model.desc().hidden_size : 0);
-    store.begin();
-    exporter.write_files();
-    timer.end();
-    if (finished.units > 0) timer.resume(finished.seconds);
-    RunReport report;
-    report.resumed_layers = std::min(finished.units, model.desc().n_layers);
-    if (finished.units > 0)
-      observer.inform(fmt::format("going on after {} in {}", layers_text(exporter, finished.units),
-                                  work.path().string()));
-    {
-      BoundaryStates states = std::move(finished.states);
-      UnitSink sink(exporter, store, timer, plan, observer, std::move(finished));
-      if (windows.defined())
-        run_calibrated(original, model, plan, windows, run, std::move(states), sink, timer);
-      else
-        round_to_nearest(original, plan, exporter.units(), sink, timer);
-      timer.begin("write");
-      store.wait();
-      timer.end();
-      report.units = sink.take_report();
-    }
-    report.model_type = model.id();
-    report.device = options.device.str();
-    report.weights = plan.quantized_weights();
-    report.bits_per_weight = plan.bits_per_weight();
-    report.seconds = timer.seconds();
-    report.bytes = exporter.bytes();
-    report.peak_memory_bytes = peak_memory_bytes();
-    if (!options.device.is_cpu()) report.peak_device_bytes = peak_device_bytes(options.device);
-    if (windows.defined()) report.calibration = std::move(calibration.report);
-    exporter.commit(to_json(report));
-    return report;
-  } catch (const Interrupted&) {
-    const std::string kept = keep_finished(store, exporter, work);
-    if (kept.empty()) throw;
-    throw RunInterrupted("interrupted: " + kept);
-  } catch (const Error& e) {
-    const std::string kept = keep_finished(store, exporter, work);
-    if (kept.empty()) throw;
-    fail("{}. {}", e.what(), kept);
-  } catch (const std::exception&) {
-    if (const std::string kept = keep_finished(store, exporter, work); !kept.empty())
-      observer.warn(kept);
-    throw;
-  }
+  return QuantizeRun(original, model, plan, options, dtype, timer, observer).run();
 }
 
 }  // namespace aqhost
