@@ -8,26 +8,18 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <functional>
-#include <optional>
 #include <utility>
 
 #include "base/error.h"
-#include "base/field.h"
 #include "base/file.h"
+#include "base/work_folder_commit.h"
+#include "base/work_folder_files.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-/// No reader takes a folder without this file for a checkpoint. Therefore it is removed first and
-/// added last.
-constexpr const char* kLast = "config.json";
 constexpr const char* kWork = ".work";
-constexpr const char* kUnfinishedManifest = "manifest.json.part";  // see write_file()
-constexpr const char* kCommit = "commit.json";                     // what merge() moves
-/// The folders in the work folder. The last one holds files of the target while merge() moves.
-constexpr const char *kExport = "export", *kProgress = "progress", *kReplaced = "replaced";
 
 /// The target without links, "." and "..". A part that does not exist yet is appended unchanged.
 fs::path resolve(fs::path target) {
@@ -55,103 +47,13 @@ bool is_content(const fs::path& entry) {
   return entry.filename() != kWork && entry.filename() != "lost+found";  // in the root of a volume
 }
 
-/// The manifest of a work folder, if it says that aqhost made the folder.
-std::optional<Json> manifest_of(const fs::path& work) {
-  const fs::path manifest = work / WorkFolder::kManifest;
-  std::error_code ignored;
-  if (!fs::is_regular_file(fs::symlink_status(manifest, ignored))) return {};
-  try {
-    Json json = read_json(manifest);
-    if (json.is_object() && json.value("generator", Json()) == "aqhost") return json;
-  } catch (const Error&) {  // somebody else's file may be no JSON
-  }
-  return {};
-}
-
-bool is_ours(const fs::path& work) { return manifest_of(work).has_value(); }
-
-/// All files of a folder and of the folders below it, relative to it and sorted.
-std::vector<std::string> files_in(const fs::path& folder) {
-  std::vector<std::string> files;
-  std::error_code error;
-  for (fs::recursive_directory_iterator it(folder, error), end; !error && it != end;
-       it.increment(error))
-    if (!fs::is_directory(it->symlink_status(error)))
-      files.push_back(it->path().lexically_relative(folder).string());
-  if (error) fail("{}: {}", folder.string(), error.message());
-  std::sort(files.begin(), files.end());
-  return files;
-}
-
-/// The files of export/ that the manifest of a work folder lists; nullopt if it has no list.
-std::optional<std::set<std::string>> listed_files(const fs::path& work) {
-  const std::optional<Json> manifest = manifest_of(work);
-  if (!manifest || !manifest->contains(WorkFolder::kFiles)) return {};
-  std::set<std::string> files;
-  for (const Json& name : (*manifest)[WorkFolder::kFiles])
-    if (name.is_string()) files.insert(name.get<std::string>());
-  return files;
-}
-
-/// The files that belong to the run of a work folder, relative to it; the manifest is the last.
-std::vector<std::string> own_files(const fs::path& work) {
-  const auto listed = listed_files(work);  // without a list, all of export/ is the run's
-  const auto is_export = [&listed](const std::string& name) {
-    constexpr std::string_view kPart = ".part";  // the end of the name while a file is written
-    return !listed || listed->contains(name) ||
-           (name.ends_with(kPart) && listed->contains(name.substr(0, name.size() - kPart.size())));
-  };
-  const auto is_progress = [](const std::string& name) {
-    return name.starts_with("unit-") || name.starts_with("states-");
-  };
-  std::vector<std::string> own;
-  const auto add = [&](const std::string& folder, const auto& is_own) {
-    std::error_code ignored;
-    if (!fs::is_directory(fs::symlink_status(work / folder, ignored))) return;
-    for (const std::string& name : files_in(work / folder))
-      if (is_own(name)) own.push_back(fmt::format("{}/{}", folder, name));
-  };
-  add(kExport, is_export);
-  add(kProgress, is_progress);
-  add(kReplaced, [](const std::string& /*name*/) { return true; });
-  for (const char* name : {kUnfinishedManifest, kCommit, WorkFolder::kManifest})
-    own.emplace_back(name);
-  return own;
-}
-
-/// Removes the folders between a file, which is gone, and `folder` that contained nothing else.
-void remove_empty_parents(const fs::path& folder, const fs::path& file) {
-  for (fs::path p = file.parent_path(); !p.empty(); p = p.parent_path())
-    ::rmdir((folder / p).c_str());
-}
-
-/// Removes the files of the run from a work folder, and its folders if they are empty then. Throws
-/// an Error if a folder cannot be read or a file cannot be removed.
-void remove_own(const fs::path& work) {
-  for (const std::string& file : own_files(work)) {
-    if (::unlink((work / file).c_str()) != 0 && errno != ENOENT)
-      fail("{}: cannot be removed: {}", (work / file).string(), std::strerror(errno));
-    remove_empty_parents(work, file);
-  }
-  for (const char* folder : {kExport, kProgress, kReplaced}) ::rmdir((work / folder).c_str());
-}
-
-/// Removes a work folder whose run has ended. What cannot be removed stays.
-void remove_work(const fs::path& work) {
-  try {
-    remove_own(work);
-  } catch (const Error&) {  // the result is not affected
-  }
-  ::rmdir(work.c_str());
-}
-
 /// Removes the work folder of a run that was killed after it had put its result in place.
 void remove_finished(const fs::path& work) {
   std::error_code ignored;
-  const fs::path result = work / kExport;
-  if (!is_ours(work) || WorkFolder::is_locked(work)) return;
+  const fs::path result = work / kExportFolder;
+  if (!is_work_folder(work) || WorkFolder::is_locked(work)) return;
   if (fs::exists(result, ignored) && !files_in(result).empty()) return;
-  remove_work(work);
+  remove_work_folder(work);
 }
 
 /// Where the work folder of a resolved target lies: inside it if it is a folder, unless an earlier
@@ -159,19 +61,7 @@ void remove_finished(const fs::path& work) {
 bool lies_inside(const fs::path& target) {
   std::error_code ignored;
   if (!fs::is_directory(target, ignored)) return false;
-  return !(fs::is_empty(target, ignored) && is_ours(work_of(target, false)));
-}
-
-/// Whether a file with that name lies in `folder` itself, and not elsewhere by way of ".." or a
-/// link.
-bool lies_in(const fs::path& folder, const fs::path& name) {
-  std::error_code ignored;
-  if (name.empty() || name.is_absolute() || name != name.lexically_normal()) return false;
-  if (*name.begin() == "..") return false;
-  for (fs::path parent = name.parent_path(); !parent.empty(); parent = parent.parent_path())
-    if (!fs::is_directory(fs::symlink_status(folder / parent, ignored))) return false;
-  const fs::file_status status = fs::symlink_status(folder / name, ignored);
-  return fs::exists(status) && !fs::is_directory(status);
+  return !(fs::is_empty(target, ignored) && is_work_folder(work_of(target, false)));
 }
 
 /// Whether an open folder is the one that has this path.
@@ -186,45 +76,6 @@ bool is_folder(const fs::path& path) {
   std::error_code ignored;
   return fs::is_directory(fs::symlink_status(path, ignored));
 }
-
-/// Moves files one after another, and moves them back unless finish() is called.
-class Moves {
- public:
-  Moves() = default;
-  ~Moves() {
-    for (auto it = done_.rbegin(); it != done_.rend(); ++it)
-      ::rename(it->second.c_str(), it->first.c_str());
-    std::error_code ignored;
-    for (auto it = made_.rbegin(); it != made_.rend(); ++it) fs::remove(*it, ignored);
-  }
-  Moves(const Moves&) = delete;
-  Moves& operator=(const Moves&) = delete;
-
-  void make_folder(const fs::path& folder) {
-    if (folder.empty() || fs::is_directory(folder)) return;
-    make_folder(folder.parent_path());
-    std::error_code error;
-    fs::create_directory(folder, error);
-    if (error) fail("{}: cannot be made: {}", folder.string(), error.message());
-    made_.push_back(folder);
-  }
-
-  void move(const fs::path& from, const fs::path& to) {
-    make_folder(to.parent_path());
-    if (::rename(from.c_str(), to.c_str()) != 0)
-      fail("{}: cannot be moved to {}: {}", from.string(), to.string(), std::strerror(errno));
-    done_.emplace_back(from, to);
-  }
-
-  void finish() {
-    done_.clear();
-    made_.clear();
-  }
-
- private:
-  std::vector<std::pair<fs::path, fs::path>> done_;
-  std::vector<fs::path> made_;
-};
 
 }  // namespace
 
@@ -244,7 +95,7 @@ WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
     lock();
     check_ours();
     make_folders();
-    keep_ = is_ours(work_);
+    keep_ = is_work_folder(work_);
   } catch (const Error&) {
     if (lock_ >= 0) ::close(lock_);
     ::rmdir(work_.c_str());  // only if this run created it
@@ -255,7 +106,7 @@ WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
 
 WorkFolder::~WorkFolder() {
   if (!keep_ && is_at(lock_, work_)) {
-    remove_work(work_);
+    remove_work_folder(work_);
     for (auto it = parents_.rbegin(); it != parents_.rend(); ++it) ::rmdir(it->c_str());
   }
   if (lock_ >= 0) ::close(lock_);
@@ -277,25 +128,14 @@ void WorkFolder::undo_commit(const fs::path& target) {
   const fs::path resolved = resolve(target);
   const fs::path work = work_of(resolved, true);
   std::error_code ignored;
-  if (!fs::exists(work / kCommit, ignored) || !is_ours(work) || is_locked(work)) return;
-  const Json json = read_json(work / kCommit);
-  const Field moved(json, (work / kCommit).string());
-  const auto move_back = [&](const fs::path& from, const fs::path& to) {
-    if (!fs::exists(fs::symlink_status(from, ignored)) ||
-        fs::exists(fs::symlink_status(to, ignored)))
-      return;
-    fs::create_directories(to.parent_path(), ignored);
-    if (::rename(from.c_str(), to.c_str()) != 0)
-      fail("{}: cannot be moved back to {}: {}", from.string(), to.string(), std::strerror(errno));
-  };
-  for (const Field& file : moved["after"].items())
-    if (lies_in(resolved, file.text()))
-      move_back(resolved / file.text(), work / kExport / file.text());
-  for (const Field& file : moved["before"].items())
-    if (lies_in(work / kReplaced, file.text()))
-      move_back(work / kReplaced / file.text(), resolved / file.text());
-  fs::remove(work / kCommit, ignored);
+  if (!fs::exists(work / kCommitRecord, ignored) || !is_work_folder(work) || is_locked(work))
+    return;
+  undo_merge(work, resolved);
 }
+
+fs::path WorkFolder::result() const { return work_ / kExportFolder; }
+
+fs::path WorkFolder::progress() const { return work_ / kProgressFolder; }
 
 bool WorkFolder::is_locked(const fs::path& work) {
   const int fd = ::open(work.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -330,14 +170,14 @@ void WorkFolder::lock() {
          work_.string());
 }
 
-/// Error if the folder has content but no manifest. A run that was killed at its very start leaves
-/// empty folders, or the beginning of a manifest.
+/// Throws an Error if the folder has content but no manifest. A run that was killed at its very
+/// start leaves empty folders, or the beginning of a manifest.
 void WorkFolder::check_ours() const {
   std::error_code ignored;
   for (const fs::path& folder : {result(), progress()})
     if (fs::is_symlink(fs::symlink_status(folder, ignored)))
       fail("{}: is a link, and the run needs a folder there; move it away", folder.string());
-  if (is_ours(work_)) return;
+  if (is_work_folder(work_)) return;
   for (const auto& entry : list_folder(work_)) {
     const bool empty_own = (entry.path() == result() || entry.path() == progress()) &&
                            fs::is_empty(entry.path(), ignored);
@@ -371,7 +211,7 @@ void WorkFolder::check_in_place() const {
 }
 
 void WorkFolder::clear() {
-  remove_own(work_);
+  remove_own_files(work_);
   make_folders();
   keep_ = false;
 }
@@ -411,38 +251,12 @@ std::string WorkFolder::set_aside_others(const std::vector<std::string>& files) 
   std::vector<std::string> others = files_in(result());
   std::erase_if(others, [&](const std::string& file) { return listed.contains(file); });
   if (others.empty()) return {};
-  fs::path aside = work_ / "not-exported";
-  for (int i = 2; fs::exists(aside); i++) aside = work_ / fmt::format("not-exported-{}", i);
-  Moves moves;
-  for (const std::string& file : others) moves.move(result() / file, aside / file);
-  moves.finish();
-  for (const std::string& file : others) remove_empty_parents(result(), file);
+  const fs::path aside = set_aside(work_, others);
   return fmt::format(
       "{}: {}{} not written by the run and {} not part of the export, but now in {}",
       result().string(), others.front(),
       others.size() == 1 ? " was" : fmt::format(" and {} more were", others.size() - 1),
       others.size() == 1 ? "is" : "are", aside.string());
-}
-
-void WorkFolder::merge() const {
-  const fs::path old = work_ / kReplaced;
-  std::vector<std::string> before, after = files_in(result());
-  for (const std::string& file : replaced_)
-    if (lies_in(target_, file)) before.push_back(file);
-  const auto is_last = [](const std::string& file) { return file == kLast; };
-  std::stable_partition(before.begin(), before.end(), is_last);
-  std::stable_partition(after.begin(), after.end(), std::not_fn(is_last));
-  write_file(work_ / kCommit, to_text(Json{{"before", before}, {"after", after}}) + "\n");
-  flush_folder(work_);
-  {
-    Moves moves;
-    moves.make_folder(old);
-    for (const std::string& file : before) moves.move(target_ / file, old / file);
-    for (const std::string& file : after) moves.move(result() / file, target_ / file);
-    moves.finish();
-  }
-  for (const std::string& file : before) remove_empty_parents(target_, file);
-  for (const std::string& file : after) remove_empty_parents(result(), file);
 }
 
 void WorkFolder::commit() {
@@ -451,7 +265,7 @@ void WorkFolder::commit() {
   try {
     check_replaceable(files_in(result()));
     if (inside_) {
-      merge();
+      merge_result(work_, target_, replaced_);
     } else if (::rename(result().c_str(), target_.c_str()) != 0) {
       // rename() replaces at most an empty folder
       const int error = errno;
@@ -465,7 +279,7 @@ void WorkFolder::commit() {
          result().string());
   }
   flush_folder(inside_ ? target_ : target_.parent_path());
-  remove_work(work_);
+  remove_work_folder(work_);
 }
 
 }  // namespace aqhost

@@ -57,8 +57,8 @@ class WorkFolder {
   static bool is_locked(const std::filesystem::path& work);
 
   const std::filesystem::path& path() const { return work_; }
-  std::filesystem::path result() const { return work_ / "export"; }
-  std::filesystem::path progress() const { return work_ / "progress"; }
+  std::filesystem::path result() const;    // export/
+  std::filesystem::path progress() const;  // progress/
 
   /// Throws an Error, which says what to do, if somebody has removed, moved or replaced path(),
   /// result() or progress() since this object opened them. To be called before anything is written,
@@ -89,7 +89,6 @@ class WorkFolder {
   void lock();
   void check_ours() const;
   void make_folders() const;
-  void merge() const;
 
   std::string name_;  // of the target, as the caller gave it
   std::set<std::string> replaced_;
