@@ -1,6 +1,13 @@
-// Preloaded into aqhost: lets the AQ_FAIL_AT-th call of AQ_FAIL_CALL (pwrite, write, fsync, rename,
-// posix_fallocate, open) fail with AQ_FAIL_ERRNO, counting only calls on files below a folder whose
-// path contains AQ_FAIL_PATH. At the end the number of such calls is appended to AQ_FAIL_COUNT.
+// This library is preloaded into aqhost and lets one system call fail. The environment says which:
+//
+//   AQ_FAIL_CALL   is the name of the call: pwrite, write, fsync, rename, posix_fallocate or open.
+//   AQ_FAIL_PATH   is a part of a path. Only calls on files whose path contains it are counted.
+//   AQ_FAIL_AT     is the number, from 1 on, of the counted call that fails; 0 lets none fail.
+//   AQ_FAIL_ERRNO  is the errno with which it fails.
+//   AQ_FAIL_COUNT  is the file to which the number of counted calls is written when the program
+//   ends.
+//
+// Of the calls of open(), only those that may create a file are counted.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/types.h>
@@ -33,8 +40,7 @@ bool is_below(int fd) {
   return is_below(path);
 }
 
-/// Counts this call, if it is of the kind and below the folder of the settings; says whether it
-/// must fail.
+/// Counts this call if its name and path are those of the settings. Returns whether it must fail.
 template <typename File>
 bool fails(const char* call, File file) {
   if (std::strcmp(call, setting("AQ_FAIL_CALL")) != 0 || !is_below(file)) return false;
@@ -104,7 +110,7 @@ int open(const char* path, int flags, ...) {
   return -1;
 }
 
-/// aqhost ends by this call.
+/// aqhost ends the process by this call.
 void _exit(int status) {
   static const auto real = next<void (*)(int)>("_exit");
   if (const char* path = std::getenv("AQ_FAIL_COUNT"); path != nullptr) {

@@ -1,8 +1,9 @@
-"""Runs that are killed at any moment, and system calls that fail: finished layers stay, the next run goes on
-after them, and the export is the same to the byte.
+"""These tests kill runs at any moment, and let system calls of runs fail. Each time, the finished layers must
+stay, the next run must go on after them, and the export must be the same to the byte as that of a run
+without a fault.
 
-Run by ctest with AQ_BUILD (the build folder) set; needs nothing but Python's own library. The random
-moments come from AQ_SEED (0 if it is not set), which is printed where a test fails.
+ctest runs this file with the build folder in AQ_BUILD. The file needs only the standard library of Python. The
+random moments depend on AQ_SEED, which is 0 if it is not set, and which is printed if a test fails.
 """
 import json
 import os
@@ -19,8 +20,8 @@ TESTS = pathlib.Path(__file__).resolve().parent.parent
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 SEED = int(os.environ.get("AQ_SEED", 0))
 FAMILIES = ("olmoe", "qwen2-moe", "mixtral", "deepseek-moe")
-AGAIN = 75  # the exit status of a run that is to be started again
-KILLS = 25  # of each family
+AGAIN = 75  # The exit status of a run that was interrupted and can be started again.
+KILLS = 25  # The number of runs that are killed for each family.
 
 
 def model_of(family):
@@ -28,30 +29,33 @@ def model_of(family):
 
 
 def command(family, out, plugins=BUILD / "plugins", **options):
+    """Returns the command line that quantizes the test model of a family and saves the export to `out`."""
     options = {"model": model_of(family), "calib": TESTS / "data/kjv_calib.txt", "nsamples": 8,
                "seqlen": 128, "threads": 1, "save": out, "plugin-dir": plugins, **options}
     return [str(BUILD / "bin/aqhost"), *(f"--{name}={value}" for name, value in options.items())]
 
 
 def start(arguments, **keywords):
+    """Starts a command whose text on stderr can be read."""
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                             stdin=subprocess.DEVNULL, **keywords)
 
 
 def run(arguments, **keywords):
+    """Runs a command to its end. Returns its exit status and its text on stderr."""
     process = start(arguments, **keywords)
     errors = process.communicate(timeout=300)[1]
     return process.returncode, errors
 
 
 def files_of(folder):
-    """All files of an export except its report, which contains times."""
+    """Returns the bytes of all files of an export by name, except the report, which contains times."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*"))
             if f.is_file() and f.name != "quantization_report.json"}
 
 
 class Faults(unittest.TestCase):
-    whole = {}  # family: the files of an undisturbed run, and the seconds that it took
+    whole = {}  # This maps a family to the files of a run without a fault and the seconds that it took.
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -60,6 +64,7 @@ class Faults(unittest.TestCase):
         self.out = self.work / "out"
 
     def undisturbed(self, family):
+        """Returns the files of a run without a fault, and the seconds that it took."""
         if family not in self.whole:
             out = self.work / f"{family}-whole"
             begin = time.monotonic()
@@ -69,12 +74,16 @@ class Faults(unittest.TestCase):
         return self.whole[family]
 
     def check_done(self, family):
+        """Checks that the export is that of a run without a fault, and removes it."""
         self.assertEqual(files_of(self.out), self.undisturbed(family)[0])
         self.assertFalse((self.work / "out.work").exists())
         shutil.rmtree(self.out)
 
     def stop_at_random(self, family, number, stops, statuses):
-        """Stops `stops` runs at random moments, and checks each run that ends before it is stopped."""
+        """Stops `stops` runs at random moments by the signal `number`, each with one of `statuses` as its exit
+        status. Checks the export of each run that ends before it is stopped, and that of the last run, which is
+        not stopped.
+        """
         chance = random.Random(f"{SEED} {family} {number}")
         seconds = self.undisturbed(family)[1]
         stopped = 0
@@ -93,7 +102,7 @@ class Faults(unittest.TestCase):
                 self.assertIn("interrupted", errors)
                 self.assertIn("aqhost: interrupted", errors.splitlines()[-1])
             stopped += 1
-            if self.out.exists():  # it was killed after its commit
+            if self.out.exists():  # The run was stopped after its commit.
                 status, errors = run(command(family, self.out))
                 self.assertEqual(status, 1, errors)
                 self.assertIn("already exists", errors)
@@ -110,10 +119,11 @@ class Faults(unittest.TestCase):
     def test_terminated_at_random_moments(self):
         for family in FAMILIES:
             with self.subTest(family):
-                # before the program has installed its handler, the signal kills it
+                # The signal kills a program that has not installed its handler yet.
                 self.stop_at_random(family, signal.SIGTERM, 6, {AGAIN, -signal.SIGTERM})
 
     def fail_call(self, call, at, error, count=None):
+        """Runs aqhost with the settings of fail_call.cc. Returns the exit status and the text on stderr."""
         environment = {**os.environ, "LD_PRELOAD": str(BUILD / "tests/fail_call.so"),
                        "AQ_FAIL_CALL": call, "AQ_FAIL_AT": str(at), "AQ_FAIL_ERRNO": str(error),
                        "AQ_FAIL_PATH": "/out.work/", "ASAN_OPTIONS": "verify_asan_link_order=0"}
@@ -150,7 +160,7 @@ class Faults(unittest.TestCase):
                     self.check_done("olmoe")
 
     def test_a_disk_that_becomes_full_during_the_run(self):
-        """The file system has room at the start, and another program fills it."""
+        """The file system has enough room when the run begins, and then another program fills it."""
         whole = self.undisturbed("olmoe")[0]
         size = sum(map(len, whole.values()))
         disk = self.work / "disk"
@@ -175,7 +185,7 @@ class Faults(unittest.TestCase):
         self.check_done("olmoe")
 
     def interrupted(self, **options):
-        """Leaves a work folder with a finished layer."""
+        """Kills a run after its first layer, so that its work folder contains a finished layer."""
         process = start(command("olmoe", self.out, **options))
         record = self.work / "out.work/progress/unit-00000.json"
         while not record.exists() and process.poll() is None:
@@ -201,6 +211,7 @@ class Faults(unittest.TestCase):
         self.assertIn("going on after", errors)
 
     def refused(self, message, **options):
+        """Checks that a run with these options refuses the work folder of another run, with this message."""
         status, errors = run(command("olmoe", self.out, **options))
         self.assertEqual(status, 1, errors)
         self.assertIn("holds the unfinished work of another run", errors)
@@ -217,7 +228,7 @@ class Faults(unittest.TestCase):
         recipe = self.work / "r.yaml"
         recipe.write_text("{default: {wq: int8}}")
         self.refused("int8", config=recipe)
-        # a file of the model has another content
+        # A file of the model gets another content.
         model = self.work / "model"
         shutil.copytree(model_of("olmoe"), model)
         config = json.loads((model / "config.json").read_text())
@@ -231,7 +242,7 @@ class Faults(unittest.TestCase):
         plugins = self.work / "plugins"
         shutil.copytree(BUILD / "plugins", plugins)
         self.interrupted(plugins=plugins)
-        with open(plugins / "int4.so", "ab") as file:  # it works as before
+        with open(plugins / "int4.so", "ab") as file:  # The plugin works as before.
             file.write(b"\0")
         self.refused("the plugin int4 (--plugin-dir): changed", plugins=plugins)
 
