@@ -122,20 +122,21 @@ class FormatRules {
   std::vector<Verdict> run() {
     if (!rules_.rule("it can be made without options, and its description holds", [&] { make(); }))
       return rules_.take();
-    rules_.rule("options that it does not know are refused by their names", [&] { options(); });
-    rules_.rule("the group sizes that it lists can be had, and no others", [&] { group_sizes(); });
+    rules_.rule("unknown options are refused with a message that names them", [&] { options(); });
+    rules_.rule("it accepts the group sizes that it lists, and no others", [&] { group_sizes(); });
     rules_.rule("instances of the same options give the same config_json",
                 [&] { expect(make()->config() == make()->config(), "they differ"); });
     rules_.rule("its structs fit older and newer hosts", [&] { growth(); });
-    rules_.rule("whatever the weights: parameters are finite, codes within their bits",
+    rules_.rule("for any weights, parameters are finite and codes are within their bits",
                 [&] { all_weights(); });
-    rules_.rule("fit and quantize are the description, bit for bit", [&] { described(); });
+    rules_.rule("fit and quantize follow the description bit for bit", [&] { described(); });
     rules_.rule("codes or values may be left out of quantize", [&] { optional_outputs(); });
     rules_.rule("dequantize gives the values that quantize gave", [&] { dequantized(); });
     rules_.rule("pack and unpack are inverse", [&] { packed(); });
     rules_.rule("a packed tensor that it does not have is refused", [&] { no_such_packed(); });
     rules_.rule("tensors of wrong shapes and types are refused", [&] { wrong_shapes(); });
-    rules_.rule("many threads at once get what one gets", [&] { threads(); });
+    rules_.rule("calls from many threads at the same time give what a single call gives",
+                [&] { threads(); });
     rules_.rule("an extension that it does not know is NULL",
                 [&] { expect_no_unknown_extension(make()->raw()); });
     return rules_.take();

@@ -60,7 +60,7 @@ class ModelRules {
   }
 
   std::vector<Verdict> run() {
-    rules_.rule("a config.json of nobody is not its own", [&] { probes_nothing(); });
+    rules_.rule("it does not claim a config.json of an unknown model", [&] { probes_nothing(); });
     rules_.rule("a config.json without sizes is refused with a message", [&] { refuses_empty(); });
     const std::string whole =
         "its description, modules and names hold for the checkpoint, each name the inverse of its "
@@ -68,13 +68,15 @@ class ModelRules {
     if (!rules_.rule(whole, [&] { make(); })) return rules_.take();
     rules_.rule("it knows the checkpoint's config.json, and says why", [&] { probes_own(); });
     rules_.rule("its structs fit older and newer hosts", [&] { growth(); });
-    rules_.rule("keys and names of nothing are not found", [&] { not_found(); });
-    rules_.rule("layers and modules that are not there are errors", [&] { out_of_range(); });
-    rules_.rule("route does what its description says, also of ties, NaN and -inf",
+    rules_.rule("keys and names of tensors that do not exist are not found", [&] { not_found(); });
+    rules_.rule("layers and modules that do not exist are errors", [&] { out_of_range(); });
+    rules_.rule("route does what its description says, also with ties, NaN and -inf",
                 [&] { routes(); });
     rules_.rule("route refuses tensors of wrong shapes and types", [&] { wrong_shapes(); });
-    rules_.rule("many threads at once get what one gets", [&] { threads(); });
-    rules_.rule("attention that only it knows it offers to run", [&] { block_forward(); });
+    rules_.rule("calls from many threads at the same time give what a single call gives",
+                [&] { threads(); });
+    rules_.rule("it offers to run an attention that the host does not know",
+                [&] { block_forward(); });
     rules_.rule("an extension that it does not know is NULL",
                 [&] { expect_no_unknown_extension(make()->raw()); });
     return rules_.take();

@@ -60,12 +60,12 @@ TEST_CASE("each sly format breaks the rule that it breaks") {
        {"format rounds-another-way", "bit for bit: of small random numbers: "},
        {"format needs-codes", "may be left out of quantize: it crashed (Segmentation fault)"},
        {"format takes-any-shape", "wrong shapes and types are refused: fit: a weight of one"},
-       {"format one-thread-only", "many threads at once get what one gets"},
+       {"format one-thread-only", "at the same time give what a single call gives"},
        {"format packed-without-end", "that it does not have is refused"},
        {"format forgets-a-scale", "pack and unpack are inverse: 1 x 16: group parameters"},
        {"format crashes-on-zeros",
-        "whatever the weights: parameters are finite, codes within "
-        "their bits: it crashed (Aborted)"}});
+        "for any weights, parameters are finite and codes are within their bits: it crashed "
+        "(Aborted)"}});
 }
 
 TEST_CASE("each sly model breaks the rule that it breaks") {
@@ -73,11 +73,11 @@ TEST_CASE("each sly model breaks the rule that it breaks") {
   write_checkpoint(folder.path());
   check_found(
       check_plugin(kFixtures / "plugins-sly/sly-model.so", folder.path()),
-      {{"model claims-all", "of nobody is not its own: of {} it says 100"},
+      {{"model claims-all", "of an unknown model: of {} it says 100"},
        {"model high-id-first", "route does what its description says"},
        {"model weighs-otherwise", "route does what its description says"},
        {"model takes-nan", "route does what its description says"},
-       {"model finds-anything", "keys and names of nothing are not found: \"\" has a key"},
+       {"model finds-anything", "tensors that do not exist are not found: \"\" has a key"},
        {"model names-anything", "its description, modules and names hold for the checkpoint"},
        {"model describes-any-layer", "are errors: describe_ffn of a layer that is not there"},
        {"model attention-that-nobody-runs", "has custom attention, and there is no aq.model.block"},
