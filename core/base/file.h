@@ -60,7 +60,7 @@ std::string_view misplaced_file(std::string_view start);
 void copy_file(const std::filesystem::path& from, const std::filesystem::path& to);
 
 /// Flushes the creations, renames and removals in a folder, where its file system supports this.
-/// Error if that fails.
+/// Throws an Error if that fails.
 void flush_folder(const std::filesystem::path& folder);
 
 /// The number of bytes that are free for this user on the folder's file system; negative if the

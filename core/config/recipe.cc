@@ -71,8 +71,10 @@ struct Recipe::Matches {
   std::vector<std::vector<std::size_t>> of_row;     // [override]: the modules, in order
   std::vector<std::vector<std::size_t>> of_module;  // [module]: the overrides, in order
   std::vector<bool> skipped;                        // [module]: it is not quantized
-  std::vector<std::size_t> only_namer;              // [module]: of a kept one, its override, or -1
-  std::vector<std::string> names;                   // [module]
+  /// [module]: the override that names the module, if the family does not quantize the module by
+  /// default and exactly one override names it; otherwise SIZE_MAX
+  std::vector<std::size_t> only_namer;
+  std::vector<std::string> names;  // [module]
 };
 
 void Recipe::add_override(Row row) {
@@ -199,7 +201,8 @@ std::string Recipe::lint_row(std::size_t i, const Matches& matches) const {
   const bool names = std::any_of(matched.begin(), matched.end(),
                                  [&](std::size_t m) { return matches.only_namer[m] == i; });
   std::unordered_map<std::size_t, bool> crossing;  // by later override
-  bool kept = names, used = names;  // a key takes effect; and not only in skipped modules
+  // whether a key takes effect, and whether one does in a module that is not skipped
+  bool kept = names, used = names;
   std::size_t replaced = 0;
   for (const std::size_t m : matched) {
     const std::vector<std::size_t>& rows = matches.of_module[m];

@@ -37,7 +37,8 @@ class DecodedCheckpoint : public Source {
   /// The weights of a module, row by row. Throws an Error that names file and module if one is not
   /// finite.
   std::vector<float> decode(const StoredModule& module) const;
-  /// Throws an Error unless config.json calls exactly those modules of `model` quantized that are.
+  /// Throws an Error unless the modules of `model` that config.json calls quantized are exactly
+  /// those that are stored quantized.
   void check_config(const Model& model) const;
 
  private:

@@ -31,8 +31,8 @@ std::string generalize(const std::string& name, std::size_t keep) {
   return pattern + "$";
 }
 
-/// The maximum of numbers in a name. An expert's name has two, the name of an attention's module
-/// one.
+/// The maximum number of numbers in a name. An expert's name has two, the name of an attention's
+/// module one.
 constexpr std::size_t kMaximumNumbers = 3;
 
 }  // namespace

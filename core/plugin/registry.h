@@ -25,9 +25,9 @@ struct ModelMatch {
   int score = 0;  // 0 to 100
 };
 
-/// The folders in which plugins are searched, in this order: `given` (--plugin-dir; Error if one is
-/// missing), AQ_PLUGIN_PATH (colon-separated), <exe>/../lib/aqhost/plugins, <exe>/../plugins.
-/// Folders that were not given may be missing.
+/// The folders in which plugins are searched, in this order: `given` (--plugin-dir; throws an
+/// Error if one is missing), AQ_PLUGIN_PATH (colon-separated), <exe>/../lib/aqhost/plugins,
+/// <exe>/../plugins. Folders that were not given may be missing.
 std::vector<std::filesystem::path> plugin_search_path(
     const std::vector<std::filesystem::path>& given);
 

@@ -18,7 +18,7 @@ constexpr const char* kReport = "quantization_report.json";
 /// Kinds of side files that readers of a checkpoint look for: tokenizer, chat template, remote
 /// code.
 constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"};
-/// And what must go with every copy.
+/// The beginnings of the names of files that must go with every copy.
 constexpr std::array kLegalFiles{"LICENSE", "LICENCE", "NOTICE", "COPYING"};
 /// The key of the report under which it lists every file of the export.
 constexpr const char* kFiles = "files";
@@ -28,7 +28,7 @@ bool contains(const List& list, const std::string& value) {
   return std::find(list.begin(), list.end(), value) != list.end();
 }
 
-/// The files that an export has of its own: they are written anew, not carried over.
+/// The files that the export writes anew, and does not copy from the original.
 const std::set<std::string>& own_files() {
   static const std::set<std::string> kOwnFiles = [] {
     std::set<std::string> files{"config.json", "model.safetensors.index.json", kReport};
@@ -65,7 +65,7 @@ void find_side_files(const fs::path& original, const fs::path& folder,
     return entry.path().filename() == "config.json" || entry.path().extension() == ".safetensors";
   };
   if (!folder.empty() && std::any_of(entries.begin(), entries.end(), is_weights))
-    return;  // a model of its own, perhaps an export of this one
+    return;  // another model, perhaps an export of this one
   for (const auto& entry : entries) {
     std::error_code ignored;
     const std::string name = entry.path().filename().string();
@@ -82,8 +82,9 @@ void find_side_files(const fs::path& original, const fs::path& folder,
   }
 }
 
-/// Error if a download left something else in place of a side file. Of files other than JSON only
-/// a Git LFS pointer is told: a chat template may begin with "<" as a web page does.
+/// Throws an Error if a failed download has left something else in place of a side file. In a file
+/// other than JSON, only a Git LFS pointer is recognised, because a chat template may begin with
+/// "<" as a web page does.
 void check_side_file(const fs::path& path) {
   constexpr std::size_t kTold = 64;
   const InputFile file(path);
@@ -106,8 +107,8 @@ bool is_shard(const std::string& name) {
          (name.starts_with("model-") && name.ends_with(".safetensors"));
 }
 
-/// lm_head where it is the embedding, and whatever the checkpoint has besides the model that may be
-/// a linear module in an engine's model class.
+/// The names of linear modules that an engine's model class may have besides those of the model:
+/// lm_head if it is the embedding, and every matrix among the checkpoint's extra tensors.
 std::vector<std::string> linears_besides(const Source& original, const Model& model) {
   std::vector<std::string> linears;
   if (model.desc().tied_embeddings) linears.emplace_back(kLmHead);
@@ -118,7 +119,7 @@ std::vector<std::string> linears_besides(const Source& original, const Model& mo
   return linears;
 }
 
-/// float32 values as elements of `dtype`; exact, as they came from there.
+/// float32 values as elements of `dtype`. This is exact, because they were read from that type.
 std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
   const auto type = dtype == DType::kBF16  ? at::kBFloat16
                     : dtype == DType::kF16 ? at::kHalf
@@ -206,7 +207,7 @@ void Exporter::write_files() const {
   copy_side_files();
 }
 
-/// `tensors`: those of each unit, in the order in which they are written.
+/// Appends to tensors[u] the tensors of unit u, in the order in which they are written.
 void Exporter::plan_tensors(const Model& model, std::vector<std::vector<TensorInfo>>& tensors) {
   const auto unit_at = [this](int32_t layer) { return static_cast<std::size_t>(unit_of(layer)); };
   std::set<std::string> replaced;
@@ -226,7 +227,7 @@ void Exporter::plan_tensors(const Model& model, std::vector<std::vector<TensorIn
     tensors[unit].push_back(
         {module.name + ".weight", dtype, {module.out_features, module.in_features}});
   }
-  // a matrix by itself is written under its module's name, wherever the checkpoint has it
+  // a tensor that is the whole matrix of a module is written under the module's name
   std::map<std::string, const Module*> whole;
   std::map<std::string, int32_t> layers;  // of stored tensors
   for (const Module& module : model.modules()) {
@@ -292,7 +293,7 @@ void Exporter::write_config() const {
   // keys stay in the order of the original, so that a diff shows what was added
   auto config =
       nlohmann::ordered_json::parse(read_file(fs::path(original_.directory()) / "config.json"));
-  // vLLM takes the embedding wherever this is set, transformers only where the two are equal
+  // if this is set, vLLM always uses the embedding as lm_head; transformers only if they are equal
   constexpr const char* kTied = "tie_word_embeddings";
   if (own_head_ && config.contains(kTied) && config[kTied] == true) config[kTied] = false;
   config["quantization_config"] = plan_.container->config(modules);

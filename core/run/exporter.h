@@ -16,64 +16,66 @@
 
 namespace aqhost {
 
-/// Error, naming the file, if one of the side files that an export carries over cannot be: a link
-/// to nothing, or what a download leaves in place of a file. Exporter checks it as well.
+/// Throws an Error that names the file if a side file that an export copies from the original
+/// cannot be copied: a link to nothing, or what a failed download leaves in place of a file.
+/// Exporter makes the same check.
 void check_side_files(const Source& original);
 
-/// The files, relative to `target`, that an earlier export wrote there and that this one replaces;
-/// none where the folder is free. Error if `overwrite` is set and there is something else:
-/// --overwrite is for earlier exports alone, never for an original or a folder of another kind.
+/// The files, relative to `target`, that an earlier export wrote there and that this one replaces.
+/// There are none if `overwrite` is not set, or if the folder is free. Throws an Error if
+/// `overwrite` is set and the folder contains anything but an earlier export, since --overwrite
+/// never replaces an original or a folder of another kind.
 std::set<std::string> replaced_files(const Source& original, const std::filesystem::path& target,
                                      bool overwrite);
 
-/// Writes the quantized checkpoint to `work`'s result: packed modules under their own names, every
-/// other tensor as it was, config.json with quantization_config, and the tokenizer and other side
-/// files. Its tensors are written unit by unit: unit l is layer l, the last unit holds all that
-/// lies outside the layers. Each unit has shards of its own, which stand there whole once it is
-/// finished.
+/// Writes the export to `work`.result(): the packed tensors of quantized modules, every other
+/// tensor unchanged, config.json with quantization_config, and the tokenizer and other side files.
+/// Tensors are written unit by unit: unit l is layer l, and the last unit has everything outside
+/// the layers. Every shard belongs to one unit, and is complete when that unit is finished.
 class Exporter {
  public:
-  /// Lays out the files. Writes nothing. Throws an Error if a side file cannot be carried over; the
-  /// observer is warned of folders that cannot be read.
+  /// Lays out the files. Writes nothing. Throws an Error if a side file cannot be copied (see
+  /// check_side_files()). The observer is warned of folders that cannot be read.
   Exporter(const Source& original, const Model& model, const Plan& plan, WorkFolder& work,
            int64_t max_shard_bytes, RunObserver& observer);
 
-  /// The number of units: the layers, and one for the rest.
+  /// The number of units: one for each layer, and one for everything outside the layers.
   int32_t units() const { return units_; }
   /// The names of a unit's shards in the result.
   std::vector<std::string> shards(int32_t unit) const;
-  /// The names of all files of the export, sorted but for the report, which is the last.
+  /// The names of all files of the export. They are sorted, except that the report is the last.
   std::vector<std::string> files() const;
-  /// The bytes of the tensors of one unit, and of all.
+  /// The number of tensor bytes of one unit, and of all units.
   int64_t bytes(int32_t unit) const { return writer_->bytes(static_cast<std::size_t>(unit)); }
   int64_t bytes() const { return writer_->bytes(); }
 
-  /// Writes all that is known before the run, config.json and side files: what cannot be read or
-  /// written later is an Error now.
+  /// Writes the files that do not depend on the run, config.json and the side files, so that a file
+  /// that cannot be read or written is an Error before the first layer is solved.
   void write_files() const;
 
-  /// Creates the shards of a unit; before it the unit's modules are not written.
+  /// Creates the shards of a unit. Must be called before the unit's modules are written.
   void begin(int32_t unit) {
     work_.check_in_place();
     writer_->begin(static_cast<std::size_t>(unit));
   }
-  /// One planned module, each once; any thread.
+  /// Writes one planned module. Each module is written once. Thread-safe.
   void write(const PlannedModule& planned, const QuantizedMatrix& matrix, float input_global);
-  /// Copies the unit's other tensors and flushes it; once all of its modules are written. Any
-  /// thread.
+  /// Copies the unit's other tensors and flushes its shards. To be called when all of its modules
+  /// are written. Thread-safe.
   void finish(int32_t unit);
 
-  /// Once every unit is finished: puts the export in place, with `report` and the list of all files
-  /// in it as quantization_report.json. A failure keeps the work folder and names it. The observer
-  /// is warned of files that the run did not write: they stay in the work folder.
+  /// Puts the export in place, with `report` and the list of all files as quantization_report.json.
+  /// To be called when every unit is finished. If it fails, the work folder is kept, and the Error
+  /// names it. The observer is warned of files that the run did not write, which stay in the work
+  /// folder.
   void commit(Json report);
 
  private:
-  /// A tensor that stays as it is.
+  /// A tensor that is copied unchanged.
   struct Copied {
     std::string stored, written;  // its names
   };
-  /// A module that stays dense but whose tensor is split, as other parts of it are quantized.
+  /// A module that stays dense, and is a part of a tensor of which other parts are quantized.
   struct Split {
     const Module* module;
     DType dtype;
@@ -97,7 +99,7 @@ class Exporter {
   std::vector<Unit> unit_tensors_;
   /// Linear modules of the model class that stay dense, besides those of the plan.
   std::vector<std::string> other_linears_;
-  bool own_head_;  // lm_head is not the embedding
+  bool own_head_;  // whether lm_head is another matrix than the embedding
   std::unique_ptr<Writer> writer_;
 };
 

@@ -12,23 +12,24 @@
 
 namespace aqhost {
 
-/// The rounding of a layer's inputs that a recipe asks for (aq). Modules that share an input share
-/// it; and all routed experts of the layer share one scale for all tokens of gate and up, and one
-/// of down, as engines run them together and have one for all. One thread.
+/// The rounding of the inputs of a layer's modules that a recipe asks for (aq). Modules that share
+/// an input share its rounding. The gate and up projections of all routed experts of the layer
+/// share one scale for all tokens, and so do their down projections, because engines run the
+/// experts together with one scale. Used by one thread only.
 class InputRounding {
  public:
-  /// Has every one of `modules` that is planned so round its input in `layer`.
+  /// Makes those of `modules` whose inputs the plan rounds round them in `layer`.
   InputRounding(const std::vector<const PlannedModule*>& modules, Layer& layer);
 
-  /// Whether the input of one of `modules` has a scale for all tokens.
+  /// Whether the input of one of `modules` is rounded under one scale for all tokens.
   static bool observed(const std::vector<const PlannedModule*>& modules);
-  /// Whether such a scale has seen nothing but zeros so far.
+  /// Whether such a scale has been shown nothing but zeros so far.
   bool unobserved(const std::vector<const PlannedModule*>& modules) const;
-  /// Shows x [N, features] to such scales.
+  /// Shows the input x [N, features] of `modules` to these scales.
   void observe(const std::vector<const PlannedModule*>& modules, const at::Tensor& x);
-  /// x as `modules`, which share it, see it, rounded or not.
+  /// The input x of `modules`, which share it, as they see it: rounded if the plan rounds it.
   at::Tensor seen(const std::vector<const PlannedModule*>& modules, const at::Tensor& x) const;
-  /// A module's scale for all tokens; 1 where it has none.
+  /// A module's scale for all tokens; 1 if it has none.
   float global(const PlannedModule& module) const;
 
  private:

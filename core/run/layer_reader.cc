@@ -27,7 +27,7 @@ LayerReader::~LayerReader() {
   try {
     synchronize(device_);
   } catch (const std::exception&) {
-    // what failed on the device has been told where it was used
+    // a failure on the device was reported where its result was used
   }
 }
 

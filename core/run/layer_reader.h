@@ -18,20 +18,20 @@ namespace aqhost {
 Layer open_layer(const Source& source, const Model& model, int32_t index, int64_t length,
                  const at::TensorOptions& options = at::kFloat);
 
-/// Layers one after another. For a GPU the next one is read and copied there while the last one
-/// given out is worked on; on the CPU, where both would want the same memory and cores, it is read
-/// when it is asked for. One thread.
+/// Gives layers one after another. For a GPU, the next layer is read and copied there while the
+/// caller works on the current one. On the CPU, where both would need the same memory and cores, a
+/// layer is read when it is asked for. Used by one thread only.
 class LayerReader {
  public:
-  /// Reads the layer of one turn, on any thread.
+  /// Reads the layer of one turn. It may be called from any thread.
   using Open = std::function<Layer(int32_t turn)>;
 
   /// Turns 0 to count - 1, with layers on `device`.
   LayerReader(at::Device device, int32_t count, Open open);
   ~LayerReader();
 
-  /// The layer of the next turn. The one before is freed first if it is still there; nothing of it
-  /// may be in use.
+  /// The layer of the next turn. The layer of the turn before is freed first, so it must not be in
+  /// use any more.
   Layer& next();
 
  private:

@@ -17,7 +17,7 @@ constexpr const char* kOptions = "options";
 
 struct Difference {
   std::string field;  // its path, as "settings.percdamp"
-  Json before, now;   // null where it is missing
+  Json before, now;   // null if it is missing
 };
 
 /// Appends every value in which two objects differ, at any depth. A missing object has no fields.

@@ -1,6 +1,6 @@
-// Times each loop of a quantization on the CPU on its own, and prints its floor beside it: the time
-// of its operations at the rate of a large matrix product of the same type, or of its bytes at the
-// rate of a copy. Both rates are measured in the same run.
+// Times each loop of a quantization on the CPU separately, and prints a lower bound of its time:
+// the time of its operations at the rate of a large matrix product of the same type, or of its
+// bytes at the rate of a copy. Both rates are measured in the same run.
 //
 //   hot_loops PLUGIN_DIR [WIDTH] [TOKENS] [float32|bfloat16]      default: 128 16384 float32
 
