@@ -29,14 +29,14 @@ bool contains(const List& list, const std::string& value) {
 }
 
 /// The files that the export writes anew, and does not copy from the original.
-const std::set<std::string>& own_files() {
-  static const std::set<std::string> kOwnFiles = [] {
+const std::set<std::string>& files_written_anew() {
+  static const std::set<std::string> kFilesWrittenAnew = [] {
     std::set<std::string> files{"config.json", "model.safetensors.index.json", kReport};
     for (const Container* container : containers())
       if (const std::string file = container->config_file(); !file.empty()) files.insert(file);
     return files;
   }();
-  return kOwnFiles;
+  return kFilesWrittenAnew;
 }
 
 bool is_whole_tensor(const TensorRef& ref) {
@@ -73,7 +73,7 @@ void find_side_files(const fs::path& original, const fs::path& folder,
     if (fs::is_directory(entry.symlink_status(ignored)))
       find_side_files(original, folder / name, names, observer);
     const bool own =
-        folder.empty() && (own_files().contains(name) || name.ends_with(".index.json"));
+        folder.empty() && (files_written_anew().contains(name) || name.ends_with(".index.json"));
     if (own || !is_side_file(entry.path())) continue;
     if (fs::is_symlink(entry.symlink_status(ignored)) && !entry.exists(ignored))
       fail("{}: is a link to {}, which does not exist", entry.path().string(),
@@ -145,7 +145,7 @@ std::set<std::string> replaced_files(const Source& original, const fs::path& tar
         "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
         "folder",
         target.string(), kReport);
-  std::set<std::string> files = own_files();
+  std::set<std::string> files = files_written_anew();
   const Json report = read_json(target / kReport);
   const bool ours = report.is_object() && report.value("generator", Json()) == "aqhost" &&
                     fs::exists(target / "config.json", ignored) &&
