@@ -18,7 +18,7 @@ namespace aqhost {
 /// experts together with one scale. Used by one thread only.
 class InputRounding {
  public:
-  /// Makes those of `modules` whose inputs the plan rounds round them in `layer`.
+  /// From now on, `layer` rounds the inputs of those of `modules` for which the plan says so.
   InputRounding(const std::vector<const PlannedModule*>& modules, Layer& layer);
 
   /// Whether the input of one of `modules` is rounded under one scale for all tokens.

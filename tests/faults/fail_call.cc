@@ -4,8 +4,7 @@
 //   AQ_FAIL_PATH   is a part of a path. Only calls on files whose path contains it are counted.
 //   AQ_FAIL_AT     is the number, from 1 on, of the counted call that fails; 0 lets none fail.
 //   AQ_FAIL_ERRNO  is the errno with which it fails.
-//   AQ_FAIL_COUNT  is the file to which the number of counted calls is written when the program
-//   ends.
+//   AQ_FAIL_COUNT  is the file that receives the number of counted calls when the program ends.
 //
 // Of the calls of open(), only those that may create a file are counted.
 #include <dlfcn.h>
