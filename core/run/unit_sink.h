@@ -36,8 +36,8 @@ class UnitSink {
   void begin_unit();
   /// Writes the solutions to the unit's shards, and adds the modules to the unit's report.
   void take(const std::vector<Solution>& solutions);
-  /// Adds the coverage of a layer's experts to the unit's report. Those of `starved` (layer, expert)
-  /// received fewer than the `needed` tokens.
+  /// Adds the coverage of a layer's experts to the unit's report. Those of `starved` (layer,
+  /// expert) received fewer than the `needed` tokens.
   void add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
            const std::set<std::pair<int32_t, int32_t>>& starved);
   void add(const Refinement& refinement);

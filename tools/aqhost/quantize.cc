@@ -134,8 +134,8 @@ void print_calibration(const std::optional<CalibrationReport>& calibration) {
 void print_summary(const RunReport& report, const std::string& target, int64_t original_bytes,
                    const std::vector<Loadable>& loads) {
   const double loss = report.units.loss(), rtn_loss = report.units.rtn_loss();
-  fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n", report.units.modules.size(),
-             with_commas(report.weights), report.bits_per_weight);
+  fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n",
+             report.units.modules.size(), with_commas(report.weights), report.bits_per_weight);
   if (report.resumed_layers > 0)
     fmt::print("{} of the layers were finished by an earlier run\n", report.resumed_layers);
   print_calibration(report.calibration);
