@@ -1,0 +1,132 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "run/world.h"
+
+namespace aqhost {
+
+class CommLink;
+class CommWatch;
+
+/// How long a process waits for the others.
+struct CommTimes {
+  std::chrono::milliseconds join{300'000};    // for all to start
+  std::chrono::milliseconds silence{30'000};  // after which a process counts as lost
+  // for the calling thread to notice that a process was lost, before this process is ended
+  std::chrono::milliseconds grace{20'000};
+
+  /// The times above, unless AQHOST_JOIN_TIMEOUT and AQHOST_RANK_TIMEOUT give other numbers of
+  /// seconds for `join` and `silence`; `grace` is at most `silence`.
+  static CommTimes of_environment();
+};
+
+/// What was sent at one station (see Comm::station()).
+struct StationTraffic {
+  std::string station;
+  int64_t bytes = 0;   // of the tensors and texts that this process sent
+  double seconds = 0;  // that this process spent in calls, most of them waiting for others
+};
+
+/// The processes (ranks) of one run, which exchange tensors. Unless said otherwise, a call is
+/// collective: every rank makes the same calls in the same order, with tensors of the same shapes
+/// and types. All calls come from one thread.
+///
+/// The ranks watch each other. If one fails, dies or hangs, a call on any other rank throws an
+/// Error that names it and its last station. A rank that makes no call for CommTimes::grace after
+/// that is ended by its watching thread (see on_lost()). The result of a call depends on the
+/// arguments and the number of ranks alone, to the bit.
+class Comm {
+ public:
+  /// The comm of a process that is alone. It sends nothing, has no thread, and is never lost.
+  static std::unique_ptr<Comm> alone();
+
+  /// Meets the others. Tensors on the CPU are sent by Gloo, and tensors on `device`, if that is a
+  /// GPU (which open_device() has opened), by NCCL. Starts threads. Throws an Error that says which
+  /// ranks are missing after `times.join`, or that two processes have the same rank or different
+  /// numbers of ranks. A world of one process is alone().
+  static std::unique_ptr<Comm> join(const World& world, at::Device device,
+                                    const CommTimes& times = CommTimes::of_environment());
+
+  /// Unless end() or fail_with() came before, tells the others that this rank has failed.
+  ~Comm();
+  Comm(const Comm&) = delete;
+  Comm& operator=(const Comm&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+
+  /// Says what this rank does from now on ("layer 5, solve"). The others show it if this rank is
+  /// lost, and traffic() is counted by it. Not collective; cheap.
+  void station(const std::string& name);
+
+  /// Throws the Error of a lost rank, if one is lost. Not collective; cheap enough for inner loops.
+  void check() const;
+
+  /// Sets what the watching thread does if this process must be ended because a rank is lost and
+  /// the calling thread does not notice. `lost` is called with the message and may take a few
+  /// seconds; after it, the process ends with status 1 (_exit). It runs on another thread than the
+  /// rest of the program. By default it prints the message to stderr.
+  void on_lost(std::function<void(const std::string& message)> lost);
+
+  /// Returns when all ranks have called it.
+  void barrier();
+
+  /// Every rank's bytes, by rank. For small things.
+  std::vector<std::string> all_gather(const std::string& bytes);
+
+  /// Copies the tensor of `root` to every rank. Contiguous.
+  void broadcast(at::Tensor& tensor, int root);
+
+  /// Sums tensors[i] of all ranks into tensors[i] of rank owners[i], elementwise, as 0 + 1 + 2 + ...
+  /// in the order of ranks. On the other ranks the tensors do not change. Floating-point,
+  /// contiguous, all on one device. Every rank sends the tensors that it does not own, once. It
+  /// takes at most 2 * 16 MiB of memory for each other rank.
+  void reduce(std::vector<at::Tensor>& tensors, const std::vector<int>& owners);
+
+  /// Copies tensors[i] of rank owners[i] to every rank. Contiguous, all on one device.
+  void share(std::vector<at::Tensor>& tensors, const std::vector<int>& owners);
+
+  /// The elementwise sum and maximum over all ranks of a small tensor on the CPU, on every rank.
+  void sum(at::Tensor& tensor);
+  void maximum(at::Tensor& tensor);
+
+  /// This rank's traffic by station, in the order of their first use. Not collective.
+  const std::vector<StationTraffic>& traffic() const { return traffic_; }
+
+  /// This rank has made its last call and ends well. Rank 0 returns when all others have said so
+  /// or are lost, because they need its store until then. Never throws.
+  void end() noexcept;
+
+  /// This rank ends because of an error: calls on the others throw "rank R failed: MESSAGE". Not
+  /// collective. Rank 0 returns when the others know, after a few seconds at most. Never throws. If
+  /// another rank is lost already, the others keep that for the reason.
+  void fail_with(const std::string& message) noexcept;
+
+ private:
+  Comm(int rank, int size);
+
+  /// Runs the body of a call: counts its time, and turns a broken connection into the Error that
+  /// says which rank is lost.
+  void run_call(const std::function<void()>& body);
+  CommLink& link_of(const at::Tensor& tensor) const;
+  /// Every rank's bytes, where bytes_of[r] is known to be the number of rank r's.
+  std::vector<std::string> exchange(const std::string& own, const std::vector<int64_t>& bytes_of);
+  /// Every rank's tensor, by rank.
+  std::vector<at::Tensor> gather_small(const at::Tensor& tensor);
+
+  const int rank_, size_;
+  std::shared_ptr<CommWatch> watch_;  // null if alone, as the links are
+  std::unique_ptr<CommLink> cpu_link_, gpu_link_;
+  std::vector<StationTraffic> traffic_;
+  std::size_t station_ = 0;  // the index of the current one in traffic_
+};
+
+}  // namespace aqhost

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "run/world.h"
+
+namespace c10d {
+class Store;
+}
+
+namespace aqhost {
+
+/// A connection to the store at which the ranks of a run meet: short texts by key (c10d's
+/// TCPStore). Thread-safe, but a call waits for another thread's call. If the store's process has
+/// ended, a call throws an Error; if it has stopped, a call may never return.
+class KeyStore {
+ public:
+  /// Connects to the store, which rank 0 serves itself unless torchrun does, for as long as this
+  /// object or its link's exists. Throws an Error that says which port is taken, or that nobody
+  /// answers within `timeout`.
+  static std::unique_ptr<KeyStore> open(const World& world, std::chrono::milliseconds timeout);
+  ~KeyStore();
+  KeyStore(const KeyStore&) = delete;
+  KeyStore& operator=(const KeyStore&) = delete;
+
+  /// Another connection to the same store, which does not serve it.
+  std::unique_ptr<KeyStore> connect_again() const;
+
+  void set(const std::string& key, const std::string& text);
+  /// Sets a key that does not exist or is empty. Returns what the key has now.
+  std::string set_first(const std::string& key, const std::string& text);
+  /// Counts the calls for this key, this one included.
+  int64_t count(const std::string& key);
+  bool has(const std::vector<std::string>& keys);
+  /// Waits for all keys to exist, for as long as the timeout of open().
+  std::vector<std::string> get(const std::vector<std::string>& keys);
+
+  /// The store as LibTorch takes it, with keys apart from this class's.
+  c10d::Store& c10d_store() const;
+};
+
+}  // namespace aqhost
