@@ -15,6 +15,9 @@ namespace aqhost {
 
 class CommLink;
 class CommWatch;
+class KeyStore;
+class Transfer;
+struct Message;
 
 /// How long a process waits for the others.
 struct CommTimes {
@@ -85,8 +88,8 @@ class Comm {
   /// Copies the tensor of `root` to every rank. Contiguous.
   void broadcast(at::Tensor& tensor, int root);
 
-  /// Sums tensors[i] of all ranks into tensors[i] of rank owners[i], elementwise, as 0 + 1 + 2 + ...
-  /// in the order of ranks. On the other ranks the tensors do not change. Floating-point,
+  /// Sums tensors[i] of all ranks into tensors[i] of rank owners[i], elementwise, as 0 + 1 + 2 +
+  /// ... in the order of ranks. On the other ranks the tensors do not change. Floating-point,
   /// contiguous, all on one device. Every rank sends the tensors that it does not own, once. It
   /// takes at most 2 * 16 MiB of memory for each other rank.
   void reduce(std::vector<at::Tensor>& tensors, const std::vector<int>& owners);
@@ -111,22 +114,31 @@ class Comm {
   void fail_with(const std::string& message) noexcept;
 
  private:
+  class ReduceStep;
+
   Comm(int rank, int size);
+  /// Makes the connections to the other ranks.
+  void connect(const World& world, at::Device device, std::chrono::milliseconds timeout);
 
   /// Runs the body of a call: counts its time, and turns a broken connection into the Error that
   /// says which rank is lost.
   void run_call(const std::function<void()>& body);
   CommLink& link_of(const at::Tensor& tensor) const;
-  /// Every rank's bytes, where bytes_of[r] is known to be the number of rank r's.
-  std::vector<std::string> exchange(const std::string& own, const std::vector<int64_t>& bytes_of);
+  /// Starts to send and to receive, and counts the bytes.
+  std::unique_ptr<Transfer> start(CommLink& link, const std::vector<Message>& sends,
+                                  const std::vector<Message>& receives);
+  /// Every rank's bytes, by rank; those of rank r are lengths[r] many.
+  std::vector<at::Tensor> gather_bytes(const at::Tensor& own, const std::vector<int64_t>& lengths);
   /// Every rank's tensor, by rank.
   std::vector<at::Tensor> gather_small(const at::Tensor& tensor);
 
   const int rank_, size_;
-  std::shared_ptr<CommWatch> watch_;  // null if alone, as the links are
-  std::unique_ptr<CommLink> cpu_link_, gpu_link_;
+  std::shared_ptr<KeyStore> store_;  // null if alone, as the next three are
+  std::unique_ptr<CommWatch> watch_;
+  std::unique_ptr<CommLink> cpu_link_, gpu_link_;  // gpu_link_: null without a GPU
   std::vector<StationTraffic> traffic_;
   std::size_t station_ = 0;  // the index of the current one in traffic_
+  bool has_ended_ = false;
 };
 
 }  // namespace aqhost

@@ -56,14 +56,14 @@ class CommLink {
   virtual void abort() noexcept = 0;
 };
 
-/// Connects all ranks by Gloo, within `timeout`. `abort_by` is called with a function that aborts
-/// the call while it waits.
+/// Connects all ranks by Gloo, within `timeout`.
 std::unique_ptr<CommLink> connect_gloo(const World& world, KeyStore& store,
                                        std::chrono::milliseconds timeout);
 
-/// Connects all ranks by NCCL, each with its GPU. `is_lost` says whether a rank is lost, so that
-/// the link must stop waiting. Throws an Error if NCCL cannot be opened.
+/// Connects all ranks by NCCL, each with its GPU, within `timeout`. `is_lost` says whether a rank
+/// is lost, so that the link must stop waiting. Throws an Error if NCCL cannot be opened.
 std::unique_ptr<CommLink> connect_nccl(const World& world, KeyStore& store, at::Device device,
+                                       std::chrono::milliseconds timeout,
                                        std::function<bool()> is_lost);
 
 }  // namespace aqhost

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/util/intrusive_ptr.h>
+
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -40,7 +42,15 @@ class KeyStore {
   std::vector<std::string> get(const std::vector<std::string>& keys);
 
   /// The store as LibTorch takes it, with keys apart from this class's.
-  c10d::Store& c10d_store() const;
+  const c10::intrusive_ptr<c10d::Store>& c10d_store() const;
+
+ private:
+  struct Connection;
+  explicit KeyStore(std::unique_ptr<Connection> connection);
+  template <typename Body>
+  auto call(const Body& body);
+
+  std::unique_ptr<Connection> connection_;
 };
 
 }  // namespace aqhost

@@ -55,8 +55,7 @@ struct PlaceNames {
 World read_place(const PlaceNames& names) {
   World world;
   world.size = names.size.integer_beside(names.rank.name, 1, kMostProcesses);
-  world.rank =
-      names.rank.integer_beside(names.size.name, 0, std::numeric_limits<int>::max());
+  world.rank = names.rank.integer_beside(names.size.name, 0, std::numeric_limits<int>::max());
   if (world.rank >= world.size)
     fail("the environment variable {} is {}, but {} is {}: expected a rank from 0 to {}",
          names.rank.name, world.rank, names.size.name, world.size, world.size - 1);
@@ -116,9 +115,8 @@ std::string address_of_slurm() {
 
 World world_of_slurm() {
   const bool in_step = Variable{"SLURM_STEP_NUM_TASKS"}.is_set();
-  World world = read_place({{"SLURM_PROCID"},
-                            {in_step ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS"},
-                            {"SLURM_LOCALID"}});
+  World world = read_place(
+      {{"SLURM_PROCID"}, {in_step ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS"}, {"SLURM_LOCALID"}});
   if (world.size == 1) return world;
   world.address = address_of_slurm();
   const std::string job = text_or("SLURM_JOB_ID", ""), step = text_or("SLURM_STEP_ID", "0");
@@ -126,7 +124,8 @@ World world_of_slurm() {
   if (Variable{"MASTER_PORT"}.is_set()) {
     world.port = read_port("SLURM_PROCID");
   } else {
-    constexpr int kFirstPort = 15'000, kPorts = 15'000;  // below the ports that the kernel gives out
+    constexpr int kFirstPort = 15'000,
+                  kPorts = 15'000;  // below the ports that the kernel gives out
     const int maximum = std::numeric_limits<int>::max();
     const int number = Variable{"SLURM_JOB_ID"}.integer_beside("SLURM_PROCID", 0, maximum);
     unsigned offset = static_cast<unsigned>(number);

@@ -7,9 +7,9 @@ namespace aqhost {
 
 /// Where this process stands among the processes of one run, and where they meet.
 struct World {
-  int rank = 0;        // 0 <= rank < size
-  int size = 1;        // the number of processes; 1: the fields below have no meaning
-  int local_rank = 0;  // the number of this process among those of its machine
+  int rank = 0;         // 0 <= rank < size
+  int size = 1;         // the number of processes; 1: the fields below have no meaning
+  int local_rank = 0;   // the number of this process among those of its machine
   std::string address;  // the host of the store at which the processes meet
   uint16_t port = 0;
   // Whether torchrun serves the store; otherwise rank 0 does.

@@ -1,0 +1,105 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <thread>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "run/comm.h"
+#include "run/comm_link.h"
+#include "run/comm_watch.h"
+
+namespace aqhost {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kPoll{50};
+
+std::string joined_key(int rank) { return fmt::format("joined/{}", rank); }
+
+/// Ends the start of a run on all ranks, for the first reason that one of them had.
+[[noreturn]] void give_up(const World& world, KeyStore& store, const std::string& message) {
+  const std::string reason = CommWatch::keep_reason(store, message);
+  // Others read the reason in the store, which ends with rank 0.
+  if (world.rank == 0 && !world.agent_serves_store) std::this_thread::sleep_for(20 * kPoll);
+  throw Error(reason);
+}
+
+/// Throws an Error if this process does not fit together with those that came before it.
+void require_one_world(const World& world, KeyStore& store) {
+  const std::string size = store.set_first("size", std::to_string(world.size));
+  if (size != std::to_string(world.size))
+    give_up(world, store,
+            fmt::format("rank {} was started as one of {} processes, but another one as one of {}: "
+                        "expected the same WORLD_SIZE for all",
+                        world.rank, world.size, size));
+  if (store.count(fmt::format("rank/{}", world.rank)) > 1)
+    give_up(world, store,
+            fmt::format("two processes were started as rank {} of {}: expected a different RANK "
+                        "for each",
+                        world.rank, world.size));
+}
+
+/// The ranks that have not joined.
+std::vector<int> missing_ranks(const World& world, KeyStore& store) {
+  std::vector<int> missing;
+  for (int rank = 0; rank < world.size; rank++)
+    if (!store.has({joined_key(rank)})) missing.push_back(rank);
+  return missing;
+}
+
+/// Returns when all ranks have called it.
+void meet(const World& world, KeyStore& store, std::chrono::milliseconds timeout) {
+  CommWatch::announce(world, store);
+  require_one_world(world, store);
+  store.set(joined_key(world.rank), "");
+  std::vector<std::string> all;
+  for (int rank = 0; rank < world.size; rank++) all.push_back(joined_key(rank));
+  const Clock::time_point latest = Clock::now() + timeout;
+  for (;;) {
+    check_interrupt();
+    if (const std::string reason = CommWatch::reason(store); !reason.empty())
+      give_up(world, store, reason);
+    if (store.has(all)) return;
+    if (Clock::now() > latest)
+      give_up(world, store,
+              fmt::format("of {} processes, these did not start within {} s: rank {}; start one "
+                          "for each rank, all with the same MASTER_ADDR and MASTER_PORT",
+                          world.size, std::chrono::duration<double>(timeout).count(),
+                          fmt::join(missing_ranks(world, store), ", ")));
+    std::this_thread::sleep_for(kPoll);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Comm> Comm::join(const World& world, at::Device device, const CommTimes& times) {
+  if (world.size == 1) return alone();
+  std::shared_ptr<KeyStore> store = KeyStore::open(world, times.join);
+  meet(world, *store, times.join);
+  std::unique_ptr<Comm> comm(new Comm(world.rank, world.size));
+  comm->store_ = store;
+  comm->watch_ = std::make_unique<CommWatch>(world, store->connect_again(),
+                                             CommWatch::Times{times.silence, times.grace});
+  try {
+    comm->connect(world, device, times.join);
+  } catch (const Error& e) {
+    comm->fail_with(e.what());
+    throw;
+  }
+  return comm;
+}
+
+void Comm::connect(const World& world, at::Device device, std::chrono::milliseconds timeout) {
+  run_call([&] {
+    cpu_link_ = connect_gloo(world, *store_, timeout);
+    watch_->on_loss([link = cpu_link_.get()] { link->abort(); });
+    if (!device.is_cpu())
+      gpu_link_ = connect_nccl(world, *store_, device, timeout,
+                               [watch = watch_.get()] { return watch->is_lost(); });
+  });
+  barrier();
+}
+
+}  // namespace aqhost
