@@ -1,0 +1,217 @@
+"""Tests of runs over several processes on one machine: what the calls of core/run/comm.h give, and how the
+other ranks end if one of them dies, hangs, fails or does not come.
+
+ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library. With
+AQ_TEST_GPUS=2 (a number of GPUs), the tensors are on GPUs, and there are never more ranks than GPUs.
+"""
+import os
+import pathlib
+
+import signal
+import socket
+import subprocess
+import time
+import unittest
+
+BUILD = pathlib.Path(os.environ["AQ_BUILD"])
+GPUS = int(os.environ.get("AQ_TEST_GPUS", 0))
+SIZES = [size for size in (1, 2, 3, 4) if not GPUS or size <= GPUS]
+SLOW = 10 if os.environ.get("AQ_SANITIZE") else 1
+AGAIN = "start all ranks again with the same command to go on"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environment(rank, size, port, **more):
+    clean = {name: value for name, value in os.environ.items()
+             if not name.startswith(("SLURM_", "TORCHELASTIC_", "MASTER_"))}
+    return {**clean, "OMP_NUM_THREADS": "1", "AQHOST_JOIN_TIMEOUT": str(60 * SLOW),
+            "AQHOST_RANK_TIMEOUT": str(30 * SLOW), "RANK": str(rank), "WORLD_SIZE": str(size),
+            "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            **{name: str(value) for name, value in more.items()}}
+
+
+class CommTest(unittest.TestCase):
+    def start(self, ranks, size, *arguments, port=None, **more):
+        """Starts these ranks of `size`, and returns their processes by rank."""
+        port = port or free_port()
+        processes = {}
+        for rank in ranks:
+            processes[rank] = subprocess.Popen(
+                [BUILD / "bin/comm_rank", *map(str, arguments)], text=True, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(rank, size, port, **more))
+            self.addCleanup(self.stop, processes[rank])
+        return processes
+
+    @staticmethod
+    def stop(process):
+        process.kill()
+        process.communicate()
+
+    def end(self, process, status, seconds):
+        """Waits for a process; returns what it printed to stdout and stderr."""
+        out, err = process.communicate(timeout=seconds * SLOW)
+        self.assertEqual(process.returncode, status, out + err)
+        return out, err
+
+    def run_all(self, size, *arguments, **more):
+        ended = [self.end(p, 0, 60) for p in self.start(range(size), size, *arguments, **more).values()]
+        for _, err in ended:
+            self.assertEqual(err, "")  # neither Gloo nor LibTorch prints anything
+        return [out for out, _ in ended]
+
+    def await_ready(self, processes):
+        for process in processes.values():
+            self.assertEqual(process.stdout.readline(), "ready\n")
+
+    def assert_all_end(self, processes, message, seconds):
+        """The processes end with status 1 and this message, within the time."""
+        begin = time.monotonic()
+        for process in processes.values():
+            out, err = self.end(process, 1, seconds)
+            self.assertRegex(err, f"\\A(aqhost|comm_rank): {message}\n\\Z")
+        self.assertLess(time.monotonic() - begin, seconds * SLOW)
+
+
+class Calls(CommTest):
+    def test_the_results_are_those_of_one_process_in_rank_order_with_the_fewest_bytes(self):
+        for size in SIZES:
+            with self.subTest(size=size):
+                self.assertEqual(self.run_all(size, "calls"), ["ok\n"] * size)
+
+    def test_a_world_size_always_gives_the_same_bytes(self):
+        size = SIZES[-1]
+        digests = {text for _ in range(3) for text in self.run_all(size, "digest")}
+        self.assertEqual(len(digests), 1, digests)
+
+    def test_ranks_that_end_later_than_rank_0_end_well(self):
+        self.assertEqual(self.run_all(SIZES[-1], "late", AQHOST_RANK_TIMEOUT=2), ["ok\n"] * SIZES[-1])
+
+    def test_ranks_that_meet_at_a_store_of_torchrun(self):
+        # rank 0 of another run serves the store; a restart meets at the same store
+        port = free_port()
+        host = self.start([0], 2, "calls", port=port)
+        for restart in range(2):
+            outs = self.run_all(2, "calls", port=port, TORCHELASTIC_USE_AGENT_STORE="True",
+                                TORCHELASTIC_RUN_ID="r", TORCHELASTIC_RESTART_COUNT=restart)
+            self.assertEqual(outs, ["ok\n"] * 2)
+        host[0].kill()
+
+
+class Lost(CommTest):
+    size = SIZES[-1]
+    last = size - 1
+
+    def test_a_killed_rank_is_named_with_its_station(self):
+        for victim in (self.last, 0):
+            with self.subTest(victim=victim):
+                ranks = self.start(range(self.size), self.size, "stuck", victim)
+                self.await_ready(ranks)
+                ranks.pop(victim).kill()
+                self.assert_all_end(
+                    ranks, f"rank {victim} of {self.size} has ended without a message, as if it was killed "
+                    rf"\(it was last in: layer 5, solve\); {AGAIN}", 10)
+
+    def test_a_rank_that_is_killed_while_it_sends(self):
+        ranks = self.start(range(self.size), self.size, "transfer")
+        self.await_ready(ranks)
+        time.sleep(1)
+        ranks.pop(1).kill()
+        self.assert_all_end(ranks, f"rank 1 of {self.size} has ended without a message, as if it was killed "
+                            rf"\(it was last in: layer 7, reduce\); {AGAIN}", 10)
+
+    def test_a_stopped_rank_is_named_with_its_station(self):
+        for victim in (self.last, 0):
+            with self.subTest(victim=victim):
+                ranks = self.start(range(self.size), self.size, "stuck", victim, AQHOST_RANK_TIMEOUT=2 * SLOW)
+                self.await_ready(ranks)
+                stopped = ranks.pop(victim)
+                stopped.send_signal(signal.SIGSTOP)
+                self.assert_all_end(ranks, f"rank {victim} of {self.size} has not answered for {2 * SLOW} s "
+                                    rf"\(it was last in: layer 5, solve\); {AGAIN}", 12)
+                stopped.send_signal(signal.SIGCONT)
+                if victim != 0:  # it learns that the others have gone
+                    self.assert_all_end({victim: stopped}, "rank .*", 12)
+
+    def test_ranks_that_make_no_call_end_as_well(self):
+        ranks = self.start(range(self.size), self.size, "busy", AQHOST_RANK_TIMEOUT=2 * SLOW)
+        self.await_ready(ranks)
+        ranks.pop(self.last).kill()
+        self.assert_all_end(ranks, f"rank {self.last} of {self.size} has not answered for {2 * SLOW} s "
+                            rf"\(it was last in: layer 5, solve\); {AGAIN}", 15)
+
+    def test_a_stopped_run_that_goes_on_is_not_lost(self):
+        ranks = self.start(range(self.size), self.size, "late", AQHOST_RANK_TIMEOUT=1)
+        time.sleep(1.5)
+        for process in ranks.values():
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        for process in ranks.values():
+            process.send_signal(signal.SIGCONT)
+        for process in ranks.values():
+            self.end(process, 0, 30)
+
+    def test_a_rank_that_fails_tells_the_others_why(self):
+        for victim in (self.last, 0):
+            with self.subTest(victim=victim):
+                ranks = self.start(range(self.size), self.size, "failing", victim)
+                failed = ranks.pop(victim)
+                self.assert_all_end({victim: failed}, "the disk is full", 20)
+                self.assert_all_end(ranks, f"rank {victim} of {self.size} failed: the disk is full", 10)
+
+    def test_a_rank_that_leaves_without_a_word(self):
+        ranks = self.start(range(self.size), self.size, "leaving", 1)
+        self.await_ready(ranks)
+        self.end(ranks.pop(1), 0, 10)
+        self.assert_all_end(ranks, f"rank 1 of {self.size} has ended without a message, as if it was killed "
+                            rf"\(it was last in: layer 3, solve\); {AGAIN}", 10)
+
+
+class Start(CommTest):
+    def test_missing_ranks_are_named(self):
+        for ranks, missing in (([0, 2], "1, 3"), ([0], "1, 2, 3")):
+            with self.subTest(ranks=ranks):
+                started = self.start(ranks, 4, "calls", AQHOST_JOIN_TIMEOUT=2)
+                self.assert_all_end(
+                    started, f"of 4 processes, these did not start within 2 s: rank {missing}; start one for "
+                    "each rank, all with the same MASTER_ADDR and MASTER_PORT", 15)
+
+    def test_a_missing_rank_0_is_named(self):
+        port = free_port()
+        started = self.start([1], 2, "calls", port=port, AQHOST_JOIN_TIMEOUT=2)
+        self.assert_all_end(started, f"rank 1 of 2 reaches no rank 0 at 127.0.0.1:{port} within 2 s; check "
+                            "that rank 0 runs and that MASTER_ADDR and MASTER_PORT are the same for all ranks", 15)
+
+    def test_different_world_sizes(self):
+        port = free_port()
+        started = {**self.start([0], 2, "calls", port=port), **self.start([1], 4, "calls", port=port)}
+        self.assert_all_end(started, r"rank \d was started as one of \d processes, but another one as one of \d: "
+                            "expected the same WORLD_SIZE for all", 15)
+
+    def test_two_processes_of_one_rank(self):
+        port = free_port()
+        started = {"first": self.start([1], 3, "calls", port=port)[1],
+                   **self.start([0, 1], 3, "calls", port=port)}
+        self.assert_all_end(started, "two processes were started as rank 1 of 3: expected a different RANK for "
+                            "each", 15)
+
+    def test_a_port_in_use(self):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            s.listen()
+            started = self.start([0], 2, "calls", port=s.getsockname()[1], AQHOST_JOIN_TIMEOUT=5)
+            self.assert_all_end(started, rf"rank 0 cannot listen on port {s.getsockname()[1]} of 127.0.0.1 \(.*\); "
+                                "set MASTER_PORT to a free port", 15)
+
+    def test_a_wrong_timeout(self):
+        started = self.start([0], 2, "calls", AQHOST_RANK_TIMEOUT="soon")
+        self.assert_all_end(started, 'the environment variable AQHOST_RANK_TIMEOUT is "soon": expected a number '
+                            "of seconds from 0.1 to 1000000", 15)
+
+
+if __name__ == "__main__":
+    unittest.main()
