@@ -105,7 +105,7 @@ struct CommWatch::State {
   void want_pulse();
   bool wait_for_pulse(Lock& lock, milliseconds longest);
   bool is_silent(const Peer& peer) const { return answered - peer.changed > times.silence; }
-  void wait_for_others(Lock& lock);
+  void wait_for_others(Lock& lock, Clock::time_point latest);
   void take_pulses(const std::vector<std::string>& texts);
   void look_for_silence(Clock::time_point now);
   void act_on_loss(Lock& lock, Clock::time_point now);
@@ -178,13 +178,15 @@ bool CommWatch::State::wait_for_pulse(Lock& lock, milliseconds longest) {
   });
 }
 
-/// Waits until every other rank has ended, or knows why the run fails, or is silent.
-void CommWatch::State::wait_for_others(Lock& lock) {
+/// Waits until every other rank has ended, or knows why the run fails, or is lost or silent.
+void CommWatch::State::wait_for_others(Lock& lock, Clock::time_point latest) {
   const auto is_done = [this](const Peer& peer) {
-    return &peer == &peers[static_cast<std::size_t>(world.rank)] || peer.phase != Phase::kRuns ||
-           is_silent(peer);
+    const int rank = static_cast<int>(&peer - peers.data());
+    return rank == world.rank || peer.phase != Phase::kRuns || is_silent(peer) ||
+           (lost && rank == loss.rank);
   };
-  while (!pulse_ended && !std::all_of(peers.begin(), peers.end(), is_done))
+  while (!pulse_ended && !std::all_of(peers.begin(), peers.end(), is_done) &&
+         Clock::now() < latest)
     changed.wait_for(lock, interval);
 }
 
@@ -323,6 +325,7 @@ CommWatch::~CommWatch() {
 void CommWatch::station(const std::string& name) {
   const State::Lock lock(state_->mutex);
   state_->station = name;
+  state_->want_pulse();
 }
 
 bool CommWatch::is_lost() const { return state_->lost; }
@@ -365,7 +368,7 @@ void CommWatch::end() {
   State::Lock lock(state_->mutex);
   state_->phase = Phase::kEnded;
   state_->wait_for_pulse(lock, kStoreAnswers);
-  if (state_->serves_store()) state_->wait_for_others(lock);
+  if (state_->serves_store()) state_->wait_for_others(lock, Clock::time_point::max());
 }
 
 void CommWatch::fail_with(const std::string& message) {
@@ -375,7 +378,7 @@ void CommWatch::fail_with(const std::string& message) {
   state_->suspect(
       {world.rank, fmt::format("rank {} of {} failed: {}", world.rank, world.size, message)});
   state_->wait_for_pulse(lock, kStoreAnswers);
-  if (state_->serves_store()) state_->wait_for_others(lock);
+  if (state_->serves_store()) state_->wait_for_others(lock, Clock::now() + kStoreAnswers);
 }
 
 }  // namespace aqhost
