@@ -42,6 +42,9 @@ void require_owners(const std::vector<at::Tensor>& tensors, const std::vector<in
   if (tensors.size() != owners.size()) throw std::logic_error("Comm takes an owner per tensor");
   for (const int owner : owners)
     if (owner < 0 || owner >= size) throw std::logic_error("no rank has an owner's number");
+  for (const at::Tensor& tensor : tensors)
+    if (tensor.device() != tensors.front().device())
+      throw std::logic_error("Comm takes tensors on one device");
 }
 
 /// own := parts[0] + parts[1] + ..., where own is the part of `rank` and the others are used up.

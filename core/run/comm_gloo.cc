@@ -203,7 +203,8 @@ std::unique_ptr<CommLink> connect_gloo(const World& world, KeyStore& store,
   } catch (const Error&) {
     throw;
   } catch (const std::exception& e) {
-    throw BrokenLink(-1, reason_of(e));
+    throw BrokenLink(-1,
+                     reason_of(e) + ", GLOO_SOCKET_IFNAME can name the network interface to use");
   }
 }
 

@@ -77,7 +77,12 @@ void meet(const World& world, KeyStore& store, std::chrono::milliseconds timeout
 std::unique_ptr<Comm> Comm::join(const World& world, at::Device device, const CommTimes& times) {
   if (world.size == 1) return alone();
   std::shared_ptr<KeyStore> store = KeyStore::open(world, times.join);
-  meet(world, *store, times.join);
+  try {
+    meet(world, *store, times.join);
+  } catch (const LostStore&) {
+    fail("{} has ended before all of the {} ranks had started",
+         world.agent_serves_store ? "the store of torchrun" : "rank 0", world.size);
+  }
   std::unique_ptr<Comm> comm(new Comm(world.rank, world.size));
   comm->store_ = store;
   comm->watch_ = std::make_unique<CommWatch>(world, store->connect_again(),
@@ -93,11 +98,15 @@ std::unique_ptr<Comm> Comm::join(const World& world, at::Device device, const Co
 
 void Comm::connect(const World& world, at::Device device, std::chrono::milliseconds timeout) {
   run_call([&] {
-    cpu_link_ = connect_gloo(world, *store_, timeout);
-    watch_->on_loss([link = cpu_link_.get()] { link->abort(); });
-    if (!device.is_cpu())
-      gpu_link_ = connect_nccl(world, *store_, device, timeout,
-                               [watch = watch_.get()] { return watch->is_lost(); });
+    try {
+      cpu_link_ = connect_gloo(world, *store_, timeout);
+      watch_->on_loss([link = cpu_link_.get()] { link->abort(); });
+      if (!device.is_cpu())
+        gpu_link_ = connect_nccl(world, *store_, device, timeout,
+                                 [watch = watch_.get()] { return watch->is_lost(); });
+    } catch (const LostStore& e) {
+      throw BrokenLink(-1, e.what());
+    }
   });
   barrier();
 }

@@ -24,6 +24,7 @@ enum class Phase : char { kRuns = 'r', kKnowsLoss = 'k', kEnded = 'e', kFailed =
 
 constexpr char kReasonKey[] = "reason";
 constexpr milliseconds kStoreAnswers{3000};  // a store that lives answers within this time
+constexpr milliseconds kLeastInterval{20};   // between two pulses, however often stations change
 
 std::string pulse_key(int rank) { return fmt::format("pulse/{}", rank); }
 
@@ -87,7 +88,7 @@ struct CommWatch::State {
       : world(of_world),
         store(std::move(of_store)),
         times(of_times),
-        interval(std::clamp(of_times.silence / 5, milliseconds(20), milliseconds(1000))),
+        interval(std::clamp(of_times.silence / 5, kLeastInterval, milliseconds(1000))),
         peers(static_cast<std::size_t>(of_world.size)) {}
 
   using Lock = std::unique_lock<std::mutex>;
@@ -97,6 +98,7 @@ struct CommWatch::State {
   Loss silent(int rank) const;
   Loss store_gone(const char* how) const;
   Loss closed(int rank) const;
+  Loss disconnected(int peer, const std::string& reason) const;
 
   // The functions below need the lock.
   void suspect(const Loss& found);
@@ -133,6 +135,13 @@ Loss CommWatch::State::closed(int rank) const {
                               world.size, world.rank, station)};
   return {rank, fmt::format("rank {} of {} has ended without a message, as if it was killed {}",
                             rank, world.size, last_station(rank))};
+}
+
+Loss CommWatch::State::disconnected(int peer, const std::string& reason) const {
+  return {-1, fmt::format("rank {} of {} has lost its connection to {} ({}); start all ranks again "
+                          "with the same command to go on",
+                          world.rank, world.size,
+                          peer < 0 ? "the others" : fmt::format("rank {}", peer), reason)};
 }
 
 /// `how`: "has ended" or "does not answer"
@@ -186,8 +195,10 @@ void CommWatch::State::wait_for_others(Lock& lock, Clock::time_point latest) {
            (lost && rank == loss.rank);
   };
   while (!pulse_ended && !std::all_of(peers.begin(), peers.end(), is_done) &&
-         Clock::now() < latest)
-    changed.wait_for(lock, interval);
+         Clock::now() < latest) {
+    changed.wait_for(lock, kLeastInterval);
+    wait_for_pulse(lock, kStoreAnswers);
+  }
 }
 
 void CommWatch::State::take_pulses(const std::vector<std::string>& texts) {
@@ -229,6 +240,7 @@ void CommWatch::State::run_pulse() {
   try {
     for (uint64_t count = 1; !stop; count++) {
       beat(lock, count);
+      changed.wait_for(lock, kLeastInterval, [&] { return stop; });
       changed.wait_for(lock, interval, [&] { return stop || wanted_pulses != made_pulses; });
     }
   } catch (const Error&) {
@@ -340,13 +352,19 @@ void CommWatch::broken(int peer, const std::string& reason) {
   State& state = *state_;
   State::Lock lock(state.mutex);
   const auto is_lost = [&] { return state.lost.load(); };
-  // a rank that fails says why before it closes its connections, so what is known after now counts
+  // A rank that fails says why before it closes its connections: the next answer has it.
   state.wait_for_pulse(lock, state.times.silence + kStoreAnswers);
-  if (!state.lost && peer < 0)
+  bool lives = false;
+  if (peer < 0) {
     state.changed.wait_for(lock, state.times.silence + kStoreAnswers, is_lost);
+  } else {
+    const Peer& other = state.peers[static_cast<std::size_t>(peer)];
+    lives = state.changed.wait_for(lock, 3 * state.interval, [&, last = other.pulse] {
+      return state.lost || other.phase != Phase::kRuns || other.pulse != last;
+    }) && other.phase == Phase::kRuns;
+  }
   if (!state.lost)
-    state.suspect(peer >= 0 ? state.closed(peer)
-                            : Loss{-1, "a connection between ranks has failed: " + reason});
+    state.suspect(peer >= 0 && !lives ? state.closed(peer) : state.disconnected(peer, reason));
   state.changed.wait_for(lock, kStoreAnswers, is_lost);
   if (!state.lost) state.lose(decode(state.suspicion));
   state.acknowledge_and_throw();

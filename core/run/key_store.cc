@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
-#include "base/error.h"
+#include "base/interrupt.h"
 
 namespace aqhost {
 namespace {
@@ -26,13 +28,25 @@ void silence_libtorch() {
   if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
 }
 
+/// Serves the store, or tries for at most `timeout` to reach it.
 StorePtr open_tcp_store(const World& world, bool serve, std::chrono::milliseconds timeout) {
+  using Clock = std::chrono::steady_clock;
   c10d::TCPStoreOptions options;
   options.port = world.port;
   options.isServer = serve;
   options.waitWorkers = false;
-  options.timeout = timeout;
-  return c10::make_intrusive<c10d::TCPStore>(world.address, options);
+  options.timeout = std::min<std::chrono::milliseconds>(timeout, std::chrono::seconds(2));
+  for (const Clock::time_point latest = Clock::now() + timeout;;) {
+    check_interrupt();
+    try {
+      auto store = c10::make_intrusive<c10d::TCPStore>(world.address, options);
+      store->setTimeout(timeout);
+      return store;
+    } catch (const std::exception&) {
+      if (serve || Clock::now() >= latest) throw;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
 }
 
 }  // namespace
@@ -63,6 +77,8 @@ std::unique_ptr<KeyStore> KeyStore::open(const World& world, std::chrono::millis
   try {
     return std::unique_ptr<KeyStore>(
         new KeyStore(std::make_unique<Connection>(world, timeout, serve)));
+  } catch (const Interrupted&) {
+    throw;
   } catch (const std::exception& e) {
     if (serve)
       fail("rank 0 cannot listen on port {} of {} ({}); set MASTER_PORT to a free port", world.port,
@@ -91,7 +107,8 @@ auto KeyStore::call(const Body& body) {
   try {
     return body(connection_->ours);
   } catch (const std::exception& e) {
-    fail("{}:{}: {}", connection_->world.address, connection_->world.port, reason_of(e));
+    throw LostStore(fmt::format("{}:{}: {}", connection_->world.address, connection_->world.port,
+                                reason_of(e)));
   }
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "run/world.h"
 
 namespace c10d {
@@ -16,9 +17,15 @@ class Store;
 
 namespace aqhost {
 
+/// The store's process has ended.
+class LostStore : public Error {
+ public:
+  using Error::Error;
+};
+
 /// A connection to the store at which the ranks of a run meet: short texts by key (c10d's
 /// TCPStore). Thread-safe, but a call waits for another thread's call. If the store's process has
-/// ended, a call throws an Error; if it has stopped, a call may never return.
+/// ended, a call throws LostStore; if it has stopped, a call may never return.
 class KeyStore {
  public:
   /// Connects to the store, which rank 0 serves itself unless torchrun does, for as long as this

@@ -7,9 +7,9 @@
 namespace aqhost {
 
 TEST_CASE("steps of tensors: every element is in one piece, and no owner has more than the limit") {
-  const std::vector<at::Tensor> tensors{
-      at::zeros({3}, at::kFloat),  at::zeros({100}, at::kFloat), at::zeros({0}, at::kFloat),
-      at::zeros({5}, at::kDouble), at::zeros({7}, at::kByte),    at::zeros({2, 9}, at::kFloat)};
+  const std::vector<at::Tensor> tensors{at::zeros({3}, at::kFloat), at::zeros({100}, at::kFloat),
+                                        at::zeros({0}, at::kFloat), at::zeros({5}, at::kDouble),
+                                        at::zeros({7}, at::kByte),  at::zeros({2, 9}, at::kFloat)};
   const std::vector<int> owners{0, 1, 1, 0, 0, 1};
   std::vector<int64_t> next(tensors.size(), 0);
   const auto steps = steps_of(tensors, owners, 3, 64);

@@ -1,11 +1,11 @@
-#include "torch_doctest.h"
+#include "run/world.h"
 
 #include <cstdlib>
 #include <map>
 #include <string>
 
 #include "base/error.h"
-#include "run/world.h"
+#include "torch_doctest.h"
 
 namespace aqhost {
 namespace {
@@ -95,8 +95,8 @@ TEST_CASE("the place of a process that was started by hand or by torchrun") {
 }
 
 TEST_CASE("the place of a process of a Slurm job") {
-  const Variables slurm{{"SLURM_PROCID", "5"},  {"SLURM_NTASKS", "8"},
-                        {"SLURM_LOCALID", "1"}, {"SLURM_JOB_NODELIST", "node[07-09,12],gpu1"},
+  const Variables slurm{{"SLURM_PROCID", "5"},   {"SLURM_NTASKS", "8"},
+                        {"SLURM_LOCALID", "1"},  {"SLURM_JOB_NODELIST", "node[07-09,12],gpu1"},
                         {"SLURM_JOB_ID", "123"}, {"SLURM_STEP_ID", "0"}};
   const World world = world_of(slurm);
   CHECK(world.rank == 5);
