@@ -6,8 +6,9 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <iostream>
+#include <limits>
 #include <mutex>
+#include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include "base/error.h"
@@ -139,15 +140,50 @@ class GlooTransfer : public Transfer {
   std::vector<Pending> pending_;
 };
 
+/// Notices when a peer closes its connection: it waits for a message that never comes. Gloo does
+/// not tell the receiver of a message that was cut off in the middle.
+class Sentinel {
+ public:
+  using OnClosed = std::function<void(int peer, const std::string& reason)>;
+
+  Sentinel(ProcessGroupGloo& group, int peer, OnClosed on_closed) {
+    std::vector<at::Tensor> nothing{at::zeros({1}, at::kByte)};
+    work_ = group.recv(nothing, peer, kTag);
+    thread_ = std::thread([work = work_, peer, on_closed = std::move(on_closed)] {
+      try {
+        work->wait();
+      } catch (const std::exception& e) {
+        on_closed(peer, reason_of(e));
+      }
+    });
+  }
+  ~Sentinel() {
+    work_->abort();
+    thread_.join();
+  }
+  Sentinel(const Sentinel&) = delete;
+  Sentinel& operator=(const Sentinel&) = delete;
+
+  static constexpr int kTag = std::numeric_limits<int>::max();
+
+ private:
+  c10::intrusive_ptr<c10d::Work> work_;
+  std::thread thread_;
+};
+
 class GlooLink : public CommLink {
  public:
-  GlooLink(const World& world, KeyStore& store, std::chrono::milliseconds timeout)
+  GlooLink(const World& world, KeyStore& store, std::chrono::milliseconds timeout,
+           const Sentinel::OnClosed& on_closed)
       : options_(ProcessGroupGloo::Options::create(timeout)) {
     options_->devices.push_back(open_device(world, store));
     options_->threads = 1;  // for collectives, which are not used
     group_ =
         c10::make_intrusive<ProcessGroupGloo>(store.c10d_store(), world.rank, world.size, options_);
     group_->setTimeout(kNoTimeout);
+    for (int peer = 0; peer < world.size; peer++)
+      if (peer != world.rank)
+        sentinels_.push_back(std::make_unique<Sentinel>(*group_, peer, on_closed));
   }
 
   std::unique_ptr<Transfer> start(const std::vector<Message>& sends,
@@ -184,22 +220,24 @@ class GlooLink : public CommLink {
   /// Every call has a number of its own, the same on all ranks, so that Gloo cannot take a message
   /// for one of another call.
   int next_tag() {
-    tag_ = tag_ == std::numeric_limits<int>::max() ? 0 : tag_ + 1;
+    tag_ = (tag_ + 1) % Sentinel::kTag;
     return tag_;
   }
 
   c10::intrusive_ptr<ProcessGroupGloo::Options> options_;
   c10::intrusive_ptr<ProcessGroupGloo> group_;
+  std::vector<std::unique_ptr<Sentinel>> sentinels_;
   Waiting waiting_;
   int tag_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<CommLink> connect_gloo(const World& world, KeyStore& store,
-                                       std::chrono::milliseconds timeout) {
+std::unique_ptr<CommLink> connect_gloo(
+    const World& world, KeyStore& store, std::chrono::milliseconds timeout,
+    const std::function<void(int peer, const std::string& reason)>& on_closed) {
   try {
-    return std::make_unique<GlooLink>(world, store, timeout);
+    return std::make_unique<GlooLink>(world, store, timeout, on_closed);
   } catch (const Error&) {
     throw;
   } catch (const std::exception& e) {

@@ -99,7 +99,10 @@ std::unique_ptr<Comm> Comm::join(const World& world, at::Device device, const Co
 void Comm::connect(const World& world, at::Device device, std::chrono::milliseconds timeout) {
   run_call([&] {
     try {
-      cpu_link_ = connect_gloo(world, *store_, timeout);
+      cpu_link_ = connect_gloo(world, *store_, timeout,
+                               [watch = watch_.get()](int peer, const std::string& reason) {
+                                 watch->closed(peer, reason);
+                               });
       watch_->on_loss([link = cpu_link_.get()] { link->abort(); });
       if (!device.is_cpu())
         gpu_link_ = connect_nccl(world, *store_, device, timeout,

@@ -56,9 +56,11 @@ class CommLink {
   virtual void abort() noexcept = 0;
 };
 
-/// Connects all ranks by Gloo, within `timeout`.
-std::unique_ptr<CommLink> connect_gloo(const World& world, KeyStore& store,
-                                       std::chrono::milliseconds timeout);
+/// Connects all ranks by Gloo, within `timeout`. `on_closed` is called by other threads, once for
+/// every connection that is closed by the other side.
+std::unique_ptr<CommLink> connect_gloo(
+    const World& world, KeyStore& store, std::chrono::milliseconds timeout,
+    const std::function<void(int peer, const std::string& reason)>& on_closed);
 
 /// Connects all ranks by NCCL, each with its GPU, within `timeout`. `is_lost` says whether a rank
 /// is lost, so that the link must stop waiting. Throws an Error if NCCL cannot be opened.

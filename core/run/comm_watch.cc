@@ -111,6 +111,7 @@ struct CommWatch::State {
   void take_pulses(const std::vector<std::string>& texts);
   void look_for_silence(Clock::time_point now);
   void act_on_loss(Lock& lock, Clock::time_point now);
+  void investigate(Lock& lock, int peer, const std::string& reason);
 
   void run_pulse();
   void beat(Lock& lock, uint64_t count);
@@ -348,26 +349,42 @@ void CommWatch::check() const {
   state_->acknowledge_and_throw();
 }
 
-void CommWatch::broken(int peer, const std::string& reason) {
-  State& state = *state_;
-  State::Lock lock(state.mutex);
-  const auto is_lost = [&] { return state.lost.load(); };
+/// Finds out why a connection to `peer` (-1: an unknown rank) has failed, so that then a rank is
+/// lost, unless this process or `peer` has ended.
+void CommWatch::State::investigate(Lock& lock, int peer, const std::string& reason) {
+  const auto over = [&] { return lost || phase == Phase::kEnded || phase == Phase::kFailed; };
   // A rank that fails says why before it closes its connections: the next answer has it.
-  state.wait_for_pulse(lock, state.times.silence + kStoreAnswers);
+  want_pulse();
+  changed.wait_for(lock, times.silence + kStoreAnswers, [&, wanted = wanted_pulses] {
+    return over() || pulse_ended || made_pulses >= wanted;
+  });
   bool lives = false;
   if (peer < 0) {
-    state.changed.wait_for(lock, state.times.silence + kStoreAnswers, is_lost);
+    changed.wait_for(lock, times.silence + kStoreAnswers, over);
   } else {
-    const Peer& other = state.peers[static_cast<std::size_t>(peer)];
-    lives = state.changed.wait_for(lock, 3 * state.interval, [&, last = other.pulse] {
-      return state.lost || other.phase != Phase::kRuns || other.pulse != last;
-    }) && other.phase == Phase::kRuns;
+    const Peer& other = peers[static_cast<std::size_t>(peer)];
+    const std::string last = other.pulse;
+    changed.wait_for(lock, 3 * interval,
+                     [&] { return over() || other.phase == Phase::kEnded || other.pulse != last; });
+    lives = other.phase != Phase::kEnded && other.pulse != last;
   }
-  if (!state.lost)
-    state.suspect(peer >= 0 && !lives ? state.closed(peer) : state.disconnected(peer, reason));
-  state.changed.wait_for(lock, kStoreAnswers, is_lost);
-  if (!state.lost) state.lose(decode(state.suspicion));
-  state.acknowledge_and_throw();
+  if (!over()) suspect(peer >= 0 && !lives ? closed(peer) : disconnected(peer, reason));
+  changed.wait_for(lock, kStoreAnswers, over);
+  if (!over()) lose(decode(suspicion));
+}
+
+void CommWatch::broken(int peer, const std::string& reason) {
+  State::Lock lock(state_->mutex);
+  state_->investigate(lock, peer, reason);
+  if (!state_->lost) state_->lose(state_->disconnected(peer, reason));
+  state_->acknowledge_and_throw();
+}
+
+void CommWatch::closed(int peer, const std::string& reason) {
+  State::Lock lock(state_->mutex);
+  const Peer& other = state_->peers[static_cast<std::size_t>(peer)];
+  state_->wait_for_pulse(lock, kStoreAnswers);
+  if (other.phase != Phase::kEnded) state_->investigate(lock, peer, reason);
 }
 
 void CommWatch::on_loss(std::function<void()> abort) {

@@ -52,6 +52,10 @@ class CommWatch {
   /// for which it may wait as long as a rank may be silent, and throws the Error.
   [[noreturn]] void broken(int peer, const std::string& reason);
 
+  /// The connection to `peer` is closed, though no call needs it now. Unless `peer` has ended well,
+  /// it is lost when this returns.
+  void closed(int peer, const std::string& reason);
+
   /// `abort` is called once, by the thread that keeps the time, when a rank is lost, or at once if
   /// one is lost already. It makes this process's calls that wait fail. The function that was set
   /// before does not run any more after this returns.

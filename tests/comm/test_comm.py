@@ -152,8 +152,8 @@ class Lost(CommTest):
         ranks = self.start(range(self.size), self.size, "busy", AQHOST_RANK_TIMEOUT=SILENCE * SLOW)
         self.await_ready(ranks)
         ranks.pop(self.last).kill()
-        self.assert_all_end(ranks, f"rank {self.last} of {self.size} has not answered for {SILENCE * SLOW} s "
-                            rf"\(it was last in: layer 5, solve\); {AGAIN}", 15)
+        self.assert_all_end(ranks, f"rank {self.last} of {self.size} has ended without a message, as if it was "
+                            rf"killed \(it was last in: layer 5, solve\); {AGAIN}", 15)
 
     def test_a_stopped_run_that_goes_on_is_not_lost(self):
         ranks = self.start(range(self.size), self.size, "stuck", self.last, AQHOST_RANK_TIMEOUT=SILENCE)
