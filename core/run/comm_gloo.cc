@@ -72,12 +72,6 @@ Device open_device(const World& world, KeyStore& store) {
                          : ProcessGroupGloo::createDeviceForHostname(address);
 }
 
-std::string reason_of(const std::exception& error) {
-  const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
-  const std::string text = of_torch != nullptr ? of_torch->what_without_backtrace() : error.what();
-  return text.substr(0, text.find('\n'));
-}
-
 /// A send or a receive that is on its way.
 struct Pending {
   c10::intrusive_ptr<c10d::Work> work;
@@ -129,7 +123,7 @@ class GlooTransfer : public Transfer {
       try {
         done = pending.work->wait();
       } catch (const std::exception& e) {
-        throw BrokenLink(pending.peer, reason_of(e));
+        throw BrokenLink(pending.peer, libtorch_reason(e));
       }
       if (!done) throw BrokenLink(-1, "the connections are closed");
     }
@@ -153,7 +147,7 @@ class Sentinel {
       try {
         work->wait();
       } catch (const std::exception& e) {
-        on_closed(peer, reason_of(e));
+        on_closed(peer, libtorch_reason(e));
       }
     });
   }
@@ -212,7 +206,7 @@ class GlooLink : public CommLink {
     try {
       work = start_work();
     } catch (const std::exception& e) {
-      throw BrokenLink(peer, reason_of(e));
+      throw BrokenLink(peer, libtorch_reason(e));
     }
     transfer.add({work, peer});
   }
@@ -241,8 +235,8 @@ std::unique_ptr<CommLink> connect_gloo(
   } catch (const Error&) {
     throw;
   } catch (const std::exception& e) {
-    throw BrokenLink(-1,
-                     reason_of(e) + ", GLOO_SOCKET_IFNAME can name the network interface to use");
+    throw BrokenLink(
+        -1, libtorch_reason(e) + ", GLOO_SOCKET_IFNAME can name the network interface to use");
   }
 }
 

@@ -15,13 +15,6 @@ namespace {
 
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
-/// LibTorch's first sentence about an error, without the stack trace.
-std::string reason_of(const std::exception& error) {
-  const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
-  const std::string text = of_torch != nullptr ? of_torch->what_without_backtrace() : error.what();
-  return text.substr(0, text.find('\n'));
-}
-
 /// Errors reach the user as sentences of this program, so LibTorch's own lines about connections
 /// are kept back, unless the user has asked for them.
 void silence_libtorch() {
@@ -50,6 +43,12 @@ StorePtr open_tcp_store(const World& world, bool serve, std::chrono::millisecond
 }
 
 }  // namespace
+
+std::string libtorch_reason(const std::exception& error) {
+  const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
+  const std::string text = of_torch != nullptr ? of_torch->what_without_backtrace() : error.what();
+  return text.substr(0, text.find('\n'));
+}
 
 struct KeyStore::Connection {
   World world;
@@ -82,7 +81,7 @@ std::unique_ptr<KeyStore> KeyStore::open(const World& world, std::chrono::millis
   } catch (const std::exception& e) {
     if (serve)
       fail("rank 0 cannot listen on port {} of {} ({}); set MASTER_PORT to a free port", world.port,
-           world.address, reason_of(e));
+           world.address, libtorch_reason(e));
     fail(
         "rank {} of {} reaches no {} at {}:{} within {} s; check that {} and that MASTER_ADDR "
         "and MASTER_PORT are the same for all ranks",
@@ -98,7 +97,7 @@ std::unique_ptr<KeyStore> KeyStore::connect_again() const {
         std::make_unique<Connection>(connection_->world, connection_->timeout, false)));
   } catch (const std::exception& e) {
     fail("{}:{}: a second connection fails ({})", connection_->world.address,
-         connection_->world.port, reason_of(e));
+         connection_->world.port, libtorch_reason(e));
   }
 }
 
@@ -108,7 +107,7 @@ auto KeyStore::call(const Body& body) {
     return body(connection_->ours);
   } catch (const std::exception& e) {
     throw LostStore(fmt::format("{}:{}: {}", connection_->world.address, connection_->world.port,
-                                reason_of(e)));
+                                libtorch_reason(e)));
   }
 }
 

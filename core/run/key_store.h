@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +17,9 @@ class Store;
 }
 
 namespace aqhost {
+
+/// What c10d says about an error: its first line, without a stack trace.
+std::string libtorch_reason(const std::exception& error);
 
 /// The store's process has ended.
 class LostStore : public Error {
