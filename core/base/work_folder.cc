@@ -104,6 +104,17 @@ WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
   }
 }
 
+WorkFolder::WorkFolder(OfOtherProcess /*tag*/, const fs::path& target)
+    : name_(target.string()), target_(resolve(target)), inside_(lies_inside(target_)), keep_(true) {
+  work_ = work_of(target_, inside_);
+  lock_ = ::open(work_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+  if (lock_ < 0)
+    fail(
+        "{}: this process does not see the work folder that rank 0 has created ({}); the processes "
+        "of a run need one folder on a file system that they share",
+        work_.string(), std::strerror(errno));
+}
+
 WorkFolder::~WorkFolder() {
   if (!keep_ && is_at(lock_, work_)) {
     remove_work_folder(work_);

@@ -38,6 +38,11 @@ class WorkFolder {
   /// run writes to it; or if the work folder has content but no manifest, so that it does not
   /// belong to aqhost.
   explicit WorkFolder(const std::filesystem::path& target, std::set<std::string> replaced = {});
+  /// Opens the work folder of a target that another process of the same run has created and locked.
+  /// Such an object gives paths and checks that they are in place, and does nothing else. Throws an
+  /// Error if this process does not see the folder.
+  struct OfOtherProcess {};
+  WorkFolder(OfOtherProcess, const std::filesystem::path& target);
   /// Removes the work folder, unless keep() was called or the folder contains the work of an
   /// earlier run.
   ~WorkFolder();

@@ -84,13 +84,15 @@ void Hessian::check_finite(const std::string& module) const {
         module);
 }
 
-Hessian Hessian::mix(const Hessian& own, const Hessian& all, int64_t min_tokens,
-                     double mean_weight) {
+double Hessian::share_of_all(int64_t own_tokens, int64_t all_tokens, int64_t min_tokens,
+                             double mean_weight) {
+  if (own_tokens == 0 || all_tokens == 0) return 1;
+  return static_cast<double>(min_tokens - own_tokens) * mean_weight /
+         static_cast<double>(all_tokens);
+}
+
+Hessian Hessian::mix(const Hessian& own, const Hessian& all, double share) {
   Hessian mixed = own;
-  double share = 1;
-  if (own.tokens() > 0 && all.tokens() > 0)
-    share = static_cast<double>(min_tokens - own.tokens()) * mean_weight /
-            static_cast<double>(all.tokens());
   mixed.sum_ = own.sum_ + all.sum_ * share;
   if (all.shift_.defined())
     mixed.shift_ = own.shift_.defined() ? own.shift_ + all.shift_ * share : all.shift_ * share;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 namespace aqhost {
 
@@ -17,6 +18,9 @@ class Hessian {
  public:
   explicit Hessian(int64_t features, at::Device device = at::kCPU)
       : sum_(at::zeros({features, features}, at::TensorOptions(device).dtype(at::kFloat))) {}
+  /// Of sums that are known: see the functions of these names. It shares the tensors' memory.
+  Hessian(at::Tensor sum, at::Tensor shift, int64_t tokens, double weight)
+      : sum_(std::move(sum)), shift_(std::move(shift)), tokens_(tokens), weight_(weight) {}
 
   /// x is [n, features] of any float type; weights is [n] (s of each token, >= 0), or undefined for
   /// 1.
@@ -34,12 +38,15 @@ class Hessian {
   const at::Tensor& sum() const { return sum_; }      // [features, features]
   const at::Tensor& shift() const { return shift_; }  // likewise; undefined: nothing was added
 
-  /// The Hessian for an expert with few tokens: `own` + w * `all`, with w chosen so that the result
-  /// counts as `min_tokens` tokens of weight `mean_weight` (the layer's mean of s). `all` comes
-  /// from every token of the layer, run through that expert without weights. If own.tokens() == 0,
-  /// the result is `all`. tokens() and weight() stay those of `own`.
-  static Hessian mix(const Hessian& own, const Hessian& all, int64_t min_tokens,
-                     double mean_weight);
+  /// The Hessian for an expert with few tokens: `own` + `share` * `all`, where `all` comes from
+  /// every token of the layer, run through that expert without weights. tokens() and weight() stay
+  /// those of `own`.
+  static Hessian mix(const Hessian& own, const Hessian& all, double share);
+  /// The share with which the result of mix() counts as `min_tokens` tokens of weight `mean_weight`
+  /// (the layer's mean of s), if `own` has `own_tokens` and `all` has `all_tokens`. It is 1 if one
+  /// of these is 0.
+  static double share_of_all(int64_t own_tokens, int64_t all_tokens, int64_t min_tokens,
+                             double mean_weight);
 
  private:
   at::Tensor sum_, shift_;

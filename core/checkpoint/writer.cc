@@ -139,6 +139,15 @@ struct Writer::Impl {
     }
   }
 
+  /// Flushes and closes the file of a shard.
+  void close_flushed(Shard& shard) const {
+    const int fd = std::exchange(shard.fd, -1);
+    const bool flushed = ::fsync(fd) == 0;
+    const int error = errno;
+    if (::close(fd) != 0 || !flushed)
+      fail("{}: {}", unfinished_path_of(shard), std::strerror(flushed ? errno : error));
+  }
+
   /// Creates the file of a shard at its full size, with its header.
   void create(Shard& shard) const {
     const std::string path = unfinished_path_of(shard);
@@ -196,6 +205,28 @@ void Writer::begin(std::size_t group) {
   impl_->each_shard(group, [&](Shard& shard) { impl_->create(shard); });
 }
 
+void Writer::join(std::size_t group) {
+  impl_->each_shard(group, [&](Shard& shard) {
+    const std::string path = impl_->unfinished_path_of(shard);
+    shard.fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (shard.fd < 0) fail("{}: {}", path, std::strerror(errno));
+  });
+}
+
+std::vector<std::string> Writer::leave(std::size_t group) {
+  impl_->each_shard(group, [&](Shard& shard) { impl_->close_flushed(shard); });
+  std::vector<std::string> names;
+  for (const auto& [name, place] : impl_->places)
+    if (impl_->shards[place.shard].group == group && place.written) names.push_back(name);
+  return names;
+}
+
+void Writer::note_written(const std::string& name) {
+  const auto it = impl_->places.find(name);
+  if (it == impl_->places.end()) fail("tensor {} was not announced to be written", name);
+  if (it->second.written.exchange(true)) fail("tensor {} is written twice", name);
+}
+
 void Writer::write(std::string_view name, std::span<const std::byte> bytes) {
   const Place& place = impl_->take(name, bytes.size());
   const Shard& shard = impl_->shards[place.shard];
@@ -228,10 +259,7 @@ void Writer::finish(std::size_t group) {
   check_written(group);
   impl_->each_shard(group, [&](Shard& shard) {
     const std::string path = impl_->unfinished_path_of(shard);
-    const int fd = std::exchange(shard.fd, -1);
-    const bool flushed = ::fsync(fd) == 0;
-    const int error = errno;
-    if (::close(fd) != 0 || !flushed) fail("{}: {}", path, std::strerror(flushed ? errno : error));
+    impl_->close_flushed(shard);
     if (::rename(path.c_str(), impl_->path_of(shard).c_str()) != 0)
       fail("{}: {}", path, std::strerror(errno));
   });

@@ -38,12 +38,19 @@ class Writer {
   /// Creates the files of one group at their full size. Throws an Error if the disk has not enough
   /// room.
   void begin(std::size_t group);
+  /// Opens the files of a group that another process has begun, so that both write to them.
+  void join(std::size_t group);
   /// Writes the whole content of one tensor. Its group must have begun, and each tensor is written
   /// once. Thread-safe.
   void write(std::string_view name, std::span<const std::byte> bytes);
   /// Does the same in parts, to save memory: `read` returns the bytes from `begin` on.
   using Read = std::function<void(int64_t begin, std::span<std::byte> out)>;
   void copy(std::string_view name, const Read& read);
+  /// Flushes and closes the files of a group that were opened by join(). Returns the names of the
+  /// tensors that this object has written to them.
+  std::vector<std::string> leave(std::size_t group);
+  /// Takes note that another process has written this tensor.
+  void note_written(const std::string& name);
   /// Throws an Error if a tensor of the group was not written.
   void check_written(std::size_t group) const;
   /// Calls check_written(), flushes the files of the group and gives them their final names.

@@ -35,7 +35,8 @@ double error_sum(const at::Tensor& h, const at::Tensor& h0) {
   return ((h.to(at::kFloat) - target).norm(2, -1) / norm).sum(at::kDouble).item<double>();
 }
 
-/// Takes x through a layer. x0 and y0 are the reference's states before and after it.
+/// Takes x through a layer. x0 and y0 are the reference's states before and after it. Returns the
+/// sums over tokens.
 LayerError run_layer(const Layer& layer, const at::Tensor& x0, const at::Tensor& y0,
                      at::Tensor& x) {
   LayerError error;
@@ -46,8 +47,7 @@ LayerError run_layer(const Layer& layer, const at::Tensor& x0, const at::Tensor&
     batch.copy_(layer.forward(batch));
     error.total += error_sum(batch, target);
   });
-  const auto tokens = static_cast<double>(x.size(0) * x.size(1));
-  return {error.own / tokens, error.total / tokens};
+  return error;
 }
 
 /// Sums over positions.
@@ -78,6 +78,18 @@ Sums compare_logits(const OutputHead& head0, const at::Tensor& x0, const OutputH
   return sums;
 }
 
+/// Replaces sums over positions and tokens by those of all ranks.
+void add_ranks(Sums& sums, std::vector<LayerError>& layers, Comm* comm) {
+  if (comm == nullptr || comm->size() == 1) return;
+  std::vector<double*> values{&sums.loss, &sums.reference_loss, &sums.kl, &sums.same};
+  for (LayerError& error : layers) values.insert(values.end(), {&error.own, &error.total});
+  at::Tensor all = at::empty({static_cast<int64_t>(values.size())}, at::kDouble);
+  auto elements = all.accessor<double, 1>();
+  for (std::size_t i = 0; i < values.size(); i++) elements[static_cast<int64_t>(i)] = *values[i];
+  comm->sum(all);
+  for (std::size_t i = 0; i < values.size(); i++) *values[i] = elements[static_cast<int64_t>(i)];
+}
+
 Perplexity perplexity_of(double loss, int64_t tokens, const Runnable& m) {
   const double value = std::exp(loss / static_cast<double>(tokens));
   if (!std::isfinite(value))
@@ -88,11 +100,13 @@ Perplexity perplexity_of(double loss, int64_t tokens, const Runnable& m) {
 }  // namespace
 
 Divergences diverge(const Runnable& reference, const std::vector<Runnable>& models,
-                    const at::Tensor& windows, const std::function<void(int32_t layer)>& progress,
-                    const at::TensorOptions& options) {
+                    const at::Tensor& all_windows,
+                    const std::function<void(int32_t layer)>& progress,
+                    const at::TensorOptions& options, Comm* comm) {
   for (const Runnable& m : models) check_same_shape(reference, m);
-  if (windows.size(1) < 2)
-    fail("a window of {} tokens has no next token to predict, use 2 or more", windows.size(1));
+  if (all_windows.size(1) < 2)
+    fail("a window of {} tokens has no next token to predict, use 2 or more", all_windows.size(1));
+  const at::Tensor windows = windows_of_rank(all_windows, comm);
   Divergences result;
   result.models.resize(models.size());
   at::Tensor x0 = embed_tokens(*reference.source, *reference.model, windows, options);
@@ -118,11 +132,16 @@ Divergences diverge(const Runnable& reference, const std::vector<Runnable>& mode
     x0 = y0;
     if (progress) progress(l);
   }
-  const int64_t tokens = windows.size(0) * (windows.size(1) - 1);
+  const int64_t tokens = all_windows.size(0) * (all_windows.size(1) - 1);
   const OutputHead head0(*reference.source, *reference.model, options);
   for (std::size_t m = 0; m < models.size(); m++) {
-    const Sums sums = compare_logits(
-        head0, x0, OutputHead(*models[m].source, *models[m].model, options), states[m], windows);
+    Sums sums = compare_logits(head0, x0, OutputHead(*models[m].source, *models[m].model, options),
+                               states[m], windows);
+    add_ranks(sums, result.models[m].layers, comm);
+    for (LayerError& error : result.models[m].layers) {
+      error.own /= static_cast<double>(all_windows.numel());
+      error.total /= static_cast<double>(all_windows.numel());
+    }
     result.reference = perplexity_of(sums.reference_loss, tokens, reference);
     result.models[m].perplexity = perplexity_of(sums.loss, tokens, models[m]);
     result.models[m].kl = sums.kl / static_cast<double>(tokens);

@@ -43,9 +43,10 @@ struct Divergences {
 /// is computed from the logits is float64. Memory holds the weights of one layer at a time (of two
 /// on a GPU), and the hidden states of every model. `progress`, if set, is called after each layer.
 /// Throws an Error that names both folders if a model differs from the reference in family,
-/// vocabulary, number of layers or hidden size, and an Error if outputs overflow.
+/// vocabulary, number of layers or hidden size, and an Error if outputs overflow. If `comm` has
+/// several ranks, each calls this with all windows, and they share them.
 Divergences diverge(const Runnable& reference, const std::vector<Runnable>& models,
                     const at::Tensor& windows, const std::function<void(int32_t layer)>& progress,
-                    const at::TensorOptions& options = at::kFloat);
+                    const at::TensorOptions& options = at::kFloat, Comm* comm = nullptr);
 
 }  // namespace aqhost

@@ -9,19 +9,28 @@ namespace aqhost {
 
 Perplexity perplexity(const Source& source, const Model& model, const at::Tensor& windows,
                       const std::function<void(int32_t layer)>& progress,
-                      const at::TensorOptions& options) {
+                      const at::TensorOptions& options, Comm* comm) {
   const int64_t length = windows.size(1);
   if (length < 2) fail("a window of {} tokens has no next token to predict, use 2 or more", length);
-  const at::Tensor x = run_layers(source, model, windows, progress, options);
-  const at::Tensor losses = next_token_losses(OutputHead(source, model, options), x, windows);
+  const at::Tensor own = windows_of_rank(windows, comm);
+  const at::Tensor x = run_layers(source, model, own, progress, options);
+  at::Tensor loss = next_token_losses(OutputHead(source, model, options), x, own).sum(at::kDouble);
+  if (comm != nullptr) comm->sum(loss);
   Perplexity result;
-  result.tokens = losses.numel();
-  result.value =
-      std::exp(losses.sum(at::kDouble).item<double>() / static_cast<double>(result.tokens));
+  result.tokens = windows.size(0) * (length - 1);
+  result.value = std::exp(loss.item<double>() / static_cast<double>(result.tokens));
   if (!std::isfinite(result.value))
     fail("the perplexity is not finite: the model's outputs overflow");
   source.check_unchanged();
   return result;
+}
+
+at::Tensor windows_of_rank(const at::Tensor& windows, const Comm* comm) {
+  if (comm == nullptr || comm->size() == 1) return windows;
+  if (windows.size(0) < comm->size())
+    fail("{} windows cannot be shared by {} processes; use fewer processes, or a smaller --window",
+         windows.size(0), comm->size());
+  return windows.slice(0, comm->rank(), windows.size(0), comm->size()).contiguous();
 }
 
 void check_window(const Model& model, int64_t window) {

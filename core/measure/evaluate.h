@@ -7,6 +7,7 @@
 
 #include "checkpoint/source.h"
 #include "plugin/model.h"
+#include "run/comm.h"
 
 namespace aqhost {
 
@@ -16,10 +17,15 @@ struct Perplexity {
 };
 
 /// The perplexity of next tokens inside each window. Everything up to the logits has the type and
-/// device of `options`; the loss is float32, and sums are double.
+/// device of `options`; the loss is float32, and sums are double. If `comm` has several ranks, each
+/// calls this with all windows, and they share them.
 Perplexity perplexity(const Source& source, const Model& model, const at::Tensor& windows,
                       const std::function<void(int32_t layer)>& progress,
-                      const at::TensorOptions& options = at::kFloat);
+                      const at::TensorOptions& options = at::kFloat, Comm* comm = nullptr);
+
+/// The windows [n, length] of this rank, which take turns; all of them if `comm` is null. Throws an
+/// Error if there are fewer windows than ranks.
+at::Tensor windows_of_rank(const at::Tensor& windows, const Comm* comm);
 
 /// Throws an Error if windows are longer than the model was made for.
 void check_window(const Model& model, int64_t window);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -24,6 +25,9 @@ class ActivationRounder {
   /// Widens the range of that scale to include x [N, features]. Not thread-safe.
   void observe(const at::Tensor& x);
   bool observed() const { return absmax_ > 0; }
+  /// The maximum absolute value that was observed; widen() takes part of another rounder's.
+  float absmax() const { return absmax_; }
+  void widen(float absmax) { absmax_ = std::max(absmax_, absmax); }
   float global() const;
   void set_global(float global) { global_ = global; }
 

@@ -1,7 +1,6 @@
 #include "run/calibrated_run.h"
 
 #include <algorithm>
-#include <set>
 
 #include "base/error.h"
 #include "forward/embedding_and_head.h"
@@ -16,8 +15,11 @@ namespace aqhost {
 namespace {
 
 /// Solves lm_head, if the plan quantizes it. Its input is the normed output of the last layer.
+/// `shift_scale` is the number of all windows over that of the windows in `original_x`, of all
+/// ranks. Rank 0 solves it.
 void quantize_head(const Source& original, const Model& model, const Plan& plan,
-                   const at::Tensor& x, const at::Tensor& original_x, UnitSink& sink) {
+                   const at::Tensor& x, const at::Tensor& original_x, double shift_scale,
+                   Comm& comm, UnitSink& sink) {
   for (const PlannedModule& planned : plan.modules) {
     if (!planned.format || planned.module->key.layer >= 0) continue;
     const Module& module = *planned.module;
@@ -30,10 +32,12 @@ void quantize_head(const Source& original, const Model& model, const Plan& plan,
     for (int64_t w = 0; w < x.size(0); w++) {
       const at::Tensor input = final_norm(x[w]);
       hessian.add(input, {});
-      if (w < originals)
-        hessian.add_shift(input, {}, final_norm(original_x[w]),
-                          static_cast<double>(x.size(0)) / static_cast<double>(originals));
+      if (w < originals) hessian.add_shift(input, {}, final_norm(original_x[w]), shift_scale);
     }
+    std::vector<Hessian> hessians{std::move(hessian)};
+    reduce_hessians(comm, hessians, {0});
+    if (comm.rank() != 0) continue;
+    hessian = std::move(hessians.front());
     hessian.check_finite(module.name);
     const at::Tensor weight =
         read_tensor(original, module.weight, {module.out_features, module.in_features});
@@ -85,7 +89,33 @@ int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
   return std::max((windows + 1) / 2, std::min(windows, (kMinTokens + seqlen - 1) / seqlen));
 }
 
-/// Moves the hidden states of the calibration windows through the layers.
+/// The calibration windows of one rank.
+struct OwnWindows {
+  at::Tensor ids;  // [windows, tokens] i64
+  int64_t originals =
+      0;  // how many of them, from the first on, also run through the original model
+  double shift_scale = 1;  // all windows / the windows that run through the original, of all ranks
+};
+
+/// Deals the windows to the ranks in turn, so that each receives some of text and some of random
+/// tokens, and its part of those that run through the original model.
+OwnWindows own_windows(const Plan& plan, const at::Tensor& windows, const Comm& comm) {
+  const int64_t n = windows.size(0), ranks = comm.size(), rank = comm.rank();
+  if (n < ranks)
+    fail(
+        "{} calibration windows cannot be dealt to {} processes; use more --nsamples, or fewer "
+        "processes",
+        n, ranks);
+  OwnWindows own{windows.slice(0, rank, n, ranks).contiguous()};
+  int64_t originals = original_windows(plan, n, windows.size(1));
+  if (originals == 0) return own;
+  originals = std::max(originals, ranks);  // one at least on each rank
+  own.originals = (originals - rank + ranks - 1) / ranks;
+  own.shift_scale = static_cast<double>(n) / static_cast<double>(originals);
+  return own;
+}
+
+/// Moves the hidden states of a rank's calibration windows through the layers.
 class Calibrator {
  public:
   Calibrator(const Source& original, const Model& model, const Plan& plan,
@@ -93,10 +123,10 @@ class Calibrator {
       : original_(original),
         model_(model),
         plan_(plan),
-        windows_(windows),
+        comm_(*options.comm),
+        windows_(own_windows(plan, windows, comm_)),
         options_(at::TensorOptions(options.device).dtype(options.dtype)),
         seed_(options.seed),
-        originals_(original_windows(plan, windows.size(0), windows.size(1))),
         chunk_bytes_(options.chunk_bytes) {}
 
   /// `states` are those behind the last finished layer; they are undefined if there is none.
@@ -104,13 +134,15 @@ class Calibrator {
     begin(std::move(states), sink.next());
     const int32_t layers = model_.desc().n_layers, last = last_layer(model_, plan_);
     if (sink.next() <= last) run_layers_to(last, sink, timer);
+    comm_.station("head");
     for (; sink.next() < layers; sink.finish_unit()) sink.begin_unit();  // nothing to solve
     if (sink.next() > layers) return;
     sink.begin_unit();
     timer.begin("calibrate");
     if (has_head(plan_))
       quantize_head(original_, model_, plan_, x_.cpu(),
-                    original_x_.defined() ? original_x_.cpu() : original_x_, sink);
+                    original_x_.defined() ? original_x_.cpu() : original_x_, windows_.shift_scale,
+                    comm_, sink);
     timer.end();
     sink.finish_unit();
   }
@@ -124,8 +156,8 @@ class Calibrator {
       x_ = states.x.to(f32.device());
       if (states.original.defined()) original_x_ = states.original.to(f32.device());
     } else if (next == 0) {
-      x_ = embed_tokens(original_, model_, windows_, f32);
-      if (originals_ > 0) original_x_ = x_.narrow(0, 0, originals_).clone();
+      x_ = embed_tokens(original_, model_, windows_.ids, f32);
+      if (windows_.originals > 0) original_x_ = x_.narrow(0, 0, windows_.originals).clone();
     }
   }
 
@@ -134,7 +166,7 @@ class Calibrator {
     LayerReader reader(options_.device(), last + 1 - first, [this, first](int32_t turn) {
       // gradients need more digits than bfloat16 has
       const bool wide = refine_of(first + turn).steps > 0;
-      return Layer(original_, model_, first + turn, windows_.size(1),
+      return Layer(original_, model_, first + turn, windows_.ids.size(1),
                    wide ? options_.dtype(at::kFloat) : options_);
     });
     for (int32_t l = first; l <= last; l++) {
@@ -149,23 +181,18 @@ class Calibrator {
   void quantize_layer(Layer& layer, int32_t index, UnitSink& sink, PhaseTimer& timer) {
     const RefineOptions refine = refine_of(index);
     std::vector<Solution> solved;
-    std::set<std::pair<int32_t, int32_t>> starved;
     const auto take = [&](std::vector<Solution> solutions) {
-      for (const Solution& solution : solutions) {
-        const aq_tensor_key& key = solution.planned->module->key;
-        if (solution.starved) starved.emplace(key.layer, key.expert);
-      }
       if (refine.steps > 0)
         std::move(solutions.begin(), solutions.end(), std::back_inserter(solved));
       else
         sink.take(solutions);
     };
     at::Tensor before = refine.steps > 0 ? x_.clone() : at::Tensor();
-    LayerWalk walk(plan_, index, layer, chunk_bytes_, take, timer);
+    LayerWalk walk(plan_, index, layer, chunk_bytes_, comm_, take, timer);
     walk.run(x_, original_x_);
     const int64_t needed = plan_.settings.min_tokens.value_or(
         std::max(model_.desc().hidden_size, model_.ffn(index).inner_size) / 2);
-    sink.add(walk.coverage(), needed, starved);
+    sink.add(walk.coverage(), needed, walk.starved());
     if (refine.steps > 0) {
       timer.begin("refine");
       sink.add(refine_layer(original_, index, layer, solved, before, original_x_, refine));
@@ -178,10 +205,10 @@ class Calibrator {
   const Source& original_;
   const Model& model_;
   const Plan& plan_;
-  const at::Tensor windows_;  // [windows, tokens] i64
+  Comm& comm_;
+  const OwnWindows windows_;
   const at::TensorOptions options_;
   const uint64_t seed_;
-  const int64_t originals_;    // windows that run through the original, too
   const int64_t chunk_bytes_;  // for experts that are solved together
   at::Tensor x_, original_x_;  // [windows, tokens, hidden] f32 before the next layer
 };
@@ -197,16 +224,20 @@ int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     const MemoryLimit& limit) {
   constexpr int64_t kUsual = int64_t{3} << 29;
-  if (limit.bytes == 0) return kUsual;
-  const int64_t seqlen = windows.size(1);
-  const int64_t originals = original_windows(plan, windows.size(0), seqlen);
-  const int64_t room =
-      room_for_experts(memory_need(original, model, plan, windows.numel(), originals * seqlen,
-                                   options.dtype, options.device.is_cpu()),
-                       limit.bytes,
-                       limit.is_of_container ? "what this container's memory limit leaves, in MB,"
-                                             : "--memory-limit");
-  return limit.is_of_container ? std::min(room, kUsual) : room;
+  const OwnWindows own = own_windows(plan, windows, *options.comm);
+  int64_t bytes = kUsual;
+  if (limit.bytes != 0) {
+    const int64_t room = room_for_experts(
+        memory_need(original, model, plan, own.ids.numel(), own.originals * windows.size(1),
+                    options.dtype, options.device.is_cpu()),
+        limit.bytes,
+        limit.is_of_container ? "what this container's memory limit leaves, in MB,"
+                              : "--memory-limit");
+    bytes = limit.is_of_container ? std::min(room, kUsual) : room;
+  }
+  at::Tensor least = at::tensor({-bytes}, at::kLong);
+  options.comm->maximum(least);
+  return -least.item<int64_t>();
 }
 
 void run_calibrated(const Source& original, const Model& model, const Plan& plan,

@@ -8,6 +8,7 @@
 #include "checkpoint/source.h"
 #include "plan/plan.h"
 #include "plugin/model.h"
+#include "run/comm.h"
 #include "run/phase_timer.h"
 #include "run/store.h"
 #include "run/unit_sink.h"
@@ -23,6 +24,7 @@ struct CalibratedRunOptions {
   at::Device device = at::kCPU;
   uint64_t seed = 0;        // of learned rounding
   int64_t chunk_bytes = 0;  // for the experts that are solved together, see chunk_bytes()
+  Comm* comm = nullptr;     // the ranks of the run; not null
 };
 
 struct MemoryLimit {
@@ -30,15 +32,16 @@ struct MemoryLimit {
   bool is_of_container = false;  // and not --memory-limit: it need not be used up
 };
 
-/// The bytes that the experts which are solved together may take in a run of windows [n, tokens].
-/// Throws an Error if the limit is less than hidden states and layers need.
+/// The bytes that the experts which are solved together may take in a run of windows [n, tokens],
+/// on the rank that has the least. Throws an Error if the limit is less than hidden states and
+/// layers need, or if there are more ranks than windows.
 int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan,
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     const MemoryLimit& limit);
 
-/// Runs windows [n, tokens] i64 through the layers from sink.next() on, and solves each layer's
-/// planned modules on the way. `states` are those behind the last finished layer; they are
-/// undefined if there is none.
+/// Runs windows [n, tokens] i64, which are dealt to the ranks, through the layers from sink.next()
+/// on, and solves each layer's planned modules on the way. `states` are those of this rank behind
+/// the last finished layer; they are undefined if there is none.
 void run_calibrated(const Source& original, const Model& model, const Plan& plan,
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     BoundaryStates states, UnitSink& sink, PhaseTimer& timer);

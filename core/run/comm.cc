@@ -93,6 +93,8 @@ void Comm::station(const std::string& name) {
   if (watch_ != nullptr) watch_->station(name);
 }
 
+bool Comm::has_lost_rank() const { return watch_ && watch_->is_lost(); }
+
 void Comm::check() const {
   if (watch_ != nullptr) watch_->check();
 }

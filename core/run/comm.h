@@ -73,6 +73,9 @@ class Comm {
   /// Throws the Error of a lost rank, if one is lost. Not collective; cheap enough for inner loops.
   void check() const;
 
+  /// Whether a rank is lost. Not collective; any thread.
+  bool has_lost_rank() const;
+
   /// Sets what the watching thread does if this process must be ended because a rank is lost and
   /// the calling thread does not notice. `lost` is called with the message and may take a few
   /// seconds; after it, the process ends with status 1 (_exit). It runs on another thread than the

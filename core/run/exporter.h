@@ -58,6 +58,19 @@ class Exporter {
     work_.check_in_place();
     writer_->begin(static_cast<std::size_t>(unit));
   }
+  /// The same for a rank that writes to the shards which rank 0 has created.
+  void join(int32_t unit) {
+    work_.check_in_place();
+    writer_->join(static_cast<std::size_t>(unit));
+  }
+  /// Flushes what this rank has written to such shards. Returns the names of the tensors.
+  std::vector<std::string> leave(int32_t unit) {
+    return writer_->leave(static_cast<std::size_t>(unit));
+  }
+  /// Takes note of the tensors that another rank has written.
+  void note_written(const std::vector<std::string>& names) {
+    for (const std::string& name : names) writer_->note_written(name);
+  }
   /// Writes one planned module. Each module is written once. Thread-safe.
   void write(const PlannedModule& planned, const QuantizedMatrix& matrix, float input_global);
   /// Copies the unit's other tensors and flushes its shards. To be called when all of its modules

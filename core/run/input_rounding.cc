@@ -41,6 +41,21 @@ void InputRounding::observe(const std::vector<const PlannedModule*>& modules, co
   for (ActivationRounder* rounder : rounders) rounder->observe(x);
 }
 
+void InputRounding::agree(const std::vector<const PlannedModule*>& modules, Comm& comm) {
+  if (comm.size() == 1 || !observed(modules)) return;
+  std::vector<ActivationRounder*> rounders;  // in the same order on all ranks
+  for (const PlannedModule* m : modules)
+    if (m->observes_input()) rounders.push_back(rounders_.at(m).get());
+  const auto count = static_cast<int64_t>(rounders.size());
+  at::Tensor maxima = at::empty({count}, at::kDouble);
+  auto values = maxima.accessor<double, 1>();
+  for (int64_t i = 0; i < count; i++)
+    values[i] = static_cast<double>(rounders[static_cast<std::size_t>(i)]->absmax());
+  comm.maximum(maxima);
+  for (int64_t i = 0; i < count; i++)
+    rounders[static_cast<std::size_t>(i)]->widen(static_cast<float>(values[i]));
+}
+
 at::Tensor InputRounding::seen(const std::vector<const PlannedModule*>& modules,
                                const at::Tensor& x) const {
   return layer_.rounded_input(*modules.front()->module, x);

@@ -9,6 +9,7 @@
 #include "forward/layer.h"
 #include "plan/plan.h"
 #include "quant/activations.h"
+#include "run/comm.h"
 
 namespace aqhost {
 
@@ -27,6 +28,8 @@ class InputRounding {
   bool unobserved(const std::vector<const PlannedModule*>& modules) const;
   /// Shows the input x [N, features] of `modules` to these scales.
   void observe(const std::vector<const PlannedModule*>& modules, const at::Tensor& x);
+  /// Widens these scales to what they were shown on any rank.
+  void agree(const std::vector<const PlannedModule*>& modules, Comm& comm);
   /// The input x of `modules`, which share it, as they see it: rounded if the plan rounds it.
   at::Tensor seen(const std::vector<const PlannedModule*>& modules, const at::Tensor& x) const;
   /// A module's scale for all tokens; 1 if it has none.

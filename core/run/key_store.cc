@@ -21,9 +21,10 @@ void silence_libtorch() {
   if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
 }
 
+using Clock = std::chrono::steady_clock;
+
 /// Serves the store, or tries for at most `timeout` to reach it.
 StorePtr open_tcp_store(const World& world, bool serve, std::chrono::milliseconds timeout) {
-  using Clock = std::chrono::steady_clock;
   c10d::TCPStoreOptions options;
   options.port = world.port;
   options.isServer = serve;

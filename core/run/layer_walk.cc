@@ -36,22 +36,27 @@ std::vector<const PlannedModule*> values_of(const PlannedByKey& modules) {
 
 }  // namespace
 
-LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes,
+LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, Comm& comm,
                      SolutionSink sink, PhaseTimer& timer)
     : plan_(plan),
       index_(index),
       layer_(layer),
       chunk_bytes_(chunk_bytes),
+      comm_(comm),
       timer_(timer),
       modules_(modules_of(plan, index)),
       rounding_(values_of(modules_), layer),
-      solver_(plan.settings, std::move(sink), timer) {}
+      solver_(plan.settings, comm, fmt::format("layer {}", index), std::move(sink), timer) {}
 
 void LayerWalk::run(at::Tensor& x, at::Tensor& original) {
   timer_.begin("calibrate");
   const at::Tensor before = plan_.settings.sequential ? at::Tensor() : x.clone();
-  if (original.defined())
-    shift_scale_ = static_cast<double>(x.size(0)) / static_cast<double>(original.size(0));
+  comm_.station(fmt::format("layer {}: forward", index_));
+  at::Tensor counts = at::tensor({x.size(0), original.defined() ? original.size(0) : 0}, at::kLong);
+  comm_.sum(counts);
+  const auto windows = counts[0].item<int64_t>(), originals = counts[1].item<int64_t>();
+  all_tokens_ = windows * x.size(1);
+  if (originals > 0) shift_scale_ = static_cast<double>(windows) / static_cast<double>(originals);
   attention(x, original);
   ffn(ffn_states(x), ffn_states(original));
   input_hessians_.clear();
@@ -94,6 +99,7 @@ void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
     for_window_batches(x, [&](int64_t begin, int64_t count) {
       rounding_.observe(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count))));
     });
+  rounding_.agree(qkv, comm_);
   for_window_batches(x, [&](int64_t begin, int64_t count) {
     at::Tensor input = rows_or_none(original, begin, count);
     if (input.defined()) {
@@ -112,6 +118,7 @@ void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
     contexts.push_back(layer_.attention_context(layer_.attention_input(x.narrow(0, begin, count))));
     rounding_.observe(o, contexts.back());
   });
+  rounding_.agree(o, comm_);
   std::unique_ptr<Hessian> inner;
   for (std::size_t i = 0; i < contexts.size() && !o.empty(); i++) {
     if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2), x.device());
@@ -159,6 +166,7 @@ void LayerWalk::custom_attention_stage(const at::Tensor& x, int32_t stage) {
                   [](const auto& group) { return InputRounding::observed(group.second); }))
     each_input(
         [&](const Modules& shared, const at::Tensor& input) { rounding_.observe(shared, input); });
+  for (const auto& [group, modules] : groups) rounding_.agree(modules, comm_);
   std::map<int32_t, Hessian> hessians;
   each_input([&](const Modules& shared, const at::Tensor& input) {
     const Module& module = *shared.front()->module;
@@ -194,6 +202,7 @@ void LayerWalk::ffn(FfnStates quantized, FfnStates original) {
   const auto routers = planned({AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}, AQ_EXPERT_NONE);
   if (!routers.empty()) {
     rounding_.observe(routers, quantized.input);
+    rounding_.agree(routers, comm_);
     solve_one(routers, input_hessian(routers, quantized.input));
   }
   if (shared) {
@@ -222,6 +231,7 @@ void LayerWalk::dense_ffn(int32_t expert, const FfnStates& quantized, const FfnS
       for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
         rounding_.observe(modules, inputs(begin, count).first);
       });
+    rounding_.agree(modules, comm_);
     for_batches(total, kBatchTokens, [&](int64_t begin, int64_t count) {
       const auto [x, x0] = inputs(begin, count);
       if (modules.empty()) return;
@@ -264,13 +274,13 @@ void LayerWalk::solve_one(const Modules& modules, const Hessian& hessian) {
   if (modules.empty()) return;
   SolveTask task;
   task.groups.push_back(group_of(modules, hessian));
-  solve(task);
+  solve(std::move(task));
 }
 
 /// Solves a task. The layer gets the new weights at once, or at its end if stages are not
 /// sequential.
-void LayerWalk::solve(const SolveTask& task) {
-  for (NewWeight& weight : solver_.solve(task)) {
+void LayerWalk::solve(SolveTask task) {
+  for (NewWeight& weight : solver_.solve(std::move(task))) {
     if (plan_.settings.sequential) {
       layer_.set_weight(*weight.module, weight.values);
     } else {

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
 #include "calibrate/hessian.h"
 #include "forward/layer.h"
 #include "plan/plan.h"
+#include "run/comm.h"
 #include "run/input_rounding.h"
 #include "run/phase_timer.h"
 #include "run/solver.h"
@@ -28,12 +30,15 @@ struct ExpertCoverage {
 /// on the way, so that each stage sees the earlier ones quantized (see Layer). It gathers Hessians
 /// and gives them to the solver as tasks; the solver's new weights go into the layer. Experts are
 /// worked on in chunks that fit in memory.
+///
+/// If a run has several ranks, each walks through the same layer with hidden states of its own, and
+/// all solve together (see Solver). Counts of tokens are then those of all ranks.
 class LayerWalk {
  public:
   /// `chunk_bytes` is the memory for the experts of one chunk, beside the layer's weights and the
-  /// hidden states; a chunk has at least one expert.
-  LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, SolutionSink sink,
-            PhaseTimer& timer);
+  /// hidden states, on this rank and on every other; a chunk has at least one expert.
+  LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, Comm& comm,
+            SolutionSink sink, PhaseTimer& timer);
 
   /// x [windows, tokens, hidden] before the layer is replaced by the output of the quantized layer.
   /// `original` is undefined, or has the hidden states of x's first windows in the original model,
@@ -44,6 +49,9 @@ class LayerWalk {
 
   /// The coverage of the layer's routed experts; complete when run() has ended.
   const std::vector<ExpertCoverage>& coverage() const { return coverage_; }
+  /// The routed experts of which a module had too few tokens, so that the Hessian of all tokens was
+  /// mixed in.
+  const std::set<int32_t>& starved() const { return starved_; }
 
  private:
   /// One model's hidden states on their way through the FFN.
@@ -91,7 +99,7 @@ class LayerWalk {
   void add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
                   const at::Tensor& original) const;
   void solve_one(const Modules& modules, const Hessian& hessian);
-  void solve(const SolveTask& task);
+  void solve(SolveTask task);
   SolveGroup group_of(const Modules& modules, Hessian hessian) const;
   /// The modules of `roles` of `expert` that are to be quantized.
   Modules planned(std::initializer_list<int32_t> roles, int32_t expert) const;
@@ -113,8 +121,7 @@ class LayerWalk {
   void observe_hidden(const std::vector<ExpertTokens>& routed, const at::Tensor& input);
   at::Tensor expert_hidden(int32_t expert, const SelectedRows& input) const;
   void add_expert(SolveTask& task, const Modules& modules, const ExpertInput& input,
-                  const at::Tensor& routing_weights,
-                  const std::function<Hessian()>& all_tokens) const;
+                  const at::Tensor& routing_weights, const std::function<Hessian()>& all_tokens);
   Hessian hidden_hessian(const Modules& modules, int32_t expert, const at::Tensor& input) const;
   Modules planned_in_experts(std::initializer_list<int32_t> roles) const;
 
@@ -122,16 +129,19 @@ class LayerWalk {
   const int32_t index_;
   Layer& layer_;
   const int64_t chunk_bytes_;
+  Comm& comm_;
   PhaseTimer& timer_;
   std::map<std::pair<int32_t, int32_t>, const PlannedModule*> modules_;  // by role and expert
   InputRounding rounding_;
   Solver solver_;
   std::vector<NewWeight> pending_;  // set at the end of the layer if stages are not sequential
   std::vector<ExpertCoverage> coverage_;
+  std::set<int32_t> starved_;
   // the Hessians of all tokens at the FFN's input, by the format to which the input is rounded;
   // each is computed when it is needed
   std::map<const Format*, Hessian> input_hessians_;
   double mean_routing_weight_ = 1;
+  int64_t all_tokens_ = 0;  // the number of calibration tokens
   double shift_scale_ = 1;  // all calibration tokens / tokens that also run through the original
 };
 

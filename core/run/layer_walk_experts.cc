@@ -49,6 +49,7 @@ void LayerWalk::routed_experts(const std::vector<ExpertTokens>& routed_original,
     for_batches(quantized.input.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
       rounding_.observe(all_gate_up, quantized.input.narrow(0, begin, count));
     });
+  rounding_.agree(all_gate_up, comm_);
   const std::vector<Chunk> chunks = chunks_of(routed, quantized, original);
   std::vector<ExpertInput> inputs(routed.size());
   // a scale that all down projections share for their inputs is known when every gate and up
@@ -64,12 +65,20 @@ void LayerWalk::routed_experts(const std::vector<ExpertTokens>& routed_original,
 }
 
 void LayerWalk::count_tokens(const std::vector<ExpertTokens>& routed) {
+  const auto experts = static_cast<int64_t>(routed.size());
+  at::Tensor counts = at::empty({experts}, at::kLong), sums = at::empty({experts}, at::kDouble);
+  for (int64_t e = 0; e < experts; e++) {
+    const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
+    counts[e] = mine.rows.size(0);
+    sums[e] = mine.weights.sum(at::kDouble).cpu();
+  }
+  comm_.sum(counts);
+  comm_.sum(sums);
   int64_t tokens = 0;
   double weights = 0;
-  for (std::size_t e = 0; e < routed.size(); e++) {
-    const ExpertTokens& mine = routed[e];
-    coverage_.push_back({index_, static_cast<int32_t>(e), mine.rows.size(0),
-                         mine.weights.sum(at::kDouble).item<double>()});
+  for (int64_t e = 0; e < experts; e++) {
+    coverage_.push_back(
+        {index_, static_cast<int32_t>(e), counts[e].item<int64_t>(), sums[e].item<double>()});
     tokens += coverage_.back().tokens;
     weights += coverage_.back().weight;
   }
@@ -88,8 +97,12 @@ std::vector<LayerWalk::Chunk> LayerWalk::chunks_of(const std::vector<ExpertToken
   const int64_t d = quantized.input.size(1), inner = desc.inner_size,
                 models = original.input.defined() ? 2 : 1;
   const int64_t widest = std::max(d, inner), solving = 28 * widest * widest + 120 * d * inner;
+  at::Tensor counts = at::empty({desc.n_experts}, at::kLong);
+  for (int32_t e = 0; e < desc.n_experts; e++)
+    counts[e] = routed[static_cast<std::size_t>(e)].rows.size(0);
+  comm_.maximum(counts);  // all ranks must make the same chunks
   const auto bytes = [&](int32_t e) {
-    const int64_t tokens = routed[static_cast<std::size_t>(e)].rows.size(0);
+    const auto tokens = counts[e].item<int64_t>();
     return solving + models * tokens * inner * quantized.input.element_size();
   };
   std::vector<Chunk> chunks;
@@ -134,7 +147,7 @@ void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>&
     input.original = {hidden, {}};
     inputs[static_cast<std::size_t>(e)] = std::move(input);
   }
-  solve(task);
+  solve(std::move(task));
 }
 
 /// Solves the down projections of a chunk and adds its experts' outputs.
@@ -150,7 +163,7 @@ void LayerWalk::down(const Chunk& chunk, const std::vector<ExpertTokens>& routed
                [&] { return hidden_hessian(modules, e, quantized.input); });
     input.original = {};
   }
-  solve(task);
+  solve(std::move(task));
   for (int32_t e = chunk.begin; e < chunk.end; e++) {
     ExpertInput& input = inputs[static_cast<std::size_t>(e)];
     add_expert_output(quantized, routed[static_cast<std::size_t>(e)], e, input.quantized.from);
@@ -171,9 +184,12 @@ void LayerWalk::observe_hidden(const std::vector<ExpertTokens>& routed, const at
   for (int32_t e = 0; e < count; e++)
     if (InputRounding::observed(planned({AQ_ROLE_FFN_DOWN}, e)))
       observe(e, {f, routed[static_cast<std::size_t>(e)].rows});
+  const auto all_down = planned_in_experts({AQ_ROLE_FFN_DOWN});
+  rounding_.agree(all_down, comm_);
   for (int32_t e = 0; e < count; e++)
     if (rounding_.unobserved(planned({AQ_ROLE_FFN_DOWN}, e)))
       observe(e, {f.narrow(0, 0, std::min(f.size(0), kBatchTokens)), {}});
+  rounding_.agree(all_down, comm_);
 }
 
 /// The input of an expert's down projection, for those rows of the FFN's input that are routed to
@@ -190,7 +206,7 @@ at::Tensor LayerWalk::expert_hidden(int32_t expert, const SelectedRows& f) const
 /// the Hessian of all tokens of the layer is mixed in.
 void LayerWalk::add_expert(SolveTask& task, const Modules& modules, const ExpertInput& input,
                            const at::Tensor& routing_weights,
-                           const std::function<Hessian()>& all_tokens) const {
+                           const std::function<Hessian()>& all_tokens) {
   if (modules.empty()) return;
   const int64_t tokens = input.quantized.size();
   const int64_t features = modules.front()->module->in_features;
@@ -208,15 +224,21 @@ void LayerWalk::add_expert(SolveTask& task, const Modules& modules, const Expert
                   input.original.at(input.in_original.narrow(0, begin, count)), shift_scale_);
   });
   const int64_t needed = plan_.settings.min_tokens.value_or(features / 2);
+  // the tokens of this expert on all ranks
+  const int32_t expert = modules.front()->module->key.expert;
+  const int64_t own_tokens = coverage_[static_cast<std::size_t>(expert)].tokens;
   if (plan_.settings.calibrate_all_experts) {
     task.groups.push_back(group_of(modules, all_tokens()));
     return;
   }
   task.groups.push_back(group_of(modules, own));
-  if (own.tokens() >= needed) return;
+  if (own_tokens >= needed) return;
   SolveGroup& group = task.groups.back();
   group.starved = true;
-  group.hessian = Hessian::mix(own, all_tokens(), needed, std::pow(mean_routing_weight_, power));
+  starved_.insert(expert);
+  group.hessian = Hessian::mix(own, all_tokens(),
+                               Hessian::share_of_all(own_tokens, all_tokens_, needed,
+                                                     std::pow(mean_routing_weight_, power)));
 }
 
 /// The Hessian at the input of one expert's down projection, if all tokens are run through the

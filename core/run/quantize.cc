@@ -1,6 +1,7 @@
 #include "run/quantize.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "base/error.h"
@@ -48,6 +49,15 @@ void check_calibration(const Plan& plan, const QuantizeOptions& options) {
         "calibration text: give --calib FILE");
 }
 
+void check_refinement(const Plan& plan, const Comm& comm) {
+  const bool refines = std::any_of(plan.modules.begin(), plan.modules.end(),
+                                   [](const PlannedModule& m) { return m.refined(); });
+  if (refines && comm.size() > 1)
+    fail(
+        "learned rounding (refine in the recipe) does not run on several processes; start one "
+        "process, or remove refine from the recipe");
+}
+
 /// "1 finished layer", "3 finished layers". The last of all units is no layer.
 std::string layers_text(const Exporter& exporter, int32_t units) {
   const int32_t layers = std::min(units, exporter.units() - 1);
@@ -57,12 +67,13 @@ std::string layers_text(const Exporter& exporter, int32_t units) {
 /// Keeps the finished layers of a run that has failed. Returns a sentence that says so, as "3
 /// finished layers are kept in OUT.work; ...", or "" if there are none. Throws an Error if the work
 /// folder is not in place, which is then the reason of the failure.
-std::string keep_finished(RunStore& store, const Exporter& exporter, WorkFolder& work) {
+std::string keep_finished(RunStore& store, const Exporter& exporter, const Comm& comm,
+                          WorkFolder& work) {
   try {
     store.wait();
   } catch (const std::exception&) {  // the error that has ended the run is the one to report
   }
-  const int32_t finished = store.finished_units();
+  const int32_t finished = comm.rank() == 0 ? store.finished_units() : 0;  // rank 0 says it
   if (finished > 0) work.keep();
   work.check_in_place();
   if (finished == 0) return {};
@@ -80,24 +91,47 @@ void check_unplanned_values(const Source& original, const Model& model, const Pl
   check_finite(original, model, solved);
 }
 
+/// How run_differences() calls the runs of rank 0 and of another rank.
+DifferenceWords words_of(int rank) {
+  const std::string other = fmt::format("on rank {}", rank);
+  return {"on rank 0", other, "only " + other, "only on rank 0", "not the same"};
+}
+
+/// Rank 0 creates the work folder, or opens that of an earlier run; then the others open it.
+std::unique_ptr<WorkFolder> open_work_folder(const Source& original, const QuantizeOptions& options,
+                                             Comm& comm) {
+  std::unique_ptr<WorkFolder> work;
+  if (comm.rank() == 0) {
+    WorkFolder::undo_commit(options.target);
+    work = std::make_unique<WorkFolder>(
+        options.target, replaced_files(original, options.target, options.overwrite));
+  }
+  comm.barrier();
+  if (comm.rank() != 0)
+    work = std::make_unique<WorkFolder>(WorkFolder::OfOtherProcess(), options.target);
+  return work;
+}
+
 /// The part of quantize() that uses the work folder. The functions are called in the order in which
 /// they stand here.
 class QuantizeRun {
  public:
   /// Opens the work folder, or creates it.
   QuantizeRun(const Reader& original, const Model& model, const Plan& plan,
-              const QuantizeOptions& options, at::ScalarType dtype, PhaseTimer& timer,
+              const QuantizeOptions& options, Comm& comm, at::ScalarType dtype, PhaseTimer& timer,
               RunObserver& observer)
       : original_(original),
         model_(model),
         plan_(plan),
         options_(options),
+        comm_(comm),
         dtype_(dtype),
         timer_(timer),
         observer_(observer),
-        work_(options.target, replaced_files(original, options.target, options.overwrite)),
+        work_folder_(open_work_folder(original, options, comm)),
+        work_(*work_folder_),
         exporter_(original, model, plan, work_, options.max_shard_bytes, observer),
-        store_(work_, exporter_, observer) {}
+        store_(work_, exporter_, comm, observer) {}
 
   /// Does the whole run. An Error, and RunInterrupted, say which finished layers are kept.
   RunReport run() {
@@ -108,18 +142,19 @@ class QuantizeRun {
       const int32_t resumed_units = finished.units;
       UnitReport units = solve_units(calibration.windows, run_options, std::move(finished));
       RunReport report = make_report(std::move(units), resumed_units, std::move(calibration));
-      exporter_.commit(to_json(report));
+      if (comm_.rank() == 0) exporter_.commit(to_json(report));
+      comm_.barrier();
       return report;
     } catch (const Interrupted&) {
-      const std::string kept = keep_finished(store_, exporter_, work_);
+      const std::string kept = keep_finished(store_, exporter_, comm_, work_);
       if (kept.empty()) throw;
       throw RunInterrupted("interrupted: " + kept);
     } catch (const Error& e) {
-      const std::string kept = keep_finished(store_, exporter_, work_);
+      const std::string kept = keep_finished(store_, exporter_, comm_, work_);
       if (kept.empty()) throw;
       fail("{}. {}", e.what(), kept);
     } catch (const std::exception&) {
-      if (const std::string kept = keep_finished(store_, exporter_, work_); !kept.empty())
+      if (const std::string kept = keep_finished(store_, exporter_, comm_, work_); !kept.empty())
         observer_.warn(kept);
       throw;
     }
@@ -141,6 +176,7 @@ class QuantizeRun {
   CalibratedRunOptions options_for(const at::Tensor& windows) const {
     const uint64_t seed = options_.calibration ? options_.calibration->seed : 0;
     CalibratedRunOptions run_options{dtype_, options_.device, seed};
+    run_options.comm = &comm_;
     if (windows.defined()) {
       const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard};
       run_options.chunk_bytes = chunk_bytes(original_, model_, plan_, windows, run_options, limit);
@@ -155,13 +191,22 @@ class QuantizeRun {
     Json identity =
         run_identity(original_, model_, plan_, options_.plugins, options_.max_shard_bytes, windows,
                      run_options.dtype, run_options.device, run_options.seed);
-    Finished finished = store_.open(run_manifest(std::move(identity), options_.calibration),
-                                    options_.resume, with_states);
-    work_.check_replaceable(exporter_.files());
-    check_room(work_, exporter_, finished.units,
-               with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0);
-    store_.begin();
-    exporter_.write_files();
+    if (comm_.size() > 1) identity["ranks"] = comm_.size();
+    const Json manifest = run_manifest(std::move(identity), options_.calibration);
+    require_same_run(manifest);
+    Finished finished;
+    if (comm_.rank() == 0) {
+      finished = store_.open(manifest, options_.resume, with_states);
+      work_.check_replaceable(exporter_.files());
+      check_room(work_, exporter_, finished.units,
+                 with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0);
+      store_.begin();
+      exporter_.write_files();
+    }
+    at::Tensor units = at::tensor({int64_t{finished.units}}, at::kLong);
+    comm_.broadcast(units, 0);
+    if (comm_.rank() != 0)
+      finished = store_.open_of_rank_0(static_cast<int32_t>(units.item<int64_t>()), with_states);
     timer_.end();
     if (finished.units > 0) {
       timer_.resume(finished.seconds);
@@ -171,11 +216,30 @@ class QuantizeRun {
     return finished;
   }
 
+  /// Throws an Error if another rank was started for another run.
+  void require_same_run(const Json& manifest) {
+    const Json own{{"manifest", manifest}, {"save", options_.target.string()}};
+    const std::vector<std::string> all = comm_.all_gather(to_text(own));
+    const Json first = Json::parse(all.front());
+    for (std::size_t rank = 1; rank < all.size(); rank++) {
+      const Json other = Json::parse(all[rank]);
+      std::vector<std::string> found =
+          run_differences(first["manifest"], other["manifest"], words_of(static_cast<int>(rank)));
+      if (found.empty() && first["save"] != other["save"])
+        found.push_back(fmt::format("--save: {} on rank 0, {} on rank {}",
+                                    first["save"].get<std::string>(),
+                                    other["save"].get<std::string>(), rank));
+      if (!found.empty())
+        fail("the processes of a run must be started alike, but rank {} differs from rank 0: {}",
+             rank, fmt::join(found, "; "));
+    }
+  }
+
   /// Solves and stores all units that are not finished. Returns the report on all units.
   UnitReport solve_units(const at::Tensor& windows, const CalibratedRunOptions& run_options,
                          Finished finished) {
     BoundaryStates states = std::move(finished.states);
-    UnitSink sink(exporter_, store_, timer_, plan_, observer_, std::move(finished));
+    UnitSink sink(exporter_, store_, comm_, timer_, plan_, observer_, std::move(finished));
     if (windows.defined())
       run_calibrated(original_, model_, plan_, windows, run_options, std::move(states), sink,
                      timer_);
@@ -184,10 +248,33 @@ class QuantizeRun {
     timer_.begin("write");
     store_.wait();
     timer_.end();
-    return sink.take_report();
+    UnitReport report = sink.take_report();
+    report.append(store_.take_others_report());
+    return report;
   }
 
-  RunReport make_report(UnitReport units, int32_t resumed_units, Calibration calibration) const {
+  /// What each rank says about itself, by rank. Stations of all layers are added up.
+  std::vector<RankReport> gather_rank_reports() {
+    RankReport own;
+    own.peak_memory_bytes = peak_memory_bytes();
+    if (!options_.device.is_cpu()) own.peak_device_bytes = peak_device_bytes(options_.device);
+    std::map<std::string, RankReport::Traffic> stations;
+    for (const StationTraffic& t : comm_.traffic()) {
+      const std::string name = t.station.substr(t.station.rfind(' ') + 1);  // of "layer 5: reduce"
+      RankReport::Traffic& sum = stations.try_emplace(name, name).first->second;
+      sum.bytes += t.bytes;
+      sum.seconds += t.seconds;
+    }
+    for (const auto& [name, traffic] : stations) own.traffic.push_back(traffic);
+    std::vector<RankReport> ranks;
+    for (const std::string& text : comm_.all_gather(to_text(to_json(own)))) {
+      const Json json = Json::parse(text);
+      ranks.push_back(parse_rank_report(Field(json, "the report of a rank")));
+    }
+    return ranks;
+  }
+
+  RunReport make_report(UnitReport units, int32_t resumed_units, Calibration calibration) {
     RunReport report;
     report.units = std::move(units);
     report.resumed_layers = std::min(resumed_units, model_.desc().n_layers);
@@ -197,8 +284,14 @@ class QuantizeRun {
     report.bits_per_weight = plan_.bits_per_weight();
     report.seconds = timer_.seconds();
     report.bytes = exporter_.bytes();
-    report.peak_memory_bytes = peak_memory_bytes();
-    if (!options_.device.is_cpu()) report.peak_device_bytes = peak_device_bytes(options_.device);
+    const std::vector<RankReport> ranks = gather_rank_reports();
+    for (const RankReport& rank : ranks) {
+      report.peak_memory_bytes = std::max(report.peak_memory_bytes, rank.peak_memory_bytes);
+      if (rank.peak_device_bytes)
+        report.peak_device_bytes =
+            std::max(report.peak_device_bytes.value_or(0), *rank.peak_device_bytes);
+    }
+    if (ranks.size() > 1) report.ranks = ranks;
     if (calibration.windows.defined()) report.calibration = std::move(calibration.report);
     return report;
   }
@@ -207,10 +300,12 @@ class QuantizeRun {
   const Model& model_;
   const Plan& plan_;
   const QuantizeOptions& options_;
+  Comm& comm_;
   const at::ScalarType dtype_;
   PhaseTimer& timer_;
   RunObserver& observer_;
-  WorkFolder work_;
+  std::unique_ptr<WorkFolder> work_folder_;
+  WorkFolder& work_;
   Exporter exporter_;
   RunStore store_;
 };
@@ -231,13 +326,15 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
                    const QuantizeOptions& options) {
   RunObserver silent;
   RunObserver& observer = options.observer == nullptr ? silent : *options.observer;
+  const std::unique_ptr<Comm> alone = Comm::alone();
+  Comm& comm = options.comm == nullptr ? *alone : *options.comm;
   const at::ScalarType dtype = compute_type(options.dtype, original, options.device);
   check_calibration(plan, options);
+  check_refinement(plan, comm);
   check_unplanned_values(original, model, plan);
   PhaseTimer timer;
   timer.begin("prepare");
-  WorkFolder::undo_commit(options.target);
-  return QuantizeRun(original, model, plan, options, dtype, timer, observer).run();
+  return QuantizeRun(original, model, plan, options, comm, dtype, timer, observer).run();
 }
 
 }  // namespace aqhost

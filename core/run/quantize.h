@@ -15,6 +15,7 @@
 #include "plugin/model.h"
 #include "plugin/registry.h"
 #include "run/calibration.h"
+#include "run/comm.h"
 #include "run/report.h"
 #include "run/store.h"
 
@@ -32,6 +33,7 @@ struct QuantizeOptions {
   Resume resume = Resume::kAuto;
   std::vector<PluginInfo> plugins;  // all that are loaded; see run_identity()
   RunObserver* observer = nullptr;  // null: nobody receives messages
+  Comm* comm = nullptr;             // null: the process is alone
 };
 
 /// Thrown when a signal stops a run. what() says what is kept, and how to go on.
@@ -52,6 +54,12 @@ Reader open_original(const std::filesystem::path& directory);
 /// everything that can refuse the run is checked. If the run fails, the target is as it was before;
 /// if a layer is finished, the work folder is kept, and the Error says so. After a signal,
 /// throws RunInterrupted if a layer is finished, or else Interrupted.
+///
+/// If options.comm has several ranks, each calls this with the same arguments. They share the
+/// calibration windows and the modules, and write one export. The same number of ranks gives the
+/// same bytes; another number adds up the Hessians in another order. Before work, an Error names
+/// what differs between two ranks. The result is that of rank 0; the other ranks' result has only
+/// their own modules.
 ///
 /// Memory: the hidden states, one layer (on a GPU two, because the next one is copied meanwhile),
 /// and as many experts at the same time as the limit leaves room for, at least one; without a limit

@@ -146,6 +146,24 @@ PhaseSeconds parse_seconds(const Field& json) {
   return seconds;
 }
 
+Json to_json(const RankReport& report) {
+  Json json{{"peak_memory_bytes", report.peak_memory_bytes}, {"traffic", Json::object()}};
+  if (report.peak_device_bytes) json["peak_device_bytes"] = *report.peak_device_bytes;
+  for (const RankReport::Traffic& t : report.traffic)
+    json["traffic"][t.station] = {{"bytes", t.bytes}, {"seconds", t.seconds}};
+  return json;
+}
+
+RankReport parse_rank_report(const Field& json) {
+  RankReport report;
+  report.peak_memory_bytes = json["peak_memory_bytes"].integer();
+  if (!json["peak_device_bytes"].is_null())
+    report.peak_device_bytes = json["peak_device_bytes"].integer();
+  for (const auto& [station, t] : json["traffic"].members())
+    report.traffic.push_back({station, t["bytes"].integer(), t["seconds"].number()});
+  return report;
+}
+
 Json to_json(const RunReport& report) {
   Json json = to_json(report.units);
   json["generator"] = "aqhost";
@@ -165,6 +183,7 @@ Json to_json(const RunReport& report) {
                     {"resumed_layers", report.resumed_layers},
                     {"peak_memory_bytes", report.peak_memory_bytes}};
   if (report.peak_device_bytes) json["totals"]["peak_device_bytes"] = *report.peak_device_bytes;
+  for (const RankReport& rank : report.ranks) json["totals"]["ranks"].push_back(to_json(rank));
   return json;
 }
 

@@ -87,6 +87,23 @@ double total(const PhaseSeconds& seconds);
 Json to_json(const PhaseSeconds& seconds);
 PhaseSeconds parse_seconds(const Field& json);
 
+/// What one rank of a run says about itself.
+struct RankReport {
+  /// The bytes that it sent at one station of all layers, and the seconds that it spent in sending,
+  /// receiving and waiting there.
+  struct Traffic {
+    std::string station;  // "reduce"
+    int64_t bytes = 0;
+    double seconds = 0;
+  };
+  std::vector<Traffic> traffic;
+  int64_t peak_memory_bytes = 0;             // of the process
+  std::optional<int64_t> peak_device_bytes;  // of tensors on a GPU
+};
+Json to_json(const RankReport& report);
+/// The inverse of to_json(). An Error names the field.
+RankReport parse_rank_report(const Field& json);
+
 /// The report on a run, which an export contains as quantization_report.json.
 struct RunReport {
   std::string model_type, device;
@@ -95,8 +112,9 @@ struct RunReport {
   double bits_per_weight = 0;
   PhaseSeconds seconds;                      // of all tries, if a run was resumed
   int64_t bytes = 0;                         // of all tensors
-  int64_t peak_memory_bytes = 0;             // of the process
-  std::optional<int64_t> peak_device_bytes;  // of tensors on a GPU
+  int64_t peak_memory_bytes = 0;             // of the process; the maximum of all ranks
+  std::optional<int64_t> peak_device_bytes;  // of tensors on a GPU; the maximum of all ranks
+  std::vector<RankReport> ranks;             // of this try; empty if one process did the run
   int64_t resumed_layers = 0;                // the number that an earlier try had finished
   std::optional<CalibrationReport> calibration;
 
@@ -108,7 +126,8 @@ struct RunReport {
 ///   experts  [{layer, expert, tokens, weight, needed, starved}]
 ///   refined  [{layer, error_before, error_after}], if a recipe has `refine`
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
-///             peak_memory_bytes, bytes, resumed_layers}
+///             peak_memory_bytes, bytes, resumed_layers, and, if several processes did the run,
+///             ranks[{peak_memory_bytes, traffic{station -> {bytes, seconds}}}]}
 ///   files    every file of the export, which a later run with --overwrite may replace; it is added
 ///            when the export is put in place (Exporter::commit)
 Json to_json(const RunReport& report);

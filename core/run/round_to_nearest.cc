@@ -61,10 +61,15 @@ std::vector<Solution> round_group(const Source& original, const ModuleGroup& gro
   return solutions;
 }
 
-/// Rounds one layer: as many groups at the same time as there are threads and memory for.
+/// Rounds one layer, or this rank's part of it: as many groups at the same time as there are
+/// threads and memory for.
 void round_layer(const Source& original, const Plan& plan, int32_t layer, UnitSink& sink) {
   constexpr int64_t kMaximumWeights = int64_t{1} << 28;  // 9 bytes each while they are rounded
-  const auto groups = module_groups(plan, layer);
+  std::vector<ModuleGroup> groups;
+  std::vector<ModuleGroup> all_groups = module_groups(plan, layer);
+  for (std::size_t turn = 0; ModuleGroup & group : all_groups)
+    if (turn++ % static_cast<std::size_t>(sink.ranks()) == static_cast<std::size_t>(sink.rank()))
+      groups.push_back(std::move(group));
   const auto threads = static_cast<std::size_t>(at::get_num_threads());
   for (std::size_t begin = 0, end = 0; begin < groups.size(); begin = end) {
     check_interrupt();

@@ -77,15 +77,16 @@ std::string value_text(const Json& value) {
   return value.is_string() ? value.get<std::string>() : to_text(value);
 }
 
-std::string text_of(const std::string& name, const Difference& difference) {
+std::string text_of(const std::string& name, const Difference& difference,
+                    const DifferenceWords& words) {
   constexpr std::size_t kShort = 60;  // a SHA-256 has 64 digits
   const std::string before = value_text(difference.before), now = value_text(difference.now);
   if (before.size() <= kShort && now.size() <= kShort)
-    return fmt::format("{}: {} before, {} now", name, before, now);
+    return fmt::format("{}: {} {}, {} {}", name, before, words.before, now, words.now);
   return fmt::format("{}: {}", name,
-                     difference.before.is_null() ? "new"
-                     : difference.now.is_null()  ? "missing now"
-                                                 : "changed");
+                     difference.before.is_null() ? words.added
+                     : difference.now.is_null()  ? words.missing
+                                                 : words.changed);
 }
 
 }  // namespace
@@ -105,7 +106,8 @@ Json run_manifest(Json identity, const std::optional<CalibrationOptions>& calibr
   return identity;
 }
 
-std::vector<std::string> run_differences(const Json& before, const Json& now) {
+std::vector<std::string> run_differences(const Json& before, const Json& now,
+                                         const DifferenceWords& words) {
   const auto is_of_modules = [](const Difference& d) { return d.field.starts_with("plan."); };
   const auto is_of_calibration = [](const Difference& d) {
     return d.field.starts_with("calibration");
@@ -121,12 +123,12 @@ std::vector<std::string> run_differences(const Json& before, const Json& now) {
   if (std::erase_if(found, is_of_calibration) > 0) {
     for (const Difference& d :
          compare(before.value(kOptions, Json::object()), now.value(kOptions, Json::object())))
-      texts.push_back(text_of(d.field, d));
+      texts.push_back(text_of(d.field, d, words));
     if (texts.empty())
       texts.emplace_back(
           "the token ids of the same options (another text in the files of --calib)");
   }
-  for (const Difference& d : found) texts.push_back(text_of(name_of(d.field), d));
+  for (const Difference& d : found) texts.push_back(text_of(name_of(d.field), d, words));
   return texts;
 }
 

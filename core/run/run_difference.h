@@ -14,10 +14,17 @@ namespace aqhost {
 /// to the same windows; they explain in which option two runs differ.
 Json run_manifest(Json identity, const std::optional<CalibrationOptions>& calibration);
 
+/// The words with which run_differences() tells two runs apart.
+struct DifferenceWords {
+  std::string before = "before", now = "now";
+  std::string added = "new", missing = "missing now", changed = "changed";
+};
+
 /// What differs between two runs, given their manifests: each difference names the option that the
 /// user gave, and both values where they are short, as "--seqlen: 256 before, 512 now" or
 /// "config.json (--model): changed". Differences of the whole run come first, those of modules
 /// last. Empty if the identities are equal.
-std::vector<std::string> run_differences(const Json& before, const Json& now);
+std::vector<std::string> run_differences(const Json& before, const Json& now,
+                                         const DifferenceWords& words = {});
 
 }  // namespace aqhost

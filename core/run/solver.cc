@@ -2,12 +2,31 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <map>
 
 #include "run/beside.h"
 
 namespace aqhost {
 namespace {
+
+/// The rank that solves each group: the one that has the least to do so far, where a group costs
+/// the operations of factoring its Hessian and of solving its rows.
+std::vector<int> deal_groups(const std::vector<SolveGroup>& groups, int ranks) {
+  std::vector<double> load(static_cast<std::size_t>(ranks), 0);
+  std::vector<int> owners;
+  for (const SolveGroup& group : groups) {
+    double rows = 0, cols = 0;
+    for (const SolveGroup::Member& m : group.members) {
+      rows += static_cast<double>(m.weight.size(0));
+      cols = static_cast<double>(m.weight.size(1));
+    }
+    const auto least = std::min_element(load.begin(), load.end());
+    *least += cols * cols * (cols / 3 + rows);
+    owners.push_back(static_cast<int>(least - load.begin()));
+  }
+  return owners;
+}
 
 /// [E, ...]. A single tensor is not copied, because it may be as large as the rest of a layer.
 at::Tensor stack(const std::vector<at::Tensor>& tensors) {
@@ -40,14 +59,106 @@ QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& set
   return quantize_gptq(*module.format, weights, stack(sums), options, stack_shifts(hessians));
 }
 
-Solver::Solver(const RunSettings& settings, SolutionSink sink, PhaseTimer& timer)
-    : settings_(settings), sink_(std::move(sink)), timer_(timer) {}
+void reduce_hessians(Comm& comm, std::vector<Hessian>& hessians, const std::vector<int>& owners) {
+  if (comm.size() == 1 || hessians.empty()) return;
+  const auto count = static_cast<int64_t>(hessians.size());
+  at::Tensor totals = at::zeros({count, 3}, at::kDouble);  // tokens, weight, whether it has a shift
+  auto values = totals.accessor<double, 2>();
+  for (int64_t i = 0; i < count; i++) {
+    const Hessian& h = hessians[static_cast<std::size_t>(i)];
+    values[i][0] = static_cast<double>(h.tokens());
+    values[i][1] = h.weight();
+    values[i][2] = h.shift().defined() ? 1 : 0;
+  }
+  comm.sum(totals);
+  std::vector<at::Tensor> matrices;
+  std::vector<int> their_owners;
+  // the sum must not change a matrix that the caller uses again
+  const auto add = [&](const at::Tensor& matrix, int owner) {
+    matrices.push_back(owner == comm.rank() ? matrix.clone() : matrix);
+    their_owners.push_back(owner);
+  };
+  for (std::size_t i = 0; i < hessians.size(); i++) {
+    const Hessian& h = hessians[i];
+    add(h.sum(), owners[i]);
+    if (values[static_cast<int64_t>(i)][2] > 0)
+      add(h.shift().defined() ? h.shift() : at::zeros_like(h.sum()), owners[i]);
+  }
+  comm.reduce(matrices, their_owners);
+  auto next = matrices.begin();
+  for (std::size_t i = 0; i < hessians.size(); i++) {
+    const auto row = static_cast<int64_t>(i);
+    at::Tensor sum = *next++;
+    at::Tensor shift = values[row][2] > 0 ? *next++ : at::Tensor();
+    if (owners[i] != comm.rank()) sum = shift = at::Tensor();
+    hessians[i] = Hessian(std::move(sum), std::move(shift), static_cast<int64_t>(values[row][0]),
+                          values[row][1]);
+  }
+}
 
-std::vector<NewWeight> Solver::solve(const SolveTask& task) {
+Solver::Solver(const RunSettings& settings, Comm& comm, std::string station, SolutionSink sink,
+               PhaseTimer& timer)
+    : settings_(settings),
+      comm_(comm),
+      station_(std::move(station)),
+      sink_(std::move(sink)),
+      timer_(timer) {}
+
+std::vector<NewWeight> Solver::solve(SolveTask task) {
+  if (comm_.size() == 1) return solve_here(task.groups);
+  const std::vector<int> owners = deal_groups(task.groups, comm_.size());
+  std::vector<Hessian> hessians;
+  for (SolveGroup& group : task.groups) hessians.push_back(std::move(group.hessian));
+  comm_.station(station_ + ": reduce");
+  timer_.begin("reduce");
+  reduce_hessians(comm_, hessians, owners);
+  comm_.station(station_ + ": solve");
+  std::vector<SolveGroup> own;
+  for (std::size_t i = 0; i < task.groups.size(); i++) {
+    SolveGroup& group = task.groups[i];
+    group.tokens = hessians[i].tokens();
+    group.weight = hessians[i].weight();
+    group.hessian = std::move(hessians[i]);
+    if (owners[i] == comm_.rank()) own.push_back(group);
+  }
+  const std::vector<NewWeight> solved = solve_here(own);
+  comm_.station(station_ + ": share");
+  timer_.begin("share");
+  std::vector<NewWeight> weights = share_weights(task.groups, owners, solved);
+  comm_.station(station_ + ": forward");
+  timer_.begin("calibrate");
+  return weights;
+}
+
+/// The new weights of all groups. `own` are those of the groups that this rank owns.
+std::vector<NewWeight> Solver::share_weights(const std::vector<SolveGroup>& groups,
+                                             const std::vector<int>& owners,
+                                             const std::vector<NewWeight>& own) {
+  std::map<const Module*, at::Tensor> solved;
+  for (const NewWeight& weight : own) solved[weight.module] = weight.values;
+  std::vector<NewWeight> weights;
+  std::vector<at::Tensor> values;
+  std::vector<int> their_owners;
+  for (std::size_t i = 0; i < groups.size(); i++) {
+    for (const SolveGroup::Member& m : groups[i].members) {
+      const at::Tensor like = m.weight;  // the layer would convert the values to its type anyway
+      values.push_back(owners[i] == comm_.rank()
+                           ? solved.at(m.planned->module).to(like.options()).contiguous()
+                           : at::empty(like.sizes(), like.options()));
+      their_owners.push_back(owners[i]);
+      weights.push_back({m.planned->module, values.back()});
+    }
+  }
+  comm_.share(values, their_owners);
+  return weights;
+}
+
+/// Solves groups on this rank.
+std::vector<NewWeight> Solver::solve_here(const std::vector<SolveGroup>& task) {
   // usually all groups go into one batch
   using FormatKey = std::pair<const Format*, std::string>;
   std::map<std::pair<FormatKey, int64_t>, std::vector<SolveGroup>> batches;
-  for (const SolveGroup& group : task.groups) {
+  for (const SolveGroup& group : task) {
     group.hessian.check_finite(group.members.front().planned->module->name);
     std::map<FormatKey, std::vector<SolveGroup::Member>> parts;
     for (const SolveGroup::Member& m : group.members)

@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <functional>
 #include <future>
+#include <string>
 #include <vector>
 
 #include "calibrate/hessian.h"
 #include "plan/plan.h"
 #include "quant/quantize.h"
+#include "run/comm.h"
 #include "run/phase_timer.h"
 #include "run/solution.h"
 
@@ -42,7 +44,7 @@ struct SolveTask {
 /// The values that replace the weight of a module.
 struct NewWeight {
   const Module* module;
-  at::Tensor values;  // [out, in] f32, a view
+  at::Tensor values;  // [out, in] f32, or of the layer's type if another rank has solved it; a view
 };
 
 /// Solves weights [E, out, in] of modules with the recipe of `module`, each matrix under its
@@ -50,24 +52,42 @@ struct NewWeight {
 QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
                              const at::Tensor& weights, const std::vector<Hessian>& hessians);
 
+/// Adds up the Hessians of all ranks (see Comm::reduce()): hessians[i] of rank owners[i] becomes
+/// the sum, and those of the other ranks lose their matrices. tokens() and weight() become the sums
+/// on every rank. Does nothing if there is one rank.
+void reduce_hessians(Comm& comm, std::vector<Hessian>& hessians, const std::vector<int>& owners);
+
 /// Turns tasks into solutions. It knows formats and Hessians, but no layer. Used by one thread
 /// only.
+///
+/// If a run has several ranks, each has the same task with the Hessians of its own tokens. The
+/// groups are dealt to the ranks; the owner of a group receives the sum of its Hessians, solves it,
+/// and gives its solutions to its own sink.
 class Solver {
  public:
-  Solver(const RunSettings& settings, SolutionSink sink, PhaseTimer& timer);
+  /// `station` names what is being solved, as "layer 5"; see Comm::station().
+  Solver(const RunSettings& settings, Comm& comm, std::string station, SolutionSink sink,
+         PhaseTimer& timer);
 
-  /// Solves the task, gives the solutions to the sink, and returns the new weight of every member.
-  /// Groups with the same format, algorithm and shape are solved as one batch. Throws an Error if a
-  /// Hessian is not finite, or the exception with which the sink failed in an earlier task.
-  std::vector<NewWeight> solve(const SolveTask& task);
+  /// Solves the task, gives the solutions to the sink, and returns the new weight of every member,
+  /// on every rank. Groups with the same format, algorithm and shape are solved as one batch.
+  /// Throws an Error if a Hessian is not finite, or the exception with which the sink failed in an
+  /// earlier task.
+  std::vector<NewWeight> solve(SolveTask task);
   /// Waits until the sink has received all solutions. Throws the exception with which it failed.
   void wait();
 
  private:
+  std::vector<NewWeight> solve_here(const std::vector<SolveGroup>& groups);
+  std::vector<NewWeight> share_weights(const std::vector<SolveGroup>& groups,
+                                       const std::vector<int>& owners,
+                                       const std::vector<NewWeight>& own);
   void solve_alike(const std::vector<SolveGroup>& groups, std::vector<NewWeight>& weights);
   void hand_over(const std::vector<SolveGroup>& groups, const QuantizedBatch& solved);
 
   const RunSettings& settings_;
+  Comm& comm_;
+  const std::string station_;
   SolutionSink sink_;
   PhaseTimer& timer_;
   std::future<void> handing_over_;

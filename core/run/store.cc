@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <thread>
 
 #include "base/error.h"
 #include "base/field.h"
@@ -27,7 +28,15 @@ std::string sha256_of_record(const Json& record) {
   const std::string text = to_text(record);
   return sha256_of(std::as_bytes(std::span(text)));
 }
-std::string states_name(int32_t unit) { return fmt::format("states-{:05}.safetensors", unit); }
+
+/// The name of the files of one rank about a unit, without the extension.
+std::string rank_name(int32_t unit, int rank, int ranks) {
+  return fmt::format("states-{:05}", unit) + (ranks > 1 ? fmt::format(".rank-{:04}", rank) : "");
+}
+
+std::string states_name(int32_t unit, const Comm& comm) {
+  return rank_name(unit, comm.rank(), comm.size()) + ".safetensors";
+}
 
 /// The name of a file in its folder, and what shows whether the file is whole.
 struct FileMark {
@@ -78,10 +87,10 @@ std::span<const std::byte> bytes_of(const at::Tensor& t) {
 /// because Writer chooses its name. The constructor only copies the bytes; finish() flushes them.
 class StatesFile {
  public:
-  StatesFile(fs::path folder, int32_t unit, const BoundaryStates& states)
+  StatesFile(fs::path folder, std::string name, const BoundaryStates& states)
       : folder_(std::move(folder)),
-        unit_(unit),
-        part_(folder_ / (states_name(unit) + ".part")),
+        name_(std::move(name)),
+        part_(folder_ / (name_ + ".part")),
         writer_(make(part_, states)) {
     writer_.begin(0);
     if (states.x.defined()) writer_.write(kX, bytes_of(states.x));
@@ -90,12 +99,12 @@ class StatesFile {
 
   FileMark finish() {
     writer_.finish(0);
-    const fs::path path = folder_ / states_name(unit_);
+    const fs::path path = folder_ / name_;
     std::error_code error;
     fs::rename(part_ / "model.safetensors", path, error);
     if (!error) fs::remove(part_, error);
     if (error) fail("{}: {}", path.string(), error.message());
-    return mark_of(folder_, states_name(unit_));
+    return mark_of(folder_, name_);
   }
 
  private:
@@ -110,7 +119,7 @@ class StatesFile {
   }
 
   fs::path folder_;
-  int32_t unit_;
+  std::string name_;
   fs::path part_;
   Writer writer_;
 };
@@ -139,13 +148,21 @@ bool record_is_whole(const Field& file) {
 
 struct RunStore::Record {
   std::vector<FileMark> shards;
-  std::optional<FileMark> states;
+  std::vector<FileMark> states;  // of each rank; empty if a rank has not written them
   UnitReport report;
   PhaseSeconds seconds;
 };
 
-RunStore::RunStore(WorkFolder& work, Exporter& exporter, RunObserver& observer)
-    : work_(work), exporter_(exporter), observer_(observer) {}
+/// What another rank says about a unit: the names of the tensors that it has written, the report on
+/// its modules, and its states, or null.
+struct RunStore::Part {
+  std::vector<std::string> written;
+  UnitReport report;
+  Json states;
+};
+
+RunStore::RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, RunObserver& observer)
+    : work_(work), exporter_(exporter), comm_(comm), observer_(observer) {}
 
 RunStore::~RunStore() {
   if (writing_.valid()) writing_.wait();
@@ -163,7 +180,7 @@ std::optional<RunStore::Record> RunStore::read_record(int32_t unit) const {
       fail("{}: its content is not what was written (SHA-256)", path.string());
     Record record;
     for (const Field& mark : field["shards"].items()) record.shards.push_back(parse_mark(mark));
-    if (!field["states"].is_null()) record.states = parse_mark(field["states"]);
+    for (const Field& mark : field["states"].items()) record.states.push_back(parse_mark(mark));
     record.report = parse_unit_report(field["report"]);
     record.seconds = parse_seconds(field["seconds"]);
     return record;
@@ -187,10 +204,15 @@ bool RunStore::shards_are_whole(int32_t unit, const Record& record) const {
 
 bool RunStore::states_are_whole(const Record& record) const {
   std::error_code ignored;
-  if (!record.states || !fs::exists(work_.progress() / record.states->name, ignored)) return false;
-  const std::string what = damage(work_.progress(), *record.states);
-  if (!what.empty()) observer_.warn(fmt::format("{}; the layer before it is done again", what));
-  return what.empty();
+  if (record.states.size() != static_cast<std::size_t>(comm_.size())) return false;
+  for (const FileMark& states : record.states) {
+    if (!fs::exists(work_.progress() / states.name, ignored)) return false;
+    const std::string what = damage(work_.progress(), states);
+    if (what.empty()) continue;
+    observer_.warn(fmt::format("{}; the layer before it is done again", what));
+    return false;
+  }
+  return true;
 }
 
 void RunStore::refuse_other_run() const {
@@ -243,15 +265,31 @@ Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_state
   for (int32_t u = 0; u < done; u++) finished.report.append(std::move(at(u)->report));
   finished.seconds = at(done - 1)->seconds;
   if (done <= needs_states_) {
-    finished.states = load_states(work_.progress() / at(done - 1)->states->name);
+    finished.states = load_states(work_.progress() / states_name(done - 1, comm_));
     stored_states_.push_back(done - 1);
   }
   finished_ = done;
   return finished;
 }
 
+Finished RunStore::open_of_rank_0(int32_t units, int32_t needs_states) {
+  needs_states_ = needs_states;
+  finished_ = units;
+  Finished finished;
+  finished.units = units;
+  if (units > 0 && units <= needs_states)
+    finished.states = load_states(work_.progress() / states_name(units - 1, comm_));
+  return finished;
+}
+
 void RunStore::begin() {
   if (finished_ == 0) work_.clear();
+  // what the ranks of an earlier try have said is not said by those of this one
+  std::error_code ignored;
+  for (const auto& entry : list_folder(work_.progress())) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("states-") && name.ends_with(".json")) fs::remove(entry.path(), ignored);
+  }
   work_.write_manifest(manifest_, exporter_.files());
 }
 
@@ -259,7 +297,7 @@ void RunStore::remove_states_before(int32_t unit) const {
   std::error_code ignored;
   for (const auto& entry : list_folder(work_.progress())) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("states-") && name < states_name(unit))
+    if (name.starts_with("states-") && name < fmt::format("states-{:05}", unit))
       fs::remove_all(entry.path(), ignored);
   }
 }
@@ -280,39 +318,91 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
   std::shared_ptr<StatesFile> file;
   BoundaryStates copy;
   if (with_states && on_cpu)
-    file = std::make_shared<StatesFile>(work_.progress(), unit, states);
+    file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), states);
   else if (with_states)
     copy = {states.x.clone(), states.original.defined() ? states.original.clone() : at::Tensor()};
-  if (with_states) stored_states_.push_back(unit);
-  const int32_t keep_from =
-      stored_states_.size() < 2 ? 0 : stored_states_[stored_states_.size() - 2];
   Json record{{"report", aqhost::to_json(report)}, {"seconds", aqhost::to_json(seconds)}};
   auto before = std::make_shared<std::future<void>>(std::move(writing_));
-  writing_ = std::async(std::launch::async, [this, unit, file, copy, keep_from, before,
-                                             record = std::move(record)]() mutable {
-    if (before->valid()) before->get();
-    work_.check_in_place();
-    exporter_.finish(unit);
-    record["shards"] = Json::array();
-    for (const std::string& name : exporter_.shards(unit))
-      record["shards"].push_back(to_json(mark_of(work_.result(), name)));
-    if (copy.x.defined()) {
-      const BoundaryStates here{copy.x.cpu(),
-                                copy.original.defined() ? copy.original.cpu() : copy.original};
-      copy = {};
-      file = std::make_shared<StatesFile>(work_.progress(), unit, here);
+  writing_ = std::async(
+      std::launch::async, [this, unit, file, copy, before, record = std::move(record)]() mutable {
+        if (before->valid()) before->get();
+        work_.check_in_place();
+        if (copy.x.defined()) {
+          const BoundaryStates here{copy.x.cpu(),
+                                    copy.original.defined() ? copy.original.cpu() : copy.original};
+          copy = {};
+          file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), here);
+        }
+        Json mark = file ? to_json(file->finish()) : Json();
+        if (comm_.rank() == 0)
+          finish_unit(unit, std::move(record), std::move(mark));
+        else
+          finish_part(unit, record["report"], std::move(mark));
+      });
+}
+
+/// Tells rank 0 that this rank has finished its part of a unit.
+void RunStore::finish_part(int32_t unit, const Json& report, Json states) {
+  const Json part{
+      {"written", exporter_.leave(unit)}, {"report", report}, {"states", std::move(states)}};
+  work_.check_in_place();
+  write_file(work_.progress() / (rank_name(unit, comm_.rank(), comm_.size()) + ".json"),
+             to_text(part) + "\n");
+  finished_ = unit + 1;
+}
+
+/// Waits until a rank has finished its part of a unit, and takes what it says.
+RunStore::Part RunStore::wait_for_part(int32_t unit, int rank) const {
+  const fs::path path = work_.progress() / (rank_name(unit, rank, comm_.size()) + ".json");
+  std::error_code ignored;
+  while (!fs::exists(path, ignored)) {
+    if (comm_.has_lost_rank()) fail("rank {} has not finished its part of the layer", rank);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  const Json file = read_json(path);
+  const Field json(file, path.string());
+  Part part;
+  for (const Field& name : json["written"].items()) part.written.push_back(name.text());
+  part.report = parse_unit_report(json["report"]);
+  if (!json["states"].is_null()) part.states = to_json(parse_mark(json["states"]));
+  fs::remove(path, ignored);
+  return part;
+}
+
+/// Completes the shards of a unit and writes its record. `states` is the mark of rank 0's states,
+/// or null.
+void RunStore::finish_unit(int32_t unit, Json record, Json states) {
+  Json all_states = Json::array({std::move(states)});
+  if (comm_.size() > 1) {
+    UnitReport others;
+    for (int rank = 1; rank < comm_.size(); rank++) {
+      Part part = wait_for_part(unit, rank);
+      exporter_.note_written(part.written);
+      others.append(std::move(part.report));
+      all_states.push_back(std::move(part.states));
     }
-    if (file) record["states"] = to_json(file->finish());
-    flush_folder(work_.result());
-    flush_folder(work_.progress());
-    work_.check_in_place();
-    const std::string sha256 = sha256_of_record(record);
-    write_file(work_.progress() / record_name(unit),
-               to_text(Json{{"sha256", sha256}, {"record", std::move(record)}}) + "\n");
-    flush_folder(work_.progress());
-    finished_ = unit + 1;
-    remove_states_before(keep_from);
-  });
+    UnitReport report = parse_unit_report(Field(record["report"], "the report"));
+    report.append(others);
+    record["report"] = aqhost::to_json(report);
+    others_report_.append(std::move(others));
+  }
+  exporter_.finish(unit);
+  record["shards"] = Json::array();
+  for (const std::string& name : exporter_.shards(unit))
+    record["shards"].push_back(to_json(mark_of(work_.result(), name)));
+  const bool has_states = std::none_of(all_states.begin(), all_states.end(),
+                                       [](const Json& mark) { return mark.is_null(); });
+  if (has_states) stored_states_.push_back(unit);
+  record["states"] = has_states ? std::move(all_states) : Json::array();
+  flush_folder(work_.result());
+  flush_folder(work_.progress());
+  work_.check_in_place();
+  const std::string sha256 = sha256_of_record(record);
+  write_file(work_.progress() / record_name(unit),
+             to_text(Json{{"sha256", sha256}, {"record", std::move(record)}}) + "\n");
+  flush_folder(work_.progress());
+  finished_ = unit + 1;
+  if (stored_states_.size() >= 2) remove_states_before(stored_states_[stored_states_.size() - 2]);
 }
 
 void RunStore::wait() {

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/observer.h"
 #include "base/work_folder.h"
+#include "run/comm.h"
 #include "run/exporter.h"
 #include "run/report.h"
 
@@ -51,11 +52,15 @@ struct Finished {
 ///                                 flushed to the disk: their sizes and SHA-256, the report on the
 ///                                 unit, and the seconds of the run so far
 ///   progress/states-00007.safetensors   the hidden states behind the unit, for the last two units
+/// If a run has several ranks, each has its own hidden states (states-00007.rank-0001.safetensors),
+/// and writes its part of the unit's shards. It says so in states-00007.rank-0001.json, for which
+/// rank 0 waits before it completes the shards and writes the record; so they all need one file
+/// system.
 /// A unit without a record is not finished. A run that is killed loses the unit in progress; on a
 /// GPU also units that were solved faster than their states could be written.
 class RunStore {
  public:
-  RunStore(WorkFolder& work, Exporter& exporter, RunObserver& observer);
+  RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, RunObserver& observer);
   /// Waits until nothing is being written any more.
   ~RunStore();
   RunStore(const RunStore&) = delete;
@@ -68,16 +73,22 @@ class RunStore {
   /// again. Throws an Error if the work folder holds another run (see run_differences()), if a unit
   /// must be done again whose input is gone, or as `resume` says.
   Finished open(const Json& manifest, Resume resume, int32_t needs_states);
+  /// What rank 0 has found, for another rank: it has its own states, and neither a report nor the
+  /// seconds. `units` is the number of finished units.
+  Finished open_of_rank_0(int32_t units, int32_t needs_states);
   /// Begins the run, or goes on with it, as open() has found. If open() has found no finished unit,
   /// this removes what an earlier run has left; so it comes after everything that may refuse the
   /// run.
   void begin();
 
-  /// Finishes a unit whose modules are all written. Another thread flushes its files and writes its
-  /// record; if that fails, the next call throws the exception. The states may be changed when this
-  /// has returned.
+  /// Finishes a unit whose modules are all written, by this rank and the others. Another thread
+  /// flushes its files and writes its record; if that fails, the next call throws the exception.
+  /// The states may be changed when this has returned.
   void finish(int32_t unit, const UnitReport& report, const PhaseSeconds& seconds,
               const BoundaryStates& states);
+  /// Hands over what the other ranks have reported on units that were given to finish(). To be
+  /// called after wait(), by rank 0.
+  UnitReport take_others_report() { return std::move(others_report_); }
   /// Waits until all units given to finish() have their records on the disk.
   void wait();
 
@@ -86,6 +97,10 @@ class RunStore {
 
  private:
   struct Record;
+  struct Part;
+  Part wait_for_part(int32_t unit, int rank) const;
+  void finish_part(int32_t unit, const Json& report, Json states);
+  void finish_unit(int32_t unit, Json record, Json states);
   std::optional<Record> read_record(int32_t unit) const;
   bool shards_are_whole(int32_t unit, const Record& record) const;
   bool states_are_whole(const Record& record) const;
@@ -94,10 +109,12 @@ class RunStore {
 
   WorkFolder& work_;
   Exporter& exporter_;
+  const Comm& comm_;
   RunObserver& observer_;
   Json manifest_;
   int32_t needs_states_ = 0;
-  std::vector<int32_t> stored_states_;  // units, in order
+  std::vector<int32_t> stored_states_;  // units, in order; belongs to the writing thread
+  UnitReport others_report_;            // likewise
   std::atomic<int32_t> finished_ = 0;
   std::future<void> writing_;
 };

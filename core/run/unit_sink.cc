@@ -27,10 +27,11 @@ ModuleReport report_of(const Solution& solution) {
 
 }  // namespace
 
-UnitSink::UnitSink(Exporter& exporter, RunStore& store, PhaseTimer& timer, const Plan& plan,
-                   RunObserver& observer, Finished finished)
+UnitSink::UnitSink(Exporter& exporter, RunStore& store, Comm& comm, PhaseTimer& timer,
+                   const Plan& plan, RunObserver& observer, Finished finished)
     : exporter_(exporter),
       store_(store),
+      comm_(comm),
       timer_(timer),
       observer_(observer),
       finished_(std::move(finished.report)),
@@ -46,7 +47,9 @@ void UnitSink::say(const std::string& what) { observer_.update(done_, what); }
 
 void UnitSink::begin_unit() {
   unit_ = {};
-  exporter_.begin(next_);
+  if (comm_.rank() == 0) exporter_.begin(next_);
+  comm_.barrier();
+  if (comm_.rank() != 0) exporter_.join(next_);
 }
 
 void UnitSink::take(const std::vector<Solution>& solutions) {
@@ -59,7 +62,7 @@ void UnitSink::take(const std::vector<Solution>& solutions) {
   for (const Solution& solution : solutions) {
     const std::string& name = solution.planned->module->name;
     unit_.modules[name] = report_of(solution);
-    done_ += static_cast<double>(solution.planned->weights());
+    done_ += static_cast<double>(solution.planned->weights() * comm_.size());
     std::string detail = name;
     if (solution.calibrated) detail += fmt::format("  loss {:.4g}", solution.loss);
     observer_.update(done_, detail);
@@ -67,10 +70,11 @@ void UnitSink::take(const std::vector<Solution>& solutions) {
 }
 
 void UnitSink::add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
-                   const std::set<std::pair<int32_t, int32_t>>& starved) {
+                   const std::set<int32_t>& starved) {
+  if (comm_.rank() != 0) return;
   for (const ExpertCoverage& c : coverage)
     unit_.experts.push_back(
-        {c.layer, c.expert, c.tokens, c.weight, starved.contains({c.layer, c.expert}), needed});
+        {c.layer, c.expert, c.tokens, c.weight, starved.contains(c.expert), needed});
 }
 
 void UnitSink::add(const Refinement& refinement) { unit_.refined.push_back(refinement); }

@@ -17,12 +17,12 @@
 
 namespace aqhost {
 
-/// Passes solutions on to the files, the report and the observer, unit by unit (see Exporter). Used
-/// by one thread at a time.
+/// Passes solutions on to the files, the report and the observer, unit by unit (see Exporter). If a
+/// run has several ranks, each has a sink for its own solutions. Used by one thread at a time.
 class UnitSink {
  public:
   /// `finished` is what an earlier try of the run has finished.
-  UnitSink(Exporter& exporter, RunStore& store, PhaseTimer& timer, const Plan& plan,
+  UnitSink(Exporter& exporter, RunStore& store, Comm& comm, PhaseTimer& timer, const Plan& plan,
            RunObserver& observer, Finished finished);
   ~UnitSink();
   UnitSink(const UnitSink&) = delete;
@@ -33,28 +33,34 @@ class UnitSink {
   /// Tells the observer what the run is working on.
   void say(const std::string& what);
 
+  /// The number of this rank, and of all ranks.
+  int rank() const { return comm_.rank(); }
+  int ranks() const { return comm_.size(); }
+
+  /// Begins a unit on all ranks together.
   void begin_unit();
   /// Writes the solutions to the unit's shards, and adds the modules to the unit's report.
   void take(const std::vector<Solution>& solutions);
-  /// Adds the coverage of a layer's experts to the unit's report. Those of `starved` (layer,
-  /// expert) received fewer than the `needed` tokens.
+  /// Adds the coverage of a layer's experts to the unit's report, on rank 0. The `starved` experts
+  /// received fewer than the `needed` tokens.
   void add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
-           const std::set<std::pair<int32_t, int32_t>>& starved);
+           const std::set<int32_t>& starved);
   void add(const Refinement& refinement);
   /// `states` are the hidden states behind the unit, if it has any; see RunStore::finish().
   void finish_unit(const BoundaryStates& states = {});
 
-  /// Hands over the report on all finished units. To be called once.
+  /// Hands over this rank's report on all finished units. To be called once.
   UnitReport take_report() { return std::move(finished_); }
 
  private:
   Exporter& exporter_;
   RunStore& store_;
+  Comm& comm_;
   PhaseTimer& timer_;
   RunObserver& observer_;
   UnitReport finished_, unit_;  // on all finished units, and on the unit that has begun
   int32_t next_;
-  double done_ = 0;  // the number of quantized weights
+  double done_ = 0;  // the number of quantized weights, as if all ranks were as far as this one
 };
 
 }  // namespace aqhost

@@ -48,14 +48,14 @@ TEST_CASE("a mixed Hessian counts as min_tokens tokens of mean weight") {
   const at::Tensor x = at::randn({10, 8}), layer = at::randn({200, 8});
   own.add(x, at::full({10}, 0.5f));
   all.add(layer, {});
-  const at::Tensor mixed = Hessian::mix(own, all, 50, 0.5).sum();
+  const at::Tensor mixed = Hessian::mix(own, all, Hessian::share_of_all(10, 200, 50, 0.5)).sum();
   // 40 tokens are missing: the 200 of weight 1 count as 40 of weight 0.5
   const at::Tensor expected =
       reference(x, at::full({10}, 0.5)) + reference(layer, at::full({200}, 0.1));
   CHECK(relative_error(mixed, expected) < 1e-5);
 
   const Hessian none(8);
-  CHECK(Hessian::mix(none, all, 50, 0.5).sum().equal(all.sum()));
+  CHECK(Hessian::mix(none, all, Hessian::share_of_all(0, 200, 50, 0.5)).sum().equal(all.sum()));
 }
 
 TEST_CASE("a shift is the weighted sum of (x0 - x) x^T, and mixes as the Hessian does") {
@@ -69,8 +69,8 @@ TEST_CASE("a shift is the weighted sum of (x0 - x) x^T, and mixes as the Hessian
       (x0 - x).narrow(0, 0, 100).to(at::kDouble) * s.narrow(0, 0, 100).unsqueeze(1);
   CHECK(relative_error(h.shift(), d.t().mm(x.narrow(0, 0, 100).to(at::kDouble)) * 3) < 1e-4);
   all.add(x, {});
-  CHECK(Hessian::mix(h, all, 400, 0.5).shift().equal(h.shift()));
-  CHECK(Hessian::mix(h, all, 400, 0.5).tokens() == 300);
+  CHECK(Hessian::mix(h, all, 0.5).shift().equal(h.shift()));
+  CHECK(Hessian::mix(h, all, 0.5).tokens() == 300);
 }
 
 TEST_CASE("a sample depends on its seed, is ordered, has no repeats and is part of larger ones") {

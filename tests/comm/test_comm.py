@@ -252,4 +252,4 @@ if __name__ == "__main__":
              if len(sys.argv) < 3 or any(word in case.id() for word in sys.argv[2:])]  # -v WORD...
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         failures = sum(pool.map(run, cases), [])
-    sys.exit("\n".join(failures))
+    sys.exit("\n".join(failures) or 0)

@@ -53,7 +53,7 @@ struct Run {
     const MemorySource source = fake.source();
     layer = std::make_unique<Layer>(source, *model, 0, x.size(1));
     LayerWalk walk(
-        plan, 0, *layer, chunk_bytes,
+        plan, 0, *layer, chunk_bytes, *comm,
         [this](std::vector<Solution> solutions) {
           for (Solution& solution : solutions) {
             const aq_tensor_key& key = solution.planned->module->key;
@@ -73,6 +73,7 @@ struct Run {
   Plan plan;
   int64_t chunk_bytes = 1 << 30;
   PhaseTimer timer;
+  std::unique_ptr<Comm> comm = Comm::alone();
   std::unique_ptr<Layer> layer;
   std::map<std::pair<int32_t, int32_t>, Solution> results;
   std::vector<ExpertCoverage> coverage;

@@ -36,7 +36,7 @@ struct Refined {
     }
     at::Tensor out = x.clone(), target = x.clone();
     LayerWalk(
-        plan, 0, *layer, 1 << 30,
+        plan, 0, *layer, 1 << 30, *Comm::alone(),
         [this](std::vector<Solution> more) {
           std::move(more.begin(), more.end(), std::back_inserter(modules));
         },

@@ -10,6 +10,7 @@
 #include "measure/checkpoint_summary.h"
 #include "measure/divergence.h"
 #include "measure/evaluate.h"
+#include "ranks.h"
 #include "run/calibration.h"
 #include "tensor/device.h"
 
@@ -59,7 +60,7 @@ Row open_row(const std::string& folder, const Registry& registry, const FamilyOp
 
 /// Fills in what has to be measured. If `against`, the first row is the original model.
 void measure(std::vector<Row>& rows, bool against, const at::Tensor& windows,
-             const at::TensorOptions& run_options, RunObserver& observer) {
+             const at::TensorOptions& run_options, RunObserver& observer, Comm& comm) {
   const auto layers = rows.front().model->desc().n_layers;
   observer.begin("evaluating", against ? layers : layers * static_cast<int>(rows.size()), "layers");
   int32_t done = 0;
@@ -69,13 +70,13 @@ void measure(std::vector<Row>& rows, bool against, const at::Tensor& windows,
   if (!against) {
     for (Row& row : rows)
       row.perplexity =
-          perplexity(*row.source, *row.model, windows, report_layer, run_options).value;
+          perplexity(*row.source, *row.model, windows, report_layer, run_options, &comm).value;
     return;
   }
   std::vector<Runnable> models;
   for (std::size_t i = 1; i < rows.size(); i++) models.push_back(rows[i].runnable());
   const Divergences all =
-      diverge(rows.front().runnable(), models, windows, report_layer, run_options);
+      diverge(rows.front().runnable(), models, windows, report_layer, run_options, &comm);
   rows.front().perplexity = all.reference.value;
   for (std::size_t i = 1; i < rows.size(); i++) {
     rows[i].from_original = all.models[i - 1];
@@ -155,16 +156,22 @@ Json to_json(const Row& row) {
           {"experts", experts}};
 }
 
-void run(const CompareOptions& options) {
+/// Throws an Error or a UsageError if the options contradict each other.
+void check(const CompareOptions& options) {
   if (options.folders.empty()) throw UsageError("no folder is given: aqhost compare A B ...");
-  const bool against = !options.against.empty(), evaluate = !options.text.empty();
-  if (against && !evaluate) throw UsageError("--against needs --text, what to compare on");
+  if (!options.against.empty() && options.text.empty())
+    throw UsageError("--against needs --text, what to compare on");
   check_device_name(options.device.name);
-  if (!evaluate)
+  if (options.text.empty())
     warn_of_no_effect(options.given, {"window", "device", "threads"},
                       "without --text nothing is run");
-  set_threads(options.device);
-  const at::Device device = evaluate ? open_device(options.device.name) : at::Device(at::kCPU);
+}
+
+void compare(const CompareOptions& options, Comm& comm, std::optional<at::Device> opened) {
+  const bool against = !options.against.empty(), evaluate = !options.text.empty();
+  const at::Device device = !evaluate ? at::Device(at::kCPU)
+                            : opened  ? *opened
+                                      : open_device(options.device.name);
   const auto registry = open_registry(options);
   std::vector<Row> rows;
   if (against) rows.push_back(open_row(options.against, *registry, options));
@@ -173,18 +180,27 @@ void run(const CompareOptions& options) {
   if (evaluate) {
     const Row& first = rows.front();
     const int64_t vocabulary = first.model->desc().vocab_size;
-    ConsoleObserver observer(quiet(options));
+    ConsoleObserver observer(quiet(options) || comm.rank() != 0);
     CorpusReader reader(first.folder, vocabulary,
                         document_separator(first.source->config(), vocabulary));
     check_window(*first.model, options.window);
     const FileWindows file = read_windows(reader, options.text, options.window, observer);
-    measure(rows, against, file.ids, at::TensorOptions(device).dtype(at::kFloat), observer);
+    measure(rows, against, file.ids, at::TensorOptions(device).dtype(at::kFloat), observer, comm);
     observer.end();
   }
+  if (comm.rank() != 0) return;
   if (!options.json) return print(rows);
   Json list = Json::array();
   for (const Row& row : rows) list.push_back(to_json(row));
   fmt::print("{}\n", to_text(list));
+}
+
+void run(const CompareOptions& options) {
+  check(options);
+  set_threads(options.device);
+  run_as_rank(options.device, [&](Comm& comm, std::optional<at::Device> device) {
+    compare(options, comm, device);
+  });
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "forward/compute_type.h"
 #include "measure/divergence.h"
 #include "measure/evaluate.h"
+#include "ranks.h"
 #include "run/calibration.h"
 #include "tensor/device.h"
 
@@ -58,16 +59,14 @@ Json to_json(const Divergence& d, const Perplexity& reference) {
           {"layers", layers}};
 }
 
-void run(const EvalOptions& options) {
-  set_threads(options.device);
-  const at::Device device = open_device(options.device.name);
+void evaluate(const EvalOptions& options, Comm& comm, at::Device device) {
   const auto registry = open_registry(options);
   const auto source = open_source(options.model, *registry);
   const at::TensorOptions run_options =
       at::TensorOptions(device).dtype(compute_type(options.dtype, *source, device));
   const auto model = open_model(*registry, *source, options);
   check_window(*model, options.window);
-  ConsoleObserver observer(quiet(options));
+  ConsoleObserver observer(quiet(options) || comm.rank() != 0);
   CorpusReader reader(options.model, model->desc().vocab_size,
                       document_separator(source->config(), model->desc().vocab_size));
   const at::Tensor windows = read_windows(reader, options.text, options.window, observer).ids;
@@ -76,8 +75,10 @@ void run(const EvalOptions& options) {
     observer.update(layer + 1, fmt::format("layer {}", layer));
   };
   if (options.against.empty()) {
-    const Perplexity result = perplexity(*source, *model, windows, report_layer, run_options);
+    const Perplexity result =
+        perplexity(*source, *model, windows, report_layer, run_options, &comm);
     observer.end();
+    if (comm.rank() != 0) return;
     if (options.json)
       fmt::print("{}\n", to_text(Json{{"perplexity", result.value}, {"tokens", result.tokens}}));
     else
@@ -88,8 +89,9 @@ void run(const EvalOptions& options) {
   const auto original_model = open_model(*registry, *original, options);
   const Divergences result =
       diverge({original.get(), original_model.get()}, {{source.get(), model.get()}}, windows,
-              report_layer, run_options);
+              report_layer, run_options, &comm);
   observer.end();
+  if (comm.rank() != 0) return;
   const Divergence& d = result.models.front();
   if (options.json) {
     fmt::print("{}\n", to_text(to_json(d, result.reference)));
@@ -99,13 +101,21 @@ void run(const EvalOptions& options) {
   print(d, result.reference, options.against);
 }
 
+void run(const EvalOptions& options) {
+  set_threads(options.device);
+  run_as_rank(options.device, [&](Comm& comm, std::optional<at::Device> device) {
+    evaluate(options, comm, device ? *device : open_device(options.device.name));
+  });
+}
+
 }  // namespace
 
 const Command kEval{
     "eval", "measures the perplexity of a checkpoint or an export on a text",
     "eval --model DIR --text FILE [--against ORIGINAL] [--json]",
     "The tokens of the text are cut into windows as by quantize (documents that are shorter than a "
-    "window share one). The perplexity is that of each next token inside its window.\n\n"
+    "window share one). The perplexity is that of each next token inside its window. "
+    "Several processes (see aqhost --help) share the windows.\n\n"
     "With --against, the original model runs beside the model. The command then also prints the "
     "KL divergence of the next token from the original's, how often both models consider the same "
     "token the most likely one, and how far hidden states are from the original's, |h - h0| / "

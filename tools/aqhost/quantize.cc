@@ -16,6 +16,7 @@
 #include "console_observer.h"
 #include "measure/coverage.h"
 #include "plan/loadable.h"
+#include "ranks.h"
 #include "run/status.h"
 #include "tensor/device.h"
 
@@ -98,11 +99,13 @@ void limit_to_container(QuantizeOptions& options) {
   options.limit_is_standard = true;
 }
 
-/// The device to run on. No device is opened if the model is not run, because all modules are
-/// rounded to nearest, or because quantize() will refuse to run without calibration text.
-at::Device device(const QuantizeCommandOptions& options, const Plan& plan) {
+/// The device to run on, which may be `opened` already. No device is opened if the model is not
+/// run, because all modules are rounded to nearest, or because quantize() will refuse to run
+/// without calibration text.
+at::Device device(const QuantizeCommandOptions& options, const Plan& plan,
+                  std::optional<at::Device> opened) {
   if (plan.runs_model() && !options.calibration_files.empty())
-    return open_device(options.device.name);
+    return opened ? *opened : open_device(options.device.name);
   check_device_name(options.device.name);
   if (!plan.runs_model())
     warn_of_no_effect(options.given,
@@ -164,7 +167,8 @@ QuantizeOptions run_options(const QuantizeCommandOptions& options) {
   return result;
 }
 
-void quantize_checkpoint(const QuantizeCommandOptions& options) {
+void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
+                         std::optional<at::Device> opened) {
   set_threads(options.device);
   QuantizeOptions quantize_options = run_options(options);
   const Recipe recipe = options.recipe.empty() ? Recipe{} : Recipe::load(options.recipe);
@@ -176,14 +180,16 @@ void quantize_checkpoint(const QuantizeCommandOptions& options) {
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}", w.text());
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options.result.target);
-  quantize_options.device = device(options, plan);
+  quantize_options.device = device(options, plan, opened);
   limit_to_container(quantize_options);
   for (const Loadable& l : loads)
     for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
-  ConsoleObserver observer(quiet(options));
+  ConsoleObserver observer(quiet(options) || comm.rank() != 0);
   quantize_options.observer = &observer;
   quantize_options.plugins = registry->plugins();
+  quantize_options.comm = &comm;
   const RunReport report = quantize(reader, *model, plan, quantize_options);
+  if (comm.rank() != 0) return;
   if (const std::string warning = starved_warning(report); !warning.empty())
     spdlog::warn("{}", warning);
   if (options.json) {
@@ -208,7 +214,9 @@ std::string interrupted_text(const std::filesystem::path& target) {
 void run(const QuantizeCommandOptions& options) {
   try {
     check_interrupt();  // a signal may have come while the libraries started
-    quantize_checkpoint(options);
+    run_as_rank(options.device, [&](Comm& comm, std::optional<at::Device> device) {
+      quantize_checkpoint(options, comm, device);
+    });
   } catch (const Interrupted&) {
     throw RunInterrupted(interrupted_text(options.save));
   }
@@ -234,7 +242,13 @@ const Command kQuantize{
     "Every finished layer is kept in a work folder (OUT.work, or OUT/.work if OUT existed before) "
     "until all layers are finished. If a run ends early, even by a crash, the same command "
     "continues after them; aqhost status OUT.work says how far the run is. A run that a signal "
-    "stopped ends with status 75.",
+    "stopped ends with status 75.\n\n"
+    "Several processes can work on one export, one for each GPU or for each machine. torchrun "
+    "--no-python, srun of Slurm, or RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the "
+    "environment start them, all with the same options and with OUT on a file system that they "
+    "share: torchrun --no-python --nproc-per-node 8 aqhost --model DIR ... The calibration windows "
+    "and the modules are dealt to the processes. If one of them ends or does not answer for 30 "
+    "seconds, the others end as well, and the same command continues.",
     prepare<QuantizeCommandOptions, add_options, run>};
 
 }  // namespace aqhost
