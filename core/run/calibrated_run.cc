@@ -223,9 +223,12 @@ int32_t layers_with_states(const Model& model, const Plan& plan) {
 int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan,
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     const MemoryLimit& limit) {
-  constexpr int64_t kUsual = int64_t{3} << 29;
   const OwnWindows own = own_windows(plan, windows, *options.comm);
-  int64_t bytes = kUsual;
+  // Each rank should have experts to solve in every chunk. Processes on CPUs may share one memory.
+  constexpr int kMaximumRanks = 16;
+  const int ranks = options.device.is_cpu() ? 1 : std::min(options.comm->size(), kMaximumRanks);
+  const int64_t usual = (int64_t{3} << 29) * ranks;
+  int64_t bytes = usual;
   if (limit.bytes != 0) {
     const int64_t room = room_for_experts(
         memory_need(original, model, plan, own.ids.numel(), own.originals * windows.size(1),
@@ -233,7 +236,7 @@ int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan
         limit.bytes,
         limit.is_of_container ? "what this container's memory limit leaves, in MB,"
                               : "--memory-limit");
-    bytes = limit.is_of_container ? std::min(room, kUsual) : room;
+    bytes = limit.is_of_container ? std::min(room, usual) : room;
   }
   at::Tensor least = at::tensor({-bytes}, at::kLong);
   options.comm->maximum(least);

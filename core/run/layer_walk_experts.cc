@@ -90,20 +90,21 @@ void LayerWalk::count_tokens(const std::vector<ExpertTokens>& routed) {
 std::vector<LayerWalk::Chunk> LayerWalk::chunks_of(const std::vector<ExpertTokens>& routed,
                                                    const FfnStates& quantized,
                                                    const FfnStates& original) const {
-  // What one expert takes: the input of its down projection for each model that runs; the larger
-  // Hessian and its shift, as they are, stacked, damped and factored; and its weights, their
-  // targets, values and gradients.
+  // What one expert takes on every rank: the input of its down projection for each model that runs,
+  // and the larger Hessian and its shift. What it takes on the rank that solves it: Hessian and
+  // shift stacked, damped and factored, and its weights, their targets, values and gradients.
   const FfnDesc& desc = layer_.ffn_desc();
   const int64_t d = quantized.input.size(1), inner = desc.inner_size,
                 models = original.input.defined() ? 2 : 1;
-  const int64_t widest = std::max(d, inner), solving = 28 * widest * widest + 120 * d * inner;
+  const int64_t widest = std::max(d, inner), sums = 8 * widest * widest,
+                solving = (20 * widest * widest + 120 * d * inner) / comm_.size();
   at::Tensor counts = at::empty({desc.n_experts}, at::kLong);
   for (int32_t e = 0; e < desc.n_experts; e++)
     counts[e] = routed[static_cast<std::size_t>(e)].rows.size(0);
   comm_.maximum(counts);  // all ranks must make the same chunks
   const auto bytes = [&](int32_t e) {
     const auto tokens = counts[e].item<int64_t>();
-    return solving + models * tokens * inner * quantized.input.element_size();
+    return sums + solving + models * tokens * inner * quantized.input.element_size();
   };
   std::vector<Chunk> chunks;
   for (int32_t begin = 0, end = 0; begin < desc.n_experts; begin = end) {

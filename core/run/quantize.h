@@ -63,7 +63,8 @@ Reader open_original(const std::filesystem::path& directory);
 ///
 /// Memory: the hidden states, one layer (on a GPU two, because the next one is copied meanwhile),
 /// and as many experts at the same time as the limit leaves room for, at least one; without a limit
-/// 1.5 GiB of them. Throws an Error if the limit is less than hidden states and layers need.
+/// 1.5 GiB of them (on GPUs for each rank, up to 24 GiB). Throws an Error if the limit is less than
+/// hidden states and layers need.
 RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
                    const QuantizeOptions& options);
 
