@@ -19,6 +19,7 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr int kRest = 10;  // see RunStore::has_time_for_states()
 constexpr const char* kX = "hidden_states";
 constexpr const char* kOriginal = "original_hidden_states";
 
@@ -234,7 +235,8 @@ Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_state
   needs_states_ = needs_states;
   const std::vector<fs::directory_entry> notes = list_folder(work_.progress());
   const bool any = std::any_of(notes.begin(), notes.end(), [](const fs::directory_entry& note) {
-    return note.path().filename().string().starts_with("unit-");
+    const std::string name = note.path().filename().string();
+    return name.starts_with("unit-") && name.ends_with(".json");  // a kill may leave a .part
   });
   if (!any && resume == Resume::kRequired)
     fail("{}: there is nothing to go on with (--resume required): no finished layer",
@@ -302,17 +304,19 @@ void RunStore::remove_states_before(int32_t unit) const {
   }
 }
 
+bool RunStore::has_time_for_states() const {
+  const bool is_writing =
+      writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
+  return !is_writing && Clock::now() >= next_states_.load();
+}
+
 void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds& seconds,
-                      const BoundaryStates& states) {
+                      const BoundaryStates& states, bool keep_states_of_gpu) {
   work_.check_in_place();
   const bool on_cpu = !states.x.defined() || states.x.is_cpu();
-  bool with_states = unit < needs_states_ && states.x.defined();
-  if (on_cpu) {
-    wait();
-  } else if (writing_.valid() &&
-             writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
-    with_states = false;  // the disk is slower than the GPU; the states of a later unit are written
-  }
+  const bool with_states =
+      unit < needs_states_ && states.x.defined() && (on_cpu || keep_states_of_gpu);
+  if (on_cpu) wait();
   // On a CPU, the states are written to the page cache here, which is as fast as copying them. On a
   // GPU, they are copied here, and another thread brings the copy to the disk.
   std::shared_ptr<StatesFile> file;
@@ -327,13 +331,16 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
       std::launch::async, [this, unit, file, copy, before, record = std::move(record)]() mutable {
         if (before->valid()) before->get();
         work_.check_in_place();
-        if (copy.x.defined()) {
+        const Clock::time_point begin = Clock::now();
+        const bool from_gpu = copy.x.defined();
+        if (from_gpu) {
           const BoundaryStates here{copy.x.cpu(),
                                     copy.original.defined() ? copy.original.cpu() : copy.original};
           copy = {};
           file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), here);
         }
         Json mark = file ? to_json(file->finish()) : Json();
+        if (from_gpu) next_states_ = Clock::now() + kRest * (Clock::now() - begin);
         if (comm_.rank() == 0)
           finish_unit(unit, std::move(record), std::move(mark));
         else

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <future>
 #include <optional>
@@ -57,7 +58,7 @@ struct Finished {
 /// rank 0 waits before it completes the shards and writes the record; so they all need one file
 /// system.
 /// A unit without a record is not finished. A run that is killed loses the unit in progress; on a
-/// GPU also units that were solved faster than their states could be written.
+/// GPU also units whose states were not written (see has_time_for_states()).
 class RunStore {
  public:
   RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, RunObserver& observer);
@@ -81,11 +82,16 @@ class RunStore {
   /// run.
   void begin();
 
+  /// Whether the hidden states behind a unit that begins should be written if they are on a GPU.
+  /// Writing them slows down the layers after it. So this is the case only if nothing is being
+  /// written, and if ten times as long as the last states took has passed since they were written.
+  bool has_time_for_states() const;
   /// Finishes a unit whose modules are all written, by this rank and the others. Another thread
   /// flushes its files and writes its record; if that fails, the next call throws the exception.
-  /// The states may be changed when this has returned.
+  /// The states may be changed when this has returned. `keep_states_of_gpu` is what
+  /// has_time_for_states() of rank 0 said when the unit began.
   void finish(int32_t unit, const UnitReport& report, const PhaseSeconds& seconds,
-              const BoundaryStates& states);
+              const BoundaryStates& states, bool keep_states_of_gpu);
   /// Hands over what the other ranks have reported on units that were given to finish(). To be
   /// called after wait(), by rank 0.
   UnitReport take_others_report() { return std::move(others_report_); }
@@ -96,6 +102,7 @@ class RunStore {
   int32_t finished_units() const { return finished_; }
 
  private:
+  using Clock = std::chrono::steady_clock;
   struct Record;
   struct Part;
   Part wait_for_part(int32_t unit, int rank) const;
@@ -117,6 +124,7 @@ class RunStore {
   UnitReport others_report_;            // likewise
   std::atomic<int32_t> finished_ = 0;
   std::future<void> writing_;
+  std::atomic<Clock::time_point> next_states_ = Clock::time_point::min();  // see above
 };
 
 }  // namespace aqhost

@@ -48,7 +48,10 @@ void UnitSink::say(const std::string& what) { observer_.update(done_, what); }
 void UnitSink::begin_unit() {
   unit_ = {};
   if (comm_.rank() == 0) exporter_.begin(next_);
-  comm_.barrier();
+  // rank 0 decides for all, and the others wait until it has created the shards
+  at::Tensor keeps = at::tensor({store_.has_time_for_states() ? 1 : 0}, at::kLong);
+  comm_.broadcast(keeps, 0);
+  keeps_states_ = keeps.item<int64_t>() != 0;
   if (comm_.rank() != 0) exporter_.join(next_);
 }
 
@@ -81,7 +84,7 @@ void UnitSink::add(const Refinement& refinement) { unit_.refined.push_back(refin
 
 void UnitSink::finish_unit(const BoundaryStates& states) {
   timer_.begin("write");
-  store_.finish(next_, unit_, timer_.seconds(), states);
+  store_.finish(next_, unit_, timer_.seconds(), states, keeps_states_);
   timer_.end();
   finished_.append(std::exchange(unit_, {}));
   next_++;

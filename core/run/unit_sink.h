@@ -60,6 +60,7 @@ class UnitSink {
   RunObserver& observer_;
   UnitReport finished_, unit_;  // on all finished units, and on the unit that has begun
   int32_t next_;
+  bool keeps_states_ = true;  // see RunStore::finish()
   double done_ = 0;  // the number of quantized weights, as if all ranks were as far as this one
 };
 

@@ -136,6 +136,17 @@ TEST_CASE("a run that fails before its first layer is finished leaves nothing be
   CHECK(!fs::exists(open / "out.work"));
 }
 
+TEST_CASE("a run that was killed while it wrote its first record begins anew") {
+  const OpenModel open(three_layers());
+  run(open, "whole");
+  run(open, "out", Run("{default: {group_size: 16}}", 0, "layers.1."));
+  const fs::path progress = open / "out.work/progress";
+  for (const auto& entry : list_folder(progress)) fs::remove(entry.path());
+  write_file(progress / "unit-00000.json.part", "{");
+  CHECK_FALSE(run(open, "out").starts_with("error"));
+  CHECK(files_of(open / "out") == files_of(open / "whole"));
+}
+
 TEST_CASE("another run is refused, names what differs and changes nothing") {
   const OpenModel open(three_layers());
   run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.2."});
