@@ -1,6 +1,7 @@
 #include "run/run_difference.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
@@ -14,6 +15,7 @@ namespace aqhost {
 namespace {
 
 constexpr const char* kOptions = "options";
+constexpr const char* kCalibration = "calibration";
 
 struct Difference {
   std::string field;  // its path, as "settings.percdamp"
@@ -46,6 +48,12 @@ std::vector<Difference> compare(const Json& before, const Json& now) {
   return found;
 }
 
+/// The manifest of a run of one process does not say so.
+Json with_ranks(Json manifest) {
+  if (manifest.is_object()) manifest.emplace("ranks", 1);
+  return manifest;
+}
+
 /// A field of the identity, or all fields of an object in it, and how a message calls it. "{}"
 /// stands for the rest of the field's path.
 struct Name {
@@ -60,6 +68,7 @@ constexpr std::array kNames{Name{"version", "the version of aqhost"},
                             Name{"max_shard_bytes", "--max-shard-size, in bytes"},
                             Name{"dtype", "--dtype"},
                             Name{"device", "--device"},
+                            Name{"ranks", "the number of processes"},
                             Name{"plugins.", "the plugin {} (--plugin-dir)"},
                             Name{"settings.", "{} (--config)"},
                             Name{"plan.", "{} (--config or --algorithm)"}};
@@ -110,17 +119,25 @@ std::vector<std::string> run_differences(const Json& before, const Json& now,
                                          const DifferenceWords& words) {
   const auto is_of_modules = [](const Difference& d) { return d.field.starts_with("plan."); };
   const auto is_of_calibration = [](const Difference& d) {
-    return d.field.starts_with("calibration");
+    return d.field.starts_with(kCalibration);
+  };
+  const auto is_of_any_calibrated_run = [&](const Difference& d) {
+    return is_of_calibration(d) || d.field.starts_with("settings.") || d.field == "dtype" ||
+           d.field == "device";
   };
   const auto is_of_no_identity = [](const Difference& d) {
     return d.field.starts_with(kOptions) || d.field.starts_with(WorkFolder::kFiles);
   };
-  std::vector<Difference> found = compare(before, now);
+  std::vector<Difference> found = compare(with_ranks(before), with_ranks(now));
   std::erase_if(found, is_of_no_identity);
   // there may be thousands of modules
   std::stable_partition(found.begin(), found.end(), std::not_fn(is_of_modules));
   std::vector<std::string> texts;
-  if (std::erase_if(found, is_of_calibration) > 0) {
+  if (before.contains(kCalibration) != now.contains(kCalibration)) {
+    std::erase_if(found, is_of_any_calibrated_run);
+    texts.push_back(fmt::format("calibration (--calib, --config or --algorithm): {}",
+                                now.contains(kCalibration) ? words.added : words.missing));
+  } else if (std::erase_if(found, is_of_calibration) > 0) {
     for (const Difference& d :
          compare(before.value(kOptions, Json::object()), now.value(kOptions, Json::object())))
       texts.push_back(text_of(d.field, d, words));
@@ -130,6 +147,14 @@ std::vector<std::string> run_differences(const Json& before, const Json& now,
   }
   for (const Difference& d : found) texts.push_back(text_of(name_of(d.field), d, words));
   return texts;
+}
+
+std::string listed(std::vector<std::string> differences) {
+  constexpr std::size_t kMaximum = 8;
+  const std::size_t more = differences.size() > kMaximum ? differences.size() - kMaximum : 0;
+  differences.resize(differences.size() - more);
+  return fmt::format("{}{}", fmt::join(differences, "; "),
+                     more > 0 ? fmt::format("; and {} more", more) : "");
 }
 
 }  // namespace aqhost

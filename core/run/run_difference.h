@@ -27,4 +27,7 @@ struct DifferenceWords {
 std::vector<std::string> run_differences(const Json& before, const Json& now,
                                          const DifferenceWords& words = {});
 
+/// The differences as one text: the first eight, and how many more there are.
+std::string listed(std::vector<std::string> differences);
+
 }  // namespace aqhost

@@ -1,7 +1,5 @@
 #include "run/store.h"
 
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <chrono>
 #include <limits>
@@ -220,14 +218,10 @@ void RunStore::refuse_other_run() const {
   std::vector<std::string> found =
       run_differences(read_json(work_.path() / WorkFolder::kManifest), manifest_);
   if (found.empty()) return;
-  constexpr std::size_t kMaximum = 8;
-  const std::size_t more = found.size() > kMaximum ? found.size() - kMaximum : 0;
-  found.resize(std::min(found.size(), kMaximum));
   fail(
-      "{}: holds the unfinished work of another run: {}{}. Run it as before to go on, save to "
+      "{}: holds the unfinished work of another run: {}. Run it as before to go on, save to "
       "another folder, or pass --resume never to begin anew",
-      work_.path().string(), fmt::join(found, "; "),
-      more > 0 ? fmt::format("; and {} more", more) : "");
+      work_.path().string(), listed(std::move(found)));
 }
 
 Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_states) {
