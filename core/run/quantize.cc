@@ -66,14 +66,16 @@ std::string layers_text(const Exporter& exporter, int32_t units) {
 
 /// Keeps the finished layers of a run that has failed. Returns a sentence that says so, as "3
 /// finished layers are kept in OUT.work; ...", or "" if there are none. Throws an Error if the work
-/// folder is not in place, which is then the reason of the failure.
+/// folder is not in place, which is then the reason of the failure. Only rank 0 says what is kept;
+/// the others do not look at the folder, which rank 0 may have removed by then.
 std::string keep_finished(RunStore& store, const Exporter& exporter, const Comm& comm,
                           WorkFolder& work) {
   try {
     store.wait();
   } catch (const std::exception&) {  // the error that has ended the run is the one to report
   }
-  const int32_t finished = comm.rank() == 0 ? store.finished_units() : 0;  // rank 0 says it
+  if (comm.rank() != 0) return {};
+  const int32_t finished = store.finished_units();
   if (finished > 0) work.keep();
   work.check_in_place();
   if (finished == 0) return {};
