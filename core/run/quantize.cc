@@ -99,9 +99,34 @@ DifferenceWords words_of(int rank) {
   return {"on rank 0", other, "only " + other, "only on rank 0", "not the same"};
 }
 
+/// Throws the Error that says how another rank's start differs from that of rank 0, if it does.
+void require_no_differences(std::size_t rank, const std::vector<std::string>& differences) {
+  if (!differences.empty())
+    fail("the processes of a run must be started alike, but rank {} differs from rank 0: {}", rank,
+         listed(differences));
+}
+
+/// Throws an Error if another rank saves to another folder.
+void require_same_target(const std::filesystem::path& target, Comm& comm) {
+  const std::vector<std::string> all = comm.all_gather(target.string());
+  for (std::size_t rank = 1; rank < all.size(); rank++)
+    if (all[rank] != all.front())
+      require_no_differences(
+          rank, {fmt::format("--save: {} on rank 0, {} on rank {}", all.front(), all[rank], rank)});
+}
+
+/// Throws an Error if another rank was started for another run.
+void require_same_run(const Json& manifest, Comm& comm) {
+  const std::vector<std::string> all = comm.all_gather(to_text(manifest));
+  for (std::size_t rank = 1; rank < all.size(); rank++)
+    require_no_differences(rank, run_differences(Json::parse(all.front()), Json::parse(all[rank]),
+                                                 words_of(static_cast<int>(rank))));
+}
+
 /// Rank 0 creates the work folder, or opens that of an earlier run; then the others open it.
 std::unique_ptr<WorkFolder> open_work_folder(const Source& original, const QuantizeOptions& options,
                                              Comm& comm) {
+  require_same_target(options.target, comm);
   std::unique_ptr<WorkFolder> work;
   if (comm.rank() == 0) {
     WorkFolder::undo_commit(options.target);
@@ -139,8 +164,11 @@ class QuantizeRun {
   RunReport run() {
     try {
       Calibration calibration = read_calibration_windows();
+      const Json manifest = manifest_for(calibration.windows);
+      // before all other calls of the comm, which ranks of different runs might make differently
+      require_same_run(manifest, comm_);
       const CalibratedRunOptions run_options = options_for(calibration.windows);
-      Finished finished = begin(calibration.windows, run_options);
+      Finished finished = begin(manifest, calibration.windows);
       const int32_t resumed_units = finished.units;
       UnitReport units = solve_units(calibration.windows, run_options, std::move(finished));
       RunReport report = make_report(std::move(units), resumed_units, std::move(calibration));
@@ -174,10 +202,20 @@ class QuantizeRun {
     return calibration;
   }
 
+  uint64_t seed() const { return options_.calibration ? options_.calibration->seed : 0; }
+
+  /// What the work folder records of this run.
+  Json manifest_for(const at::Tensor& windows) const {
+    Json identity =
+        run_identity(original_, model_, plan_, options_.plugins, options_.max_shard_bytes, windows,
+                     dtype_, options_.device, seed());
+    if (comm_.size() > 1) identity["ranks"] = comm_.size();
+    return run_manifest(std::move(identity), options_.calibration);
+  }
+
   /// Throws an Error if the memory limit is less than the run needs.
   CalibratedRunOptions options_for(const at::Tensor& windows) const {
-    const uint64_t seed = options_.calibration ? options_.calibration->seed : 0;
-    CalibratedRunOptions run_options{dtype_, options_.device, seed};
+    CalibratedRunOptions run_options{dtype_, options_.device, seed()};
     run_options.comm = &comm_;
     if (windows.defined()) {
       const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard};
@@ -188,14 +226,8 @@ class QuantizeRun {
 
   /// Finds out what an earlier try has finished, makes the last checks, and writes the files that
   /// are known before the first layer is solved.
-  Finished begin(const at::Tensor& windows, const CalibratedRunOptions& run_options) {
+  Finished begin(const Json& manifest, const at::Tensor& windows) {
     const int32_t with_states = layers_with_states(model_, plan_);
-    Json identity =
-        run_identity(original_, model_, plan_, options_.plugins, options_.max_shard_bytes, windows,
-                     run_options.dtype, run_options.device, run_options.seed);
-    if (comm_.size() > 1) identity["ranks"] = comm_.size();
-    const Json manifest = run_manifest(std::move(identity), options_.calibration);
-    require_same_run(manifest);
     Finished finished;
     if (comm_.rank() == 0) {
       finished = store_.open(manifest, options_.resume, with_states);
@@ -216,25 +248,6 @@ class QuantizeRun {
                                    layers_text(exporter_, finished.units), work_.path().string()));
     }
     return finished;
-  }
-
-  /// Throws an Error if another rank was started for another run.
-  void require_same_run(const Json& manifest) {
-    const Json own{{"manifest", manifest}, {"save", options_.target.string()}};
-    const std::vector<std::string> all = comm_.all_gather(to_text(own));
-    const Json first = Json::parse(all.front());
-    for (std::size_t rank = 1; rank < all.size(); rank++) {
-      const Json other = Json::parse(all[rank]);
-      std::vector<std::string> found =
-          run_differences(first["manifest"], other["manifest"], words_of(static_cast<int>(rank)));
-      if (found.empty() && first["save"] != other["save"])
-        found.push_back(fmt::format("--save: {} on rank 0, {} on rank {}",
-                                    first["save"].get<std::string>(),
-                                    other["save"].get<std::string>(), rank));
-      if (!found.empty())
-        fail("the processes of a run must be started alike, but rank {} differs from rank 0: {}",
-             rank, fmt::join(found, "; "));
-    }
   }
 
   /// Solves and stores all units that are not finished. Returns the report on all units.
