@@ -344,6 +344,14 @@ TEST_CASE("differences of two runs name the option, and both values where they a
   CHECK(with("/settings", Json()) == Texts{"percdamp (--config): 0.1 before, nothing now"});
   CHECK(with("/calibration/token_ids", "b") ==
         Texts{"the token ids of the same options (another text in the files of --calib)"});
+  CHECK(with("/ranks", 1).empty());
+  CHECK(with("/ranks", 4) == Texts{"the number of processes: 1 before, 4 now"});
+  Json rounded = identity;  // to nearest
+  for (const char* name : {"calibration", "settings", "dtype"}) rounded.erase(name);
+  CHECK(run_differences(before, rounded) ==
+        Texts{"calibration (--calib, --config or --algorithm): missing now"});
+  CHECK(listed(Texts(8, "d")) == "d; d; d; d; d; d; d; d");
+  CHECK(listed(Texts(10, "d")) == "d; d; d; d; d; d; d; d; and 2 more");
 
   CalibrationOptions other = calibrated_on("a.txt");
   other.files.push_back({"b.txt", 2});
