@@ -363,6 +363,18 @@ class Faults(RankTest):
             had_layers = list(pool.map(self.kill_once, range(KILLS)))
         self.assertGreater(had_layers.count(True), 0)
 
+    def test_a_run_that_was_killed_while_it_wrote_its_first_record(self):
+        processes = self.start_run(nsamples=64)
+        self.wait_for_record(processes)
+        for process in processes:
+            process.kill()
+        self.end(processes)
+        for name in self.records()[1:]:
+            (self.work / "out.work/progress" / name).unlink()
+        record = self.work / "out.work/progress/unit-00000.json"
+        record.rename(f"{record}.part")
+        self.check_goes_on("the first record", nsamples=64)
+
     def test_a_stopped_rank(self):
         processes = self.start_run(nsamples=64)
         self.wait_for_record(processes)
