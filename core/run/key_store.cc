@@ -97,8 +97,12 @@ std::unique_ptr<KeyStore> KeyStore::connect_again() const {
     return std::unique_ptr<KeyStore>(new KeyStore(
         std::make_unique<Connection>(connection_->world, connection_->timeout, false)));
   } catch (const std::exception& e) {
-    fail("{}:{}: a second connection fails ({})", connection_->world.address,
-         connection_->world.port, libtorch_reason(e));
+    fail(
+        "{} at {}:{} has ended or does not answer ({}); start all ranks again with the same "
+        "command "
+        "to go on",
+        connection_->world.agent_serves_store ? "the store of torchrun" : "rank 0",
+        connection_->world.address, connection_->world.port, libtorch_reason(e));
   }
 }
 
