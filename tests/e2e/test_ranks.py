@@ -344,8 +344,9 @@ class Faults(RankTest):
             return False
         lost = (rf"rank {victim} of 2 (has ended without a message, as if it was killed|has not answered for "
                 rf"{TIMEOUT} s) \(it was last in: [^)]+\); {AGAIN}")
+        # before the processes have met
         absent = (rf"of 2 processes, these did not start within {TIMEOUT} s: rank {victim}; .*|"
-                  r"rank 1 of 2 reaches no rank 0 at .*")  # before the processes have met
+                  rf"rank 1 of 2 reaches no rank 0 at .*|rank 0 at .* has ended or does not answer \(.*\); {AGAIN}")
         kept = r"(\. \d finished layers? (is|are) kept in .*)?"
         self.assertRegex(errors_of(err), rf"\Aaqhost: (rank {1 - victim}: )?({lost}|{absent}){kept}\n\Z", what)
         self.assertEqual(other.returncode, 1, what)
