@@ -149,8 +149,11 @@ struct Writer::Impl {
   }
 
   /// Creates the file of a shard at its full size, with its header.
-  void create(Shard& shard) const {
+  void create(Shard& shard, bool flush) const {
     const std::string path = unfinished_path_of(shard);
+    // A process of an earlier run that still writes to the file must not write to the new one.
+    std::error_code ignored;
+    if (fs::is_regular_file(fs::symlink_status(path, ignored))) ::unlink(path.c_str());
     shard.fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (shard.fd < 0) fail("{}: {}", path, std::strerror(errno));
     const std::string header = header_of(shard);
@@ -162,6 +165,7 @@ struct Writer::Impl {
     }
     if (error != 0) fail("{}: cannot reserve {} bytes: {}", path, size, std::strerror(error));
     write_at(shard.fd, reinterpret_cast<const std::byte*>(header.data()), header.size(), 0, path);
+    if (flush && ::fsync(shard.fd) != 0) fail("{}: {}", path, std::strerror(errno));
   }
 };
 
@@ -201,8 +205,8 @@ int64_t Writer::bytes() const {
   return bytes;
 }
 
-void Writer::begin(std::size_t group) {
-  impl_->each_shard(group, [&](Shard& shard) { impl_->create(shard); });
+void Writer::begin(std::size_t group, bool flush) {
+  impl_->each_shard(group, [&](Shard& shard) { impl_->create(shard, flush); });
 }
 
 void Writer::join(std::size_t group) {

@@ -36,8 +36,9 @@ class Writer {
   int64_t bytes(std::size_t group) const;
 
   /// Creates the files of one group at their full size. Throws an Error if the disk has not enough
-  /// room.
-  void begin(std::size_t group);
+  /// room. `flush` is needed if other processes will join(): a network file system may reserve room
+  /// by writing zeros, which must not reach the file after their data.
+  void begin(std::size_t group, bool flush = false);
   /// Opens the files of a group that another process has begun, so that both write to them.
   void join(std::size_t group);
   /// Writes the whole content of one tensor. Its group must have begun, and each tensor is written

@@ -106,7 +106,9 @@ Divergences diverge(const Runnable& reference, const std::vector<Runnable>& mode
   for (const Runnable& m : models) check_same_shape(reference, m);
   if (all_windows.size(1) < 2)
     fail("a window of {} tokens has no next token to predict, use 2 or more", all_windows.size(1));
-  const at::Tensor windows = windows_of_rank(all_windows, comm);
+  std::string folders = reference.source->directory();
+  for (const Runnable& m : models) folders += "\n" + m.source->directory();
+  const at::Tensor windows = windows_of_rank(all_windows, folders, comm);
   Divergences result;
   result.models.resize(models.size());
   at::Tensor x0 = embed_tokens(*reference.source, *reference.model, windows, options);

@@ -1,8 +1,11 @@
 #include "measure/evaluate.h"
 
 #include <cmath>
+#include <span>
+#include <vector>
 
 #include "base/error.h"
+#include "base/sha256.h"
 #include "run/forward_pass.h"
 
 namespace aqhost {
@@ -12,7 +15,7 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
                       const at::TensorOptions& options, Comm* comm) {
   const int64_t length = windows.size(1);
   if (length < 2) fail("a window of {} tokens has no next token to predict, use 2 or more", length);
-  const at::Tensor own = windows_of_rank(windows, comm);
+  const at::Tensor own = windows_of_rank(windows, source.directory(), comm);
   const at::Tensor x = run_layers(source, model, own, progress, options);
   at::Tensor loss = next_token_losses(OutputHead(source, model, options), x, own).sum(at::kDouble);
   if (comm != nullptr) comm->sum(loss);
@@ -25,8 +28,19 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
   return result;
 }
 
-at::Tensor windows_of_rank(const at::Tensor& windows, const Comm* comm) {
+at::Tensor windows_of_rank(const at::Tensor& windows, const std::string& run, Comm* comm) {
   if (comm == nullptr || comm->size() == 1) return windows;
+  const at::Tensor ids = windows.contiguous();
+  const std::span bytes(static_cast<const std::byte*>(ids.const_data_ptr()), ids.nbytes());
+  const std::string own = fmt::format("{} {} {}", sha256_of(bytes), windows.size(1), run);
+  const std::vector<std::string> all = comm->all_gather(own);
+  for (std::size_t rank = 1; rank < all.size(); rank++)
+    if (all[rank] != all[0])
+      fail(
+          "the processes of a run must be started alike, but rank {} runs another model, or on "
+          "other "
+          "windows, than rank 0: give the same --model, --text, --window and --against",
+          rank);
   if (windows.size(0) < comm->size())
     fail("{} windows cannot be shared by {} processes; use fewer processes, or a smaller --window",
          windows.size(0), comm->size());

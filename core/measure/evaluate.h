@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 #include "checkpoint/source.h"
 #include "plugin/model.h"
@@ -23,9 +24,10 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
                       const std::function<void(int32_t layer)>& progress,
                       const at::TensorOptions& options = at::kFloat, Comm* comm = nullptr);
 
-/// The windows [n, length] of this rank, which take turns; all of them if `comm` is null. Throws an
-/// Error if there are fewer windows than ranks.
-at::Tensor windows_of_rank(const at::Tensor& windows, const Comm* comm);
+/// The windows [n, length] of this rank, which take turns; all of them if `comm` is null. `run`
+/// says what is run on them. Throws an Error if there are fewer windows than ranks, or if another
+/// rank has other windows or another `run`.
+at::Tensor windows_of_rank(const at::Tensor& windows, const std::string& run, Comm* comm);
 
 /// Throws an Error if windows are longer than the model was made for.
 void check_window(const Model& model, int64_t window);

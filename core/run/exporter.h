@@ -54,9 +54,9 @@ class Exporter {
   void write_files() const;
 
   /// Creates the shards of a unit. Must be called before the unit's modules are written.
-  void begin(int32_t unit) {
+  void begin(int32_t unit, bool others_join = false) {
     work_.check_in_place();
-    writer_->begin(static_cast<std::size_t>(unit));
+    writer_->begin(static_cast<std::size_t>(unit), others_join);
   }
   /// The same for a rank that writes to the shards which rank 0 has created.
   void join(int32_t unit) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <random>
 #include <set>
 
 #include "base/error.h"
@@ -237,10 +238,12 @@ class QuantizeRun {
       store_.begin();
       exporter_.write_files();
     }
-    at::Tensor units = at::tensor({int64_t{finished.units}}, at::kLong);
-    comm_.broadcast(units, 0);
+    at::Tensor start =
+        at::tensor({int64_t{finished.units}, int64_t{std::random_device()()}}, at::kLong);
+    comm_.broadcast(start, 0);
+    store_.set_start(start[1].item<int64_t>());
     if (comm_.rank() != 0)
-      finished = store_.open_of_rank_0(static_cast<int32_t>(units.item<int64_t>()), with_states);
+      finished = store_.open_of_rank_0(static_cast<int32_t>(start[0].item<int64_t>()), with_states);
     timer_.end();
     if (finished.units > 0) {
       timer_.resume(finished.seconds);

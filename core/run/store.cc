@@ -344,8 +344,10 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
 
 /// Tells rank 0 that this rank has finished its part of a unit.
 void RunStore::finish_part(int32_t unit, const Json& report, Json states) {
-  const Json part{
-      {"written", exporter_.leave(unit)}, {"report", report}, {"states", std::move(states)}};
+  const Json part{{"start", start_},
+                  {"written", exporter_.leave(unit)},
+                  {"report", report},
+                  {"states", std::move(states)}};
   work_.check_in_place();
   write_file(work_.progress() / (rank_name(unit, comm_.rank(), comm_.size()) + ".json"),
              to_text(part) + "\n");
@@ -356,11 +358,15 @@ void RunStore::finish_part(int32_t unit, const Json& report, Json states) {
 RunStore::Part RunStore::wait_for_part(int32_t unit, int rank) const {
   const fs::path path = work_.progress() / (rank_name(unit, rank, comm_.size()) + ".json");
   std::error_code ignored;
-  while (!fs::exists(path, ignored)) {
+  Json file;
+  while (true) {
+    if (fs::exists(path, ignored)) {
+      file = read_json(path);
+      if (Field(file, path.string())["start"].integer() == start_) break;
+    }
     if (comm_.has_lost_rank()) fail("rank {} has not finished its part of the layer", rank);
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
-  const Json file = read_json(path);
   const Field json(file, path.string());
   Part part;
   for (const Field& name : json["written"].items()) part.written.push_back(name.text());

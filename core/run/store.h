@@ -77,6 +77,9 @@ class RunStore {
   /// What rank 0 has found, for another rank: it has its own states, and neither a report nor the
   /// seconds. `units` is the number of finished units.
   Finished open_of_rank_0(int32_t units, int32_t needs_states);
+  /// Sets the number that tells this start of the run from others, on all ranks alike. A rank of an
+  /// earlier start may still write its files, which are then not taken for those of this one.
+  void set_start(int64_t start) { start_ = start; }
   /// Begins the run, or goes on with it, as open() has found. If open() has found no finished unit,
   /// this removes what an earlier run has left; so it comes after everything that may refuse the
   /// run.
@@ -120,6 +123,7 @@ class RunStore {
   RunObserver& observer_;
   Json manifest_;
   int32_t needs_states_ = 0;
+  int64_t start_ = 0;
   std::vector<int32_t> stored_states_;  // units, in order; belongs to the writing thread
   UnitReport others_report_;            // likewise
   std::atomic<int32_t> finished_ = 0;

@@ -47,7 +47,7 @@ void UnitSink::say(const std::string& what) { observer_.update(done_, what); }
 
 void UnitSink::begin_unit() {
   unit_ = {};
-  if (comm_.rank() == 0) exporter_.begin(next_);
+  if (comm_.rank() == 0) exporter_.begin(next_, comm_.size() > 1);
   // rank 0 decides for all, and the others wait until it has created the shards
   at::Tensor keeps = at::tensor({store_.has_time_for_states() ? 1 : 0}, at::kLong);
   comm_.broadcast(keeps, 0);

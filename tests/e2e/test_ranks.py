@@ -163,6 +163,24 @@ class Exports(RankTest):
                 self.assertEqual(report["totals"]["starved_experts"], starved.count(True))
                 self.assertAlmostEqual(starved.count(True), expected["totals"]["starved_experts"], delta=2)
 
+    def test_hessians_and_new_weights_are_sent_once(self):
+        sizes = (2, 4)
+        self.run_together(*((size, *quantize("olmoe", self.work / str(size))) for size in sizes))
+        for size in sizes:
+            report = report_of(self.work / str(size))
+            # queries, keys and values share an input, and so do gate and up
+            groups = {re.sub(r"[qkv]_proj$", "qkv", re.sub(r"(gate|up)_proj$", "gate_up", name)): m["in_features"]
+                      for name, m in report["modules"].items()}
+            self.assertEqual(len(groups), 3 * (2 + 2 * 16))
+            hessians = sum(2 * 4 * n * n for n in groups.values())  # each with its shift, in float32
+            weights = sum(4 * m["in_features"] * m["out_features"] for m in report["modules"].values())
+            counts = 8 * 3 * len(groups) * size * (size - 1)  # the tokens of each group, from each rank to each
+            ranks = report["totals"]["ranks"]
+            self.assertEqual(len(ranks), size)
+            sent = {station: sum(rank["traffic"][station]["bytes"] for rank in ranks)
+                    for station in ("reduce", "share")}
+            self.assertEqual(sent, {"reduce": hessians * (size - 1) + counts, "share": weights * (size - 1)})
+
     def test_eval_and_compare_give_the_numbers_of_one_process(self):
         out, text = self.work / "out", self.work / "text.txt"
         self.run_together((1, *quantize("olmoe", out, nsamples=4)))
@@ -220,6 +238,15 @@ class Refusals(RankTest):
                      [command(*quantize("olmoe", self.out, config=recipe))] * 2)
         self.refused("2 calibration windows cannot be dealt to 3 processes; use more --nsamples, or fewer processes",
                      [command(*quantize("olmoe", self.out, nsamples=2))] * 3)
+
+    def test_eval_of_something_else(self):
+        def line(model="olmoe", window=512):
+            return command("eval", "--model", model_of(model), "--text", TESTS / "data/kjv_eval.txt", "--window",
+                           window)
+
+        for other in (line(window=256), line(model="mixtral")):
+            self.refused("the processes of a run must be started alike, but rank 1 runs another model, or on other "
+                         "windows, than rank 0", [line(), other])
 
     def test_another_recipe(self):
         recipe = self.work / "recipe.yaml"
