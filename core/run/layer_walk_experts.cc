@@ -106,10 +106,13 @@ std::vector<LayerWalk::Chunk> LayerWalk::chunks_of(const std::vector<ExpertToken
     const auto tokens = counts[e].item<int64_t>();
     return sums + solving + models * tokens * inner * quantized.input.element_size();
   };
+  const int32_t ranks = comm_.size();
   std::vector<Chunk> chunks;
   for (int32_t begin = 0, end = 0; begin < desc.n_experts; begin = end) {
     int64_t kept = bytes(end++);
     while (end < desc.n_experts && kept + bytes(end) <= chunk_bytes_) kept += bytes(end++);
+    // every rank solves equally many of them
+    if (end < desc.n_experts && end - begin > ranks) end -= (end - begin) % ranks;
     chunks.push_back({begin, end});
   }
   return chunks;
