@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t kHeaderAlignment = 8;
-constexpr int64_t kPart = int64_t{1} << 22;
+constexpr int64_t kCopiedBytes = int64_t{1} << 22;
 
 /// Where the bytes of a tensor go.
 struct Place {
@@ -242,11 +242,11 @@ void Writer::copy(std::string_view name, const Read& read) {
   const int64_t size = it == impl_->places.end() ? 0 : it->second.size;
   const Place& place = impl_->take(name, static_cast<std::size_t>(size));
   const Shard& shard = impl_->shards[place.shard];
-  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(size, kPart)));
-  for (int64_t begin = 0; begin < size; begin += kPart) {
+  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(size, kCopiedBytes)));
+  for (int64_t begin = 0; begin < size; begin += kCopiedBytes) {
     check_interrupt();
     const auto part =
-        std::span(buffer).first(static_cast<std::size_t>(std::min(kPart, size - begin)));
+        std::span(buffer).first(static_cast<std::size_t>(std::min(kCopiedBytes, size - begin)));
     read(begin, part);
     write_at(shard.fd, part.data(), part.size(), place.offset + begin,
              impl_->unfinished_path_of(shard));
