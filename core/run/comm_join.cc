@@ -26,6 +26,18 @@ std::string joined_key(int rank) { return fmt::format("joined/{}", rank); }
   throw Error(reason);
 }
 
+constexpr char kMetKey[] = "met";  // exists when all ranks have met
+
+/// Throws an Error if a run whose ranks have all met uses the store. A process that comes after
+/// them, such as one of another run with the same MASTER_PORT, must not end that run.
+void require_no_run(const World& world, KeyStore& store) {
+  if (store.has({kMetKey}))
+    fail(
+        "a run whose processes have all started uses {}:{}; to begin another one beside it, set "
+        "MASTER_PORT to another port; to replace one of its processes, start all of them again",
+        world.address, world.port);
+}
+
 /// Throws an Error if this process does not fit together with those that came before it.
 void require_one_world(const World& world, KeyStore& store) {
   const std::string size = store.set_first("size", std::to_string(world.size));
@@ -51,6 +63,7 @@ std::vector<int> missing_ranks(const World& world, KeyStore& store) {
 
 /// Returns when all ranks have called it.
 void meet(const World& world, KeyStore& store, std::chrono::milliseconds timeout) {
+  require_no_run(world, store);
   CommWatch::announce(world, store);
   require_one_world(world, store);
   store.set(joined_key(world.rank), "");
@@ -61,7 +74,10 @@ void meet(const World& world, KeyStore& store, std::chrono::milliseconds timeout
     check_interrupt();
     if (const std::string reason = CommWatch::reason(store); !reason.empty())
       give_up(world, store, reason);
-    if (store.has(all)) return;
+    if (store.has(all)) {
+      store.set(kMetKey, "");
+      return;
+    }
     if (Clock::now() > latest)
       give_up(world, store,
               fmt::format("of {} processes, these did not start within {} s: rank {}; start one "

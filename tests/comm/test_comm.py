@@ -224,6 +224,20 @@ class Start(CommTest):
         self.assert_all_end(started, "two processes were started as rank 1 of 3: expected a different RANK for "
                             "each", 15)
 
+    def test_a_process_of_another_run_does_not_end_a_run_that_has_begun(self):
+        port = free_port()
+        started = self.start(range(2), 2, "stuck", 1, port=port)
+        self.await_ready(started)
+        for rank, size in ((1, 2), (2, 3)):
+            with self.subTest(rank=rank, size=size):
+                self.assert_all_end(self.start([rank], size, "calls", port=port),
+                                    f"a run whose processes have all started uses 127.0.0.1:{port}; to begin another "
+                                    "one beside it, set MASTER_PORT to another port; to replace one of its processes, "
+                                    "start all of them again", 15)
+        time.sleep(2)  # the ranks read each other's pulses every second
+        for process in started.values():
+            self.assertIsNone(process.poll())
+
     def test_a_port_in_use(self):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
