@@ -20,7 +20,8 @@ namespace {
 using c10d::ProcessGroupGloo;
 using Device = std::shared_ptr<gloo::transport::Device>;
 
-/// No call fails because it takes long: CommWatch decides when a rank is lost.
+/// No call fails because it takes long: CommWatch decides when a rank is lost. Every wait() needs
+/// it, because without it Gloo takes the time that the ranks had to connect.
 constexpr std::chrono::hours kNoTimeout{24 * 365};
 
 /// The local address from which this machine reaches `host`, in digits; "" if it does not.
@@ -121,7 +122,7 @@ class GlooTransfer : public Transfer {
     for (const Pending& pending : pending_) {
       bool done = false;
       try {
-        done = pending.work->wait();
+        done = pending.work->wait(kNoTimeout);
       } catch (const std::exception& e) {
         throw BrokenLink(pending.peer, libtorch_reason(e));
       }
@@ -145,7 +146,7 @@ class Sentinel {
     work_ = group.recv(nothing, peer, kTag);
     thread_ = std::thread([work = work_, peer, on_closed = std::move(on_closed)] {
       try {
-        work->wait();
+        work->wait(kNoTimeout);
       } catch (const std::exception& e) {
         on_closed(peer, libtorch_reason(e));
       }
@@ -174,7 +175,6 @@ class GlooLink : public CommLink {
     options_->threads = 1;  // for collectives, which are not used
     group_ =
         c10::make_intrusive<ProcessGroupGloo>(store.c10d_store(), world.rank, world.size, options_);
-    group_->setTimeout(kNoTimeout);
     for (int peer = 0; peer < world.size; peer++)
       if (peer != world.rank)
         sentinels_.push_back(std::make_unique<Sentinel>(*group_, peer, on_closed));

@@ -167,6 +167,13 @@ class Lost(CommTest):
         for process in ranks.values():
             self.assertIsNone(process.poll())
 
+    def test_a_call_may_take_longer_than_the_start_of_the_ranks(self):
+        ranks = self.start(range(self.size), self.size, "stuck", self.last, AQHOST_JOIN_TIMEOUT=SILENCE * SLOW)
+        self.await_ready(ranks)
+        time.sleep(2 * SILENCE * SLOW)
+        for process in ranks.values():
+            self.assertIsNone(process.poll())
+
     def test_a_rank_that_fails_tells_the_others_why(self):
         for victim in (self.last, 0):
             with self.subTest(victim=victim):
