@@ -213,7 +213,12 @@ void Writer::join(std::size_t group) {
   impl_->each_shard(group, [&](Shard& shard) {
     const std::string path = impl_->unfinished_path_of(shard);
     shard.fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (shard.fd < 0) fail("{}: {}", path, std::strerror(errno));
+    if (shard.fd < 0)
+      fail(
+          "{}: {}: this process does not see the file that rank 0 has created; the processes of a "
+          "run "
+          "need one folder on a file system that they share",
+          path, std::strerror(errno));
   });
 }
 
