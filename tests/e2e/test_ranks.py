@@ -367,6 +367,10 @@ class Faults(RankTest):
         other = processes[1 - victim]
         err = other.communicate(timeout=60 * SLOW)[1]
         if out.exists():  # The run has ended, or at least rank 0 has put the export in place.
+            # The next run says so, and removes what rank 0 has left of the work folder.
+            statuses, _, errs = self.end(self.start_run(out=out))
+            self.assertEqual(statuses, [1, 1], f"{what}: {errs}")
+            self.assertIn("already exists", errs[0], what)
             self.check_done(what, out)
             return False
         lost = (rf"rank {victim} of 2 (has ended without a message, as if it was killed|has not answered for "
