@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/sha256.h"
 #include "run/forward_pass.h"
+#include "tensor/tensor.h"
 
 namespace aqhost {
 
@@ -31,15 +32,14 @@ Perplexity perplexity(const Source& source, const Model& model, const at::Tensor
 at::Tensor windows_of_rank(const at::Tensor& windows, const std::string& run, Comm* comm) {
   if (comm == nullptr || comm->size() == 1) return windows;
   const at::Tensor ids = windows.contiguous();
-  const std::span bytes(static_cast<const std::byte*>(ids.const_data_ptr()), ids.nbytes());
-  const std::string own = fmt::format("{} {} {}", sha256_of(bytes), windows.size(1), run);
+  const std::string own = fmt::format("{} {} {}", sha256_of(std::as_bytes(span_of<int64_t>(ids))),
+                                      windows.size(1), run);
   const std::vector<std::string> all = comm->all_gather(own);
   for (std::size_t rank = 1; rank < all.size(); rank++)
     if (all[rank] != all[0])
       fail(
           "the processes of a run must be started alike, but rank {} runs another model, or on "
-          "other "
-          "windows, than rank 0: give the same --model, --text, --window and --against",
+          "other windows, than rank 0: give the same --model, --text, --window and --against",
           rank);
   if (windows.size(0) < comm->size())
     fail("{} windows cannot be shared by {} processes; use fewer processes, or a smaller --window",

@@ -95,16 +95,8 @@ void Comm::station(const std::string& name) {
 
 bool Comm::has_lost_rank() const { return watch_ && watch_->is_lost(); }
 
-void Comm::check() const {
-  if (watch_ != nullptr) watch_->check();
-}
-
-void Comm::on_lost(std::function<void(const std::string& message)> lost) {
-  if (watch_ != nullptr) watch_->on_lost(std::move(lost));
-}
-
 void Comm::run_call(const std::function<void()>& body) {
-  check();
+  watch_->check();
   const Clock::time_point begin = Clock::now();
   try {
     body();

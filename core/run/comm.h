@@ -44,8 +44,8 @@ struct StationTraffic {
 ///
 /// The ranks watch each other. If one fails, dies or hangs, a call on any other rank throws an
 /// Error that names it and its last station. A rank that makes no call for CommTimes::grace after
-/// that is ended by its watching thread (see on_lost()). The result of a call depends on the
-/// arguments and the number of ranks alone, to the bit.
+/// that is ended by its watching thread, which prints the Error's message. The result of a call
+/// depends on the arguments and the number of ranks alone, to the bit.
 class Comm {
  public:
   /// The comm of a process that is alone. It sends nothing, has no thread, and is never lost.
@@ -70,17 +70,8 @@ class Comm {
   /// lost, and traffic() is counted by it. Not collective; cheap.
   void station(const std::string& name);
 
-  /// Throws the Error of a lost rank, if one is lost. Not collective; cheap enough for inner loops.
-  void check() const;
-
   /// Whether a rank is lost. Not collective; any thread.
   bool has_lost_rank() const;
-
-  /// Sets what the watching thread does if this process must be ended because a rank is lost and
-  /// the calling thread does not notice. `lost` is called with the message and may take a few
-  /// seconds; after it, the process ends with status 1 (_exit). It runs on another thread than the
-  /// rest of the program. By default it prints the message to stderr.
-  void on_lost(std::function<void(const std::string& message)> lost);
 
   /// Returns when all ranks have called it.
   void barrier();

@@ -78,9 +78,6 @@ struct CommWatch::State {
   bool acknowledged = false;
   std::function<void()> abort;
   bool is_aborting = false;  // `abort` runs
-  std::function<void(const std::string&)> last_words = [](const std::string& message) {
-    std::fputs(("aqhost: " + message + "\n").c_str(), stderr);
-  };
 
   std::thread pulse, guard;
 
@@ -273,11 +270,7 @@ void CommWatch::State::act_on_loss(Lock& lock, Clock::time_point now) {
     changed.notify_all();
   }
   if (acknowledged || phase != Phase::kKnowsLoss || now - lost_since <= times.grace) return;
-  const auto words = last_words;
-  const std::string message = loss.message;
-  lock.unlock();
-  words(message);
-  lock.lock();
+  std::fputs(("aqhost: " + loss.message + "\n").c_str(), stderr);
   phase = Phase::kFailed;
   wait_for_pulse(lock, kStoreAnswers);
   ::_exit(1);
@@ -392,11 +385,6 @@ void CommWatch::on_loss(std::function<void()> abort) {
   state_->changed.wait(lock, [this] { return !state_->is_aborting; });
   state_->abort = std::move(abort);
   state_->changed.notify_all();
-}
-
-void CommWatch::on_lost(std::function<void(const std::string& message)> last_words) {
-  const State::Lock lock(state_->mutex);
-  state_->last_words = std::move(last_words);
 }
 
 void CommWatch::end() {

@@ -60,8 +60,6 @@ class CommWatch {
   /// one is lost already. It makes this process's calls that wait fail. The function that was set
   /// before does not run any more after this returns.
   void on_loss(std::function<void()> abort);
-  /// `last_words` is called if a loss is not acknowledged in time, before the process is ended.
-  void on_lost(std::function<void(const std::string& message)> last_words);
 
   /// This rank ends well, or because of an error. Both return when the others can know; on the rank
   /// that serves the store, when all others have ended or know it, or do not answer.

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/sha256.h"
+#include "tensor/tensor.h"
 
 namespace aqhost {
 namespace {
@@ -71,8 +72,7 @@ Json run_identity(const Reader& source, const Model& model, const Plan& plan,
   Json& calibration = identity["calibration"];
   calibration["windows"] = windows.size(0);
   calibration["seqlen"] = windows.size(1);
-  calibration["token_ids"] =
-      sha256_of(std::span(static_cast<const std::byte*>(ids.const_data_ptr()), ids.nbytes()));
+  calibration["token_ids"] = sha256_of(std::as_bytes(span_of<int64_t>(ids)));
   return identity;
 }
 

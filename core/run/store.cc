@@ -319,10 +319,9 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
     file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), states);
   else if (with_states)
     copy = {states.x.clone(), states.original.defined() ? states.original.clone() : at::Tensor()};
-  Json record{{"report", aqhost::to_json(report)}, {"seconds", aqhost::to_json(seconds)}};
   auto before = std::make_shared<std::future<void>>(std::move(writing_));
-  writing_ = std::async(
-      std::launch::async, [this, unit, file, copy, before, record = std::move(record)]() mutable {
+  writing_ =
+      std::async(std::launch::async, [this, unit, report, seconds, file, copy, before]() mutable {
         if (before->valid()) before->get();
         work_.check_in_place();
         const Clock::time_point begin = Clock::now();
@@ -336,17 +335,17 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
         Json mark = file ? to_json(file->finish()) : Json();
         if (from_gpu) next_states_ = Clock::now() + kRest * (Clock::now() - begin);
         if (comm_.rank() == 0)
-          finish_unit(unit, std::move(record), std::move(mark));
+          finish_unit(unit, report, seconds, std::move(mark));
         else
-          finish_part(unit, record["report"], std::move(mark));
+          finish_part(unit, report, std::move(mark));
       });
 }
 
 /// Tells rank 0 that this rank has finished its part of a unit.
-void RunStore::finish_part(int32_t unit, const Json& report, Json states) {
+void RunStore::finish_part(int32_t unit, const UnitReport& report, Json states) {
   const Json part{{"start", start_},
                   {"written", exporter_.leave(unit)},
-                  {"report", report},
+                  {"report", aqhost::to_json(report)},
                   {"states", std::move(states)}};
   work_.check_in_place();
   write_file(work_.progress() / (rank_name(unit, comm_.rank(), comm_.size()) + ".json"),
@@ -376,24 +375,20 @@ RunStore::Part RunStore::wait_for_part(int32_t unit, int rank) const {
   return part;
 }
 
-/// Completes the shards of a unit and writes its record. `states` is the mark of rank 0's states,
-/// or null.
-void RunStore::finish_unit(int32_t unit, Json record, Json states) {
+/// Completes the shards of a unit and writes its record. `report` and `states`, the mark of the
+/// states or null, are those of rank 0.
+void RunStore::finish_unit(int32_t unit, UnitReport report, const PhaseSeconds& seconds,
+                           Json states) {
   Json all_states = Json::array({std::move(states)});
-  if (comm_.size() > 1) {
-    UnitReport others;
-    for (int rank = 1; rank < comm_.size(); rank++) {
-      Part part = wait_for_part(unit, rank);
-      exporter_.note_written(part.written);
-      others.append(std::move(part.report));
-      all_states.push_back(std::move(part.states));
-    }
-    UnitReport report = parse_unit_report(Field(record["report"], "the report"));
-    report.append(others);
-    record["report"] = aqhost::to_json(report);
-    others_report_.append(std::move(others));
+  for (int rank = 1; rank < comm_.size(); rank++) {
+    Part part = wait_for_part(unit, rank);
+    exporter_.note_written(part.written);
+    others_report_.append(part.report);
+    report.append(std::move(part.report));
+    all_states.push_back(std::move(part.states));
   }
   exporter_.finish(unit);
+  Json record{{"report", aqhost::to_json(report)}, {"seconds", aqhost::to_json(seconds)}};
   record["shards"] = Json::array();
   for (const std::string& name : exporter_.shards(unit))
     record["shards"].push_back(to_json(mark_of(work_.result(), name)));

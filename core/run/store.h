@@ -109,8 +109,8 @@ class RunStore {
   struct Record;
   struct Part;
   Part wait_for_part(int32_t unit, int rank) const;
-  void finish_part(int32_t unit, const Json& report, Json states);
-  void finish_unit(int32_t unit, Json record, Json states);
+  void finish_part(int32_t unit, const UnitReport& report, Json states);
+  void finish_unit(int32_t unit, UnitReport report, const PhaseSeconds& seconds, Json states);
   std::optional<Record> read_record(int32_t unit) const;
   bool shards_are_whole(int32_t unit, const Record& record) const;
   bool states_are_whole(const Record& record) const;

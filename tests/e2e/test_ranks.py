@@ -395,12 +395,16 @@ class Faults(RankTest):
             had_layers = list(pool.map(self.kill_once, range(KILLS)))
         self.assertGreater(had_layers.count(True), 0)
 
-    def test_a_run_that_was_killed_while_it_wrote_its_first_record(self):
+    def kill_after_a_layer(self):
+        """Kills both ranks of a run when its work folder contains a finished layer."""
         processes = self.start_run(nsamples=64)
         self.wait_for_record(processes)
         for process in processes:
             process.kill()
         self.end(processes)
+
+    def test_a_run_that_was_killed_while_it_wrote_its_first_record(self):
+        self.kill_after_a_layer()
         for name in self.records()[1:]:
             (self.work / "out.work/progress" / name).unlink()
         record = self.work / "out.work/progress/unit-00000.json"
@@ -451,11 +455,7 @@ class Faults(RankTest):
             self.assertEqual(list(self.work.iterdir()), [])
 
     def test_another_number_of_ranks_is_refused(self):
-        processes = self.start_run(nsamples=64)
-        self.wait_for_record(processes)
-        for process in processes:
-            process.kill()
-        self.end(processes)
+        self.kill_after_a_layer()
         self.assertTrue(self.records())
         for size, now in ((4, 4), (1, 1)):
             statuses, _, errs = self.end(self.start_run(size, nsamples=64) if size > 1 else
