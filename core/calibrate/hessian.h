@@ -17,25 +17,31 @@ namespace aqhost {
 class Hessian {
  public:
   explicit Hessian(int64_t features, at::Device device = at::kCPU)
-      : sum_(at::zeros({features, features}, at::TensorOptions(device).dtype(at::kFloat))) {}
+      : sum_(at::zeros({features, features}, at::TensorOptions(device).dtype(at::kFloat))),
+        weight_(at::zeros({}, at::TensorOptions(device).dtype(at::kDouble))) {}
   /// Of sums that are known: see the functions of these names. It shares the tensors' memory.
   Hessian(at::Tensor sum, at::Tensor shift, int64_t tokens, double weight)
-      : sum_(std::move(sum)), shift_(std::move(shift)), tokens_(tokens), weight_(weight) {}
+      : sum_(std::move(sum)),
+        shift_(std::move(shift)),
+        tokens_(tokens),
+        weight_(at::scalar_tensor(weight, at::kDouble)) {}
 
   /// x is [n, features] of any float type; weights is [n] (s of each token, >= 0), or undefined for
   /// 1.
   void add(const at::Tensor& x, const at::Tensor& weights);
   /// Adds to the shift for tokens that were added, or for some of them, each counted `scale` times.
-  /// `original` has the shape of x.
+  /// `original` has the shape and type of x.
   void add_shift(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& original,
                  double scale);
 
+  /// Whether both sums are finite, as a bool on their device.
+  at::Tensor is_finite() const;
   /// Throws an Error that names `module` if a sum is not finite.
   void check_finite(const std::string& module) const;
 
   int64_t tokens() const { return tokens_; }
-  double weight() const { return weight_; }           // sum of s
-  const at::Tensor& sum() const { return sum_; }      // [features, features]
+  double weight() const { return weight_.item<double>(); }  // sum of s; waits for the device
+  const at::Tensor& sum() const { return sum_; }            // [features, features]
   const at::Tensor& shift() const { return shift_; }  // likewise; undefined: nothing was added
 
   /// The Hessian for an expert with few tokens: `own` + `share` * `all`, where `all` comes from
@@ -51,7 +57,7 @@ class Hessian {
  private:
   at::Tensor sum_, shift_;
   int64_t tokens_ = 0;
-  double weight_ = 0;
+  at::Tensor weight_;  // [] f64
 };
 
 }  // namespace aqhost

@@ -8,6 +8,7 @@
 #include <numbers>
 #include <vector>
 
+#include "tensor/kernels.h"
 #include "tensor/power_of_two.h"
 #include "tensor/vector_clones.h"
 
@@ -119,17 +120,29 @@ std::vector<float> buffer_of(int64_t size) {
   return std::vector<float>(static_cast<std::size_t>(size));
 }
 
+cuda::Float type_of(const at::Tensor& t) {
+  TORCH_INTERNAL_ASSERT(t.is_contiguous());
+  return t.scalar_type() == at::kBFloat16 ? cuda::Float::kBFloat16 : cuda::Float::kFloat32;
+}
+
 }  // namespace
 
 bool can_fuse(const at::Tensor& x) {
-  return x.is_cpu() && !x.requires_grad() &&
+  return !x.requires_grad() && (x.is_cpu() || x.is_cuda()) &&
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
 at::Tensor fused_rms_norm(const at::Tensor& x, const at::Tensor& weight, float eps) {
   const int64_t size = weight.size(0), rows = x.numel() / std::max<int64_t>(1, size);
-  const at::Tensor input = x.contiguous(), factors = weight.to(at::kFloat);
+  const at::Tensor input = x.contiguous();
   at::Tensor out = at::empty(x.sizes(), weight.options());
+  if (x.is_cuda()) {
+    enqueue(&GpuKernels::rms_norm, out,
+            cuda::RmsNormArgs{input.data_ptr(), weight.data_ptr(), out.data_ptr(), type_of(input),
+                              type_of(out), rows, size, eps});
+    return out;
+  }
+  const at::Tensor factors = weight.to(at::kFloat);
   const FloatRows from(input, size), to(out, size);
   for_rows(rows, size, [&](int64_t begin, int64_t end) {
     std::vector<float> wide = buffer_of(size), result = buffer_of(size);
@@ -148,6 +161,10 @@ at::Tensor fused_rms_norm(const at::Tensor& x, const at::Tensor& weight, float e
 
 void fused_rotate(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool interleaved) {
   const int64_t tokens = x.size(1), heads = x.size(2), size = x.size(3), half = cos.size(1);
+  if (x.is_cuda())
+    return enqueue(&GpuKernels::rotate, x,
+                   cuda::RotateArgs{x.data_ptr(), cos.data_ptr(), sin.data_ptr(), type_of(x),
+                                    x.size(0), tokens, heads, size, half, interleaved});
   const FloatRows rows(x, size), cosines(cos, half), sines(sin, half);
   for_rows(x.size(0) * tokens, heads * size, [&](int64_t begin, int64_t end) {
     std::vector<float> c_buffer = buffer_of(half), s_buffer = buffer_of(half),
@@ -168,9 +185,12 @@ void fused_rotate(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, b
 }
 
 void fused_silu_times(at::Tensor& gate, const at::Tensor& up) {
-  const int64_t size = gate.size(-1);
+  const int64_t size = gate.size(-1), rows = gate.numel() / std::max<int64_t>(1, size);
+  if (gate.is_cuda())
+    return enqueue(&GpuKernels::silu_times, gate,
+                   cuda::SiluTimesArgs{gate.data_ptr(), up.data_ptr(), type_of(gate), rows, size});
   const FloatRows gates(gate, size), ups(up, size);
-  for_rows(gate.numel() / std::max<int64_t>(1, size), size, [&](int64_t begin, int64_t end) {
+  for_rows(rows, size, [&](int64_t begin, int64_t end) {
     std::vector<float> gate_buffer = buffer_of(size), up_buffer = buffer_of(size);
     for (int64_t r = begin; r < end; r++) {
       float* y = gates.read(r, gate_buffer.data());
@@ -185,6 +205,11 @@ void fused_silu_times(at::Tensor& gate, const at::Tensor& up) {
 void fused_add_rows(at::Tensor& sums, const at::Tensor& rows, const at::Tensor& weights,
                     const at::Tensor& y) {
   const int64_t size = y.size(1);
+  if (y.is_cuda())
+    return enqueue(
+        &GpuKernels::add_rows, y,
+        cuda::AddRowsArgs{sums.data_ptr<float>(), rows.data_ptr<int64_t>(),
+                          weights.data_ptr<float>(), y.data_ptr(), type_of(y), y.size(0), size});
   const FloatRows from(y, size);
   const int64_t* places = rows.data_ptr<int64_t>();
   const float* factors = weights.data_ptr<float>();

@@ -4,15 +4,14 @@
 
 #include <cstdint>
 
-// Steps of a layer on a CPU that pass over memory once, where LibTorch passes over it once per
-// operation. Tensors are float32 or bfloat16, and contiguous unless noted otherwise. Sums and
-// products are float32, rounded at the points where the model would store them. Uses all threads;
-// results do not depend on their number.
+// Steps of a layer that pass over memory once, where LibTorch passes over it once per operation.
+// Tensors are float32 or bfloat16, on one device, and contiguous unless noted otherwise. Sums and
+// products are float32, rounded at the points where the model would store them. On a CPU, all
+// threads are used; results do not depend on their number.
 
 namespace aqhost {
 
-/// Whether these functions can be used on x: it is on a CPU, has one of these types, and needs no
-/// gradient.
+/// Whether these functions can be used on x: it has one of these types and needs no gradient.
 bool can_fuse(const at::Tensor& x);
 
 /// x [..., size] / sqrt(mean(x^2) + eps), rounded to the type of `weight` [size], times `weight`;

@@ -1,6 +1,10 @@
 #include "quant/factor.h"
 
+#include <limits>
+
 #include "base/error.h"
+#include "quant/gpu.h"
+#include "tensor/tensor.h"
 
 namespace aqhost {
 namespace {
@@ -18,18 +22,34 @@ void add_damping(at::Tensor h, double amount) {
   diagonal.add_(diagonal.mean() * amount);
 }
 
-/// The upper triangular U with H^-1 = U^T U. With H = R R^T, R upper triangular, U is R^-1; R comes
-/// from the Cholesky factor of H in reverse order. This takes half the work of inverting H and
-/// factoring the inverse. Undefined if H is not positive definite. Holds at most two float64
-/// matrices at once.
+/// The upper triangular U (f32) with H^-1 = U^T U. With H = R R^T, R upper triangular, U is R^-1; R
+/// comes from the Cholesky factor of H in reverse order. This takes half the work of inverting H
+/// and factoring the inverse. U has values that are not finite if H is not positive definite. Holds
+/// at most two float64 matrices at once.
 at::Tensor inverse_factor(const at::Tensor& h) {
   auto [lower, info] = at::linalg_cholesky_ex(h.flip({0, 1}).to(at::kDouble));
-  if (info.item<int>() != 0) return {};
+  if (info.item<int>() != 0) return at::full_like(h, std::numeric_limits<float>::quiet_NaN());
   at::Tensor inverse = at::eye(h.size(0), h.options().dtype(at::kDouble));
   at::linalg_solve_triangular_out(inverse, lower, inverse, /*upper=*/false);  // in place
   lower.reset();
-  const at::Tensor upper = inverse.to(at::kFloat).flip({0, 1});
-  return at::isfinite(upper).all().item<bool>() ? upper : at::Tensor();
+  return inverse.to(at::kFloat).flip({0, 1});
+}
+
+/// inverse_factor() of every matrix, in the order in which its columns are solved.
+at::Tensor inverse_factors(const at::Tensor& damped, const at::Tensor& order) {
+  if (damped.is_cuda()) return inverse_factors_on_gpu(damped, order);
+  at::Tensor upper = at::empty_like(damped);
+  for (int64_t e = 0; e < damped.size(0); e++)
+    upper[e].copy_(inverse_factor(permute(damped[e], order[e])));
+  return upper;
+}
+
+/// Which of the matrices [E, n, n] have a value that is not finite.
+std::vector<bool> not_finite(const at::Tensor& matrices) {
+  const at::Tensor finite = at::isfinite(matrices).flatten(1).all(1).cpu();
+  std::vector<bool> result;
+  for (const bool f : span_of<bool>(finite)) result.push_back(!f);
+  return result;
 }
 
 }  // namespace
@@ -46,25 +66,24 @@ Factors factor_hessians(const at::Tensor& hessians, double percdamp, bool actord
   const int64_t count = hessians.size(0), n = hessians.size(1);
   Factors factors;
   factors.damped = damp(hessians, percdamp);
-  factors.order = at::arange(n, hessians.options().dtype(at::kLong)).repeat({count, 1});
-  factors.upper = at::empty({count, n, n}, hessians.options());
+  factors.order = actorder ? hessians.diagonal(0, 1, 2).argsort(/*stable=*/true, 1, true)
+                           : at::arange(n, hessians.options().dtype(at::kLong)).repeat({count, 1});
+  factors.upper = inverse_factors(factors.damped, factors.order);
+  factors.failed = not_finite(factors.upper);
   for (int64_t e = 0; e < count; e++) {
-    if (actorder) factors.order[e].copy_(hessians[e].diagonal().argsort(/*stable=*/true, 0, true));
-    at::Tensor upper;
     double amount = percdamp;
-    for (int attempt = 0; attempt < kAttempts && !upper.defined(); attempt++, amount *= 10) {
-      if (attempt > 0) {
-        factors.damped[e].copy_(hessians[e]);
-        add_damping(factors.damped[e], amount);
-      }
-      upper = inverse_factor(permute(factors.damped[e], factors.order[e]));
+    const auto place = static_cast<std::size_t>(e);
+    for (int attempt = 1; attempt < kAttempts && factors.failed[place]; attempt++) {
+      amount *= 10;
+      const at::Tensor damped = hessians.narrow(0, e, 1).clone();
+      add_damping(damped[0], amount);
+      const at::Tensor upper = inverse_factors(damped, factors.order.narrow(0, e, 1));
+      if (not_finite(upper)[0]) continue;
+      factors.damped[e].copy_(damped[0]);
+      factors.upper[e].copy_(upper[0]);
+      factors.failed[place] = false;
     }
-    factors.failed.push_back(!upper.defined());
-    if (!upper.defined()) {  // also undefined if rounding to nearest was asked for
-      factors.damped[e].copy_(hessians[e]);
-      add_damping(factors.damped[e], percdamp);
-    }
-    factors.upper[e].copy_(upper.defined() ? upper : at::eye(n, hessians.options()));
+    if (factors.failed[place]) factors.upper[e].copy_(at::eye(n, hessians.options()));
   }
   return factors;
 }

@@ -2,54 +2,15 @@
 
 #include <algorithm>
 #include <aq/sdk/grid.hpp>
-#include <boost/dll/shared_library.hpp>
 
 #include "base/error.h"
 #include "base/interrupt.h"
-#include "cuda/kernels.h"
 #include "quant/sweep.h"
-#include "tensor/device.h"
+#include "tensor/kernels.h"
 
 namespace aqhost {
 namespace {
-namespace dll = boost::dll;
-
 constexpr int64_t kMaximumColumns = 128;  // maximum width of a block
-
-struct Kernels {
-  dll::shared_library library;
-  cuda::AqCudaFit* fit;
-  cuda::AqCudaRound* round;
-  cuda::AqCudaSolve* solve;
-  cuda::AqCudaRefit* refit;
-  cuda::AqCudaSweep* sweep;
-};
-
-Kernels open_kernels() {
-  const std::filesystem::path file = gpu_module();
-  Kernels kernels;
-  try {
-    kernels.library.load(file.string(), dll::load_mode::rtld_now | dll::load_mode::rtld_local);
-  } catch (const std::exception& e) {
-    fail("{}: the GPU module does not load ({}); use --device cpu, or build with a CUDA toolkit",
-         file.string(), e.what());
-  }
-  kernels.fit = &kernels.library.get<cuda::AqCudaFit>("aq_cuda_fit");
-  kernels.round = &kernels.library.get<cuda::AqCudaRound>("aq_cuda_round");
-  kernels.solve = &kernels.library.get<cuda::AqCudaSolve>("aq_cuda_solve");
-  kernels.refit = &kernels.library.get<cuda::AqCudaRefit>("aq_cuda_refit");
-  kernels.sweep = &kernels.library.get<cuda::AqCudaSweep>("aq_cuda_sweep");
-  return kernels;
-}
-
-const Kernels& kernels() {
-  static const Kernels opened = open_kernels();
-  return opened;
-}
-
-void check(const char* error) {
-  if (error != nullptr) fail("a GPU kernel failed: {}", error);
-}
 
 template <typename T>
 T* data_or_null(const at::Tensor& tensor) {
@@ -76,7 +37,66 @@ cuda::FitArgs fit_args(const FormatDesc& desc, const at::Tensor& weights, int64_
   return args;
 }
 
+/// Sets what solve and sweep take of columns [begin, begin + n), which are rounded to `codes` and
+/// `values` [E, rows, in] with the parameters of `batch`.
+void set_block(cuda::BlockArgs& args, const FormatDesc& desc, int64_t begin, int64_t n,
+               const QuantizedBatch& batch, const at::Tensor& codes, const at::Tensor& values) {
+  const int64_t in = values.size(2);
+  args.params = batch.params.data_ptr<float>();
+  args.globals = data_or_null<float>(batch.tensor_params);
+  args.codes = codes.data_ptr<uint8_t>() + begin;
+  args.values = values.data_ptr<float>() + begin;
+  args.row_stride = in;
+  args.count = values.size(0);
+  args.rows = values.size(1);
+  args.cols = in;
+  args.width = desc.width(in);
+  args.groups = desc.groups(in);
+  args.n = n;
+}
+
+/// Replaces the lower triangles of symmetric a [E, n, n] (f64) by the inverses of their Cholesky
+/// factors, and the upper ones by 0. With the factor [L11 0; L21 L22], the inverse is
+/// [L11^-1 0; -L22^-1 L21 L11^-1 L22^-1], where L22 is the factor of A22 - L21 L21^T: so halves are
+/// inverted one after the other, and everything else is matrix products.
+void invert_factors(const at::Tensor& a) {
+  constexpr int64_t kSmall = 64;
+  const int64_t n = a.size(1);
+  if (n <= kSmall) {
+    enqueue(&GpuKernels::invert_factor, a,
+            cuda::InvertFactorArgs{a.data_ptr<double>(), a.stride(0), a.stride(1), a.size(0), n});
+    return;
+  }
+  const int64_t half = (n / 2 + kSmall - 1) / kSmall * kSmall, rest = n - half;
+  const at::Tensor first = a.narrow(1, 0, half).narrow(2, 0, half);
+  const at::Tensor second = a.narrow(1, half, rest).narrow(2, half, rest);
+  at::Tensor below = a.narrow(1, half, rest).narrow(2, 0, half);
+  invert_factors(first);
+  const at::Tensor factor = at::bmm(below, first.transpose(1, 2));
+  at::Tensor(second).baddbmm_(factor, factor.transpose(1, 2), 1, -1);
+  invert_factors(second);
+  below.baddbmm_(at::bmm(second, factor), first, 0, -1);
+  a.narrow(1, 0, half).narrow(2, half, rest).zero_();
+}
+
 }  // namespace
+
+at::Tensor inverse_factors_on_gpu(const at::Tensor& hessians, const at::Tensor& order) {
+  constexpr int64_t kBytes = int64_t{1} << 30;  // of float64 matrices at once
+  const int64_t n = hessians.size(1), at_once = std::max<int64_t>(1, kBytes / (8 * n * n));
+  at::Tensor upper = at::empty_like(hessians);
+  for (int64_t begin = 0; begin < hessians.size(0); begin += at_once) {
+    check_interrupt();
+    const int64_t count = std::min(at_once, hessians.size(0) - begin);
+    const at::Tensor h = hessians.narrow(0, begin, count);
+    const at::Tensor reversed = order.narrow(0, begin, count).flip({1});
+    const at::Tensor rows = h.gather(1, reversed.unsqueeze(2).expand_as(h));
+    const at::Tensor a = rows.gather(2, reversed.unsqueeze(1).expand_as(h)).to(at::kDouble);
+    invert_factors(a);
+    upper.narrow(0, begin, count).copy_(a.flip({1, 2}));
+  }
+  return upper;
+}
 
 bool gpu_rounds(const FormatDesc& desc) {
   return desc.host_rounds() && desc.group_size != 0 && desc.n_search <= cuda::Grid::kMaximumSearch;
@@ -109,9 +129,8 @@ at::Tensor fit_groups_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
   at::Tensor params =
       at::empty({weights.size(0), weights.size(1), desc.groups(in), int64_t{desc.group_params}},
                 weights.options());
-  check(kernels().fit(kernel_grid(desc),
-                      fit_args(desc, weights, 0, in, importance, tensor_params, params),
-                      weights.get_device(), nullptr));
+  enqueue(&GpuKernels::fit, weights, kernel_grid(desc),
+          fit_args(desc, weights, 0, in, importance, tensor_params, params));
   return params;
 }
 
@@ -127,7 +146,7 @@ void round_groups_on_gpu(const FormatDesc& desc, const at::Tensor& weights, Quan
                              in,
                              desc.width(in),
                              desc.groups(in)};
-  check(kernels().round(kernel_grid(desc), args, weights.get_device(), nullptr));
+  enqueue(&GpuKernels::round, weights, kernel_grid(desc), args);
 }
 
 void solve_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
@@ -149,30 +168,19 @@ void solve_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
     if (!actorder) {
       n = std::min(n, width - begin % width);
       if (begin % width == 0)
-        check(kernels().fit(grid,
-                            fit_args(desc, w, begin, std::min(width, in - begin), importance,
-                                     batch.tensor_params, batch.params),
-                            weights.get_device(), nullptr));
+        enqueue(&GpuKernels::fit, w, grid,
+                fit_args(desc, w, begin, std::min(width, in - begin), importance,
+                         batch.tensor_params, batch.params));
     }
     cuda::SolveArgs args{};
+    set_block(args, desc, begin, n, batch, codes, values);
     args.weights = w.data_ptr<float>() + begin;
     args.upper = factors.upper.data_ptr<float>() + begin * in + begin;
     args.order = factors.order.data_ptr<int64_t>() + begin;
-    args.params = batch.params.data_ptr<float>();
-    args.globals = data_or_null<float>(batch.tensor_params);
-    args.codes = codes.data_ptr<uint8_t>() + begin;
-    args.values = values.data_ptr<float>() + begin;
     args.errors = errors.data_ptr<float>();
     args.loss = batch.loss.data_ptr<double>();
-    args.row_stride = in;
     args.error_stride = block;
-    args.count = count;
-    args.rows = rows;
-    args.cols = in;
-    args.width = width;
-    args.groups = desc.groups(in);
-    args.n = n;
-    check(kernels().solve(grid, args, weights.get_device(), nullptr));
+    enqueue(&GpuKernels::solve, w, grid, args);
     const int64_t rest = in - begin - n;
     if (rest == 0) break;
     const at::Tensor upper = factors.upper.narrow(1, begin, n).narrow(2, begin + n, rest);
@@ -233,29 +241,19 @@ class GpuSweeper {
     args.count = count_;
     args.rows = rows_;
     args.n = n;
-    check(kernels().refit(grid_, args, gradient_.get_device(), nullptr));
+    enqueue(&GpuKernels::refit, gradient_, grid_, args);
     return change;
   }
 
   at::Tensor choose_codes(int64_t begin, int64_t n) {
     at::Tensor change = at::empty({count_, rows_, n}, gradient_.options());
     cuda::SweepArgs args{};
+    set_block(args, desc_, begin, n, batch_, batch_.codes, batch_.values);
     args.hessians = hessians_.data_ptr<float>() + begin * in_ + begin;
     args.gradient = gradient_.data_ptr<float>() + begin;
-    args.params = batch_.params.data_ptr<float>();
-    args.globals = data_or_null<float>(batch_.tensor_params);
-    args.codes = batch_.codes.data_ptr<uint8_t>() + begin;
-    args.values = batch_.values.data_ptr<float>() + begin;
     args.change = change.data_ptr<float>();
-    args.row_stride = in_;
-    args.count = count_;
-    args.rows = rows_;
-    args.cols = in_;
-    args.width = width_;
-    args.groups = desc_.groups(in_);
     args.begin = begin;
-    args.n = n;
-    check(kernels().sweep(grid_, args, gradient_.get_device(), nullptr));
+    enqueue(&GpuKernels::sweep, gradient_, grid_, args);
     return change;
   }
 

@@ -23,6 +23,10 @@ void round_groups_on_gpu(const FormatDesc& desc, const at::Tensor& weights, Quan
 void solve_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
                             const Factors& factors, const at::Tensor& importance, bool actorder,
                             QuantizedBatch& batch);
+/// The upper triangular U [E, n, n] with H^-1 = U^T U for each of `hessians` [E, n, n], permuted by
+/// `order` [E, n] as in Factors; both are f32, and the factors are computed in float64. U has
+/// values that are not finite if H is not positive definite.
+at::Tensor inverse_factors_on_gpu(const at::Tensor& hessians, const at::Tensor& order);
 /// Does not change batch.loss.
 void sweep_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
                             const at::Tensor& hessians, int sweeps, QuantizedBatch& batch);

@@ -7,6 +7,7 @@
 #include "quant/solve.h"
 #include "quant/solve_by_callbacks.h"
 #include "quant/sweep.h"
+#include "tensor/device.h"
 
 namespace aqhost {
 namespace {
@@ -81,6 +82,7 @@ QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
     const at::Tensor m = shifts.defined() ? shifts.cpu() : shifts;
     return quantize_gptq(format, weights.cpu(), hessians.cpu(), options, m).to(weights.device());
   }
+  const Tf32Products products(options.tf32 ? weights.device() : at::kCPU);
   GptqOptions used = options;
   used.actorder = options.actorder && desc.vector_dim == 1;
   const Factors factors = factor_hessians(hessians, used.percdamp, used.actorder);

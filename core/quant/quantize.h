@@ -15,6 +15,7 @@ struct GptqOptions {
   int64_t block = 128;     // columns solved between two updates of the columns after them
   int sweeps = 1;          // see sweep_described(); 0: only GPTQ
   double feedback = 0.75;  // share of the shift that is made up for
+  bool tf32 = true;        // a GPU may round the factors of matrix products to TF32
 };
 
 /// GPTQ (Frantar et al., arXiv:2210.17323) on weights [E, out, in] f32 with hessians [E, in, in]

@@ -9,6 +9,7 @@
 #include "run/layer_walk.h"
 #include "run/memory_need.h"
 #include "run/refine.h"
+#include "tensor/device.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -213,6 +214,17 @@ class Calibrator {
   at::Tensor x_, original_x_;  // [windows, tokens, hidden] f32 before the next layer
 };
 
+/// The memory for the experts of one chunk if the user sets no limit. A GPU solves many experts
+/// together in less time, and each rank should have experts to solve in every chunk; but no more
+/// than a quarter of the GPU's memory is taken for them. Processes on CPUs may share one memory.
+int64_t usual_chunk_bytes(at::Device device, int ranks) {
+  constexpr int64_t kMinimum = int64_t{3} << 29, kMaximum = int64_t{6} << 30;
+  if (device.is_cpu()) return kMinimum;
+  const int64_t memory = device_bytes(device);
+  return std::max(kMinimum,
+                  std::min(std::clamp(memory / 24, kMinimum, kMaximum) * ranks, memory / 4));
+}
+
 }  // namespace
 
 int32_t layers_with_states(const Model& model, const Plan& plan) {
@@ -224,10 +236,7 @@ int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan
                     const at::Tensor& windows, const CalibratedRunOptions& options,
                     const MemoryLimit& limit) {
   const OwnWindows own = own_windows(plan, windows, *options.comm);
-  // Each rank should have experts to solve in every chunk. Processes on CPUs may share one memory.
-  constexpr int kMaximumRanks = 16;
-  const int ranks = options.device.is_cpu() ? 1 : std::min(options.comm->size(), kMaximumRanks);
-  const int64_t usual = (int64_t{3} << 29) * ranks;
+  const int64_t usual = usual_chunk_bytes(options.device, options.comm->size());
   int64_t bytes = usual;
   if (limit.bytes != 0) {
     const int64_t room = room_for_experts(

@@ -265,8 +265,6 @@ SolveGroup LayerWalk::group_of(const Modules& modules, Hessian hessian) const {
   SolveGroup group{{}, std::move(hessian)};
   for (const PlannedModule* m : modules)
     group.members.push_back({m, layer_.weight(*m->module), rounding_.global(*m)});
-  group.tokens = group.hessian.tokens();
-  group.weight = group.hessian.weight();
   return group;
 }
 

@@ -1,6 +1,7 @@
 // LayerWalk: the routed experts of a layer.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <tuple>
 
 #include "base/interrupt.h"
@@ -8,6 +9,7 @@
 #include "forward/fused.h"
 #include "run/layer_walk.h"
 #include "run/token_rows.h"
+#include "tensor/tensor.h"
 
 namespace aqhost {
 namespace {
@@ -19,19 +21,61 @@ void add_weighted_rows(at::Tensor sums, const at::Tensor& rows, const at::Tensor
   sums.index_add_(0, rows, y.to(sums.scalar_type()).mul_(weights.unsqueeze(1)));
 }
 
-/// The positions in a and in b of the numbers that both contain. All are [n] i64 in rising order.
-std::pair<at::Tensor, at::Tensor> common_positions(const at::Tensor& a, const at::Tensor& b) {
-  if (b.size(0) == 0) return {b, b};
-  const at::Tensor place = at::searchsorted(b, a).clamp_max_(b.size(0) - 1);
-  const at::Tensor in_a = (b.index_select(0, place) == a).nonzero().squeeze(1);
-  return {in_a, place.index_select(0, in_a)};
+/// The numbers of tokens of all experts.
+std::vector<int64_t> sizes_of(const std::vector<ExpertTokens>& routed) {
+  std::vector<int64_t> sizes;
+  for (const ExpertTokens& tokens : routed) sizes.push_back(tokens.rows.size(0));
+  return sizes;
+}
+
+/// The places of all experts' tokens in one list.
+struct Places {
+  at::Tensor expert;  // [n] i64
+  at::Tensor begin;   // [n_experts] i64: an expert's first place
+  at::Tensor key;     // [n] i64, rising: expert and token as one number
+
+  Places(const std::vector<ExpertTokens>& routed, int64_t tokens) {
+    const std::vector<int64_t> sizes = sizes_of(routed);
+    const auto device = routed.front().rows.device();
+    const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    std::vector<at::Tensor> rows;
+    for (const ExpertTokens& mine : routed) rows.push_back(mine.rows);
+    const at::Tensor counts = at::tensor(sizes, at::kLong).to(device);
+    begin = counts.cumsum(0) - counts;
+    expert = at::repeat_interleave(counts, std::optional<int64_t>(total));
+    key = at::cat(rows) + expert * tokens;
+  }
+};
+
+/// For every expert, the positions in a[e] and in b[e] of the tokens that both contain: two tensors
+/// [n] i64 in rising order. `tokens` is the number of all tokens. All experts are looked up at
+/// once, because a GPU must be waited for to learn how many they are.
+std::vector<std::pair<at::Tensor, at::Tensor>> common_positions(const std::vector<ExpertTokens>& a,
+                                                                const std::vector<ExpertTokens>& b,
+                                                                int64_t tokens) {
+  const Places in_a(a, tokens), in_b(b, tokens);
+  if (in_b.key.size(0) == 0) return {a.size(), {in_b.key, in_b.key}};
+  const at::Tensor place = at::searchsorted(in_b.key, in_a.key).clamp_max_(in_b.key.size(0) - 1);
+  const at::Tensor from_a = (in_b.key.index_select(0, place) == in_a.key).nonzero().squeeze(1);
+  const at::Tensor from_b = place.index_select(0, from_a), e = in_a.expert.index_select(0, from_a);
+  const at::Tensor position_a = from_a - in_a.begin.index_select(0, e);
+  const at::Tensor position_b = from_b - in_b.begin.index_select(0, e);
+  const at::Tensor counts = at::bincount(e, {}, static_cast<int64_t>(a.size())).cpu();
+  std::vector<std::pair<at::Tensor, at::Tensor>> positions;
+  int64_t begin = 0;
+  for (const int64_t n : span_of<int64_t>(counts)) {
+    positions.emplace_back(position_a.narrow(0, begin, n), position_b.narrow(0, begin, n));
+    begin += n;
+  }
+  return positions;
 }
 
 }  // namespace
 
 std::vector<ExpertTokens> LayerWalk::route(const at::Tensor& f) const {
   std::vector<at::Tensor> ids, weights;
-  for_batches(f.size(0), kBatchTokens, [&](int64_t begin, int64_t count) {
+  const int64_t at_once = rows_at_once(f.size(1) * int64_t{sizeof(float)}, f.device());
+  for_batches(f.size(0), at_once, [&](int64_t begin, int64_t count) {
     const Routing routing = layer_.route(f.narrow(0, begin, count));
     ids.push_back(routing.ids);
     weights.push_back(routing.weights);
@@ -52,6 +96,11 @@ void LayerWalk::routed_experts(const std::vector<ExpertTokens>& routed_original,
   rounding_.agree(all_gate_up, comm_);
   const std::vector<Chunk> chunks = chunks_of(routed, quantized, original);
   std::vector<ExpertInput> inputs(routed.size());
+  if (original.input.defined()) {
+    const auto common = common_positions(routed, routed_original, quantized.input.size(0));
+    for (std::size_t e = 0; e < inputs.size(); e++)
+      std::tie(inputs[e].in_quantized, inputs[e].in_original) = common[e];
+  }
   // a scale that all down projections share for their inputs is known when every gate and up
   // projection is solved
   const bool two_passes = InputRounding::observed(all_down);
@@ -66,12 +115,10 @@ void LayerWalk::routed_experts(const std::vector<ExpertTokens>& routed_original,
 
 void LayerWalk::count_tokens(const std::vector<ExpertTokens>& routed) {
   const auto experts = static_cast<int64_t>(routed.size());
-  at::Tensor counts = at::empty({experts}, at::kLong), sums = at::empty({experts}, at::kDouble);
-  for (int64_t e = 0; e < experts; e++) {
-    const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
-    counts[e] = mine.rows.size(0);
-    sums[e] = mine.weights.sum(at::kDouble).cpu();
-  }
+  at::Tensor counts = at::tensor(sizes_of(routed), at::kLong);
+  std::vector<at::Tensor> expert_sums;
+  for (const ExpertTokens& mine : routed) expert_sums.push_back(mine.weights.sum(at::kDouble));
+  at::Tensor sums = at::stack(expert_sums).cpu();
   comm_.sum(counts);
   comm_.sum(sums);
   int64_t tokens = 0;
@@ -97,10 +144,9 @@ std::vector<LayerWalk::Chunk> LayerWalk::chunks_of(const std::vector<ExpertToken
   const int64_t d = quantized.input.size(1), inner = desc.inner_size,
                 models = original.input.defined() ? 2 : 1;
   const int64_t widest = std::max(d, inner), sums = 8 * widest * widest,
-                solving = (20 * widest * widest + 120 * d * inner) / comm_.size();
-  at::Tensor counts = at::empty({desc.n_experts}, at::kLong);
-  for (int32_t e = 0; e < desc.n_experts; e++)
-    counts[e] = routed[static_cast<std::size_t>(e)].rows.size(0);
+                factoring = (quantized.input.is_cpu() ? 20 : 32) * widest * widest,
+                solving = (factoring + 120 * d * inner) / comm_.size();
+  at::Tensor counts = at::tensor(sizes_of(routed), at::kLong);
   comm_.maximum(counts);  // all ranks must make the same chunks
   const auto bytes = [&](int32_t e) {
     const auto tokens = counts[e].item<int64_t>();
@@ -136,11 +182,11 @@ void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>&
   for (int32_t e = chunk.begin; e < chunk.end; e++) {
     check_interrupt();
     const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
-    ExpertInput input{{quantized.input, mine.rows}, {}, {}, {}};
+    ExpertInput& input = inputs[static_cast<std::size_t>(e)];
+    input.quantized = {quantized.input, mine.rows};
     at::Tensor hidden;  // in the original model
     if (original.input.defined()) {
       const ExpertTokens& before = routed_original[static_cast<std::size_t>(e)];
-      std::tie(input.in_quantized, input.in_original) = common_positions(mine.rows, before.rows);
       input.original = {original.input, before.rows};
       hidden = expert_hidden(e, input.original);
       add_expert_output(original, before, e, hidden);
@@ -149,7 +195,6 @@ void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>&
     add_expert(task, modules, input, mine.weights,
                [&] { return input_hessian(modules, quantized.input); });
     input.original = {hidden, {}};
-    inputs[static_cast<std::size_t>(e)] = std::move(input);
   }
   solve(std::move(task));
 }
@@ -217,12 +262,14 @@ void LayerWalk::add_expert(SolveTask& task, const Modules& modules, const Expert
   const double power = modules.front()->recipe.routing_power;
   const at::Tensor s = to_power(routing_weights, power);
   Hessian own(features, input.quantized.from.device());
-  for_batches(tokens, kBatchTokens, [&](int64_t begin, int64_t count) {
+  const int64_t at_once =
+      rows_at_once(features * input.quantized.from.element_size(), input.quantized.from.device());
+  for_batches(tokens, at_once, [&](int64_t begin, int64_t count) {
     own.add(rounding_.seen(modules, input.quantized.part(begin, count)),
             rows_or_none(s, begin, count));
   });
   const int64_t shifted = input.in_quantized.defined() ? input.in_quantized.size(0) : 0;
-  for_batches(shifted, kBatchTokens, [&](int64_t begin, int64_t count) {
+  for_batches(shifted, at_once, [&](int64_t begin, int64_t count) {
     const at::Tensor at = input.in_quantized.narrow(0, begin, count);
     own.add_shift(input.quantized.at(at), s.defined() ? s.index_select(0, at) : s,
                   input.original.at(input.in_original.narrow(0, begin, count)), shift_scale_);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 
+#include "base/error.h"
 #include "run/beside.h"
 
 namespace aqhost {
@@ -42,6 +43,16 @@ at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
     shifts.push_back(h.shift().defined() ? h.shift() : at::zeros_like(h.sum()));
   }
   return any ? stack(shifts) : at::Tensor();
+}
+
+/// Throws an Error if a Hessian is not finite. Waits for the device only once.
+void check_finite(const std::vector<SolveGroup>& groups) {
+  if (groups.empty()) return;
+  std::vector<at::Tensor> finite;
+  for (const SolveGroup& group : groups) finite.push_back(group.hessian.is_finite());
+  if (at::stack(finite).all().item<bool>()) return;
+  for (const SolveGroup& group : groups)
+    group.hessian.check_finite(group.members.front().planned->module->name);
 }
 
 }  // namespace
@@ -115,11 +126,9 @@ std::vector<NewWeight> Solver::solve(SolveTask task) {
   comm_.station(station_ + ": solve");
   std::vector<SolveGroup> own;
   for (std::size_t i = 0; i < task.groups.size(); i++) {
-    SolveGroup& group = task.groups[i];
-    group.tokens = hessians[i].tokens();
-    group.weight = hessians[i].weight();
-    group.hessian = std::move(hessians[i]);
-    if (owners[i] == comm_.rank()) own.push_back(group);
+    if (owners[i] != comm_.rank()) continue;
+    own.push_back(task.groups[i]);
+    own.back().hessian = std::move(hessians[i]);
   }
   const std::vector<NewWeight> solved = solve_here(own);
   comm_.station(station_ + ": share");
@@ -158,16 +167,15 @@ std::vector<NewWeight> Solver::solve_here(const std::vector<SolveGroup>& task) {
   // usually all groups go into one batch
   using FormatKey = std::pair<const Format*, std::string>;
   std::map<std::pair<FormatKey, int64_t>, std::vector<SolveGroup>> batches;
+  check_finite(task);
   for (const SolveGroup& group : task) {
-    group.hessian.check_finite(group.members.front().planned->module->name);
     std::map<FormatKey, std::vector<SolveGroup::Member>> parts;
     for (const SolveGroup::Member& m : group.members)
       parts[{m.planned->format.get(), m.planned->recipe.algorithm}].push_back(m);
     for (auto& [key, members] : parts) {
       int64_t rows = 0;
       for (const SolveGroup::Member& m : members) rows += m.weight.size(0);
-      batches[{key, rows}].push_back(
-          {std::move(members), group.hessian, group.tokens, group.weight, group.starved});
+      batches[{key, rows}].push_back({std::move(members), group.hessian, group.starved});
     }
   }
   std::vector<NewWeight> weights;
@@ -209,14 +217,15 @@ void Solver::hand_over(const std::vector<SolveGroup>& groups, const QuantizedBat
   std::vector<Solution> solutions;
   std::vector<Place> places;
   for (std::size_t e = 0; e < groups.size(); e++) {
+    const double weight = groups[e].hessian.weight();
     int64_t row = 0;
     for (const SolveGroup::Member& m : groups[e].members) {
       Solution solution;
       solution.planned = m.planned;
       solution.rtn = solved.rtn[e];
       solution.calibrated = true;
-      solution.tokens = groups[e].tokens;
-      solution.weight = groups[e].weight;
+      solution.tokens = groups[e].hessian.tokens();
+      solution.weight = weight;
       solution.starved = groups[e].starved;
       solution.input_global = m.input_global;
       solutions.push_back(std::move(solution));

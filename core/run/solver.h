@@ -30,8 +30,6 @@ struct SolveGroup {
   };
   std::vector<Member> members;
   Hessian hessian;
-  int64_t tokens = 0;  // see Solution
-  double weight = 0;
   bool starved = false;
 };
 

@@ -12,12 +12,15 @@
 #include "checkpoint/safetensors.h"
 #include "checkpoint/writer.h"
 #include "run/run_difference.h"
+#include "tensor/device.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr int kRest = 10;  // see RunStore::has_time_for_states()
+// see RunStore::has_time_for_states()
+constexpr int kRest = 10;
+constexpr std::chrono::seconds kMinimumRest{30};
 constexpr const char* kX = "hidden_states";
 constexpr const char* kOriginal = "original_hidden_states";
 
@@ -82,6 +85,13 @@ std::span<const std::byte> bytes_of(const at::Tensor& t) {
   return {static_cast<const std::byte*>(t.const_data_ptr()), t.nbytes()};
 }
 
+/// Writes a tensor of the states.
+void write_states(Writer& writer, const char* name, const at::Tensor& t) {
+  if (!t.defined()) return;
+  if (t.is_cpu()) return writer.write(name, bytes_of(t));
+  writer.copy(name, [&](int64_t begin, std::span<std::byte> out) { copy_to_host(t, begin, out); });
+}
+
 /// Writes the file of a boundary's states. While it is written it lies in a folder of its own,
 /// because Writer chooses its name. The constructor only copies the bytes; finish() flushes them.
 class StatesFile {
@@ -92,8 +102,8 @@ class StatesFile {
         part_(folder_ / (name_ + ".part")),
         writer_(make(part_, states)) {
     writer_.begin(0);
-    if (states.x.defined()) writer_.write(kX, bytes_of(states.x));
-    if (states.original.defined()) writer_.write(kOriginal, bytes_of(states.original));
+    write_states(writer_, kX, states.x);
+    write_states(writer_, kOriginal, states.original);
   }
 
   FileMark finish() {
@@ -161,7 +171,11 @@ struct RunStore::Part {
 };
 
 RunStore::RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, RunObserver& observer)
-    : work_(work), exporter_(exporter), comm_(comm), observer_(observer) {}
+    : work_(work),
+      exporter_(exporter),
+      comm_(comm),
+      observer_(observer),
+      next_states_(Clock::now() + kMinimumRest) {}
 
 RunStore::~RunStore() {
   if (writing_.valid()) writing_.wait();
@@ -248,6 +262,15 @@ Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_state
   const int32_t whole = done;
   // the run can go on after a unit only with the states behind it
   while (done > 0 && done <= needs_states_ && !states_are_whole(*at(done - 1))) done--;
+  const bool none_stored =
+      std::all_of(records.begin(), records.begin() + whole,
+                  [](const std::optional<Record>& record) { return record->states.empty(); });
+  if (done == 0 && whole > 0 && none_stored && resume != Resume::kRequired) {
+    observer_.inform(fmt::format(
+        "{}: {} of {} parts are done again, because the run ended before hidden states were stored",
+        work_.path().string(), whole, exporter_.units()));
+    return {};
+  }
   if (done == 0)
     fail(
         "{}: holds the work of an earlier run that cannot be gone on with: {}; pass --resume never "
@@ -327,13 +350,14 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
         const Clock::time_point begin = Clock::now();
         const bool from_gpu = copy.x.defined();
         if (from_gpu) {
-          const BoundaryStates here{copy.x.cpu(),
-                                    copy.original.defined() ? copy.original.cpu() : copy.original};
+          synchronize(copy.x.device());  // until the copy is complete
+          file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), copy);
           copy = {};
-          file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), here);
         }
         Json mark = file ? to_json(file->finish()) : Json();
-        if (from_gpu) next_states_ = Clock::now() + kRest * (Clock::now() - begin);
+        if (from_gpu)
+          next_states_ = Clock::now() +
+                         std::max<Clock::duration>(kMinimumRest, kRest * (Clock::now() - begin));
         if (comm_.rank() == 0)
           finish_unit(unit, report, seconds, std::move(mark));
         else

@@ -71,8 +71,9 @@ class RunStore {
   /// nothing. `needs_states` is the number of units, from the first on, whose states a later unit
   /// needs; the shards of all others are enough. Every finished shard is read and its SHA-256 is
   /// compared. The observer is warned of a damaged unit; that unit and those behind it are done
-  /// again. Throws an Error if the work folder holds another run (see run_differences()), if a unit
-  /// must be done again whose input is gone, or as `resume` says.
+  /// again. So are all units, and the observer is told, if none has stored states yet. Throws an
+  /// Error if the work folder holds another run (see run_differences()), if a unit must be done
+  /// again whose input is gone, or as `resume` says.
   Finished open(const Json& manifest, Resume resume, int32_t needs_states);
   /// What rank 0 has found, for another rank: it has its own states, and neither a report nor the
   /// seconds. `units` is the number of finished units.
@@ -87,7 +88,8 @@ class RunStore {
 
   /// Whether the hidden states behind a unit that begins should be written if they are on a GPU.
   /// Writing them slows down the layers after it. So this is the case only if nothing is being
-  /// written, and if ten times as long as the last states took has passed since they were written.
+  /// written, and if half a minute and ten times as long as the last states took have passed since
+  /// they were written, or since the run began.
   bool has_time_for_states() const;
   /// Finishes a unit whose modules are all written, by this rank and the others. Another thread
   /// flushes its files and writes its record; if that fails, the next call throws the exception.
@@ -128,7 +130,7 @@ class RunStore {
   UnitReport others_report_;            // likewise
   std::atomic<int32_t> finished_ = 0;
   std::future<void> writing_;
-  std::atomic<Clock::time_point> next_states_ = Clock::time_point::min();  // see above
+  std::atomic<Clock::time_point> next_states_;  // see has_time_for_states()
 };
 
 }  // namespace aqhost

@@ -6,10 +6,12 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <boost/dll/runtime_symbol_info.hpp>
 #include <boost/dll/shared_library.hpp>
 #include <charconv>
 #include <cstdlib>
+#include <cstring>
 
 #include "base/error.h"
 
@@ -70,6 +72,11 @@ int parse_index(const std::string& name) {
   return index;
 }
 
+void set_products(at::Float32Precision precision) {
+  at::globalContext().setFloat32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL,
+                                          precision);
+}
+
 }  // namespace
 
 void check_device_name(const std::string& name) {
@@ -117,6 +124,36 @@ void on_own_queue(at::Device device, const std::function<void()>& body) {
   } const restore{guard, guard.exchangeStream(own)};
   body();
   guard.synchronizeStream(own);
+}
+
+void copy_to_host(const at::Tensor& tensor, int64_t begin, std::span<std::byte> out) {
+  constexpr std::size_t kPart = std::size_t{1} << 24;
+  const at::Tensor bytes = tensor.view({-1}).view(at::kByte);
+  const at::Tensor pinned = at::empty({static_cast<int64_t>(std::min(kPart, out.size()))},
+                                      at::TensorOptions(at::kByte).pinned_memory(true));
+  while (!out.empty()) {
+    const std::size_t n = std::min(kPart, out.size());
+    const auto size = static_cast<int64_t>(n);
+    on_own_queue(tensor.device(), [&] {
+      pinned.narrow(0, 0, size).copy_(bytes.narrow(0, begin, size), /*non_blocking=*/true);
+    });
+    std::memcpy(out.data(), pinned.const_data_ptr(), n);
+    out = out.subspan(n);
+    begin += size;
+  }
+}
+
+int64_t device_bytes(at::Device device) {
+  return static_cast<int64_t>(
+      c10::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).second);
+}
+
+Tf32Products::Tf32Products(at::Device device) : used_(!device.is_cpu()) {
+  if (used_) set_products(at::Float32Precision::TF32);
+}
+
+Tf32Products::~Tf32Products() {
+  if (used_) set_products(at::Float32Precision::IEEE);
 }
 
 int64_t peak_device_bytes(at::Device device) {

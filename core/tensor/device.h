@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <span>
 #include <string>
 
 namespace aqhost {
@@ -29,6 +30,28 @@ void synchronize(at::Device device);
 /// threads, and returns when they are done. On the CPU, just runs it. Tensors that `body` leaves
 /// behind may be freed only after synchronize().
 void on_own_queue(at::Device device, const std::function<void()>& body);
+
+/// Copies bytes [begin, begin + out.size()) of a contiguous tensor on a GPU to `out`. Goes through
+/// page-locked memory of a few MB and a queue of its own, so that the GPU's other work goes on; so
+/// the tensor must have its values already.
+void copy_to_host(const at::Tensor& tensor, int64_t begin, std::span<std::byte> out);
+
+/// The bytes of memory that a GPU has.
+int64_t device_bytes(at::Device device);
+
+/// While it lives, float32 matrix products on a GPU may round their factors to TF32 (11 significant
+/// bits) and add in float32, which is eight times as fast. Does nothing for the CPU. One may live
+/// at a time, and it concerns all threads.
+class Tf32Products {
+ public:
+  explicit Tf32Products(at::Device device);
+  ~Tf32Products();
+  Tf32Products(const Tf32Products&) = delete;
+  Tf32Products& operator=(const Tf32Products&) = delete;
+
+ private:
+  const bool used_;
+};
 
 /// The maximum of tensor bytes that were held at once since the start; 0 on the CPU.
 int64_t peak_device_bytes(at::Device device);

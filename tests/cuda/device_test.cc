@@ -7,8 +7,10 @@
 #include <cstring>
 
 #include "calibrate/hessian.h"
+#include "forward/fused.h"
 #include "quant/activations.h"
 #include "quant/cells.h"
+#include "quant/factor.h"
 #include "quant/formats.h"
 #include "quant/gpu.h"
 #include "quant/problem.h"
@@ -82,6 +84,7 @@ TEST_CASE("GPTQ on a GPU is the CPU's but where sums flip a tie") {
         GptqOptions options;
         options.actorder = actorder;
         options.sweeps = rows % 3;  // 2, 1
+        options.tf32 = false;
         const at::Tensor shifts = 0.05 * problem.hessians;
         const QuantizedBatch want =
             quantize_gptq(*c.format, problem.weights, problem.hessians, options, shifts);
@@ -96,6 +99,30 @@ TEST_CASE("GPTQ on a GPU is the CPU's but where sums flip a tie") {
         CHECK(std::abs(loss - 1) < 1e-3);
         CHECK(relative(got.values, want.values) < 0.05);
       }
+}
+
+TEST_CASE("products in TF32 do not raise the loss of GPTQ") {
+  double sum = 0;
+  int count = 0;
+  for (const Case& c : cases())
+    for (const bool actorder : {true, false})
+      for (const int64_t seed : {1, 2}) {
+        CAPTURE(c.name);
+        const Problem problem(2, 200, 768, static_cast<uint64_t>(seed));
+        const at::Tensor w = problem.weights.cuda(), h = problem.hessians.cuda();
+        GptqOptions options;
+        options.actorder = actorder;
+        const auto loss = [&](bool tf32) {
+          options.tf32 = tf32;
+          return quantize_gptq(*c.format, w, h, options, 0.05 * h).loss.sum().item<double>();
+        };
+        const double ratio = loss(true) / loss(false);
+        CHECK(std::abs(ratio - 1) < 1e-2);
+        sum += ratio;
+        count++;
+      }
+  std::printf("the mean loss with TF32 is %.5f times that without\n", sum / count);
+  CHECK(std::abs(sum / count - 1) < 1e-3);
 }
 
 TEST_CASE("activations are rounded to the CPU's bits") {
@@ -131,12 +158,84 @@ TEST_CASE("Hessians from bfloat16 inputs are the CPU's") {
     want.add(x.to(at::kFloat), weighted ? s : at::Tensor());
     got.add(x.cuda(), weighted ? s.cuda() : at::Tensor());
     CHECK(relative(got.sum(), want.sum()) < 3e-3);
-    const at::Tensor before = x + 0.1 * at::randn({3000, 256});
-    want.add_shift(x.to(at::kFloat), weighted ? s : at::Tensor(), before, 2);
+    const at::Tensor before = (x + 0.1 * at::randn({3000, 256})).to(at::kBFloat16);
+    want.add_shift(x.to(at::kFloat), weighted ? s : at::Tensor(), before.to(at::kFloat), 2);
     got.add_shift(x.cuda(), weighted ? s.cuda() : at::Tensor(), before.cuda(), 2);
     CHECK(relative(got.shift(), want.shift()) < 1e-2);
     CHECK(got.weight() == doctest::Approx(want.weight()));
     CHECK(got.tokens() == want.tokens());
+  }
+}
+
+TEST_CASE("factors on a GPU are the CPU's") {
+  for (const int64_t n : {1, 40, 64, 65, 200, 768}) {
+    CAPTURE(n);
+    const at::Tensor x = at::randn({3, 2 * n, n});
+    at::Tensor hessians = at::bmm(x.transpose(1, 2), x);
+    hessians[2].zero_();  // all columns are dead
+    for (const bool actorder : {true, false}) {
+      const Factors want = factor_hessians(hessians, 0.01, actorder);
+      const Factors got = factor_hessians(hessians.cuda(), 0.01, actorder);
+      CHECK(equal_bits(got.order, want.order));
+      CHECK((got.failed == want.failed));
+      CHECK(relative(got.damped, want.damped) < 1e-6);
+      CHECK(relative(got.upper, want.upper) < 1e-5);
+      CHECK(got.upper.triu().equal(got.upper));
+    }
+  }
+}
+
+TEST_CASE("a Hessian that is not positive definite is damped more, as on the CPU") {
+  const int64_t n = 150;
+  const at::Tensor x = at::randn({4, 2 * n, n});
+  at::Tensor hessians = at::bmm(x.transpose(1, 2), x);
+  hessians[1].sub_(at::eye(n) * 0.9 *
+                   hessians[1].diagonal().mean());  // needs ten times the damping
+  hessians[3].neg_();                               // has no factor
+  const Factors want = factor_hessians(hessians, 0.1, true);
+  const Factors got = factor_hessians(hessians.cuda(), 0.1, true);
+  REQUIRE((want.failed == std::vector<bool>{false, false, false, true}));
+  CHECK((got.failed == want.failed));
+  CHECK(relative(got.damped, want.damped) < 1e-6);
+  CHECK(relative(got.upper, want.upper) < 1e-4);
+}
+
+TEST_CASE("steps of a layer on a GPU are the CPU's") {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    CAPTURE(type);
+    // results differ by the last bit at most
+    const double close = type == at::kFloat ? 1e-6 : 4e-3;
+    for (const int64_t size : {6, 64, 200}) {
+      CAPTURE(size);
+      const at::Tensor x = at::randn({2, 37, size}).to(type), wide = at::randn({2, 37, size});
+      const at::Tensor weight = at::rand({size}).to(type);
+      CHECK(relative(fused_rms_norm(x.cuda(), weight.cuda(), 1e-5F),
+                     fused_rms_norm(x, weight, 1e-5F)) < close);
+      CHECK(relative(fused_rms_norm(wide.cuda(), weight.cuda(), 1e-5F),
+                     fused_rms_norm(wide, weight, 1e-5F)) < close);
+
+      at::Tensor want = at::randn({74, size}).to(type), got = want.cuda();
+      const at::Tensor up = at::randn({74, size}).to(type);
+      fused_silu_times(want, up);
+      at::Tensor there = got;
+      fused_silu_times(there, up.cuda());
+      CHECK(relative(there, want) < close);
+
+      at::Tensor sums = at::randn({100, size}), sums_there = sums.cuda();
+      const at::Tensor rows = at::randperm(100).narrow(0, 0, 74), weights = at::rand({74});
+      fused_add_rows(sums, rows, weights, up);
+      fused_add_rows(sums_there, rows.cuda(), weights.cuda(), up.cuda());
+      CHECK(relative(sums_there, sums) < 1e-6);
+
+      const at::Tensor angles = at::randn({40, size / 2 - 1});
+      const at::Tensor cos = angles.cos().to(type), sin = angles.sin().to(type);
+      for (const bool interleaved : {true, false}) {
+        at::Tensor heads = at::randn({2, 37, 3, size}).to(type), heads_there = heads.cuda();
+        fused_rotate(heads, cos, sin, interleaved);
+        fused_rotate(heads_there, cos.cuda(), sin.cuda(), interleaved);
+        CHECK(relative(heads_there, heads) < close);
+      }
+    }
   }
 }
 

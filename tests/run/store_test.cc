@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/sha256.h"
 #include "run/quantize.h"
 #include "run/run_difference.h"
 #include "run/status.h"
@@ -220,6 +221,32 @@ TEST_CASE("the run is refused if there are no whole hidden states to go on from"
       contains(run(open, "out"), "2 of 4 parts are whole, but not the hidden states behind them"));
   CHECK(contains(run(open, "out", Run{"{default: {group_size: 16}}", 0, "", Resume::kNever}), ""));
   CHECK(fs::exists(open / "out/config.json"));
+}
+
+TEST_CASE("a run that ended before hidden states were stored, as on a GPU, begins anew") {
+  const OpenModel open(three_layers());
+  run(open, "whole");
+  run(open, "out", Run{"{default: {group_size: 16}}", 0, "layers.2."});
+  const fs::path progress = open / "out.work" / "progress";
+  for (const auto& entry : list_folder(progress)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("states-")) fs::remove(entry.path());
+    if (!name.starts_with("unit-")) continue;
+    Json record = read_json(entry.path())["record"];
+    record["states"] = Json::array();
+    const std::string text = to_text(record);
+    const Json file{{"sha256", sha256_of(std::as_bytes(std::span(text)))}, {"record", record}};
+    write_file(entry.path(), to_text(file));
+  }
+  Run required;
+  required.resume = Resume::kRequired;
+  CHECK(contains(run(open, "out", required), "cannot be gone on with"));
+  const std::string heard = run(open, "out");
+  CHECK(contains(heard,
+                 "2 of 4 parts are done again, because the run ended before hidden states were "
+                 "stored"));
+  CHECK(heard.find("error") == std::string::npos);
+  CHECK(files_of(open / "out") == files_of(open / "whole"));
 }
 
 TEST_CASE("a file of the user stays in the work folder") {

@@ -2,15 +2,13 @@
 // the last bit.
 
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace aqhost::cuda {
 namespace {
 
 using aq::GroupParams, aq::Rounded;
 
-constexpr int kWarp = 32;
-constexpr int kWarps = 8;  // per thread block
-constexpr unsigned kAll = 0xffffffffu;
 constexpr int kMaximumColumns = 128;
 
 /// Copies the grid to shared memory, because threads read its tables at different addresses.
@@ -134,67 +132,94 @@ __global__ void round_kernel(const __grid_constant__ Grid parameter, const Round
   }
 }
 
-/// One warp solves one row of the block. Column 32 k + lane is in register k of a lane.
+/// A block's columns of one row, spread over a warp: column 32 k + lane is in register k of a lane.
+constexpr int kRegisters = kMaximumColumns / kWarp;
+struct BlockRow {
+  int lane;
+  int64_t index;  // of all rows of all matrices
+  float step[kRegisters], zero[kRegisters];
+
+  __device__ static int column(int k, int lane) { return k * kWarp + lane; }
+  /// `column_of(c)` is the original column of column c of the block.
+  template <typename ColumnOf>
+  __device__ void load_scales(const Grid& grid, const BlockArgs& a, ColumnOf column_of) {
+    const float global = global_of(a.globals, index / a.rows);
+#pragma unroll
+    for (int k = 0; k < kRegisters; k++) {
+      const int c = column(k, lane);
+      step[k] = 1;
+      zero[k] = 0;
+      if (c < a.n) load_scale(grid, a, index, column_of(c) / a.width, global, step[k], zero[k]);
+    }
+  }
+};
+
+/// Passes what each column leaves to the columns after it: x[j] -= leaves(column i) matrix[i][j]
+/// for all i < j < n in turn. leaves(k, d) is for a lane's register k, whose x is final then; d is
+/// the diagonal element of the column that the warp has reached, so only the lane of that column
+/// computes something useful.
+template <bool kWhole, typename Leaves>
+__device__ void pass_on(const float* matrix, int64_t stride, int n, int lane, float* x,
+                        Leaves leaves) {
+#pragma unroll
+  for (int k = 0; k < kRegisters; k++) {
+    for (int l = 0; l < kWarp; l++) {
+      const int i = k * kWarp + l;
+      if (!kWhole && i >= n) break;
+      const float* row = matrix + i * stride;
+      const float passed = __shfl_sync(kAll, leaves(k, __ldg(row + i)), l);
+#pragma unroll
+      for (int m = k; m < kRegisters; m++) {
+        const int j = m * kWarp + lane;
+        if ((m > k || lane > l) && (kWhole || j < n))
+          x[m] = __fmaf_rn(-passed, __ldg(row + j), x[m]);
+      }
+    }
+  }
+}
+
+/// One warp solves one row of the block.
+template <bool kWhole>
 __global__ void __launch_bounds__(kWarps* kWarp)
     solve_kernel(const __grid_constant__ Grid parameter, const SolveArgs a) {
-  constexpr int kRegisters = kMaximumColumns / kWarp;
   __shared__ Grid grid;
   load_grid(parameter, grid);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, e = blockIdx.y;
   if (row >= a.rows) return;
   const int n = static_cast<int>(a.n);
-  const int64_t all_rows = e * a.rows + row;
-  const float global = global_of(a.globals, e);
-  float w[kRegisters], step[kRegisters], zero[kRegisters], value[kRegisters], error[kRegisters];
-  uint32_t code[kRegisters];
+  BlockRow block{lane, e * a.rows + row};
+  block.load_scales(grid, a, [&](int c) { return a.order[e * a.cols + c]; });
+  float w[kRegisters];
 #pragma unroll
   for (int k = 0; k < kRegisters; k++) {
-    const int c = k * kWarp + lane;
-    w[k] = zero[k] = value[k] = error[k] = 0;
-    step[k] = 1;
-    code[k] = 0;
-    if (c >= n) continue;
-    w[k] = a.weights[all_rows * a.row_stride + c];
-    load_scale(grid, a, all_rows, a.order[e * a.cols + c] / a.width, global, step[k], zero[k]);
+    const int c = BlockRow::column(k, lane);
+    w[k] = c < n ? a.weights[block.index * a.row_stride + c] : 0;
   }
 
+  const auto round = [&](int k) {
+    return round_to_grid(grid, w[k] / block.step[k], block.zero[k]);
+  };
   const float* upper = a.upper + e * a.cols * a.cols;
+  pass_on<kWhole>(upper, a.cols, n, lane, w, [&](int k, float diagonal) {
+    return (w[k] - round(k).value * block.step[k]) / diagonal;
+  });
+
   double loss = 0;
 #pragma unroll
   for (int k = 0; k < kRegisters; k++) {
-    for (int l = 0; l < kWarp; l++) {
-      const int i = k * kWarp + l;
-      if (i >= n) break;
-      const float* u = upper + i * a.cols;
-      const Rounded rounded = round_to_grid(grid, w[k] / step[k], zero[k]);
-      const float stored = rounded.value * step[k];
-      const float mine = (w[k] - stored) / __ldg(u + i);
-      if (lane == l) {
-        code[k] = rounded.code;
-        value[k] = stored;
-        error[k] = mine;
-        loss += 0.5 * static_cast<double>(mine) * static_cast<double>(mine);
-      }
-      const float passed = __shfl_sync(kAll, mine, l);
-#pragma unroll
-      for (int m = k; m < kRegisters; m++) {
-        const int j = m * kWarp + lane;
-        if (j > i && j < n) w[m] -= passed * __ldg(u + j);
-      }
-    }
-  }
-
-#pragma unroll
-  for (int k = 0; k < kRegisters; k++) {
-    const int c = k * kWarp + lane;
+    const int c = BlockRow::column(k, lane);
     if (c >= n) continue;
-    a.codes[all_rows * a.row_stride + c] = static_cast<uint8_t>(code[k]);
-    a.values[all_rows * a.row_stride + c] = value[k];
-    a.errors[all_rows * a.error_stride + c] = error[k];
+    const Rounded rounded = round(k);
+    const float stored = rounded.value * block.step[k];
+    const float error = (w[k] - stored) / __ldg(upper + c * a.cols + c);
+    a.codes[block.index * a.row_stride + c] = static_cast<uint8_t>(rounded.code);
+    a.values[block.index * a.row_stride + c] = stored;
+    a.errors[block.index * a.error_stride + c] = error;
+    loss += 0.5 * static_cast<double>(error) * static_cast<double>(error);
   }
   loss = sum_of_lanes(loss);
-  if (lane == 0) a.loss[all_rows] += loss;
+  if (lane == 0) a.loss[block.index] += loss;
 }
 
 /// One warp refits the group of one row.
@@ -237,77 +262,44 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   if (lane == 0) params[0] = fitted;
 }
 
-/// One warp takes one row through the block. Column 32 k + lane is in register k of a lane.
+/// One warp takes one row through the block.
+template <bool kWhole>
 __global__ void __launch_bounds__(kWarps* kWarp)
     sweep_kernel(const __grid_constant__ Grid parameter, const SweepArgs a) {
-  constexpr int kRegisters = kMaximumColumns / kWarp;
   __shared__ Grid grid;
   load_grid(parameter, grid);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, e = blockIdx.y;
   if (row >= a.rows) return;
   const int n = static_cast<int>(a.n);
-  const int64_t all_rows = e * a.rows + row;
-  const float global = global_of(a.globals, e);
-  float g[kRegisters], step[kRegisters], zero[kRegisters], before[kRegisters], value[kRegisters];
-  uint32_t code[kRegisters];
+  BlockRow block{lane, e * a.rows + row};
+  block.load_scales(grid, a, [&](int c) { return a.begin + c; });
+  float g[kRegisters], before[kRegisters];
 #pragma unroll
   for (int k = 0; k < kRegisters; k++) {
-    const int c = k * kWarp + lane;
-    g[k] = zero[k] = before[k] = value[k] = 0;
-    step[k] = 1;
-    code[k] = 0;
-    if (c >= n) continue;
-    g[k] = a.gradient[all_rows * a.row_stride + c];
-    before[k] = a.values[all_rows * a.row_stride + c];
-    load_scale(grid, a, all_rows, (a.begin + c) / a.width, global, step[k], zero[k]);
+    const int c = BlockRow::column(k, lane);
+    g[k] = c < n ? a.gradient[block.index * a.row_stride + c] : 0;
+    before[k] = c < n ? a.values[block.index * a.row_stride + c] : 0;
   }
 
+  const auto round = [&](int k, float diagonal) {
+    return round_to_grid(grid, (before[k] - g[k] / diagonal) / block.step[k], block.zero[k]);
+  };
   const float* hessian = a.hessians + e * a.cols * a.cols;
-#pragma unroll
-  for (int k = 0; k < kRegisters; k++) {
-    for (int l = 0; l < kWarp; l++) {
-      const int i = k * kWarp + l;
-      if (i >= n) break;
-      const float* h = hessian + i * a.cols;
-      const float best = before[k] - g[k] / __ldg(h + i);
-      const Rounded rounded = round_to_grid(grid, best / step[k], zero[k]);
-      const float mine = rounded.value * step[k];
-      if (lane == l) {
-        code[k] = rounded.code;
-        value[k] = mine;
-      }
-      const float passed = __shfl_sync(kAll, before[k] - mine, l);
-#pragma unroll
-      for (int m = k; m < kRegisters; m++) {
-        const int j = m * kWarp + lane;
-        if (j > i && j < n) g[m] -= passed * __ldg(h + j);
-      }
-    }
-  }
+  pass_on<kWhole>(hessian, a.cols, n, lane, g, [&](int k, float diagonal) {
+    return before[k] - round(k, diagonal).value * block.step[k];
+  });
 
 #pragma unroll
   for (int k = 0; k < kRegisters; k++) {
-    const int c = k * kWarp + lane;
+    const int c = BlockRow::column(k, lane);
     if (c >= n) continue;
-    a.codes[all_rows * a.row_stride + c] = static_cast<uint8_t>(code[k]);
-    a.values[all_rows * a.row_stride + c] = value[k];
-    a.change[all_rows * a.n + c] = value[k] - before[k];
+    const Rounded rounded = round(k, __ldg(hessian + c * a.cols + c));
+    const float value = rounded.value * block.step[k];
+    a.codes[block.index * a.row_stride + c] = static_cast<uint8_t>(rounded.code);
+    a.values[block.index * a.row_stride + c] = value;
+    a.change[block.index * n + c] = value - before[k];
   }
-}
-
-const char* text_of(cudaError_t error) {
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-const char* last_error() { return text_of(cudaGetLastError()); }
-
-/// Selects the GPU again, because this module has a CUDA runtime of its own, which does not know
-/// which GPU the host has selected.
-const char* use(int device) { return text_of(cudaSetDevice(device)); }
-
-unsigned blocks(int64_t tasks, int64_t each) {
-  return static_cast<unsigned>((tasks + each - 1) / each);
 }
 
 }  // namespace
@@ -339,8 +331,9 @@ extern "C" const char* aq_cuda_solve(const Grid& grid, const SolveArgs& args, in
   if (const char* error = use(device)) return error;
   if (args.n > kMaximumColumns) return "a block of more than 128 columns";
   if (args.count * args.rows == 0) return nullptr;
+  const auto kernel = args.n == kMaximumColumns ? solve_kernel<true> : solve_kernel<false>;
   const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
-  solve_kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
+  kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
   return last_error();
 }
 
@@ -359,8 +352,9 @@ extern "C" const char* aq_cuda_sweep(const Grid& grid, const SweepArgs& args, in
   if (const char* error = use(device)) return error;
   if (args.n > kMaximumColumns) return "a block of more than 128 columns";
   if (args.count * args.rows == 0) return nullptr;
+  const auto kernel = args.n == kMaximumColumns ? sweep_kernel<true> : sweep_kernel<false>;
   const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
-  sweep_kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
+  kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
   return last_error();
 }
 
