@@ -85,7 +85,8 @@ class Comm {
   /// Sums tensors[i] of all ranks into tensors[i] of rank owners[i], elementwise, as 0 + 1 + 2 +
   /// ... in the order of ranks. On the other ranks the tensors do not change. Floating-point,
   /// contiguous, all on one device. Every rank sends the tensors that it does not own, once. It
-  /// takes at most 2 * 16 MiB of memory for each other rank.
+  /// takes at most 2 * 16 MiB of memory for each other rank; on a GPU 512 MiB for all of them, if
+  /// that is more.
   void reduce(std::vector<at::Tensor>& tensors, const std::vector<int>& owners);
 
   /// Copies tensors[i] of rank owners[i] to every rank. Contiguous, all on one device.
