@@ -196,7 +196,8 @@ class Calibrator {
     sink.add(walk.coverage(), needed, walk.starved());
     if (refine.steps > 0) {
       timer.begin("refine");
-      sink.add(refine_layer(original_, index, layer, solved, before, original_x_, refine));
+      sink.add(
+          refine_layer(original_, plan_, index, layer, solved, before, original_x_, refine, comm_));
       x_ = before;
       sink.take(solved);
     }

@@ -50,15 +50,6 @@ void check_calibration(const Plan& plan, const QuantizeOptions& options) {
         "calibration text: give --calib FILE");
 }
 
-void check_refinement(const Plan& plan, const Comm& comm) {
-  const bool refines = std::any_of(plan.modules.begin(), plan.modules.end(),
-                                   [](const PlannedModule& m) { return m.refined(); });
-  if (refines && comm.size() > 1)
-    fail(
-        "learned rounding (refine in the recipe) does not run on several processes; start one "
-        "process, or remove refine from the recipe");
-}
-
 /// "1 finished layer", "3 finished layers". The last of all units is no layer.
 std::string layers_text(const Exporter& exporter, int32_t units) {
   const int32_t layers = std::min(units, exporter.units() - 1);
@@ -348,7 +339,6 @@ RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
   Comm& comm = options.comm == nullptr ? *alone : *options.comm;
   const at::ScalarType dtype = compute_type(options.dtype, original, options.device);
   check_calibration(plan, options);
-  check_refinement(plan, comm);
   check_unplanned_values(original, model, plan);
   PhaseTimer timer;
   timer.begin("prepare");

@@ -9,6 +9,7 @@
 #include "checkpoint/source.h"
 #include "forward/layer.h"
 #include "plan/plan.h"
+#include "run/comm.h"
 #include "run/report.h"
 #include "run/solution.h"
 
@@ -16,7 +17,7 @@ namespace aqhost {
 
 struct RefineOptions {
   int64_t steps = 0;
-  int64_t batch = 16;  // windows per step
+  int64_t batch = 16;  // windows per step, of all ranks together
   uint64_t seed = 0;   // of the choice of windows
 };
 
@@ -33,10 +34,18 @@ RefineOptions refine_options(const Plan& plan, int32_t layer, uint64_t seed);
 /// gradient, by up to half a cell in all steps together; if it crosses a border, it takes the next
 /// code. Scales do not change, and no code changes if the output has not come nearer. Modules whose
 /// format only a plugin can round are left as they are. `source` is the original checkpoint. The
-/// result is the same for the same seed and number of threads. Memory: about eight times the
-/// layer's weights, and the activations of one batch.
-Refinement refine_layer(const Source& source, int32_t index, Layer& layer,
+/// result is the same for the same seed, number of threads and number of ranks.
+///
+/// If a run has several ranks, each calls this with the same layer, with the `solutions` that it
+/// owns, and with its own windows, which were dealt to the ranks in turn. A step uses
+/// `options.batch` windows of all ranks together: the gradients of a module are added up on its
+/// owner, which moves the weights and sends the new ones to all ranks. So all ranks together send 8
+/// bytes per weight and step for each rank but one. The errors are those of all windows.
+///
+/// Memory: three times the layer's weights, the cells of the rank's own solutions (six times their
+/// weights), and the activations of its windows of one step.
+Refinement refine_layer(const Source& source, const Plan& plan, int32_t index, Layer& layer,
                         std::vector<Solution>& solutions, at::Tensor& x, const at::Tensor& target,
-                        const RefineOptions& options);
+                        const RefineOptions& options, Comm& comm);
 
 }  // namespace aqhost

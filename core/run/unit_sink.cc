@@ -80,7 +80,9 @@ void UnitSink::add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
         {c.layer, c.expert, c.tokens, c.weight, starved.contains(c.expert), needed});
 }
 
-void UnitSink::add(const Refinement& refinement) { unit_.refined.push_back(refinement); }
+void UnitSink::add(const Refinement& refinement) {
+  if (comm_.rank() == 0) unit_.refined.push_back(refinement);
+}
 
 void UnitSink::finish_unit(const BoundaryStates& states) {
   timer_.begin("write");

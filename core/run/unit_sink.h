@@ -45,6 +45,8 @@ class UnitSink {
   /// received fewer than the `needed` tokens.
   void add(const std::vector<ExpertCoverage>& coverage, int64_t needed,
            const std::set<int32_t>& starved);
+  /// Adds what learned rounding did, which is the same on all ranks, to the unit's report on rank
+  /// 0.
   void add(const Refinement& refinement);
   /// `states` are the hidden states behind the unit, if it has any; see RunStore::finish().
   void finish_unit(const BoundaryStates& states = {});

@@ -1,6 +1,12 @@
 #include "run/refine.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/GradMode.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <future>
 
 #include "forward/fake_model.h"
 #include "quant/formats.h"
@@ -12,8 +18,10 @@ namespace {
 
 /// A layer of the fake model that is quantized to few bits and refined.
 struct Refined {
-  /// Without experts that receive tokens: only one is refined, and no token is routed to it.
-  Refined(int64_t steps, uint64_t seed, bool met = true) {
+  /// Not `met`: only an expert to which no token is routed is refined. If `comm` has several ranks,
+  /// this is one of them, which has its part of the windows and of the modules.
+  Refined(int64_t steps, uint64_t seed, bool met = true, int64_t batch = 4,
+          Comm& comm = *Comm::alone()) {
     if (!met) fake.ffn.n_experts = 64;
     fake.ffn.shared_size = 12;
     fake.ffn.shared_gated = 1;
@@ -31,7 +39,7 @@ struct Refined {
       if (module.key.layer == 0 && (met ? !router : module.key.expert == unmet))
         planned.format = format;
       planned.recipe.refine_steps = steps;
-      planned.recipe.refine_batch = 4;
+      planned.recipe.refine_batch = batch;
       plan.modules.push_back(planned);
     }
     at::Tensor out = x.clone(), target = x.clone();
@@ -42,10 +50,15 @@ struct Refined {
         },
         timer)
         .run(out, target);
+    for (std::size_t i = modules.size(); i-- > 0;)
+      if (static_cast<int>(i) % comm.size() != comm.rank())
+        modules.erase(modules.begin() + static_cast<std::ptrdiff_t>(i));
     solved = modules;
+    x = x.slice(0, comm.rank(), x.size(0), comm.size()).contiguous();
+    target = target.slice(0, comm.rank(), target.size(0), comm.size()).contiguous();
     const RefineOptions options = refine_options(plan, 0, seed);
     at::Tensor after = x.clone();
-    refinement = refine_layer(source, 0, *layer, modules, after, target, options);
+    refinement = refine_layer(source, plan, 0, *layer, modules, after, target, options, comm);
     CHECK(at::allclose(after, layer->forward(x), 1e-4, 1e-5));
     error = (layer->forward(x) - target).square().mean().item<double>();
   }
@@ -69,6 +82,39 @@ struct Refined {
   Refinement refinement;
   double error = 0;
 };
+
+uint16_t free_port() {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  auto* const any = reinterpret_cast<sockaddr*>(&address);
+  REQUIRE(bind(fd, any, size) == 0);
+  REQUIRE(getsockname(fd, any, &size) == 0);
+  close(fd);
+  return ntohs(address.sin_port);
+}
+
+using Ranks = std::vector<std::unique_ptr<Refined>>;
+
+/// What each of several ranks refines, by rank. They are threads of this process.
+Ranks refine_over(int size, int64_t steps, int64_t batch) {
+  const uint16_t port = free_port();
+  std::vector<std::future<std::unique_ptr<Refined>>> running;
+  for (int rank = 0; rank < size; rank++)
+    running.push_back(std::async(std::launch::async, [=] {
+      const c10::AutoGradMode no_gradients(false);  // as in the program
+      const World world{rank, size, rank, "127.0.0.1", port, false, ""};
+      const auto comm = Comm::join(world, at::kCPU);
+      auto refined = std::make_unique<Refined>(steps, 1, true, batch, *comm);
+      comm->end();
+      return refined;
+    }));
+  Ranks ranks;
+  for (auto& refined : running) ranks.push_back(refined.get());
+  return ranks;
+}
 
 }  // namespace
 
@@ -113,6 +159,44 @@ TEST_CASE("if no step helps, the solved codes stay") {
   CHECK(refined.refinement.error_after == refined.refinement.error_before);
   for (std::size_t i = 0; i < refined.modules.size(); i++)
     CHECK((refined.modules[i].matrix.codes == refined.solved[i].matrix.codes));
+}
+
+TEST_CASE("ranks choose the codes of one process if each step has all windows") {
+  const Refined one(20, 1, true, 12);
+  REQUIRE(one.refinement.error_after < 0.9 * one.refinement.error_before);
+  for (const int size : {2, 3}) {
+    CAPTURE(size);
+    const Ranks ranks = refine_over(size, 20, 12);
+    std::size_t modules = 0, codes = 0, differ = 0;
+    for (const auto& rank : ranks) {
+      CHECK(rank->refinement.error_before == doctest::Approx(one.refinement.error_before));
+      CHECK(rank->refinement.error_after == ranks[0]->refinement.error_after);
+      for (const Solution& own : rank->modules) {
+        const auto same = [&](const Solution& s) {
+          return s.planned->module->name == own.planned->module->name;
+        };
+        const auto expected = std::find_if(one.modules.begin(), one.modules.end(), same);
+        REQUIRE(expected != one.modules.end());
+        modules++;
+        for (std::size_t i = 0; i < own.matrix.codes.size(); i++, codes++)
+          differ += own.matrix.codes[i] != expected->matrix.codes[i] ? 1 : 0;
+        // every rank has the new weights of all modules
+        const at::Tensor weight = at::tensor(rank->format->dequantize(own.matrix));
+        for (const auto& other : ranks)
+          CHECK(other->layer->weight(*own.planned->module).flatten().equal(weight));
+      }
+    }
+    CHECK(modules == one.modules.size());
+    CHECK(differ < codes / 100);  // gradients near 0, whose sign depends on the order of the sum
+    CHECK(ranks[0]->refinement.error_after ==
+          doctest::Approx(one.refinement.error_after).epsilon(0.02));
+  }
+}
+
+TEST_CASE("a rank that has no window in a step moves its weights all the same") {
+  const Ranks ranks = refine_over(2, 30, 1);
+  CHECK(ranks[0]->refinement.error_after < 0.95 * ranks[0]->refinement.error_before);
+  CHECK(ranks[1]->refinement.error_after == ranks[0]->refinement.error_after);
 }
 
 }  // namespace aqhost
