@@ -44,6 +44,12 @@ class Hessian {
   const at::Tensor& sum() const { return sum_; }            // [features, features]
   const at::Tensor& shift() const { return shift_; }  // likewise; undefined: nothing was added
 
+  /// Frees the sums, unless another Hessian shares them. tokens() and weight() stay.
+  void release_sums() {
+    sum_.reset();
+    shift_.reset();
+  }
+
   /// The Hessian for an expert with few tokens: `own` + `share` * `all`, where `all` comes from
   /// every token of the layer, run through that expert without weights. tokens() and weight() stay
   /// those of `own`.

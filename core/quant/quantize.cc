@@ -1,5 +1,8 @@
 #include "quant/quantize.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "base/error.h"
 #include "quant/factor.h"
 #include "quant/gpu.h"
@@ -7,6 +10,7 @@
 #include "quant/solve.h"
 #include "quant/solve_by_callbacks.h"
 #include "quant/sweep.h"
+#include "quant/tile.h"
 #include "tensor/device.h"
 
 namespace aqhost {
@@ -33,12 +37,25 @@ at::Tensor row_losses(const at::Tensor& weights, const at::Tensor& values,
   return at::bmm(d, damped).mul_(d).sum(2, false, at::kDouble).mul_(0.5);
 }
 
-/// weights + feedback weights M H^-1 for shifts M, with H^-1 = U^T U. Weights whose H has no factor
-/// stay as they are.
-at::Tensor shifted(const at::Tensor& weights, const at::Tensor& shifts, double feedback,
-                   const Factors& factors) {
+/// Rows [begin, begin + count) of every matrix of [E, out, ...].
+at::Tensor rows_of(const at::Tensor& t, int64_t begin, int64_t count) {
+  return t.narrow(1, begin, count).contiguous();
+}
+
+/// Calls body(begin, count) for parts of `rows` rows. A part has `at_once` rows, and the last one
+/// up to kRows - 1 more: few rows would be multiplied by other kernels, which add in another order.
+template <typename Body>
+void for_row_parts(int64_t rows, int64_t at_once, Body body) {
+  for (int64_t begin = 0, n = 0; begin < rows; begin += n) {
+    n = rows - begin < at_once + kRows ? rows - begin : at_once;
+    body(begin, n);
+  }
+}
+
+/// weights + products H^-1, with H^-1 = U^T U. Weights whose H has no factor stay as they are.
+at::Tensor shifted(const at::Tensor& weights, const at::Tensor& products, const Factors& factors) {
   const at::Tensor order = factors.order.unsqueeze(1).expand_as(weights);
-  at::Tensor change = at::bmm(weights, shifts).mul_(feedback).gather(2, order);
+  at::Tensor change = products.gather(2, order);
   change = at::bmm(at::bmm(change, factors.upper.transpose(1, 2)), factors.upper);
   for (int64_t e = 0; e < weights.size(0); e++)
     if (factors.failed[static_cast<std::size_t>(e)]) change[e].zero_();
@@ -47,13 +64,55 @@ at::Tensor shifted(const at::Tensor& weights, const at::Tensor& shifts, double f
 
 at::Tensor diagonals(const at::Tensor& damped) { return damped.diagonal(0, 1, 2).contiguous(); }
 
+/// Rounds rows of matrices to nearest. `tensor_params` are those of the whole matrices, and so are
+/// `params` if they are defined; else groups are fitted to these rows.
 QuantizedBatch round_nearest(const Format& format, const at::Tensor& weights,
-                             const at::Tensor& importance) {
+                             const at::Tensor& importance, const at::Tensor& tensor_params,
+                             const at::Tensor& params = {}) {
   QuantizedBatch batch = make_batch(format.desc(), weights);
-  batch.tensor_params = fit_tensors(format, weights, importance);
-  batch.params = fit_groups(format, weights, importance, batch.tensor_params);
+  batch.tensor_params = tensor_params;
+  batch.params = params.defined() ? params : fit_groups(format, weights, importance, tensor_params);
   round_groups(format, weights, batch);
   batch.rtn.assign(static_cast<std::size_t>(weights.size(0)), true);
+  return batch;
+}
+
+/// Solves rows w [E, n, in] of matrices; see round_nearest() for the parameters.
+QuantizedBatch solve_rows(const Format& format, const at::Tensor& w, const Factors& factors,
+                          const at::Tensor& importance, const GptqOptions& options,
+                          const at::Tensor& tensor_params, const at::Tensor& params) {
+  const FormatDesc& desc = format.desc();
+  QuantizedBatch nearest = round_nearest(format, w, importance, tensor_params, params);
+  nearest.loss = row_losses(w, nearest.values, factors.damped);
+  if (std::find(factors.failed.begin(), factors.failed.end(), true) == factors.failed.end()) {
+    nearest.codes.reset();  // only matrices without a factor need them
+    nearest.values.reset();
+  }
+  QuantizedBatch batch = make_batch(desc, w);
+  batch.tensor_params = tensor_params;
+  batch.params = nearest.params.clone();  // static groups; or fitted anew by the solve
+  if (w.is_cuda()) {
+    solve_described_on_gpu(desc, w, factors, importance, options.actorder, batch);
+    if (options.sweeps > 0) {
+      sweep_described_on_gpu(desc, w, factors.damped, options.sweeps, batch);
+      batch.loss = row_losses(w, batch.values, factors.damped);
+    }
+  } else if (desc.host_rounds()) {
+    solve_described(format, w, factors, importance, options.actorder, options.block, batch);
+    if (options.sweeps > 0) sweep_described(format, w, factors.damped, options.sweeps, batch);
+  } else {
+    // the parameters of a group that is the whole matrix are those that are known
+    const bool static_groups = options.actorder || desc.group_size == 0;
+    solve_by_callbacks(format, w, factors, importance, static_groups, batch);
+  }
+  batch.rtn_loss = nearest.loss;
+  for (int64_t e = 0; e < w.size(0); e++) {
+    if (!factors.failed[static_cast<std::size_t>(e)]) continue;
+    batch.codes[e].copy_(nearest.codes[e]);
+    batch.values[e].copy_(nearest.values[e]);
+    batch.params[e].copy_(nearest.params[e]);
+    batch.loss[e].copy_(batch.rtn_loss[e]);
+  }
   return batch;
 }
 
@@ -66,56 +125,68 @@ QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
     return quantize_rtn(format, weights.cpu(), h, options).to(weights.device());
   }
   const at::Tensor w = weights.contiguous();
-  if (!hessians.defined()) return round_nearest(format, w, {});
-  const at::Tensor damped = damp(hessians, options.percdamp);
-  QuantizedBatch batch = round_nearest(format, w, diagonals(damped));
+  if (!hessians.defined()) return round_nearest(format, w, {}, fit_tensors(format, w, {}));
+  const at::Tensor damped = damp(hessians, options.percdamp), importance = diagonals(damped);
+  QuantizedBatch batch = round_nearest(format, w, importance, fit_tensors(format, w, importance));
   batch.rtn_loss = row_losses(w, batch.values, damped);
   batch.loss = batch.rtn_loss;
   return batch;
 }
 
-QuantizedBatch quantize_gptq(const Format& format, const at::Tensor& weights,
-                             const at::Tensor& hessians, const GptqOptions& options,
-                             const at::Tensor& shifts) {
+QuantizedBatch quantize_gptq(const Format& format, at::Tensor weights, at::Tensor hessians,
+                             const GptqOptions& options, at::Tensor shifts) {
   const FormatDesc& desc = format.desc();
+  const at::Device device = weights.device();
   if (weights.is_cuda() && !gpu_rounds(desc)) {
     const at::Tensor m = shifts.defined() ? shifts.cpu() : shifts;
-    return quantize_gptq(format, weights.cpu(), hessians.cpu(), options, m).to(weights.device());
+    return quantize_gptq(format, weights.cpu(), hessians.cpu(), options, m).to(device);
   }
-  const Tf32Products products(options.tf32 ? weights.device() : at::kCPU);
+  const Tf32Products tf32(options.tf32 ? device : at::kCPU);
   GptqOptions used = options;
   used.actorder = options.actorder && desc.vector_dim == 1;
+  const int64_t rows = weights.size(1);
+  const int64_t at_once = options.rows_at_once > 0 ? options.rows_at_once : rows;
+  at::Tensor products;
+  if (shifts.defined() && used.feedback > 0)
+    products = at::bmm(weights, shifts).mul_(used.feedback);
+  shifts.reset();
   const Factors factors = factor_hessians(hessians, used.percdamp, used.actorder);
-  const at::Tensor w = shifts.defined() && used.feedback > 0
-                           ? shifted(weights, shifts, used.feedback, factors)
-                           : weights.contiguous();
+  hessians.reset();
+  if (products.defined()) {
+    for_row_parts(rows, at_once, [&](int64_t begin, int64_t n) {
+      products.narrow(1, begin, n)
+          .copy_(shifted(rows_of(weights, begin, n), rows_of(products, begin, n), factors));
+    });
+    weights = std::move(products);
+  }
+  const at::Tensor w = weights.contiguous();
+  weights.reset();
+  // what a whole matrix shares is fitted to all of its rows
   const at::Tensor importance = diagonals(factors.damped);
-  const QuantizedBatch nearest = round_nearest(format, w, importance);
-
-  QuantizedBatch batch = make_batch(desc, w);
-  batch.tensor_params = nearest.tensor_params;
-  batch.params = nearest.params.clone();  // static groups; or fitted anew by the solve
-  if (w.is_cuda()) {
-    solve_described_on_gpu(desc, w, factors, importance, used.actorder, batch);
-    if (used.sweeps > 0) {
-      sweep_described_on_gpu(desc, w, factors.damped, used.sweeps, batch);
-      batch.loss = row_losses(w, batch.values, factors.damped);
-    }
-  } else if (desc.host_rounds()) {
-    solve_described(format, w, factors, importance, used.actorder, used.block, batch);
-    if (used.sweeps > 0) sweep_described(format, w, factors.damped, used.sweeps, batch);
+  const at::Tensor tensor_params = fit_tensors(format, w, importance);
+  at::Tensor params;
+  if (desc.group_size == 0) params = fit_groups(format, w, importance, tensor_params);
+  const auto solve = [&](int64_t begin, int64_t n) {
+    return solve_rows(format, rows_of(w, begin, n), factors, importance, used, tensor_params,
+                      params.defined() ? rows_of(params, begin, n) : params);
+  };
+  QuantizedBatch batch;
+  if (at_once >= rows) {
+    batch = solve(0, rows);
   } else {
-    solve_by_callbacks(format, w, factors, importance, used.actorder, batch);
+    batch = make_batch(desc, w);
+    batch.tensor_params = tensor_params;
+    batch.params = at::empty({w.size(0), rows, desc.groups(w.size(2)), int64_t{desc.group_params}},
+                             w.options());
+    for_row_parts(rows, at_once, [&](int64_t begin, int64_t n) {
+      const QuantizedBatch part = solve(begin, n);
+      for (const auto member :
+           {&QuantizedBatch::codes, &QuantizedBatch::params, &QuantizedBatch::values,
+            &QuantizedBatch::loss, &QuantizedBatch::rtn_loss})
+        (batch.*member).narrow(1, begin, n).copy_(part.*member);
+    });
   }
-  batch.rtn_loss = row_losses(w, nearest.values, factors.damped);
   batch.rtn = factors.failed;
-  for (int64_t e = 0; e < w.size(0); e++) {
-    if (!factors.failed[static_cast<std::size_t>(e)]) continue;
-    batch.codes[e].copy_(nearest.codes[e]);
-    batch.values[e].copy_(nearest.values[e]);
-    batch.params[e].copy_(nearest.params[e]);
-    batch.loss[e].copy_(batch.rtn_loss[e]);
-  }
   return batch;
 }
 

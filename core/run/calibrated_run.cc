@@ -7,7 +7,6 @@
 #include "forward/layer.h"
 #include "run/layer_reader.h"
 #include "run/layer_walk.h"
-#include "run/memory_need.h"
 #include "run/refine.h"
 #include "tensor/device.h"
 #include "tensor/tensor.h"
@@ -17,10 +16,10 @@ namespace {
 
 /// Solves lm_head, if the plan quantizes it. Its input is the normed output of the last layer.
 /// `shift_scale` is the number of all windows over that of the windows in `original_x`, of all
-/// ranks. Rank 0 solves it.
+/// ranks. Rank 0 solves it, within `room` bytes (see SolveRoom).
 void quantize_head(const Source& original, const Model& model, const Plan& plan,
                    const at::Tensor& x, const at::Tensor& original_x, double shift_scale,
-                   Comm& comm, UnitSink& sink) {
+                   int64_t room, Comm& comm, UnitSink& sink) {
   for (const PlannedModule& planned : plan.modules) {
     if (!planned.format || planned.module->key.layer >= 0) continue;
     const Module& module = *planned.module;
@@ -40,19 +39,22 @@ void quantize_head(const Source& original, const Model& model, const Plan& plan,
     if (comm.rank() != 0) continue;
     hessian = std::move(hessians.front());
     hessian.check_finite(module.name);
-    const at::Tensor weight =
-        read_tensor(original, module.weight, {module.out_features, module.in_features});
-    const QuantizedBatch batch =
-        solve_weights(planned, plan.settings, weight.unsqueeze(0), {hessian});
     Solution solution;
+    solution.tokens = hessian.tokens();
+    solution.weight = hessian.weight();
+    std::vector<Hessian> of_head;
+    of_head.push_back(std::move(hessian));
+    const QuantizedBatch batch = solve_weights(
+        planned, plan.settings,
+        read_tensor(original, module.weight, {module.out_features, module.in_features})
+            .unsqueeze(0),
+        std::move(of_head), room);
     solution.planned = &planned;
     solution.matrix = batch.matrix(0, 0, module.out_features);
     solution.loss = batch.loss.sum().item<double>();
     solution.rtn_loss = batch.rtn_loss.sum().item<double>();
     solution.rtn = batch.rtn[0];
     solution.calibrated = true;
-    solution.tokens = hessian.tokens();
-    solution.weight = hessian.weight();
     std::vector<Solution> solutions;
     solutions.push_back(std::move(solution));
     sink.take(solutions);
@@ -128,7 +130,8 @@ class Calibrator {
         windows_(own_windows(plan, windows, comm_)),
         options_(at::TensorOptions(options.device).dtype(options.dtype)),
         seed_(options.seed),
-        chunk_bytes_(options.chunk_bytes) {}
+        chunk_bytes_(options.chunk_bytes),
+        room_(options.room) {}
 
   /// `states` are those behind the last finished layer; they are undefined if there is none.
   void run(BoundaryStates states, UnitSink& sink, PhaseTimer& timer) {
@@ -143,7 +146,7 @@ class Calibrator {
     if (has_head(plan_))
       quantize_head(original_, model_, plan_, x_.cpu(),
                     original_x_.defined() ? original_x_.cpu() : original_x_, windows_.shift_scale,
-                    comm_, sink);
+                    room_.head, comm_, sink);
     timer.end();
     sink.finish_unit();
   }
@@ -189,7 +192,7 @@ class Calibrator {
         sink.take(solutions);
     };
     at::Tensor before = refine.steps > 0 ? x_.clone() : at::Tensor();
-    LayerWalk walk(plan_, index, layer, chunk_bytes_, comm_, take, timer);
+    LayerWalk walk(plan_, index, layer, chunk_bytes_, room_.layer, comm_, take, timer);
     walk.run(x_, original_x_);
     const int64_t needed = plan_.settings.min_tokens.value_or(
         std::max(model_.desc().hidden_size, model_.ffn(index).inner_size) / 2);
@@ -212,6 +215,7 @@ class Calibrator {
   const at::TensorOptions options_;
   const uint64_t seed_;
   const int64_t chunk_bytes_;  // for experts that are solved together
+  const SolveRoom room_;
   at::Tensor x_, original_x_;  // [windows, tokens, hidden] f32 before the next layer
 };
 
@@ -233,24 +237,25 @@ int32_t layers_with_states(const Model& model, const Plan& plan) {
   return has_head(plan) ? model.desc().n_layers : std::max(last_layer(model, plan), 0);
 }
 
-int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan,
-                    const at::Tensor& windows, const CalibratedRunOptions& options,
-                    const MemoryLimit& limit) {
+void set_memory(CalibratedRunOptions& options, const Source& original, const Model& model,
+                const Plan& plan, const at::Tensor& windows, const MemoryLimit& limit) {
   const OwnWindows own = own_windows(plan, windows, *options.comm);
   const int64_t usual = usual_chunk_bytes(options.device, options.comm->size());
   int64_t bytes = usual;
   if (limit.bytes != 0) {
-    const int64_t room = room_for_experts(
+    options.room = room_to_solve(
         memory_need(original, model, plan, own.ids.numel(), own.originals * windows.size(1),
                     options.dtype, options.device.is_cpu()),
         limit.bytes,
         limit.is_of_container ? "what this container's memory limit leaves, in MB,"
                               : "--memory-limit");
+    const int64_t room = options.room.layer;
     bytes = limit.is_of_container ? std::min(room, usual) : room;
+    if (!options.device.is_cpu()) options.room.head = 0;  // the CPU solves it
   }
   at::Tensor least = at::tensor({-bytes}, at::kLong);
   options.comm->maximum(least);
-  return -least.item<int64_t>();
+  options.chunk_bytes = -least.item<int64_t>();
 }
 
 void run_calibrated(const Source& original, const Model& model, const Plan& plan,

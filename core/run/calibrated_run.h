@@ -9,6 +9,7 @@
 #include "plan/plan.h"
 #include "plugin/model.h"
 #include "run/comm.h"
+#include "run/memory_need.h"
 #include "run/phase_timer.h"
 #include "run/store.h"
 #include "run/unit_sink.h"
@@ -22,9 +23,11 @@ int32_t layers_with_states(const Model& model, const Plan& plan);
 struct CalibratedRunOptions {
   at::ScalarType dtype = at::kFloat;  // in which layers compute
   at::Device device = at::kCPU;
-  uint64_t seed = 0;        // of learned rounding
-  int64_t chunk_bytes = 0;  // for the experts that are solved together, see chunk_bytes()
-  Comm* comm = nullptr;     // the ranks of the run; not null
+  uint64_t seed = 0;     // of learned rounding
+  Comm* comm = nullptr;  // the ranks of the run; not null
+  // see set_memory()
+  int64_t chunk_bytes = 0;  // for the experts that are solved together
+  SolveRoom room{};
 };
 
 struct MemoryLimit {
@@ -32,12 +35,11 @@ struct MemoryLimit {
   bool is_of_container = false;  // and not --memory-limit: it need not be used up
 };
 
-/// The bytes that the experts which are solved together may take in a run of windows [n, tokens],
-/// on the rank that has the least. Throws an Error if the limit is less than hidden states and
-/// layers need, or if there are more ranks than windows.
-int64_t chunk_bytes(const Source& original, const Model& model, const Plan& plan,
-                    const at::Tensor& windows, const CalibratedRunOptions& options,
-                    const MemoryLimit& limit);
+/// Sets the memory for solving in a run of windows [n, tokens]: options.room on this rank, and
+/// options.chunk_bytes as on the rank that has the least. Throws an Error if the limit is less than
+/// the run needs, or if there are more ranks than windows.
+void set_memory(CalibratedRunOptions& options, const Source& original, const Model& model,
+                const Plan& plan, const at::Tensor& windows, const MemoryLimit& limit);
 
 /// Runs windows [n, tokens] i64, which are dealt to the ranks, through the layers from sink.next()
 /// on, and solves each layer's planned modules on the way. `states` are those of this rank behind

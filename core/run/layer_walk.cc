@@ -36,12 +36,13 @@ std::vector<const PlannedModule*> values_of(const PlannedByKey& modules) {
 
 }  // namespace
 
-LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, Comm& comm,
-                     SolutionSink sink, PhaseTimer& timer)
+LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes,
+                     int64_t room, Comm& comm, SolutionSink sink, PhaseTimer& timer)
     : plan_(plan),
       index_(index),
       layer_(layer),
       chunk_bytes_(chunk_bytes),
+      room_(room),
       comm_(comm),
       timer_(timer),
       modules_(modules_of(plan, index)),
@@ -112,7 +113,7 @@ void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
                  rounding_.seen(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count)))),
                  {}, input);
   });
-  solve_one(qkv, hessian);
+  solve_one(qkv, std::move(hessian));
 
   for_window_batches(x, [&](int64_t begin, int64_t count) {
     contexts.push_back(layer_.attention_context(layer_.attention_input(x.narrow(0, begin, count))));
@@ -126,7 +127,7 @@ void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
                i < contexts_before.size() ? rows_of(contexts_before[i]) : at::Tensor());
   }
   if (original.defined()) add_output(original, contexts_before);
-  if (inner) solve_one(o, *inner);
+  if (inner) solve_one(o, std::move(*inner));
   add_output(x, contexts);
 }
 
@@ -177,7 +178,7 @@ void LayerWalk::custom_attention_stage(const at::Tensor& x, int32_t stage) {
     const auto hessian = hessians.find(group);
     if (hessian == hessians.end())
       fail("{} was never applied by the adapter's attention", modules.front()->module->name);
-    solve_one(modules, hessian->second);
+    solve_one(modules, std::move(hessian->second));
   }
 }
 
@@ -237,7 +238,7 @@ void LayerWalk::dense_ffn(int32_t expert, const FfnStates& quantized, const FfnS
       if (modules.empty()) return;
       add_inputs(hessian, rounding_.seen(modules, x), rows_or_none(s, begin, count), x0);
     });
-    solve_one(modules, hessian);
+    solve_one(modules, std::move(hessian));
   };
   using Pair = std::pair<at::Tensor, at::Tensor>;
   const GluWeights before =
@@ -268,10 +269,10 @@ SolveGroup LayerWalk::group_of(const Modules& modules, Hessian hessian) const {
   return group;
 }
 
-void LayerWalk::solve_one(const Modules& modules, const Hessian& hessian) {
+void LayerWalk::solve_one(const Modules& modules, Hessian hessian) {
   if (modules.empty()) return;
-  SolveTask task;
-  task.groups.push_back(group_of(modules, hessian));
+  SolveTask task{{}, room_};
+  task.groups.push_back(group_of(modules, std::move(hessian)));
   solve(std::move(task));
 }
 

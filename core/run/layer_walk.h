@@ -36,9 +36,10 @@ struct ExpertCoverage {
 class LayerWalk {
  public:
   /// `chunk_bytes` is the memory for the experts of one chunk, beside the layer's weights and the
-  /// hidden states, on this rank and on every other; a chunk has at least one expert.
-  LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, Comm& comm,
-            SolutionSink sink, PhaseTimer& timer);
+  /// hidden states, on this rank and on every other; a chunk has at least one expert. `room` is the
+  /// memory for modules that are solved together on this rank; 0: there is no limit.
+  LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, int64_t room,
+            Comm& comm, SolutionSink sink, PhaseTimer& timer);
 
   /// x [windows, tokens, hidden] before the layer is replaced by the output of the quantized layer.
   /// `original` is undefined, or has the hidden states of x's first windows in the original model,
@@ -85,6 +86,7 @@ class LayerWalk {
   /// Experts [begin, end) that are worked on together.
   struct Chunk {
     int32_t begin, end;
+    int64_t room;  // for solving its modules, beside the inputs of its down projections
   };
   using Modules = std::vector<const PlannedModule*>;
 
@@ -98,7 +100,7 @@ class LayerWalk {
   const Hessian& input_hessian(const Modules& modules, const at::Tensor& input);
   void add_inputs(Hessian& hessian, const at::Tensor& x, const at::Tensor& weights,
                   const at::Tensor& original) const;
-  void solve_one(const Modules& modules, const Hessian& hessian);
+  void solve_one(const Modules& modules, Hessian hessian);
   void solve(SolveTask task);
   SolveGroup group_of(const Modules& modules, Hessian hessian) const;
   /// The modules of `roles` of `expert` that are to be quantized.
@@ -128,7 +130,7 @@ class LayerWalk {
   const Plan& plan_;
   const int32_t index_;
   Layer& layer_;
-  const int64_t chunk_bytes_;
+  const int64_t chunk_bytes_, room_;
   Comm& comm_;
   PhaseTimer& timer_;
   std::map<std::pair<int32_t, int32_t>, const PlannedModule*> modules_;  // by role and expert

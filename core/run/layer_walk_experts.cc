@@ -148,10 +148,10 @@ std::vector<LayerWalk::Chunk> LayerWalk::chunks_of(const std::vector<ExpertToken
                 solving = (factoring + 120 * d * inner) / comm_.size();
   at::Tensor counts = at::tensor(sizes_of(routed), at::kLong);
   comm_.maximum(counts);  // all ranks must make the same chunks
-  const auto bytes = [&](int32_t e) {
-    const auto tokens = counts[e].item<int64_t>();
-    return sums + solving + models * tokens * inner * quantized.input.element_size();
+  const auto input_bytes = [&](int32_t e) {
+    return models * counts[e].item<int64_t>() * inner * quantized.input.element_size();
   };
+  const auto bytes = [&](int32_t e) { return sums + solving + input_bytes(e); };
   const int32_t ranks = comm_.size();
   std::vector<Chunk> chunks;
   for (int32_t begin = 0, end = 0; begin < desc.n_experts; begin = end) {
@@ -159,7 +159,10 @@ std::vector<LayerWalk::Chunk> LayerWalk::chunks_of(const std::vector<ExpertToken
     while (end < desc.n_experts && kept + bytes(end) <= chunk_bytes_) kept += bytes(end++);
     // every rank solves equally many of them
     if (end < desc.n_experts && end - begin > ranks) end -= (end - begin) % ranks;
-    chunks.push_back({begin, end});
+    int64_t room = room_;
+    for (int32_t e = begin; e < end && room > 0; e++)
+      room = std::max(room - input_bytes(e), int64_t{1});
+    chunks.push_back({begin, end, room});
   }
   return chunks;
 }
@@ -178,7 +181,7 @@ void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>&
                             const std::vector<ExpertTokens>& routed_original,
                             const FfnStates& quantized, const FfnStates& original,
                             std::vector<ExpertInput>& inputs) {
-  SolveTask task;
+  SolveTask task{{}, chunk.room};
   for (int32_t e = chunk.begin; e < chunk.end; e++) {
     check_interrupt();
     const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
@@ -202,7 +205,7 @@ void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>&
 /// Solves the down projections of a chunk and adds its experts' outputs.
 void LayerWalk::down(const Chunk& chunk, const std::vector<ExpertTokens>& routed,
                      const FfnStates& quantized, std::vector<ExpertInput>& inputs) {
-  SolveTask task;
+  SolveTask task{{}, chunk.room};
   for (int32_t e = chunk.begin; e < chunk.end; e++) {
     check_interrupt();
     ExpertInput& input = inputs[static_cast<std::size_t>(e)];

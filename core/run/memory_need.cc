@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "quant/tile.h"
 
 namespace aqhost {
 namespace {
@@ -35,14 +36,10 @@ int64_t widest_context(const Model& model) {
   return widest;
 }
 
-/// The bytes for solving modules that share an input: for the Hessian, its damped copy, its factors
-/// and the shift; and for the weights, their targets, their values and their gradients.
-int64_t solver_bytes(int64_t features, int64_t rows) {
-  return 28 * features * features + 60 * features * rows;
-}
+constexpr int64_t kLeastAtOnce = 2 * kRows - 1;  // see quantize_gptq()
 
-/// The bytes for solving the largest group of planned modules that share an input: of those in
-/// layers, or if `head` of those outside.
+/// The bytes for solving the largest group of planned modules that share an input, with as few rows
+/// at once as possible: of those in layers, or if `head` of those outside.
 int64_t largest_solve(const Plan& plan, bool head) {
   std::map<std::tuple<int32_t, int32_t, int32_t>, std::pair<int64_t, int64_t>> groups;
   for (const PlannedModule& m : plan.modules) {
@@ -54,7 +51,8 @@ int64_t largest_solve(const Plan& plan, bool head) {
   }
   int64_t maximum = 0;
   for (const auto& [key, group] : groups)
-    maximum = std::max(maximum, solver_bytes(group.first, group.second));
+    maximum = std::max(
+        maximum, solve_bytes(group.first, group.second, std::min(group.second, kLeastAtOnce)));
   return maximum;
 }
 
@@ -76,11 +74,12 @@ MemoryNeed memory_need(const Source& source, const Model& model, const Plan& pla
   need.solver = largest_solve(plan, false);
   // lm_head is solved on the CPU
   const int64_t table = embedding_bytes(source, model);
-  need.embedding = states + std::max(table, on_cpu ? largest_solve(plan, true) : 0);
+  need.states = states;
+  need.embedding = std::max(table, on_cpu ? largest_solve(plan, true) : 0);
   return need;
 }
 
-int64_t room_for_experts(const MemoryNeed& need, int64_t limit, const std::string& limit_name) {
+SolveRoom room_to_solve(const MemoryNeed& need, int64_t limit, const std::string& limit_name) {
   const auto refuse = [&](const char* what, int64_t bytes) {
     fail("{} {}: {} take {} MB; fewer --nsamples or a shorter --seqlen need less", limit_name,
          limit / 1'000'000, what, (bytes + 999'999) / 1'000'000);
@@ -89,8 +88,22 @@ int64_t room_for_experts(const MemoryNeed& need, int64_t limit, const std::strin
   if (need.layers + need.solver > limit)
     refuse("hidden states, layer weights and the modules that are solved at once",
            need.layers + need.solver);
-  if (need.embedding > limit) refuse("hidden states and the embedding or lm_head", need.embedding);
-  return limit - need.layers;
+  if (need.states + need.embedding > limit)
+    refuse("hidden states and the embedding or lm_head", need.states + need.embedding);
+  return {limit - need.layers, limit - need.states};
+}
+
+int64_t solve_bytes(int64_t features, int64_t rows, int64_t at_once) {
+  return 28 * features * features + 20 * features * rows + 40 * features * at_once;
+}
+
+int64_t rows_at_once(int64_t features, int64_t rows, int64_t room) {
+  if (room == 0 || solve_bytes(features, rows, rows) <= room) return 0;
+  // the last part has up to kRows - 1 rows more than the others
+  const int64_t fit = (room - solve_bytes(features, rows, kRows - 1)) / (40 * features);
+  const int64_t most = std::max(fit / kRows, int64_t{1}) * kRows;
+  const int64_t parts = (rows + most - 1) / most;
+  return ((rows + parts - 1) / parts + kRows - 1) / kRows * kRows;
 }
 
 }  // namespace aqhost

@@ -211,7 +211,7 @@ class QuantizeRun {
     run_options.comm = &comm_;
     if (windows.defined()) {
       const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard};
-      run_options.chunk_bytes = chunk_bytes(original_, model_, plan_, windows, run_options, limit);
+      set_memory(run_options, original_, model_, plan_, windows, limit);
     }
     return run_options;
   }

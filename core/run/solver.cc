@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "run/beside.h"
+#include "run/memory_need.h"
 
 namespace aqhost {
 namespace {
@@ -58,16 +59,22 @@ void check_finite(const std::vector<SolveGroup>& groups) {
 }  // namespace
 
 QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
-                             const at::Tensor& weights, const std::vector<Hessian>& hessians) {
+                             at::Tensor weights, std::vector<Hessian> hessians, int64_t room) {
   GptqOptions options;
   options.percdamp = settings.percdamp;
   options.actorder = settings.actorder;
   options.feedback = settings.error_feedback;
   std::vector<at::Tensor> sums;
   for (const Hessian& h : hessians) sums.push_back(h.sum());
+  at::Tensor stacked = stack(sums);
+  sums.clear();
   if (module.recipe.algorithm != "gptq")
-    return quantize_rtn(*module.format, weights, stack(sums), options);
-  return quantize_gptq(*module.format, weights, stack(sums), options, stack_shifts(hessians));
+    return quantize_rtn(*module.format, weights, stacked, options);
+  at::Tensor shifts = stack_shifts(hessians);
+  hessians.clear();
+  options.rows_at_once = rows_at_once(weights.size(2), weights.size(1), room / weights.size(0));
+  return quantize_gptq(*module.format, std::move(weights), std::move(stacked), options,
+                       std::move(shifts));
 }
 
 void reduce_hessians(Comm& comm, std::vector<Hessian>& hessians, const std::vector<int>& owners) {
@@ -116,7 +123,7 @@ Solver::Solver(const RunSettings& settings, Comm& comm, std::string station, Sol
       timer_(timer) {}
 
 std::vector<NewWeight> Solver::solve(SolveTask task) {
-  if (comm_.size() == 1) return solve_here(task.groups);
+  if (comm_.size() == 1) return solve_here(std::move(task));
   const std::vector<int> owners = deal_groups(task.groups, comm_.size());
   std::vector<Hessian> hessians;
   for (SolveGroup& group : task.groups) hessians.push_back(std::move(group.hessian));
@@ -124,13 +131,13 @@ std::vector<NewWeight> Solver::solve(SolveTask task) {
   timer_.begin("reduce");
   reduce_hessians(comm_, hessians, owners);
   comm_.station(station_ + ": solve");
-  std::vector<SolveGroup> own;
+  SolveTask own{{}, task.room};
   for (std::size_t i = 0; i < task.groups.size(); i++) {
     if (owners[i] != comm_.rank()) continue;
-    own.push_back(task.groups[i]);
-    own.back().hessian = std::move(hessians[i]);
+    own.groups.push_back(task.groups[i]);
+    own.groups.back().hessian = std::move(hessians[i]);
   }
-  const std::vector<NewWeight> solved = solve_here(own);
+  const std::vector<NewWeight> solved = solve_here(std::move(own));
   comm_.station(station_ + ": share");
   timer_.begin("share");
   std::vector<NewWeight> weights = share_weights(task.groups, owners, solved);
@@ -163,12 +170,12 @@ std::vector<NewWeight> Solver::share_weights(const std::vector<SolveGroup>& grou
 }
 
 /// Solves groups on this rank.
-std::vector<NewWeight> Solver::solve_here(const std::vector<SolveGroup>& task) {
+std::vector<NewWeight> Solver::solve_here(SolveTask task) {
   // usually all groups go into one batch
   using FormatKey = std::pair<const Format*, std::string>;
   std::map<std::pair<FormatKey, int64_t>, std::vector<SolveGroup>> batches;
-  check_finite(task);
-  for (const SolveGroup& group : task) {
+  check_finite(task.groups);
+  for (const SolveGroup& group : task.groups) {
     std::map<FormatKey, std::vector<SolveGroup::Member>> parts;
     for (const SolveGroup::Member& m : group.members)
       parts[{m.planned->format.get(), m.planned->recipe.algorithm}].push_back(m);
@@ -178,23 +185,30 @@ std::vector<NewWeight> Solver::solve_here(const std::vector<SolveGroup>& task) {
       batches[{key, rows}].push_back({std::move(members), group.hessian, group.starved});
     }
   }
+  task.groups.clear();
   std::vector<NewWeight> weights;
-  for (const auto& [key, groups] : batches) solve_alike(groups, weights);
+  for (auto& [key, groups] : batches) solve_alike(std::move(groups), task.room, weights);
   return weights;
 }
 
-void Solver::solve_alike(const std::vector<SolveGroup>& groups, std::vector<NewWeight>& weights) {
+/// Frees the Hessians of the groups as soon as it can.
+void Solver::solve_alike(std::vector<SolveGroup> groups, int64_t room,
+                         std::vector<NewWeight>& weights) {
   std::vector<at::Tensor> matrices;
   std::vector<Hessian> hessians;
-  for (const SolveGroup& group : groups) {
+  for (SolveGroup& group : groups) {
     std::vector<at::Tensor> rows;
     for (const SolveGroup::Member& m : group.members) rows.push_back(m.weight);
     matrices.push_back(at::cat(rows).to(at::kFloat));
     hessians.push_back(group.hessian);
+    group.hessian.release_sums();
   }
+  at::Tensor stacked = stack(matrices);
+  matrices.clear();
   const PlannedModule& first = *groups.front().members.front().planned;
   timer_.begin("solve");
-  const QuantizedBatch solved = solve_weights(first, settings_, stack(matrices), hessians);
+  const QuantizedBatch solved =
+      solve_weights(first, settings_, std::move(stacked), std::move(hessians), room);
   for (std::size_t e = 0; e < groups.size(); e++) {
     int64_t row = 0;
     for (const SolveGroup::Member& m : groups[e].members) {

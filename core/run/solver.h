@@ -37,6 +37,8 @@ struct SolveGroup {
 /// experts.
 struct SolveTask {
   std::vector<SolveGroup> groups;
+  int64_t room = 0;  // bytes for solving them; 0: no limit. If they need more, rows are solved in
+                     // parts (see rows_at_once)
 };
 
 /// The values that replace the weight of a module.
@@ -46,9 +48,10 @@ struct NewWeight {
 };
 
 /// Solves weights [E, out, in] of modules with the recipe of `module`, each matrix under its
-/// Hessian.
+/// Hessian, within `room` bytes (see SolveTask). Memory is saved if the caller moves its tensors
+/// here.
 QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
-                             const at::Tensor& weights, const std::vector<Hessian>& hessians);
+                             at::Tensor weights, std::vector<Hessian> hessians, int64_t room);
 
 /// Adds up the Hessians of all ranks (see Comm::reduce()): hessians[i] of rank owners[i] becomes
 /// the sum, and those of the other ranks lose their matrices. tokens() and weight() become the sums
@@ -76,11 +79,11 @@ class Solver {
   void wait();
 
  private:
-  std::vector<NewWeight> solve_here(const std::vector<SolveGroup>& groups);
+  std::vector<NewWeight> solve_here(SolveTask task);
   std::vector<NewWeight> share_weights(const std::vector<SolveGroup>& groups,
                                        const std::vector<int>& owners,
                                        const std::vector<NewWeight>& own);
-  void solve_alike(const std::vector<SolveGroup>& groups, std::vector<NewWeight>& weights);
+  void solve_alike(std::vector<SolveGroup> groups, int64_t room, std::vector<NewWeight>& weights);
   void hand_over(const std::vector<SolveGroup>& groups, const QuantizedBatch& solved);
 
   const RunSettings& settings_;

@@ -2,20 +2,22 @@
 time."""
 import json
 import os
+import re
 import resource
 import subprocess
 import unittest
 
-from test_cli import AQHOST, BUILD, CALIB, ROOT, WorkFolder
+from test_cli import AQHOST, BUILD, CALIB, ROOT, WorkFolder, aqhost, shards
 
 LAYERS = 16
 
 
 class Memory(WorkFolder):
-    def model(self, layers):
+    def model(self, layers, **others):
         out = self.work / f"model-{layers}"
         sizes = dict(hidden_size=512, intermediate_size=512, num_attention_heads=4,
                      num_key_value_heads=4, num_experts=32, num_experts_per_tok=4, vocab_size=2048)
+        sizes |= others
         command = [ROOT / "tools/synthesize", out, "--like", "olmoe-1b-7b", "--layers", layers]
         for key, value in sizes.items():
             command += ["--set", f"{key}={value}"]
@@ -41,6 +43,29 @@ class Memory(WorkFolder):
         self.fails(1, "hidden states and layer weights alone take", "--model", self.model(1),
                    "--calib", CALIB, "--nsamples", 2, "--memory-limit", 10, "--device", "cpu",
                    "--save", self.work / "out")
+
+    def test_a_limit_that_splits_the_rows_of_modules_changes_no_byte(self):
+        model = self.model(1, hidden_size=256, intermediate_size=1024, num_experts=2,
+                           num_experts_per_tok=1, vocab_size=4096)
+        # nvfp4 has a scale for the whole matrix
+        for override in ("wq: nvfp4, group_size: 16", "wq: int4, group_size: 64"):
+            recipe = self.work / "recipe.yaml"
+            recipe.write_text("default: {%s}\noverrides: [{pattern: lm_head, skip: false}]\n" % override)
+
+            def run(name, *options):
+                return ("--model", model, "--config", recipe, "--calib", CALIB, "--nsamples", 4,
+                        "--seqlen", 64, "--device", "cpu", "--threads", 2, "--overwrite",
+                        "--save", self.work / name, *options)
+
+            limit = 1  # what the message says is raised until it is the least limit that is accepted
+            while True:
+                done = aqhost(*run("split", "--memory-limit", limit))
+                if done.returncode == 0:
+                    break
+                limit = max(limit + 1, int(re.search(r"take (\d+) MB", done.stderr)[1]))
+            self.assertLess(limit, 60)  # at once, lm_head takes 28 x 256^2 + 60 x 256 x 4096 = 65 MB
+            self.ok(*run("whole"))
+            self.assertEqual(shards(self.work / "split"), shards(self.work / "whole"))
 
 
 if __name__ == "__main__":

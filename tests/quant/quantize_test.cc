@@ -234,6 +234,43 @@ TEST_CASE("one thread count gives the same bytes every time, and any gives the r
   at::set_num_threads(before);
 }
 
+TEST_CASE("rows that are solved in parts give the bytes of rows that are solved at once") {
+  Problem problem(2, 200, 96, 16);
+  problem.weights.narrow(1, 150, 50).mul_(3);  // so that parts differ in what matrices share
+  const double mean = problem.hessians[1].diagonal().mean().item<double>();
+  problem.hessians[1][3][4] = problem.hessians[1][4][3] = mean * 1000;  // has no factor
+  const at::Tensor shifts = 0.05 * problem.hessians;
+  std::vector<std::unique_ptr<const Format>> formats;
+  formats.push_back(int_format(4, {{"group_size", 32}}));
+  const Json whole_matrix{{"group_size", 0}, {"activations", "int8"}};
+  formats.push_back(int_format(8, whole_matrix));
+  formats.push_back(fp4_format("nv", 16));
+  formats.push_back(int_format_by_callbacks(8, whole_matrix));
+  formats.push_back(pair_format());
+  for (const auto& format : formats)
+    for (const bool actorder : {true, false}) {
+      CAPTURE(format->desc().group_size);
+      CAPTURE(actorder);
+      GptqOptions options;
+      options.actorder = actorder;
+      const auto solve = [&](int64_t rows_at_once) {
+        options.rows_at_once = rows_at_once;
+        return quantize_gptq(*format, problem.weights, problem.hessians, options, shifts);
+      };
+      const QuantizedBatch whole = solve(0);
+      for (const int64_t at_once : {64, 128}) {  // the last part has 72 rows
+        const QuantizedBatch parts = solve(at_once);
+        CHECK(parts.codes.equal(whole.codes));
+        CHECK(parts.params.equal(whole.params));
+        CHECK(parts.tensor_params.equal(whole.tensor_params));
+        CHECK(parts.values.equal(whole.values));
+        CHECK(parts.loss.equal(whole.loss));
+        CHECK(parts.rtn_loss.equal(whole.rtn_loss));
+        CHECK(parts.rtn == std::vector<bool>{false, true});
+      }
+    }
+}
+
 TEST_CASE("codes of several weights need columns that they divide") {
   CHECK_THROWS_WITH_AS(
       quantize_gptq(*pair_format(), at::zeros({1, 2, 15}), at::eye(15).unsqueeze(0), {}),

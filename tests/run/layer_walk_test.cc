@@ -53,7 +53,7 @@ struct Run {
     const MemorySource source = fake.source();
     layer = std::make_unique<Layer>(source, *model, 0, x.size(1));
     LayerWalk walk(
-        plan, 0, *layer, chunk_bytes, *comm,
+        plan, 0, *layer, chunk_bytes, room, *comm,
         [this](std::vector<Solution> solutions) {
           for (Solution& solution : solutions) {
             const aq_tensor_key& key = solution.planned->module->key;
@@ -71,7 +71,7 @@ struct Run {
   std::unique_ptr<const Model> model;
   std::shared_ptr<const Format> format, activations;
   Plan plan;
-  int64_t chunk_bytes = 1 << 30;
+  int64_t chunk_bytes = 1 << 30, room = 0;
   PhaseTimer timer;
   std::unique_ptr<Comm> comm = Comm::alone();
   std::unique_ptr<Layer> layer;

@@ -18,8 +18,9 @@ TEST_CASE("the memory need counts states, a layer, a solver's group and the embe
   const MemoryNeed need = need_of(open, "{default: {group_size: 16}}");
   const int64_t layer = 4 * 64 * 64 + 4 * 64 + 4 * 3 * 64 * 48;
   CHECK(need.layers == 1500 * 64 * (4 + 2) + 2 * layer);
-  CHECK(need.solver == 28 * 64 * 64 + 60 * 64 * 3 * 64);  // q, k and v
-  CHECK(need.embedding == 1500 * 64 * 4 + 2 * 2048 * 64);
+  CHECK(need.solver == 28 * 64 * 64 + 20 * 64 * 3 * 64 + 40 * 64 * 127);  // q, k and v
+  CHECK(need.states == 1500 * 64 * 4);
+  CHECK(need.embedding == 2 * 2048 * 64);
 }
 
 TEST_CASE("refine, which computes in float32, and lm_head need more") {
@@ -33,11 +34,13 @@ TEST_CASE("refine, which computes in float32, and lm_head need more") {
 }
 
 TEST_CASE("a limit below any part of the need is refused, and the message names that part") {
-  const MemoryNeed need{100'000'000, 50'000'000, 120'000'000};
-  CHECK(room_for_experts(need, 170'000'000, "--memory-limit") == 70'000'000);
+  const MemoryNeed need{100'000'000, 50'000'000, 80'000'000, 40'000'000};
+  const SolveRoom room = room_to_solve(need, 170'000'000, "--memory-limit");
+  CHECK(room.layer == 70'000'000);
+  CHECK(room.head == 90'000'000);
   const auto refused = [&](int64_t limit) {
     try {
-      room_for_experts(need, limit, "--memory-limit");
+      room_to_solve(need, limit, "--memory-limit");
     } catch (const Error& e) {
       return doctest::String(e.what());
     }
@@ -47,6 +50,26 @@ TEST_CASE("a limit below any part of the need is refused, and the message names 
         doctest::Contains("--memory-limit 90: hidden states and layer weights alone take 100 MB"));
   CHECK(refused(140'000'000) == doctest::Contains("solved at once take 150 MB"));
   CHECK(refused(150'000'000) == "accepted");
+  MemoryNeed head = need;
+  head.embedding = 80'000'000;
+  CHECK_THROWS_WITH(room_to_solve(head, 150'000'000, "--memory-limit"),
+                    doctest::Contains("the embedding or lm_head take 160 MB"));
+}
+
+TEST_CASE("rows are solved in as few parts as there is room for, and in none if there is room") {
+  const int64_t features = 1000, rows = 1000;
+  const int64_t all = solve_bytes(features, rows, rows);
+  CHECK(all == 28'000'000 + 60'000'000);
+  CHECK(rows_at_once(features, rows, 0) == 0);  // no limit
+  CHECK(rows_at_once(features, rows, all) == 0);
+  CHECK(rows_at_once(features, rows, all - 1) == 512);  // two parts
+  for (const int64_t room : {all - 1, all - 10'000'000, all - 25'000'000, all - 34'000'000}) {
+    const int64_t at_once = rows_at_once(features, rows, room);
+    CHECK(at_once % 64 == 0);
+    CHECK(solve_bytes(features, rows, at_once + 63) <= room);
+  }
+  CHECK(rows_at_once(features, rows, solve_bytes(features, rows, 127)) == 64);
+  CHECK(rows_at_once(features, rows, 1) == 64);
 }
 
 }  // namespace

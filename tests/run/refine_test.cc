@@ -44,7 +44,7 @@ struct Refined {
     }
     at::Tensor out = x.clone(), target = x.clone();
     LayerWalk(
-        plan, 0, *layer, 1 << 30, *Comm::alone(),
+        plan, 0, *layer, 1 << 30, 0, *Comm::alone(),
         [this](std::vector<Solution> more) {
           std::move(more.begin(), more.end(), std::back_inserter(modules));
         },
