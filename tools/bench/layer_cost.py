@@ -123,7 +123,7 @@ def phases(c, tokens, window, dense=False):
         "forward": (forward, "half", 4 * 2 * hidden, 0),
         "Hessians": (hessians, "half", 0, 0),
         "Cholesky": (cholesky, "double", 0, 0),
-        "solve": (solve, "single", 0, 0),
+        "solve": (solve, "tf32", 0, 0),
         "scale search": (8 * SEARCH * weights, "single", 4 * weights, 0),
         "pack": (0, "single", 4 * weights, 0),
         "files": (0, "single", 0, 2 * weights + PACKED * weights),
