@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "calibrate/documents.h"
 #include "checkpoint/npy.h"
@@ -187,8 +188,8 @@ std::string describe_joined(const FileWindows& file, std::optional<int64_t> sepa
                               : "with nothing in between, for config.json names no eos_token_id,";
   return fmt::format(
       "the {} documents have {} tokens; those shorter than a window, and the ends of longer ones, "
-      "are joined {} into {} of the {} windows",
-      file.documents, file.tokens, how, file.joined, file.ids.size(0));
+      "are joined {} into {} of {}",
+      file.documents, file.tokens, how, file.joined, counted(file.ids.size(0), "window"));
 }
 
 std::optional<int64_t> document_separator(const Json& config, int64_t vocab_size) {

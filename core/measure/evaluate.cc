@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/sha256.h"
 #include "run/forward_pass.h"
@@ -42,8 +43,8 @@ at::Tensor windows_of_rank(const at::Tensor& windows, const std::string& run, Co
           "other windows, than rank 0: give the same --model, --text, --window and --against",
           rank);
   if (windows.size(0) < comm->size())
-    fail("{} windows cannot be shared by {} processes; use fewer processes, or a smaller --window",
-         windows.size(0), comm->size());
+    fail("{} cannot be shared by {} processes; use fewer processes, or a smaller --window",
+         counted(windows.size(0), "window"), comm->size());
   return windows.slice(0, comm->rank(), windows.size(0), comm->size()).contiguous();
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "forward/embedding_and_head.h"
 #include "forward/layer.h"
@@ -105,10 +106,8 @@ struct OwnWindows {
 OwnWindows own_windows(const Plan& plan, const at::Tensor& windows, const Comm& comm) {
   const int64_t n = windows.size(0), ranks = comm.size(), rank = comm.rank();
   if (n < ranks)
-    fail(
-        "{} calibration windows cannot be dealt to {} processes; use more --nsamples, or fewer "
-        "processes",
-        n, ranks);
+    fail("{} cannot be dealt to {} processes; use more --nsamples, or fewer processes",
+         counted(n, "calibration window"), ranks);
   OwnWindows own{windows.slice(0, rank, n, ranks).contiguous()};
   int64_t originals = original_windows(plan, n, windows.size(1));
   if (originals == 0) return own;

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "calibrate/windows.h"
 #include "run/balance.h"
@@ -93,9 +94,9 @@ CalibrationReport::Balance balance(const Source& original, const Model& model,
                                    RunObserver& observer) {
   const std::vector<Place> pool = choose(corpus, kPool * text_windows(options), options.seed);
   if (pool.size() == places.size())
-    observer.warn(fmt::format(
-        "--balance-experts: the text has {} windows, there are no others to choose from",
-        pool.size()));
+    observer.warn(
+        fmt::format("--balance-experts: the text has {}, there are no others to choose from",
+                    counted(static_cast<int64_t>(pool.size()), "window")));
   observer.begin("balancing experts", model.desc().n_layers, "layers");
   const WindowUse use = window_use(
       original, model, windows_at(corpus, pool), run,
@@ -146,9 +147,9 @@ Calibration read_calibration(const Source& original, const Model& model,
   for (std::size_t i = 0; i < options.files.size(); i++) {
     const double asked = std::floor(static_cast<double>(text) * corpus.weights[i] / total_weight);
     if (static_cast<double>(corpus.available[i]) < asked)
-      observer.warn(fmt::format("{}: {} windows of {} tokens, {:.0f} were asked for",
-                                options.files[i].path.string(), corpus.available[i], options.seqlen,
-                                asked));
+      observer.warn(fmt::format("{}: {} of {} tokens, {:.0f} were asked for",
+                                options.files[i].path.string(),
+                                counted(corpus.available[i], "window"), options.seqlen, asked));
     const FileWindows& read = corpus.files[i];
     CalibrationReport::File file;
     file.file = options.files[i].path.filename().string();

@@ -5,6 +5,7 @@
 #include <random>
 #include <set>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/interrupt.h"
@@ -53,7 +54,7 @@ void check_calibration(const Plan& plan, const QuantizeOptions& options) {
 /// "1 finished layer", "3 finished layers". The last of all units is no layer.
 std::string layers_text(const Exporter& exporter, int32_t units) {
   const int32_t layers = std::min(units, exporter.units() - 1);
-  return fmt::format("{} finished layer{}", layers, layers == 1 ? "" : "s");
+  return counted(layers, "finished layer");
 }
 
 /// Keeps the finished layers of a run that has failed. Returns a sentence that says so, as "3

@@ -234,6 +234,12 @@ class CalibrationFiles(WorkFolder):
         result = json.loads(self.ok("eval", "--model", MODEL, "--text", lines, "--json"))
         self.assertEqual(result["tokens"], report["available"] * 511)
 
+    def test_one_window_is_called_a_window(self):
+        text = self.work / "text.txt"
+        text.write_text("In the beginning God created the heaven and the earth.\n" * 4)
+        self.assertRegex(self.ok("eval", "--model", MODEL, "--text", text, "--window", 40),
+                         r"perplexity [\d.]+ over 39 tokens \(1 window of 40\)\n")
+
     def test_files_that_are_not_text_are_refused_with_advice(self):
         packed = self.work / "text.jsonl.gz"
         packed.write_bytes(gzip.compress(b'{"text": "In the beginning"}\n'))

@@ -172,9 +172,12 @@ class Endings(unittest.TestCase):
         process.kill()
         process.wait()
         self.signalled_at_start((*GPTQ, "--nsamples", 200, "--save", self.out), signal.SIGTERM, 75,
-                                "interrupted; the finished layers of the earlier run are kept in "
+                                "interrupted; the finished layers are kept in "
                                 f"{self.out}.work\n")
         self.assertTrue(record.exists())
+        done = self.run_aqhost(*GPTQ, "--nsamples", 200, "--save", self.out)
+        self.assertRegex(done.stdout,
+                         r"\n(1 layer was|[23] layers were) finished before the run was continued\n")
 
     def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(self):
         process = self.start(samples=8,

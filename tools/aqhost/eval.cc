@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/progress.h"
 #include "command.h"
@@ -34,8 +35,9 @@ void add_options(OptionTable& table, EvalOptions& options) {
 }
 
 void print(const Perplexity& result, const at::Tensor& windows) {
-  fmt::print("perplexity {:.4f} over {} tokens ({} windows of {})\n", result.value,
-             with_commas(result.tokens), windows.size(0), windows.size(1));
+  fmt::print("perplexity {:.4f} over {} {} ({} of {})\n", result.value, with_commas(result.tokens),
+             result.tokens == 1 ? "token" : "tokens", counted(windows.size(0), "window"),
+             windows.size(1));
 }
 
 void print(const Divergence& d, const Perplexity& reference, const std::string& against) {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/memory.h"
@@ -130,17 +131,20 @@ void print_calibration(const std::optional<CalibrationReport>& calibration) {
              calibration->seqlen, calibration->windows - calibration->random_windows,
              calibration->random_windows);
   if (const auto& balance = calibration->balance)
-    fmt::print("experts balanced: spread of their tokens {:.3f} -> {:.3f}, of {} windows\n",
-               balance->spread_before, balance->spread_after, balance->pool);
+    fmt::print("experts balanced: spread of their tokens {:.3f} -> {:.3f}, of {}\n",
+               balance->spread_before, balance->spread_after, counted(balance->pool, "window"));
 }
 
 void print_summary(const RunReport& report, const std::string& target, int64_t original_bytes,
                    const std::vector<Loadable>& loads) {
   const double loss = report.units.loss(), rtn_loss = report.units.rtn_loss();
-  fmt::print("{} modules, {} weights in {:.3f} bits each with scales\n",
-             report.units.modules.size(), with_commas(report.weights), report.bits_per_weight);
+  fmt::print("{}, {} weights in {:.3f} bits each with scales\n",
+             counted(static_cast<int64_t>(report.units.modules.size()), "module"),
+             with_commas(report.weights), report.bits_per_weight);
   if (report.resumed_layers > 0)
-    fmt::print("{} of the layers were finished by an earlier run\n", report.resumed_layers);
+    fmt::print(
+        "{} finished before the run was continued\n",
+        counted(report.resumed_layers, "layer") + (report.resumed_layers == 1 ? " was" : " were"));
   print_calibration(report.calibration);
   if (const std::size_t width = terminal_width(STDOUT_FILENO); width > 0)
     for (const std::string& row : coverage_rows(report.units.experts, width))
@@ -204,9 +208,8 @@ std::string interrupted_text(const std::filesystem::path& target) {
   const std::filesystem::path work = WorkFolder::of(target);
   try {
     if (read_status(work).finished_layers > 0)
-      return fmt::format("interrupted; the finished layers of the earlier run are kept in {}",
-                         work.string());
-  } catch (const Error&) {  // there is no earlier run
+      return fmt::format("interrupted; the finished layers are kept in {}", work.string());
+  } catch (const Error&) {  // there are none
   }
   return "interrupted, nothing was written";
 }
