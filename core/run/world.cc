@@ -118,6 +118,12 @@ World world_of_slurm() {
   World world = read_place(
       {{"SLURM_PROCID"}, {in_step ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS"}, {"SLURM_LOCALID"}});
   if (world.size == 1) return world;
+  if (!in_step && !Variable{"SLURM_STEP_ID"}.is_set())
+    fail(
+        "this is the only process that runs of a Slurm job of {} tasks, because srun did not start "
+        "it: put srun before the command in the batch script, or unset SLURM_PROCID to run in one "
+        "process",
+        world.size);
   world.address = address_of_slurm();
   const std::string job = text_or("SLURM_JOB_ID", ""), step = text_or("SLURM_STEP_ID", "0");
   world.start = fmt::format("{}.{}", job, step);
