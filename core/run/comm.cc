@@ -99,7 +99,15 @@ void Comm::station(const std::string& name) {
   if (watch_ != nullptr) watch_->station(name);
 }
 
-bool Comm::has_lost_rank() const { return watch_ && watch_->is_lost(); }
+std::string Comm::loss() const { return watch_ == nullptr ? "" : watch_->loss(); }
+
+void Comm::announce_failure(const std::string& message) const noexcept {
+  if (watch_ == nullptr) return;
+  try {
+    watch_->announce_failure(message);
+  } catch (const std::exception&) {  // the call that comes next fails, too
+  }
+}
 
 void Comm::run_call(const std::function<void()>& body) {
   watch_->check();

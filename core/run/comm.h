@@ -70,8 +70,13 @@ class Comm {
   /// lost, and traffic() is counted by it. Not collective; cheap.
   void station(const std::string& name);
 
-  /// Whether a rank is lost. Not collective; any thread.
-  bool has_lost_rank() const;
+  /// The sentence that says which rank is lost; "" if none is. Not collective; any thread.
+  std::string loss() const;
+
+  /// Says that this rank is about to fail because of `message`, which another thread than that of
+  /// the calls has found: calls here throw an Error with this message, and calls on the others
+  /// throw "rank R of N failed: MESSAGE". Not collective; any thread. Never throws.
+  void announce_failure(const std::string& message) const noexcept;
 
   /// Returns when all ranks have called it.
   void barrier();

@@ -70,6 +70,7 @@ struct CommWatch::State {
   uint64_t wanted_pulses = 0, made_pulses = 0;
   bool stop = false, pulse_ended = false;
 
+  std::string failure;    // see announce_failure()
   std::string suspicion;  // an encoded Loss that is to be kept in the store
   Clock::time_point suspected;
   std::atomic<bool> lost = false;
@@ -96,6 +97,9 @@ struct CommWatch::State {
   Loss store_gone(const char* how) const;
   Loss closed(int rank) const;
   Loss disconnected(int peer, const std::string& reason) const;
+  Loss failed(const std::string& message) const {
+    return {world.rank, fmt::format("rank {} of {} failed: {}", world.rank, world.size, message)};
+  }
 
   // The functions below need the lock.
   void suspect(const Loss& found);
@@ -165,7 +169,8 @@ void CommWatch::State::lose(const Loss& found) {
   if (lost) return;
   loss = found;
   if (found.rank == world.rank && phase == Phase::kRuns)
-    loss.message = "the other ranks have given this one up: " + found.message;
+    loss.message =
+        failure.empty() ? "the other ranks have given this one up: " + found.message : failure;
   lost_since = Clock::now();
   lost = true;
   if (phase == Phase::kRuns) phase = Phase::kKnowsLoss;
@@ -387,6 +392,18 @@ void CommWatch::on_loss(std::function<void()> abort) {
   state_->changed.notify_all();
 }
 
+void CommWatch::announce_failure(const std::string& message) {
+  const State::Lock lock(state_->mutex);
+  if (state_->lost || state_->phase != Phase::kRuns) return;
+  state_->failure = message;
+  state_->suspect(state_->failed(message));
+}
+
+std::string CommWatch::loss() const {
+  const State::Lock lock(state_->mutex);
+  return state_->lost ? state_->loss.message : "";
+}
+
 void CommWatch::end() {
   State::Lock lock(state_->mutex);
   state_->phase = Phase::kEnded;
@@ -396,10 +413,8 @@ void CommWatch::end() {
 
 void CommWatch::fail_with(const std::string& message) {
   State::Lock lock(state_->mutex);
-  const World& world = state_->world;
   state_->phase = Phase::kFailed;
-  state_->suspect(
-      {world.rank, fmt::format("rank {} of {} failed: {}", world.rank, world.size, message)});
+  state_->suspect(state_->failed(message));
   state_->wait_for_pulse(lock, kStoreAnswers);
   if (state_->serves_store()) state_->wait_for_others(lock, Clock::now() + kStoreAnswers);
 }

@@ -61,6 +61,12 @@ class CommWatch {
   /// before does not run any more after this returns.
   void on_loss(std::function<void()> abort);
 
+  /// This rank is about to fail because of `message`: it is lost for the others, and check() and
+  /// broken() throw an Error with this message here.
+  void announce_failure(const std::string& message);
+  /// The sentence that says which rank is lost; "" if none is.
+  std::string loss() const;
+
   /// This rank ends well, or because of an error. Both return when the others can know; on the rank
   /// that serves the store, when all others have ended or know it, or do not answer.
   void end();

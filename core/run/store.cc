@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/field.h"
 #include "base/file.h"
+#include "base/interrupt.h"
 #include "base/sha256.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/writer.h"
@@ -346,22 +347,28 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
   writing_ =
       std::async(std::launch::async, [this, unit, report, seconds, file, copy, before]() mutable {
         if (before->valid()) before->get();
-        work_.check_in_place();
-        const Clock::time_point begin = Clock::now();
-        const bool from_gpu = copy.x.defined();
-        if (from_gpu) {
-          synchronize(copy.x.device());  // until the copy is complete
-          file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), copy);
-          copy = {};
+        try {
+          work_.check_in_place();
+          const Clock::time_point begin = Clock::now();
+          const bool from_gpu = copy.x.defined();
+          if (from_gpu) {
+            synchronize(copy.x.device());  // until the copy is complete
+            file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), copy);
+            copy = {};
+          }
+          Json mark = file ? to_json(file->finish()) : Json();
+          if (from_gpu)
+            next_states_ = Clock::now() +
+                           std::max<Clock::duration>(kMinimumRest, kRest * (Clock::now() - begin));
+          if (comm_.rank() == 0)
+            finish_unit(unit, report, seconds, std::move(mark));
+          else
+            finish_part(unit, report, std::move(mark));
+        } catch (const Error& e) {
+          // this rank may be waiting for another that waits for these files
+          comm_.announce_failure(e.what());
+          throw;
         }
-        Json mark = file ? to_json(file->finish()) : Json();
-        if (from_gpu)
-          next_states_ = Clock::now() +
-                         std::max<Clock::duration>(kMinimumRest, kRest * (Clock::now() - begin));
-        if (comm_.rank() == 0)
-          finish_unit(unit, report, seconds, std::move(mark));
-        else
-          finish_part(unit, report, std::move(mark));
       });
 }
 
@@ -387,7 +394,10 @@ RunStore::Part RunStore::wait_for_part(int32_t unit, int rank) const {
       file = read_json(path);
       if (Field(file, path.string())["start"].integer() == start_) break;
     }
-    if (comm_.has_lost_rank()) fail("rank {} has not finished its part of the layer", rank);
+    if (const std::string loss = comm_.loss(); !loss.empty()) {
+      check_interrupt();  // a signal that stops all ranks is not a failure of the others
+      throw Error(loss);
+    }
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   const Field json(file, path.string());

@@ -56,7 +56,7 @@ struct Finished {
 /// If a run has several ranks, each has its own hidden states (states-00007.rank-0001.safetensors),
 /// and writes its part of the unit's shards. It says so in states-00007.rank-0001.json, for which
 /// rank 0 waits before it completes the shards and writes the record; so they all need one file
-/// system.
+/// system. If one cannot write its files, it tells the others at once, which may wait for them.
 /// A unit without a record is not finished. A run that is killed loses the unit in progress; on a
 /// GPU also units whose states were not written (see has_time_for_states()).
 class RunStore {

@@ -464,6 +464,22 @@ class Faults(RankTest):
                           rf"\(it was last in: layer 1: refine\); {AGAIN}", "killed")
         self.check_goes_on("killed", out, config=recipe)
 
+    def test_a_file_that_a_rank_cannot_write(self):
+        # The message of the rank is shown by both, even if rank 0 has failed and waits for that file.
+        work = self.work / "out.work"
+        blocked = work / "progress/states-00001.rank-0001.json.part"
+        for others in ([], [work / "export/model-00003-of-00004.safetensors.part"]):
+            processes = self.start_run(nsamples=64)
+            self.wait_for_record(processes)
+            for folder in (blocked, *others):
+                folder.mkdir()
+            statuses, _, errs = self.end(processes, seconds=30)
+            self.assertEqual(statuses, [1, 1], errs)
+            for err in errs:
+                self.assertRegex(errors_of(err), rf"\Aaqhost: rank \d: (rank \d of 2 failed: )?({blocked}|"
+                                 rf"{''.join(map(str, others)) or blocked}): ")
+            shutil.rmtree(work)
+
     def test_a_stopped_rank(self):
         processes = self.start_run(nsamples=64)
         self.wait_for_record(processes)
