@@ -6,9 +6,10 @@ AQ_TEST_GPUS=2 (a number of GPUs), the tensors are on GPUs, and there are never 
 the processes wait most of the time, several tests run at once.
 """
 import concurrent.futures
+import itertools
 import os
 import pathlib
-
+import random
 import signal
 import socket
 import subprocess
@@ -20,14 +21,22 @@ BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 GPUS = int(os.environ.get("AQ_TEST_GPUS", 0))
 SIZES = [size for size in (1, 2, 4) if not GPUS or size <= GPUS]
 SILENCE = 3  # seconds after which a rank counts as lost, in the tests that wait for it
-SLOW = 10 if os.environ.get("AQ_SANITIZE") else 1
+SLOW = 10 if os.environ.get("AQ_SANITIZE") else 3 if GPUS else 1
+# Seconds that the ranks have to start, in the tests in which one does not. Opening a GPU takes several.
+JOIN = 20 if GPUS else 2
+# No test has a port that another had, or from the range in which the kernel chooses ports of connections.
+PORTS = itertools.count(random.randrange(15_000, 30_000))
 AGAIN = "start all ranks again with the same command to go on"
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    for port in PORTS:
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def connections(port):
@@ -42,7 +51,7 @@ def environment(rank, size, port, **more):
              if not name.startswith(("SLURM_", "TORCHELASTIC_", "MASTER_"))}
     return {**clean, "OMP_NUM_THREADS": "1", "AQHOST_JOIN_TIMEOUT": str(60 * SLOW),
             "AQHOST_RANK_TIMEOUT": str(30 * SLOW), "RANK": str(rank), "WORLD_SIZE": str(size),
-            "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "LOCAL_RANK": str(rank % GPUS if GPUS else rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             **{name: str(value) for name, value in more.items()}}
 
 
@@ -187,9 +196,9 @@ class Start(CommTest):
     def test_missing_ranks_are_named(self):
         for ranks, missing in (([0, 2], "1, 3"), ([0], "1, 2, 3")):
             with self.subTest(ranks=ranks):
-                started = self.start(ranks, 4, "calls", AQHOST_JOIN_TIMEOUT=2)
+                started = self.start(ranks, 4, "calls", AQHOST_JOIN_TIMEOUT=JOIN)
                 self.assert_all_end(
-                    started, f"of 4 processes, these did not start within 2 s: rank {missing}; start one for "
+                    started, f"of 4 processes, these did not start within {JOIN} s: rank {missing}; start one for "
                     "each rank, all with the same MASTER_ADDR and MASTER_PORT", 15)
 
     def test_a_missing_rank_0_is_named(self):

@@ -1,6 +1,9 @@
 """Starts aqhost several times as the processes (ranks) of one run on this machine."""
+import itertools
 import os
 import pathlib
+import random
+import re
 import socket
 import subprocess
 import tempfile
@@ -10,6 +13,8 @@ TESTS = pathlib.Path(__file__).resolve().parent.parent
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 AQHOST = BUILD / "bin/aqhost"
 CALIB = TESTS / "data/kjv_calib.txt"
+# No test has a port that another had, or from the range in which the kernel chooses ports of connections.
+PORTS = itertools.count(random.randrange(15_000, 30_000))
 SLOW = 10 if os.environ.get("AQ_SANITIZE") else 1
 
 
@@ -30,9 +35,13 @@ def command(*arguments, plugins=BUILD / "plugins"):
 
 
 def free_port(address="127.0.0.1"):
-    with socket.socket() as s:
-        s.bind((address, 0))
-        return s.getsockname()[1]
+    for port in PORTS:
+        with socket.socket() as s:
+            try:
+                s.bind((address, port))
+            except OSError:
+                continue
+        return port
 
 
 def environment(rank, size, port, **more):
