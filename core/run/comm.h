@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "run/wait_notes.h"
 #include "run/world.h"
 
 namespace aqhost {
@@ -54,9 +55,17 @@ class Comm {
   /// Meets the others. Tensors on the CPU are sent by Gloo, and tensors on `device`, if that is a
   /// GPU (which open_device() has opened), by NCCL. Starts threads. Throws an Error that says which
   /// ranks are missing after `times.join`, or that two processes have the same rank or different
-  /// numbers of ranks. A world of one process is alone().
+  /// numbers of ranks, or why a rank failed before it joined. While it waits, `inform` (if it is
+  /// not empty) is told for which ranks, by this thread; of the ranks that have met, only the
+  /// lowest tells it. A world of one process is alone().
   static std::unique_ptr<Comm> join(const World& world, at::Device device,
-                                    const CommTimes& times = CommTimes::of_environment());
+                                    const CommTimes& times = CommTimes::of_environment(),
+                                    WaitNotes::Inform inform = {});
+
+  /// Tells the others, in place of join(), that this rank has failed because of `message`: join()
+  /// on them throws "rank R of N failed: MESSAGE". Takes 5 seconds at most, for which rank 0 waits
+  /// for the others.
+  static void report_failure(const World& world, const std::string& message) noexcept;
 
   /// Unless end() or fail_with() came before, tells the others that this rank has failed.
   ~Comm();

@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -14,16 +16,46 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kPoll{50};
+constexpr std::chrono::milliseconds kPoll{50}, kTell{5000};
 
 std::string joined_key(int rank) { return fmt::format("joined/{}", rank); }
+std::string told_key(int rank) { return fmt::format("told/{}", rank); }
 
-/// Ends the start of a run on all ranks, for the first reason that one of them had.
-[[noreturn]] void give_up(const World& world, KeyStore& store, const std::string& message) {
+/// Returns the keys of all ranks.
+std::vector<std::string> all_keys(const World& world, std::string (*key)(int rank)) {
+  std::vector<std::string> keys;
+  for (int rank = 0; rank < world.size; rank++) keys.push_back(key(rank));
+  return keys;
+}
+
+/// Ends the start of a run on all ranks, for the first reason that one of them had, which this
+/// returns. The others read it in the store, which ends with rank 0; so rank 0 waits until they all
+/// have, or for at most `longest`.
+std::string end_start(const World& world, KeyStore& store, const std::string& message,
+                      std::chrono::milliseconds longest = kTell) {
   const std::string reason = CommWatch::keep_reason(store, message);
-  // Others read the reason in the store, which ends with rank 0.
-  if (world.rank == 0 && !world.agent_serves_store) std::this_thread::sleep_for(20 * kPoll);
-  throw Error(reason);
+  store.set(told_key(world.rank), "");
+  if (world.rank != 0 || world.agent_serves_store) return reason;
+  const Clock::time_point latest = Clock::now() + longest;
+  while (Clock::now() < latest && !store.has(all_keys(world, told_key))) {
+    check_interrupt();
+    std::this_thread::sleep_for(kPoll);
+  }
+  return reason;
+}
+
+[[noreturn]] void give_up(const World& world, KeyStore& store, const std::string& message,
+                          std::chrono::milliseconds longest = kTell) {
+  throw Error(end_start(world, store, message, longest));
+}
+
+/// Tells the others that this rank has failed, if the store is still there.
+void tell(const World& world, KeyStore& store, const std::string& message) {
+  try {
+    end_start(world, store,
+              fmt::format("rank {} of {} failed: {}", world.rank, world.size, message));
+  } catch (const std::exception&) {  // there is nobody to tell, or a signal came
+  }
 }
 
 constexpr char kMetKey[] = "met";  // exists when all ranks have met
@@ -61,14 +93,27 @@ std::vector<int> missing_ranks(const World& world, KeyStore& store) {
   return missing;
 }
 
+/// The sentence that says for which ranks this one waits; "" if a lower rank says it.
+std::string missing_text(const World& world, KeyStore& store) {
+  const std::vector<int> missing = missing_ranks(world, store);
+  if (missing.empty()) return {};
+  for (int rank = 0; rank < world.rank; rank++)
+    if (std::find(missing.begin(), missing.end(), rank) == missing.end()) return {};
+  if (missing.size() == 1)
+    return fmt::format("waiting for rank {} of {} to start", missing.front(), world.size);
+  return fmt::format("waiting for ranks {} and {} of {} to start",
+                     fmt::join(missing.begin(), missing.end() - 1, ", "), missing.back(),
+                     world.size);
+}
+
 /// Returns when all ranks have called it.
-void meet(const World& world, KeyStore& store, std::chrono::milliseconds timeout) {
+void meet(const World& world, KeyStore& store, std::chrono::milliseconds timeout,
+          WaitNotes& notes) {
   require_no_run(world, store);
   CommWatch::announce(world, store);
   require_one_world(world, store);
   store.set(joined_key(world.rank), "");
-  std::vector<std::string> all;
-  for (int rank = 0; rank < world.size; rank++) all.push_back(joined_key(rank));
+  const std::vector<std::string> all = all_keys(world, joined_key);
   const Clock::time_point latest = Clock::now() + timeout;
   for (;;) {
     check_interrupt();
@@ -83,18 +128,25 @@ void meet(const World& world, KeyStore& store, std::chrono::milliseconds timeout
               fmt::format("of {} processes, these did not start within {} s: rank {}; start one "
                           "for each rank, all with the same MASTER_ADDR and MASTER_PORT",
                           world.size, std::chrono::duration<double>(timeout).count(),
-                          fmt::join(missing_ranks(world, store), ", ")));
+                          fmt::join(missing_ranks(world, store), ", ")),
+              20 * kPoll);  // the ranks that are there read it at once
+    notes.waits_for([&] { return missing_text(world, store); });
     std::this_thread::sleep_for(kPoll);
   }
 }
 
 }  // namespace
 
-std::unique_ptr<Comm> Comm::join(const World& world, at::Device device, const CommTimes& times) {
+std::unique_ptr<Comm> Comm::join(const World& world, at::Device device, const CommTimes& times,
+                                 WaitNotes::Inform inform) {
   if (world.size == 1) return alone();
-  std::shared_ptr<KeyStore> store = KeyStore::open(world, times.join);
+  WaitNotes notes(std::move(inform));
+  std::shared_ptr<KeyStore> store = KeyStore::open(world, times.join, notes);
   try {
-    meet(world, *store, times.join);
+    meet(world, *store, times.join, notes);
+  } catch (const Interrupted&) {
+    tell(world, *store, "a signal interrupted it");
+    throw;
   } catch (const LostStore&) {
     fail("{} has ended before all of the {} ranks had started",
          world.agent_serves_store ? "the store of torchrun" : "rank 0", world.size);
@@ -110,6 +162,18 @@ std::unique_ptr<Comm> Comm::join(const World& world, at::Device device, const Co
     throw;
   }
   return comm;
+}
+
+void Comm::report_failure(const World& world, const std::string& message) noexcept {
+  if (world.size == 1) return;
+  try {
+    WaitNotes silent({});
+    const std::unique_ptr<KeyStore> store = KeyStore::open(world, kTell, silent);
+    require_no_run(world, *store);
+    require_one_world(world, *store);
+    tell(world, *store, message);
+  } catch (const std::exception&) {  // there is nobody to tell
+  }
 }
 
 void Comm::connect(const World& world, at::Device device, std::chrono::milliseconds timeout) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "run/wait_notes.h"
 #include "run/world.h"
 
 namespace c10d {
@@ -33,9 +34,11 @@ class LostStore : public Error {
 class KeyStore {
  public:
   /// Connects to the store, which rank 0 serves itself unless torchrun does, for as long as this
-  /// object or its link's exists. Throws an Error that says which port is taken, or that nobody
-  /// answers within `timeout`.
-  static std::unique_ptr<KeyStore> open(const World& world, std::chrono::milliseconds timeout);
+  /// object or its link's exists. Throws an Error that says which port is taken, or, after
+  /// `timeout`, that the host's name is unknown, that nobody listens, or that another program does.
+  /// `notes` tells the user the same during the wait.
+  static std::unique_ptr<KeyStore> open(const World& world, std::chrono::milliseconds timeout,
+                                        WaitNotes& notes);
   ~KeyStore();
   KeyStore(const KeyStore&) = delete;
   KeyStore& operator=(const KeyStore&) = delete;

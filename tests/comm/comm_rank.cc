@@ -214,8 +214,12 @@ void failing(Comm& comm, const std::string& rank) {
   comm.barrier();
 }
 
-/// waits: says that it is ready before it waits for the others to join (see run()).
+/// waits: says that it is ready before it waits for the others to join, and then on stderr for
+/// which it waits (see run()).
 void waits(Comm&, const std::string&) {}
+
+/// absent MESSAGE: reports that it fails with this message before it has joined (see run()).
+void absent(Comm&, const std::string&) {}
 
 /// late: the ranks end one after another, rank 0 first.
 void late(Comm& comm, const std::string&) {
@@ -225,8 +229,9 @@ void late(Comm& comm, const std::string&) {
 }
 
 const std::map<std::string, std::function<void(Comm&, const std::string&)>> kScenarios{
-    {"calls", calls},       {"digest", digest},   {"stuck", stuck}, {"busy", busy},
-    {"transfer", transfer}, {"failing", failing}, {"waits", waits}, {"late", late}};
+    {"calls", calls}, {"digest", digest},     {"stuck", stuck},
+    {"busy", busy},   {"transfer", transfer}, {"failing", failing},
+    {"waits", waits}, {"absent", absent},     {"late", late}};
 
 void run(const std::string& scenario, const std::string& argument) {
   const World world = world_of_environment();
@@ -236,7 +241,15 @@ void run(const std::string& scenario, const std::string& argument) {
   }
   if (std::getenv("AQ_TEST_GPUS") != nullptr)
     g_device = open_device(fmt::format("cuda:{}", world.local_rank));
-  const std::unique_ptr<Comm> comm = Comm::join(world, g_device);
+  if (scenario == "absent") {
+    Comm::report_failure(world, argument);
+    fail("{}", argument);
+  }
+  WaitNotes::Inform inform;
+  if (scenario == "waits")
+    inform = [](const std::string& text) { fmt::print(stderr, "comm_rank: {}\n", text); };
+  const std::unique_ptr<Comm> comm =
+      Comm::join(world, g_device, CommTimes::of_environment(), inform);
   try {
     kScenarios.at(scenario)(*comm, argument);
     comm->end();

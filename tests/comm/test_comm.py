@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import unittest
 
@@ -201,11 +202,64 @@ class Start(CommTest):
                     started, f"of 4 processes, these did not start within {JOIN} s: rank {missing}; start one for "
                     "each rank, all with the same MASTER_ADDR and MASTER_PORT", 15)
 
+    def test_a_rank_that_waits_says_for_what(self):
+        port, seconds = free_port(), max(JOIN, 7)
+        several = self.start([0, 2], 4, "waits", AQHOST_JOIN_TIMEOUT=seconds)
+        alone = self.start([1], 2, "waits", port=port, AQHOST_JOIN_TIMEOUT=seconds)
+        ended = [self.end(p, 1, 15)[1] for p in (*several.values(), *alone.values())]
+        for err, note in zip(ended, ("waiting for ranks 1 and 3 of 4 to start", "",
+                                     f"rank 1 of 2 waits for rank 0: nobody listens at 127.0.0.1:{port}")):
+            *notes, _ = err.splitlines()
+            self.assertEqual(set(notes), {f"comm_rank: {note}"} if note else set())
+            self.assertLess(len(notes), 4)
+
+    def test_a_rank_that_fails_before_it_joins_tells_the_others_why(self):
+        for victim in (2, 0):
+            with self.subTest(victim=victim):
+                port = free_port()
+                started = self.start({0, 1, 2} - {victim}, 3, "calls", port=port)
+                failed = self.start([victim], 3, "absent", "there is no GPU", port=port)
+                self.assert_all_end(failed, "there is no GPU", 15)
+                self.assert_all_end(started, f"rank {victim} of 3 failed: there is no GPU", 10)
+
     def test_a_missing_rank_0_is_named(self):
         port = free_port()
         started = self.start([1], 2, "calls", port=port, AQHOST_JOIN_TIMEOUT=2)
-        self.assert_all_end(started, f"rank 1 of 2 reaches no rank 0 at 127.0.0.1:{port} within 2 s; check "
-                            "that rank 0 runs and that MASTER_ADDR and MASTER_PORT are the same for all ranks", 15)
+        self.assert_all_end(started, "rank 1 of 2 does not reach rank 0 within 2 s: nobody listens at "
+                            f"127.0.0.1:{port}; check that rank 0 runs and that MASTER_ADDR and MASTER_PORT are the "
+                            "same for all ranks", 15)
+
+    def test_a_host_that_is_unknown(self):
+        started = self.start([0, 1], 2, "calls", AQHOST_JOIN_TIMEOUT=2, MASTER_ADDR="no-such-host.invalid")
+        self.assert_all_end(started, r"rank (0 of 2 does not reach itself|1 of 2 does not reach rank 0) within 2 s: "
+                            r'the host name "no-such-host.invalid" is unknown here \(.*\); set MASTER_ADDR to a name '
+                            "or an address of the machine on which rank 0 runs", 20)
+
+    def test_another_program_on_the_port(self):
+        for answer in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", None):
+            with self.subTest(answer=answer), socket.socket() as s:
+                s.bind(("127.0.0.1", free_port()))
+                s.listen(50)
+                threading.Thread(target=self.answer_all, args=(s, answer), daemon=True).start()
+                place = f"127.0.0.1:{s.getsockname()[1]}"
+                started = self.start([1], 2, "calls", port=s.getsockname()[1], AQHOST_JOIN_TIMEOUT=2)
+                self.assert_all_end(started, "rank 1 of 2 does not reach rank 0 within 2 s: the program that listens "
+                                    f"at {place} does not answer as rank 0 does; set MASTER_PORT to a port that no "
+                                    "other program uses, on all ranks", 15)
+                s.shutdown(socket.SHUT_RDWR)
+
+    @staticmethod
+    def answer_all(server, answer):
+        """Gives all connections this answer and closes them, or keeps them open without one if it is None."""
+        connections = []
+        try:
+            while True:
+                connections.append(server.accept()[0])
+                if answer is not None:
+                    connections[-1].sendall(answer)
+                    connections.pop().close()
+        except OSError:  # the server, or a connection, was closed
+            pass
 
     def test_a_rank_0_that_dies_before_all_have_started(self):
         port = free_port()
