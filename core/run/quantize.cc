@@ -1,9 +1,11 @@
 #include "run/quantize.h"
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "base/counted.h"
 #include "base/error.h"
@@ -99,15 +101,6 @@ void require_no_differences(std::size_t rank, const std::vector<std::string>& di
          listed(differences));
 }
 
-/// Throws an Error if another rank saves to another folder.
-void require_same_target(const std::filesystem::path& target, Comm& comm) {
-  const std::vector<std::string> all = comm.all_gather(target.string());
-  for (std::size_t rank = 1; rank < all.size(); rank++)
-    if (all[rank] != all.front())
-      require_no_differences(
-          rank, {fmt::format("--save: {} on rank 0, {} on rank {}", all.front(), all[rank], rank)});
-}
-
 /// Throws an Error if another rank was started for another run.
 void require_same_run(const Json& manifest, Comm& comm) {
   const std::vector<std::string> all = comm.all_gather(to_text(manifest));
@@ -116,19 +109,71 @@ void require_same_run(const Json& manifest, Comm& comm) {
                                                  words_of(static_cast<int>(rank))));
 }
 
-/// Rank 0 creates the work folder, or opens that of an earlier run; then the others open it.
+/// The name of a file in progress/ by which the others recognise the folder of rank 0.
+std::string mark_name(int64_t number) { return fmt::format("states-shared-{}.json", number); }
+
+/// Whether a file exists, or does after a few seconds: a file system that several machines share
+/// may show it late.
+bool appears(const std::filesystem::path& file) {
+  const auto latest = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  std::error_code ignored;
+  while (!std::filesystem::exists(file, ignored)) {
+    if (std::chrono::steady_clock::now() > latest) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return true;
+}
+
+/// Opens the work folder on another rank than 0. `targets` are the values of --save of all ranks.
+/// Throws an Error if it is not the folder of rank 0, but one that has the same name on a disk of
+/// this machine, where an earlier run may have left it.
+std::unique_ptr<WorkFolder> open_shared(const std::vector<std::string>& targets, std::size_t rank,
+                                        int64_t number) {
+  std::string problem;
+  try {
+    auto work = std::make_unique<WorkFolder>(WorkFolder::OfOtherProcess(), targets[rank]);
+    if (appears(work->progress() / mark_name(number))) return work;
+    problem = fmt::format(
+        "{}: this process sees another folder of this name than rank 0 does; the processes of a "
+        "run need one folder on a file system that they share",
+        work->path().string());
+  } catch (const Error& e) {
+    problem = e.what();
+  }
+  if (targets[rank] != targets[0])
+    require_no_differences(rank, {fmt::format("--save: {} on rank 0, {} on rank {}", targets[0],
+                                              targets[rank], rank)});
+  throw Error(problem);
+}
+
+/// Rank 0 creates the work folder, or opens that of an earlier run; then the others open it. They
+/// may have other names for it.
 std::unique_ptr<WorkFolder> open_work_folder(const Source& original, const QuantizeOptions& options,
                                              Comm& comm) {
-  require_same_target(options.target, comm);
+  const std::vector<std::string> targets = comm.all_gather(options.target.string());
+  at::Tensor number = at::tensor({int64_t{std::random_device()()}}, at::kLong);
   std::unique_ptr<WorkFolder> work;
+  std::filesystem::path mark;
   if (comm.rank() == 0) {
     WorkFolder::undo_commit(options.target);
     work = std::make_unique<WorkFolder>(
         options.target, replaced_files(original, options.target, options.overwrite));
+    if (comm.size() > 1) {
+      mark = work->progress() / mark_name(number.item<int64_t>());
+      write_file(mark, "");
+    }
   }
-  comm.barrier();
-  if (comm.rank() != 0)
-    work = std::make_unique<WorkFolder>(WorkFolder::OfOtherProcess(), options.target);
+  comm.broadcast(number, 0);
+  std::error_code ignored;
+  try {
+    if (comm.rank() != 0)
+      work = open_shared(targets, static_cast<std::size_t>(comm.rank()), number.item<int64_t>());
+    comm.barrier();
+  } catch (const Error&) {
+    if (!mark.empty()) std::filesystem::remove(mark, ignored);
+    throw;
+  }
+  if (!mark.empty()) std::filesystem::remove(mark, ignored);
   return work;
 }
 

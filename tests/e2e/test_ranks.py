@@ -152,6 +152,13 @@ class Exports(RankTest):
         self.assertAlmostEqual(report["modules"]["lm_head"]["loss"] / expected["modules"]["lm_head"]["loss"], 1,
                                delta=0.02)
 
+    def test_ranks_that_have_different_names_for_one_folder(self):
+        self.out.mkdir()
+        link = self.work / "link"
+        link.symlink_to(self.out)
+        self.succeed(self.start_ranks(*(command(*quantize("mixtral", out)) for out in (link, self.out))))
+        self.run_together((1, "verify", "--model", self.out))
+
     def test_experts_calibrated_on_all_tokens(self):
         report, _ = self.check_recipe("default: {wq: int4, group_size: 128}\ncalibrate_all_experts: true\n")
         self.assertEqual({m["tokens"] for m in report["modules"].values()}, {8 * 128})
@@ -305,6 +312,16 @@ class Refusals(RankTest):
         lines = [command(*quantize("olmoe", self.out, device=d)) for d in (None, "cuda:99")]
         self.refused("--device cuda:99: ", lines)
         self.refused("--device cuda:99: ", lines[::-1])
+
+    def test_a_work_folder_on_a_disk_of_its_own(self):
+        mounts = ["unshare", "-m", "sh", "-c"]
+        if subprocess.run([*mounts, "mount -t tmpfs none /mnt"], capture_output=True).returncode != 0:
+            self.skipTest("this user cannot mount a file system")
+        lines = [command(*quantize("olmoe", self.out))] * 2
+        lines[1] = [*mounts, f'mount -t tmpfs none "{self.work}" && mkdir -p "{self.out}".work/export '
+                    f'"{self.out}".work/progress && exec "$@"', "sh", *lines[1]]
+        self.refused(f"{self.out}.work: this process sees another folder of this name than rank 0 does; the processes "
+                     "of a run need one folder on a file system that they share", lines)
 
     def test_another_plugin_file(self):
         plugins = self.work / "plugins"
