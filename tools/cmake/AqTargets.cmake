@@ -128,12 +128,13 @@ function(aq_test module)
 endfunction()
 
 # aq_python_test(NAME SCRIPT PYTHON): a file of Python unittests as one ctest test, run with AQ_BUILD
-# set to the build folder.
+# set to the build folder. These tests take long, so they begin first (COST), and the short tests of
+# C++ keep all cores busy at the end.
 function(aq_python_test name script python)
   add_test(NAME ${name} COMMAND ${python} ${CMAKE_CURRENT_SOURCE_DIR}/${script} -v
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests)
   math(EXPR timeout "2 * ${AQ_TEST_TIMEOUT}")
-  set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout}
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} COST 100
     ENVIRONMENT
     "AQ_BUILD=${PROJECT_BINARY_DIR};AQ_SANITIZE=${AQHOST_SANITIZE};PYTHONDONTWRITEBYTECODE=1;${AQ_TEST_ENVIRONMENT}")
 endfunction()
