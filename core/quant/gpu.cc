@@ -90,10 +90,11 @@ at::Tensor inverse_factors_on_gpu(const at::Tensor& hessians, const at::Tensor& 
     const int64_t count = std::min(at_once, hessians.size(0) - begin);
     const at::Tensor h = hessians.narrow(0, begin, count);
     const at::Tensor reversed = order.narrow(0, begin, count).flip({1});
-    const at::Tensor rows = h.gather(1, reversed.unsqueeze(2).expand_as(h));
-    const at::Tensor a = rows.gather(2, reversed.unsqueeze(1).expand_as(h)).to(at::kDouble);
+    const at::Tensor a = h.gather(1, reversed.unsqueeze(2).expand_as(h))
+                             .gather(2, reversed.unsqueeze(1).expand_as(h))
+                             .to(at::kDouble);
     invert_factors(a);
-    upper.narrow(0, begin, count).copy_(a.flip({1, 2}));
+    upper.narrow(0, begin, count).copy_(a.to(at::kFloat).flip({1, 2}));
   }
   return upper;
 }
