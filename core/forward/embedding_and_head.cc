@@ -1,6 +1,7 @@
 #include "forward/embedding_and_head.h"
 
 #include "base/error.h"
+#include "forward/batches.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -24,6 +25,13 @@ at::Tensor read_embedding(const Source& source, const Model& model,
 
 at::Tensor embed_tokens(const Source& source, const Model& model, const at::Tensor& ids,
                         const at::TensorOptions& options) {
+  at::Tensor out = at::empty({ids.size(0), ids.size(1), model.desc().hidden_size}, options);
+  embed_tokens_into(source, model, ids, out);
+  return out;
+}
+
+void embed_tokens_into(const Source& source, const Model& model, const at::Tensor& ids,
+                       const at::Tensor& out) {
   const auto [minimum, maximum] = ids.aminmax();
   const int64_t vocabulary = model.desc().vocab_size;
   if (minimum.item<int64_t>() < 0 || maximum.item<int64_t>() >= vocabulary)
@@ -33,9 +41,11 @@ at::Tensor embed_tokens(const Source& source, const Model& model, const at::Tens
   const TensorInfo* table = source.find(embedding_ref(model).name);
   const bool narrow = table != nullptr && table->dtype == DType::kBF16;
   const at::Tensor rows =
-      at::embedding(read_embedding(source, model, narrow ? options.dtype(at::kBFloat16) : options),
-                    ids.to(options.device()));
-  return rows.to(c10::typeMetaToScalarType(options.dtype()));
+      read_embedding(source, model, narrow ? out.options().dtype(at::kBFloat16) : out.options());
+  for_window_batches(ids, [&](int64_t begin, int64_t count) {
+    out.narrow(0, begin, count)
+        .copy_(at::embedding(rows, ids.narrow(0, begin, count).to(out.device())));
+  });
 }
 
 OutputHead::OutputHead(const Source& source, const Model& model, const at::TensorOptions& options)

@@ -14,6 +14,9 @@ namespace aqhost {
 /// for this call and freed again.
 at::Tensor embed_tokens(const Source& source, const Model& model, const at::Tensor& ids,
                         const at::TensorOptions& options = at::kFloat);
+/// The same into `out`, a contiguous tensor of the embeddings' shape, some windows at a time.
+void embed_tokens_into(const Source& source, const Model& model, const at::Tensor& ids,
+                       const at::Tensor& out);
 
 /// The part of the model after the layers: the final norm and lm_head.
 class OutputHead {

@@ -22,12 +22,14 @@ void add_damping(at::Tensor h, double amount) {
   diagonal.add_(diagonal.mean() * amount);
 }
 
-/// The upper triangular U (f32) with H^-1 = U^T U. With H = R R^T, R upper triangular, U is R^-1; R
-/// comes from the Cholesky factor of H in reverse order. This takes half the work of inverting H
-/// and factoring the inverse. U has values that are not finite if H is not positive definite. Holds
-/// at most two float64 matrices at once.
-at::Tensor inverse_factor(const at::Tensor& h) {
-  auto [lower, info] = at::linalg_cholesky_ex(h.flip({0, 1}).to(at::kDouble));
+/// The upper triangular U (f32) with H^-1 = U^T U, for H permuted by `order`. With H = R R^T, R
+/// upper triangular, U is R^-1; R comes from the Cholesky factor of H in reverse order. This takes
+/// half the work of inverting H and factoring the inverse. U has values that are not finite if H is
+/// not positive definite. Holds at most two float64 matrices, or one and one in float32, at once.
+at::Tensor inverse_factor(const at::Tensor& h, const at::Tensor& order) {
+  at::Tensor wide = permute(h, order.flip(0)).to(at::kDouble);
+  auto [lower, info] = at::linalg_cholesky_ex(wide);
+  wide.reset();
   if (info.item<int>() != 0) return at::full_like(h, std::numeric_limits<float>::quiet_NaN());
   at::Tensor inverse = at::eye(h.size(0), h.options().dtype(at::kDouble));
   at::linalg_solve_triangular_out(inverse, lower, inverse, /*upper=*/false);  // in place
@@ -35,12 +37,11 @@ at::Tensor inverse_factor(const at::Tensor& h) {
   return inverse.to(at::kFloat).flip({0, 1});
 }
 
-/// inverse_factor() of every matrix, in the order in which its columns are solved.
+/// inverse_factor() of every matrix.
 at::Tensor inverse_factors(const at::Tensor& damped, const at::Tensor& order) {
   if (damped.is_cuda()) return inverse_factors_on_gpu(damped, order);
   at::Tensor upper = at::empty_like(damped);
-  for (int64_t e = 0; e < damped.size(0); e++)
-    upper[e].copy_(inverse_factor(permute(damped[e], order[e])));
+  for (int64_t e = 0; e < damped.size(0); e++) upper[e].copy_(inverse_factor(damped[e], order[e]));
   return upper;
 }
 

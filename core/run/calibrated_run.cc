@@ -130,7 +130,8 @@ class Calibrator {
         options_(at::TensorOptions(options.device).dtype(options.dtype)),
         seed_(options.seed),
         chunk_bytes_(options.chunk_bytes),
-        room_(options.room) {}
+        room_(options.room),
+        place_(options.states) {}
 
   /// `states` are those behind the last finished layer; they are undefined if there is none.
   void run(BoundaryStates states, UnitSink& sink, PhaseTimer& timer) {
@@ -153,14 +154,21 @@ class Calibrator {
  private:
   RefineOptions refine_of(int32_t layer) const { return refine_options(plan_, layer, seed_); }
 
+  at::Tensor empty_states(int64_t windows) const {
+    return place_.empty({windows, windows_.ids.size(1), model_.desc().hidden_size},
+                        options_.device());
+  }
+
   void begin(BoundaryStates states, int32_t next) {
-    const auto f32 = at::TensorOptions(options_.device()).dtype(at::kFloat);
     if (states.x.defined()) {
-      x_ = states.x.to(f32.device());
-      if (states.original.defined()) original_x_ = states.original.to(f32.device());
+      x_ = states.x.to(options_.device());
+      if (states.original.defined()) original_x_ = states.original.to(options_.device());
     } else if (next == 0) {
-      x_ = embed_tokens(original_, model_, windows_.ids, f32);
-      if (windows_.originals > 0) original_x_ = x_.narrow(0, 0, windows_.originals).clone();
+      x_ = empty_states(windows_.ids.size(0));
+      embed_tokens_into(original_, model_, windows_.ids, x_);
+      if (windows_.originals == 0) return;
+      original_x_ = empty_states(windows_.originals);
+      original_x_.copy_(x_.narrow(0, 0, windows_.originals));
     }
   }
 
@@ -200,7 +208,7 @@ class Calibrator {
       timer.begin("refine");
       sink.add(
           refine_layer(original_, plan_, index, layer, solved, before, original_x_, refine, comm_));
-      x_ = before;
+      x_.copy_(before);  // x_ may be in a file
       sink.take(solved);
     }
     timer.end();
@@ -215,6 +223,7 @@ class Calibrator {
   const uint64_t seed_;
   const int64_t chunk_bytes_;  // for experts that are solved together
   const SolveRoom room_;
+  const StatesPlace place_;
   at::Tensor x_, original_x_;  // [windows, tokens, hidden] f32 before the next layer
 };
 
@@ -242,12 +251,17 @@ void set_memory(CalibratedRunOptions& options, const Source& original, const Mod
   const int64_t usual = usual_chunk_bytes(options.device, options.comm->size());
   int64_t bytes = usual;
   if (limit.bytes != 0) {
-    options.room = room_to_solve(
+    MemoryNeed need =
         memory_need(original, model, plan, own.ids.numel(), own.originals * windows.size(1),
-                    options.dtype, options.device.is_cpu()),
-        limit.bytes,
-        limit.is_of_container ? "what this container's memory limit leaves, in MB,"
-                              : "--memory-limit");
+                    options.dtype, options.device.is_cpu());
+    if (options.device.is_cpu() && !fits(need, limit.bytes)) {
+      need = without_states(need);
+      options.states.folder = limit.folder;
+    }
+    options.room =
+        room_to_solve(need, limit.bytes,
+                      limit.is_of_container ? "what this container's memory limit leaves, in MB,"
+                                            : "--memory-limit");
     const int64_t room = options.room.layer;
     bytes = limit.is_of_container ? std::min(room, usual) : room;
     if (!options.device.is_cpu()) options.room.head = 0;  // the CPU solves it

@@ -28,16 +28,19 @@ struct CalibratedRunOptions {
   // see set_memory()
   int64_t chunk_bytes = 0;  // for the experts that are solved together
   SolveRoom room{};
+  StatesPlace states{};
 };
 
 struct MemoryLimit {
   int64_t bytes = 0;             // 0: there is none
   bool is_of_container = false;  // and not --memory-limit: it need not be used up
+  std::filesystem::path folder;  // for hidden states that do not fit
 };
 
 /// Sets the memory for solving in a run of windows [n, tokens]: options.room on this rank, and
-/// options.chunk_bytes as on the rank that has the least. Throws an Error if the limit is less than
-/// the run needs, or if there are more ranks than windows.
+/// options.chunk_bytes as on the rank that has the least. On a CPU, also sets options.states to the
+/// limit's folder if there is too little memory for the hidden states. Throws an Error if the limit
+/// is less than the run needs even so, or if there are more ranks than windows.
 void set_memory(CalibratedRunOptions& options, const Source& original, const Model& model,
                 const Plan& plan, const at::Tensor& windows, const MemoryLimit& limit);
 

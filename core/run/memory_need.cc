@@ -79,6 +79,17 @@ MemoryNeed memory_need(const Source& source, const Model& model, const Plan& pla
   return need;
 }
 
+MemoryNeed without_states(MemoryNeed need) {
+  need.layers -= need.states;
+  need.states = 0;
+  return need;
+}
+
+bool fits(const MemoryNeed& need, int64_t limit) {
+  return need.layers < limit && need.layers + need.solver <= limit &&
+         need.states + need.embedding <= limit;
+}
+
 SolveRoom room_to_solve(const MemoryNeed& need, int64_t limit, const std::string& limit_name) {
   const auto refuse = [&](const char* what, int64_t bytes) {
     fail("{} {}: {} take {} MB; fewer --nsamples or a shorter --seqlen need less", limit_name,

@@ -27,6 +27,10 @@ struct MemoryNeed {
 MemoryNeed memory_need(const Source& source, const Model& model, const Plan& plan, int64_t tokens,
                        int64_t original_tokens, at::ScalarType dtype, bool on_cpu);
 
+/// What a run needs whose hidden states are in files and not in the device's memory.
+MemoryNeed without_states(MemoryNeed need);
+bool fits(const MemoryNeed& need, int64_t limit);
+
 /// What a run may take, in bytes, to solve modules: beside its hidden states, and in a layer also
 /// beside the layer's weights. 0: there is no limit.
 struct SolveRoom {

@@ -30,10 +30,11 @@ namespace aqhost {
 namespace {
 
 /// Throws an Error if the disk has not enough room for the units that are not finished, and for the
-/// hidden states behind three layers: of two of them while those of a third are written.
+/// hidden states behind three layers: of two of them while those of a third are written; and for
+/// the hidden states in use, if they are in files.
 void check_room(const WorkFolder& work, const Exporter& exporter, int32_t finished,
-                int64_t states_bytes) {
-  int64_t needed = 3 * states_bytes;
+                int64_t states_bytes, bool in_files) {
+  int64_t needed = (in_files ? 4 : 3) * states_bytes;
   for (int32_t u = finished; u < exporter.units(); u++) needed += exporter.bytes(u);
   const int64_t free = free_bytes(work.path());
   const int64_t available = free + (finished == 0 ? work.clearable_bytes() : 0);
@@ -206,7 +207,7 @@ class QuantizeRun {
       // before all other calls of the comm, which ranks of different runs might make differently
       require_same_run(manifest, comm_);
       const CalibratedRunOptions run_options = options_for(calibration.windows);
-      Finished finished = begin(manifest, calibration.windows);
+      Finished finished = begin(manifest, calibration.windows, run_options.states);
       const int32_t resumed_units = finished.units;
       UnitReport units = solve_units(calibration.windows, run_options, std::move(finished));
       RunReport report = make_report(std::move(units), resumed_units, std::move(calibration));
@@ -256,22 +257,28 @@ class QuantizeRun {
     CalibratedRunOptions run_options{dtype_, options_.device, seed()};
     run_options.comm = &comm_;
     if (windows.defined()) {
-      const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard};
+      const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard, work_.progress()};
       set_memory(run_options, original_, model_, plan_, windows, limit);
+      if (run_options.states.in_files())
+        observer_.inform(fmt::format(
+            "the memory limit is too little for the hidden states; they are held in a file in {}, "
+            "which may be slow",
+            work_.progress().string()));
     }
     return run_options;
   }
 
   /// Finds out what an earlier try has finished, makes the last checks, and writes the files that
   /// are known before the first layer is solved.
-  Finished begin(const Json& manifest, const at::Tensor& windows) {
+  Finished begin(const Json& manifest, const at::Tensor& windows, const StatesPlace& place) {
     const int32_t with_states = layers_with_states(model_, plan_);
     Finished finished;
     if (comm_.rank() == 0) {
-      finished = store_.open(manifest, options_.resume, with_states);
+      finished = store_.open(manifest, options_.resume, with_states, place);
       work_.check_replaceable(exporter_.files());
       check_room(work_, exporter_, finished.units,
-                 with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0);
+                 with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0,
+                 place.in_files());
       store_.begin();
       exporter_.write_files();
     }
@@ -280,7 +287,8 @@ class QuantizeRun {
     comm_.broadcast(start, 0);
     store_.set_start(start[1].item<int64_t>());
     if (comm_.rank() != 0)
-      finished = store_.open_of_rank_0(static_cast<int32_t>(start[0].item<int64_t>()), with_states);
+      finished =
+          store_.open_of_rank_0(static_cast<int32_t>(start[0].item<int64_t>()), with_states, place);
     timer_.end();
     if (finished.units > 0) {
       timer_.resume(finished.seconds);

@@ -14,6 +14,7 @@
 #include "checkpoint/writer.h"
 #include "run/run_difference.h"
 #include "tensor/device.h"
+#include "tensor/tensor_in_file.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -134,22 +135,27 @@ class StatesFile {
   Writer writer_;
 };
 
-at::Tensor load(const SafetensorsFile& file, const std::string& name) {
+at::Tensor load(const SafetensorsFile& file, const std::string& name, const StatesPlace& place) {
   for (const StoredTensor& info : file.tensors()) {
     if (info.name != name) continue;
-    at::Tensor t = at::empty(info.shape, at::kFloat);
+    at::Tensor t = place.empty(info.shape, at::kCPU);
     file.read(info, 0, {static_cast<std::byte*>(t.data_ptr()), t.nbytes()});
     return t;
   }
   return {};
 }
 
-BoundaryStates load_states(const fs::path& path) {
+BoundaryStates load_states(const fs::path& path, const StatesPlace& place) {
   const SafetensorsFile file(path);
-  return {load(file, kX), load(file, kOriginal)};
+  return {load(file, kX, place), load(file, kOriginal, place)};
 }
 
 }  // namespace
+
+at::Tensor StatesPlace::empty(at::IntArrayRef shape, at::Device device) const {
+  if (in_files()) return tensor_in_file(folder / "states-in-use", shape);
+  return at::empty(shape, at::TensorOptions(device).dtype(at::kFloat));
+}
 
 bool record_is_whole(const Field& file) {
   const std::string sha256 = sha256_of_record(file["record"].json());
@@ -239,7 +245,8 @@ void RunStore::refuse_other_run() const {
       work_.path().string(), listed(std::move(found)));
 }
 
-Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_states) {
+Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_states,
+                        const StatesPlace& place) {
   manifest_ = manifest;
   needs_states_ = needs_states;
   const std::vector<fs::directory_entry> notes = list_folder(work_.progress());
@@ -285,20 +292,20 @@ Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_state
   for (int32_t u = 0; u < done; u++) finished.report.append(std::move(at(u)->report));
   finished.seconds = at(done - 1)->seconds;
   if (done <= needs_states_) {
-    finished.states = load_states(work_.progress() / states_name(done - 1, comm_));
+    finished.states = load_states(work_.progress() / states_name(done - 1, comm_), place);
     stored_states_.push_back(done - 1);
   }
   finished_ = done;
   return finished;
 }
 
-Finished RunStore::open_of_rank_0(int32_t units, int32_t needs_states) {
+Finished RunStore::open_of_rank_0(int32_t units, int32_t needs_states, const StatesPlace& place) {
   needs_states_ = needs_states;
   finished_ = units;
   Finished finished;
   finished.units = units;
   if (units > 0 && units <= needs_states)
-    finished.states = load_states(work_.progress() / states_name(units - 1, comm_));
+    finished.states = load_states(work_.progress() / states_name(units - 1, comm_), place);
   return finished;
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <future>
 #include <optional>
 #include <string>
@@ -37,12 +38,22 @@ struct BoundaryStates {
   at::Tensor x, original;
 };
 
+/// Where a run holds its hidden states: in the memory of its device, or in files of `folder` (see
+/// tensor_in_file) whose names begin with states-.
+struct StatesPlace {
+  std::filesystem::path folder;  // "": in memory
+
+  bool in_files() const { return !folder.empty(); }
+  /// A float32 tensor there. Its content is undefined. A file does not depend on the device.
+  at::Tensor empty(at::IntArrayRef shape, at::Device device) const;
+};
+
 /// What an earlier try of a run has finished.
 struct Finished {
   int32_t units = 0;  // the number of units, from the first on; also the number of the next unit
   UnitReport report;
   PhaseSeconds seconds;
-  BoundaryStates states;  // behind the last of these units, on the CPU
+  BoundaryStates states;  // behind the last of these units, on the CPU or in files
 };
 
 /// Makes a run resumable at every layer. The work folder contains:
@@ -73,11 +84,12 @@ class RunStore {
   /// compared. The observer is warned of a damaged unit; that unit and those behind it are done
   /// again. So are all units, and the observer is told, if none has stored states yet. Throws an
   /// Error if the work folder holds another run (see run_differences()), if a unit must be done
-  /// again whose input is gone, or as `resume` says.
-  Finished open(const Json& manifest, Resume resume, int32_t needs_states);
+  /// again whose input is gone, or as `resume` says. The states are loaded to `place`.
+  Finished open(const Json& manifest, Resume resume, int32_t needs_states,
+                const StatesPlace& place);
   /// What rank 0 has found, for another rank: it has its own states, and neither a report nor the
   /// seconds. `units` is the number of finished units.
-  Finished open_of_rank_0(int32_t units, int32_t needs_states);
+  Finished open_of_rank_0(int32_t units, int32_t needs_states, const StatesPlace& place);
   /// Sets the number that tells this start of the run from others, on all ranks alike. A rank of an
   /// earlier start may still write its files, which are then not taken for those of this one.
   void set_start(int64_t start) { start_ = start; }

@@ -67,6 +67,29 @@ class Memory(WorkFolder):
             self.ok(*run("whole"))
             self.assertEqual(shards(self.work / "split"), shards(self.work / "whole"))
 
+    @unittest.skipIf(os.environ.get("AQ_SANITIZE"), "sanitizers take memory of their own")
+    def test_hidden_states_that_do_not_fit_are_held_in_a_file_and_change_no_byte(self):
+        model = self.model(1, hidden_size=256, intermediate_size=64, num_attention_heads=2,
+                           num_key_value_heads=2, num_experts=2, num_experts_per_tok=1)
+
+        def run(name, megabytes, *options):
+            command = [AQHOST, "--plugin-dir", BUILD / "plugins", "--model", model, "--calib", CALIB,
+                       "--nsamples", 128, "--seqlen", 1024, "--dtype", "float32", "--device", "cpu",
+                       "--threads", 2, "--save", self.work / name, *options]
+            limits = (megabytes * 1_000_000,) * 2 if megabytes else (resource.RLIM_INFINITY,) * 2
+            return subprocess.run(list(map(str, command)), capture_output=True, text=True,
+                                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limits))
+
+        # the hidden states take 201 MB: those of the quantized model, and half as many of the original
+        self.assertNotEqual(run("too-large", 640).returncode, 0)
+        spilled = run("spilled", 640, "--memory-limit", 300)
+        self.assertEqual(spilled.returncode, 0, spilled.stderr)
+        self.assertIn("they are held in a file", spilled.stderr)
+        whole = run("whole", None)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        self.assertNotIn("they are held in a file", whole.stderr)
+        self.assertEqual(shards(self.work / "spilled"), shards(self.work / "whole"))
+
 
 if __name__ == "__main__":
     unittest.main()

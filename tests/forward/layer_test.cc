@@ -342,11 +342,13 @@ TEST_CASE("embed_tokens looks ids up and refuses those outside the vocabulary") 
   const at::Tensor ids = at::tensor({0, 49, 7, 7}, at::kLong).view({2, 2});
   const at::Tensor table = fake.tensor(AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT, true);
   CHECK(at::equal(embed_tokens(fake.source(), *model, ids), table.index({ids})));
-  CHECK_THROWS_WITH_AS(embed_tokens(fake.source(), *model, at::tensor({3, 50}, at::kLong)),
-                       "token ids from 3 to 50, the vocabulary has 50: does the tokenizer belong "
-                       "to this model?",
-                       Error);
-  CHECK_THROWS_AS(embed_tokens(fake.source(), *model, at::tensor({-1, 3}, at::kLong)), Error);
+  CHECK_THROWS_WITH_AS(
+      embed_tokens(fake.source(), *model, at::tensor({3, 50}, at::kLong).view({1, 2})),
+      "token ids from 3 to 50, the vocabulary has 50: does the tokenizer belong "
+      "to this model?",
+      Error);
+  CHECK_THROWS_AS(embed_tokens(fake.source(), *model, at::tensor({-1, 3}, at::kLong).view({1, 2})),
+                  Error);
 }
 
 }  // namespace

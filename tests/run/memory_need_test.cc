@@ -56,6 +56,17 @@ TEST_CASE("a limit below any part of the need is refused, and the message names 
                     doctest::Contains("the embedding or lm_head take 160 MB"));
 }
 
+TEST_CASE("without hidden states, a layer and what is outside the layers need less") {
+  const MemoryNeed need{100'000'000, 50'000'000, 80'000'000, 40'000'000};
+  CHECK(fits(need, 150'000'000));
+  CHECK_FALSE(fits(need, 149'999'999));
+  const MemoryNeed less = without_states(need);
+  CHECK(fits(less, 70'000'000));
+  CHECK_FALSE(fits(less, 69'999'999));
+  CHECK(room_to_solve(less, 70'000'000, "--memory-limit").layer == 50'000'000);
+  CHECK(room_to_solve(less, 70'000'000, "--memory-limit").head == 70'000'000);
+}
+
 TEST_CASE("rows are solved in as few parts as there is room for, and in none if there is room") {
   const int64_t features = 1000, rows = 1000;
   const int64_t all = solve_bytes(features, rows, rows);

@@ -1,10 +1,12 @@
 #include "run/store.h"
 
+#include <algorithm>
 #include <functional>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/sha256.h"
+#include "run/memory_need.h"
 #include "run/quantize.h"
 #include "run/run_difference.h"
 #include "run/status.h"
@@ -45,6 +47,7 @@ struct Run {
   Resume resume = Resume::kAuto;
   std::function<void()> act;  // if set, it is called there, and the run does not fail
   int64_t memory_limit = 0;
+  std::string dtype = "auto";
 
   explicit Run(std::string of = "{default: {group_size: 16}}", uint64_t with = 0,
                std::string where = "", Resume how = Resume::kAuto)
@@ -59,6 +62,7 @@ std::string run(const OpenModel& open, const std::string& name, const Run& how =
   options.target = open / name;
   options.resume = how.resume;
   options.memory_limit = how.memory_limit;
+  options.dtype = how.dtype;
   options.plugins = registry().plugins();
   options.observer = &witness;
   if (plan.needs_calibration())
@@ -247,6 +251,30 @@ TEST_CASE("a run that ended before hidden states were stored, as on a GPU, begin
                  "stored"));
   CHECK(heard.find("error") == std::string::npos);
   CHECK(files_of(open / "out") == files_of(open / "whole"));
+}
+
+TEST_CASE("a run whose hidden states are in files goes on, and writes the same bytes") {
+  const OpenModel open(three_layers());
+  for (const char* recipe :
+       {"{default: {group_size: 16}, overrides: [{pattern: lm_head, wq: int8, group_size: 16}]}",
+        "{default: {group_size: 16, refine: {steps: 3}}}"}) {
+    Run whole(recipe);
+    whole.dtype = "float32";
+    run(open, "whole", whole);
+    Run limited = whole;
+    const MemoryNeed need = memory_need(open.reader(), open.model(), open.plan(recipe), 8 * 64,
+                                        8 * 64, at::kFloat, true);
+    limited.memory_limit = std::max(need.layers + need.solver, need.states + need.embedding) - 1;
+    limited.at = "layers.2.";
+    CHECK(contains(run(open, "out", limited), "they are held in a file"));
+    limited.at = "";
+    const std::string heard = run(open, "out", limited);
+    CHECK(contains(heard, "they are held in a file"));
+    CHECK(contains(heard, "going on after 2 finished layers"));
+    CHECK(files_of(open / "out") == files_of(open / "whole"));
+    fs::remove_all(open / "out");
+    fs::remove_all(open / "whole");
+  }
 }
 
 TEST_CASE("a file of the user stays in the work folder") {

@@ -3,7 +3,11 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/error.h"
+#include "base/file.h"
+#include "temp_folder.h"
 #include "tensor/memory_source.h"
+#include "tensor/tensor_in_file.h"
 #include "torch_doctest.h"
 
 namespace aqhost {
@@ -129,6 +133,22 @@ TEST_CASE("span_of lends a tensor's own elements") {
   span_of<float>(t)[4] = 7;
   CHECK(t[1][1].item<float>() == 7);
   CHECK(span_of<float>(t).size() == 6);
+}
+
+TEST_CASE("a tensor in a file can be computed with, and its file has no name") {
+  const TempFolder folder;
+  at::Tensor t = tensor_in_file(folder.path() / "states", {3, 4});
+  CHECK(list_folder(folder.path()).empty());
+  CHECK(t.equal(at::zeros({3, 4})));
+  const at::Tensor view = t.flatten(0, 1);
+  t.narrow(0, 1, 2).add_(1);
+  t.reset();
+  CHECK(view.equal(at::cat({at::zeros(4), at::ones(8)})));
+  CHECK_THROWS_WITH_AS(tensor_in_file(folder.path() / "none/states", {3}),
+                       doctest::Contains("none/states: No such file"), Error);
+  CHECK_THROWS_WITH_AS(tensor_in_file(folder.path() / "states", {int64_t{1} << 56}),
+                       doctest::Contains("cannot be held in a file"), Error);
+  CHECK(list_folder(folder.path()).empty());
 }
 
 }  // namespace
