@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/interrupt.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -213,6 +214,12 @@ int64_t free_bytes(const fs::path& folder) {
   struct statvfs disk {};
   if (::statvfs(folder.c_str(), &disk) != 0 || disk.f_blocks == 0) return -1;
   return static_cast<int64_t>(disk.f_bavail) * static_cast<int64_t>(disk.f_frsize);
+}
+
+int reserve_room(int fd, int64_t bytes) {
+  int error = 0;
+  while ((error = ::posix_fallocate(fd, 0, bytes)) == EINTR) check_interrupt();
+  return error;
 }
 
 std::vector<fs::directory_entry> list_folder(const fs::path& folder) {

@@ -67,6 +67,10 @@ void flush_folder(const std::filesystem::path& folder);
 /// file system does not report it.
 int64_t free_bytes(const std::filesystem::path& folder);
 
+/// Reserves room on the disk for the first `bytes` bytes of a file. Returns 0 or an error number.
+/// Throws Interrupted if a signal arrives meanwhile and asks the program to end.
+int reserve_room(int fd, int64_t bytes);
+
 /// The content of a folder, sorted by name. An Error names the folder if it cannot be read.
 std::vector<std::filesystem::directory_entry> list_folder(const std::filesystem::path& folder);
 

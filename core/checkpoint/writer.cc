@@ -11,7 +11,6 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "base/interrupt.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -158,11 +157,7 @@ struct Writer::Impl {
     if (shard.fd < 0) fail("{}: {}", path, std::strerror(errno));
     const std::string header = header_of(shard);
     const int64_t size = static_cast<int64_t>(header.size()) + shard.bytes;
-    int error = EINTR;
-    while (error == EINTR) {
-      check_interrupt();
-      error = ::posix_fallocate(shard.fd, 0, size);
-    }
+    const int error = reserve_room(shard.fd, size);
     if (error != 0) fail("{}: cannot reserve {} bytes: {}", path, size, std::strerror(error));
     write_at(shard.fd, reinterpret_cast<const std::byte*>(header.data()), header.size(), 0, path);
     if (flush && ::fsync(shard.fd) != 0) fail("{}: {}", path, std::strerror(errno));
@@ -249,7 +244,6 @@ void Writer::copy(std::string_view name, const Read& read) {
   const Shard& shard = impl_->shards[place.shard];
   std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(size, kCopiedBytes)));
   for (int64_t begin = 0; begin < size; begin += kCopiedBytes) {
-    check_interrupt();
     const auto part =
         std::span(buffer).first(static_cast<std::size_t>(std::min(kCopiedBytes, size - begin)));
     read(begin, part);

@@ -1,5 +1,5 @@
-// The loops of GPTQ on the GPU. Compiled without fused multiply-add, because formats are defined to
-// the last bit.
+// The loops of GPTQ on the GPU. Compiled without implicit fused multiply-add, because formats are
+// defined to the last bit. pass_on() uses it explicitly, because no format defines its sums.
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"

@@ -15,7 +15,7 @@ inline constexpr int64_t kBatchTokens = 8192;
 
 /// The number of rows of `row_bytes` bytes that are processed at once on a device. A GPU takes more
 /// of short rows, because starting an operation takes as long as computing a few thousand of them.
-inline int64_t rows_at_once(int64_t row_bytes, at::Device device) {
+inline int64_t token_rows_at_once(int64_t row_bytes, at::Device device) {
   constexpr int64_t kGpuBytes = int64_t{1} << 27;
   return device.is_cpu() ? kBatchTokens : std::max(kBatchTokens, kGpuBytes / row_bytes);
 }
@@ -47,7 +47,7 @@ void for_row_blocks(const at::Tensor& x, Body body) {
   const int64_t rows = x.size(0), row_bytes = std::max<int64_t>(1, x.size(1) * x.element_size());
   const int64_t block = std::clamp(kBlockBytes / row_bytes, kMinRows, kBatchTokens);
   if (!x.is_cpu() || rows < block * at::get_num_threads())
-    return for_batches(rows, rows_at_once(row_bytes, x.device()), body);
+    return for_batches(rows, token_rows_at_once(row_bytes, x.device()), body);
   at::parallel_for(0, rows, block, [&](int64_t begin, int64_t end) {
     for_batches(end - begin, block,
                 [&](int64_t first, int64_t count) { body(begin + first, count); });

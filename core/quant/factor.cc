@@ -25,7 +25,8 @@ void add_damping(at::Tensor h, double amount) {
 /// The upper triangular U (f32) with H^-1 = U^T U, for H permuted by `order`. With H = R R^T, R
 /// upper triangular, U is R^-1; R comes from the Cholesky factor of H in reverse order. This takes
 /// half the work of inverting H and factoring the inverse. U has values that are not finite if H is
-/// not positive definite. Holds at most two float64 matrices, or one and one in float32, at once.
+/// not positive definite. Holds at most two float64 matrices at once, or one in float64 and one in
+/// float32.
 at::Tensor inverse_factor(const at::Tensor& h, const at::Tensor& order) {
   at::Tensor wide = permute(h, order.flip(0)).to(at::kDouble);
   auto [lower, info] = at::linalg_cholesky_ex(wide);

@@ -99,7 +99,9 @@ void Comm::station(const std::string& name) {
   if (watch_ != nullptr) watch_->station(name);
 }
 
-std::string Comm::loss() const { return watch_ == nullptr ? "" : watch_->loss(); }
+std::string Comm::lost_rank_message() const {
+  return watch_ == nullptr ? "" : watch_->lost_rank_message();
+}
 
 void Comm::announce_failure(const std::string& message) const noexcept {
   if (watch_ == nullptr) return;

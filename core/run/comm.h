@@ -63,8 +63,9 @@ class Comm {
                                     WaitNotes::Inform inform = {});
 
   /// Tells the others, in place of join(), that this rank has failed because of `message`: join()
-  /// on them throws "rank R of N failed: MESSAGE". Takes 5 seconds at most, for which rank 0 waits
-  /// for the others.
+  /// on them throws "rank R of N failed: MESSAGE". Tries for at most 5 seconds to reach the store.
+  /// Rank 0, which serves the store, then waits for at most 5 seconds until the others have read
+  /// it.
   static void report_failure(const World& world, const std::string& message) noexcept;
 
   /// Unless end() or fail_with() came before, tells the others that this rank has failed.
@@ -80,7 +81,7 @@ class Comm {
   void station(const std::string& name);
 
   /// The sentence that says which rank is lost; "" if none is. Not collective; any thread.
-  std::string loss() const;
+  std::string lost_rank_message() const;
 
   /// Says that this rank is about to fail because of `message`, which another thread than that of
   /// the calls has found: calls here throw an Error with this message, and calls on the others

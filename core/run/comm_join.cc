@@ -34,12 +34,13 @@ std::vector<std::string> all_keys(const World& world, std::string (*key)(int ran
 std::string end_start(const World& world, KeyStore& store, const std::string& message,
                       std::chrono::milliseconds longest = kTell) {
   const std::string reason = CommWatch::keep_reason(store, message);
-  store.set(told_key(world.rank), "");
-  if (world.rank != 0 || world.agent_serves_store) return reason;
-  const Clock::time_point latest = Clock::now() + longest;
-  while (Clock::now() < latest && !store.has(all_keys(world, told_key))) {
-    check_interrupt();
-    std::this_thread::sleep_for(kPoll);
+  try {
+    store.set(told_key(world.rank), "");
+    if (world.rank != 0 || world.agent_serves_store) return reason;
+    const Clock::time_point latest = Clock::now() + longest;
+    while (Clock::now() < latest && !store.has(all_keys(world, told_key)))
+      std::this_thread::sleep_for(kPoll);
+  } catch (const LostStore&) {  // the reason is known already
   }
   return reason;
 }

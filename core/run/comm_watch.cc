@@ -399,7 +399,7 @@ void CommWatch::announce_failure(const std::string& message) {
   state_->suspect(state_->failed(message));
 }
 
-std::string CommWatch::loss() const {
+std::string CommWatch::lost_rank_message() const {
   const State::Lock lock(state_->mutex);
   return state_->lost ? state_->loss.message : "";
 }

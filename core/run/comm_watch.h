@@ -65,7 +65,7 @@ class CommWatch {
   /// broken() throw an Error with this message here.
   void announce_failure(const std::string& message);
   /// The sentence that says which rank is lost; "" if none is.
-  std::string loss() const;
+  std::string lost_rank_message() const;
 
   /// This rank ends well, or because of an error. Both return when the others can know; on the rank
   /// that serves the store, when all others have ended or know it, or do not answer.

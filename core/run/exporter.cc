@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/interrupt.h"
 #include "export/quantization_config.h"
 #include "tensor/tensor.h"
 
@@ -258,6 +259,7 @@ void Exporter::finish(int32_t unit) {
   const Unit& tensors = unit_tensors_[static_cast<std::size_t>(unit)];
   for (const Copied& tensor : tensors.copied)
     writer_->copy(tensor.written, [&](int64_t begin, std::span<std::byte> out) {
+      check_interrupt();
       original_.read_bytes(tensor.stored, begin, out);
     });
   for (const auto& [module, dtype] : tensors.splits) {

@@ -74,7 +74,7 @@ std::vector<std::pair<at::Tensor, at::Tensor>> common_positions(const std::vecto
 
 std::vector<ExpertTokens> LayerWalk::route(const at::Tensor& f) const {
   std::vector<at::Tensor> ids, weights;
-  const int64_t at_once = rows_at_once(f.size(1) * int64_t{sizeof(float)}, f.device());
+  const int64_t at_once = token_rows_at_once(f.size(1) * int64_t{sizeof(float)}, f.device());
   for_batches(f.size(0), at_once, [&](int64_t begin, int64_t count) {
     const Routing routing = layer_.route(f.narrow(0, begin, count));
     ids.push_back(routing.ids);
@@ -265,8 +265,8 @@ void LayerWalk::add_expert(SolveTask& task, const Modules& modules, const Expert
   const double power = modules.front()->recipe.routing_power;
   const at::Tensor s = to_power(routing_weights, power);
   Hessian own(features, input.quantized.from.device());
-  const int64_t at_once =
-      rows_at_once(features * input.quantized.from.element_size(), input.quantized.from.device());
+  const int64_t at_once = token_rows_at_once(features * input.quantized.from.element_size(),
+                                             input.quantized.from.device());
   for_batches(tokens, at_once, [&](int64_t begin, int64_t count) {
     own.add(rounding_.seen(modules, input.quantized.part(begin, count)),
             rows_or_none(s, begin, count));

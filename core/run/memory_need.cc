@@ -95,12 +95,19 @@ SolveRoom room_to_solve(const MemoryNeed& need, int64_t limit, const std::string
     fail("{} {}: {} take {} MB; fewer --nsamples or a shorter --seqlen need less", limit_name,
          limit / 1'000'000, what, (bytes + 999'999) / 1'000'000);
   };
-  if (need.layers >= limit) refuse("hidden states and layer weights alone", need.layers);
+  const bool in_files = need.states == 0;
+  if (need.layers >= limit)
+    refuse(in_files ? "layer weights and the inputs of modules alone"
+                    : "hidden states and layer weights alone",
+           need.layers);
   if (need.layers + need.solver > limit)
-    refuse("hidden states, layer weights and the modules that are solved at once",
+    refuse(in_files ? "layer weights, the inputs of modules and the modules that are solved at once"
+                    : "hidden states, layer weights and the modules that are solved at once",
            need.layers + need.solver);
   if (need.states + need.embedding > limit)
-    refuse("hidden states and the embedding or lm_head", need.states + need.embedding);
+    refuse(in_files ? "the weights of the embedding or of lm_head"
+                    : "hidden states and the embedding or lm_head",
+           need.states + need.embedding);
   return {limit - need.layers, limit - need.states};
 }
 
@@ -108,7 +115,7 @@ int64_t solve_bytes(int64_t features, int64_t rows, int64_t at_once) {
   return 28 * features * features + 20 * features * rows + 40 * features * at_once;
 }
 
-int64_t rows_at_once(int64_t features, int64_t rows, int64_t room) {
+int64_t rows_to_solve_at_once(int64_t features, int64_t rows, int64_t room) {
   if (room == 0 || solve_bytes(features, rows, rows) <= room) return 0;
   // the last part has up to kRows - 1 rows more than the others
   const int64_t fit = (room - solve_bytes(features, rows, kRows - 1)) / (40 * features);

@@ -18,7 +18,8 @@ struct MemoryNeed {
   int64_t solver = 0;     // in addition: the largest group of modules that are solved together,
                           // with as few of its rows at once as possible
   int64_t states = 0;     // outside the layers: hidden states
-  int64_t embedding = 0;  // in addition: the embedding, or solving lm_head like `solver`
+  int64_t embedding = 0;  // in addition: the embedding, or what solving lm_head takes, with as few
+                          // of its rows at once as possible
 };
 
 /// `tokens` are those of all windows, `original_tokens` those of the windows that also run through
@@ -27,8 +28,9 @@ struct MemoryNeed {
 MemoryNeed memory_need(const Source& source, const Model& model, const Plan& plan, int64_t tokens,
                        int64_t original_tokens, at::ScalarType dtype, bool on_cpu);
 
-/// What a run needs whose hidden states are in files and not in the device's memory.
+/// The memory need of the same run if it holds its hidden states in files.
 MemoryNeed without_states(MemoryNeed need);
+/// Whether a run with this need can be done within `limit` bytes.
 bool fits(const MemoryNeed& need, int64_t limit);
 
 /// What a run may take, in bytes, to solve modules: beside its hidden states, and in a layer also
@@ -50,6 +52,6 @@ int64_t solve_bytes(int64_t features, int64_t rows, int64_t at_once);
 /// The rows of such modules that should be solved at once within `room` bytes: 0, which stands for
 /// all, if there is room or no limit (`room` is 0); else such that there are as few parts as
 /// possible. If the room is too little for any, the least possible number of rows.
-int64_t rows_at_once(int64_t features, int64_t rows, int64_t room);
+int64_t rows_to_solve_at_once(int64_t features, int64_t rows, int64_t room);
 
 }  // namespace aqhost

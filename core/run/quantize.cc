@@ -31,10 +31,10 @@ namespace {
 
 /// Throws an Error if the disk has not enough room for the units that are not finished, and for the
 /// hidden states behind three layers: of two of them while those of a third are written; and for
-/// the hidden states in use, if they are in files.
+/// the hidden states in use, if they will be in files that have not been made yet.
 void check_room(const WorkFolder& work, const Exporter& exporter, int32_t finished,
-                int64_t states_bytes, bool in_files) {
-  int64_t needed = (in_files ? 4 : 3) * states_bytes;
+                int64_t states_bytes, bool to_files) {
+  int64_t needed = (to_files ? 4 : 3) * states_bytes;
   for (int32_t u = finished; u < exporter.units(); u++) needed += exporter.bytes(u);
   const int64_t free = free_bytes(work.path());
   const int64_t available = free + (finished == 0 ? work.clearable_bytes() : 0);
@@ -260,10 +260,11 @@ class QuantizeRun {
       const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard, work_.progress()};
       set_memory(run_options, original_, model_, plan_, windows, limit);
       if (run_options.states.in_files())
-        observer_.inform(fmt::format(
-            "the memory limit is too little for the hidden states; they are held in a file in {}, "
-            "which may be slow",
-            work_.progress().string()));
+        observer_.inform(
+            fmt::format("the hidden states do not fit in the memory limit; they are held in a file "
+                        "in {}, which "
+                        "may slow the run down",
+                        work_.progress().string()));
     }
     return run_options;
   }
@@ -273,12 +274,14 @@ class QuantizeRun {
   Finished begin(const Json& manifest, const at::Tensor& windows, const StatesPlace& place) {
     const int32_t with_states = layers_with_states(model_, plan_);
     Finished finished;
+    at::Tensor in_files = at::tensor({place.in_files() ? 1 : 0}, at::kLong);
+    comm_.maximum(in_files);  // on any rank
     if (comm_.rank() == 0) {
       finished = store_.open(manifest, options_.resume, with_states, place);
       work_.check_replaceable(exporter_.files());
       check_room(work_, exporter_, finished.units,
                  with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0,
-                 place.in_files());
+                 in_files.item<int64_t>() > 0 && !finished.states.x.defined());
       store_.begin();
       exporter_.write_files();
     }

@@ -72,7 +72,9 @@ QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& set
     return quantize_rtn(*module.format, weights, stacked, options);
   at::Tensor shifts = stack_shifts(hessians);
   hessians.clear();
-  options.rows_at_once = rows_at_once(weights.size(2), weights.size(1), room / weights.size(0));
+  options.rows_at_once =
+      rows_to_solve_at_once(weights.size(2), weights.size(1),
+                            room == 0 ? 0 : std::max<int64_t>(1, room / weights.size(0)));
   return quantize_gptq(*module.format, std::move(weights), std::move(stacked), options,
                        std::move(shifts));
 }

@@ -38,7 +38,7 @@ struct SolveGroup {
 struct SolveTask {
   std::vector<SolveGroup> groups;
   int64_t room = 0;  // bytes for solving them; 0: no limit. If they need more, rows are solved in
-                     // parts (see rows_at_once)
+                     // parts (see rows_to_solve_at_once)
 };
 
 /// The values that replace the weight of a module.

@@ -274,9 +274,11 @@ Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_state
       std::all_of(records.begin(), records.begin() + whole,
                   [](const std::optional<Record>& record) { return record->states.empty(); });
   if (done == 0 && whole > 0 && none_stored && resume != Resume::kRequired) {
-    observer_.inform(fmt::format(
-        "{}: {} of {} parts are done again, because the run ended before hidden states were stored",
-        work_.path().string(), whole, exporter_.units()));
+    observer_.inform(
+        fmt::format("{}: the run begins anew, because it ended before hidden states were stored; "
+                    "{} of {} parts "
+                    "are computed again",
+                    work_.path().string(), whole, exporter_.units()));
     return {};
   }
   if (done == 0)
@@ -329,10 +331,13 @@ void RunStore::remove_states_before(int32_t unit) const {
   }
 }
 
+bool RunStore::is_writing() const {
+  return writing_.valid() &&
+         writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
+}
+
 bool RunStore::has_time_for_states() const {
-  const bool is_writing =
-      writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
-  return !is_writing && Clock::now() >= next_states_.load();
+  return !is_writing() && Clock::now() >= next_states_.load();
 }
 
 void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds& seconds,
@@ -341,7 +346,7 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
   const bool on_cpu = !states.x.defined() || states.x.is_cpu();
   const bool with_states =
       unit < needs_states_ && states.x.defined() && (on_cpu || keep_states_of_gpu);
-  if (on_cpu) wait();
+  if (on_cpu || !is_writing()) wait();  // to learn whether it failed
   // On a CPU, the states are written to the page cache here, which is as fast as copying them. On a
   // GPU, they are copied here, and another thread brings the copy to the disk.
   std::shared_ptr<StatesFile> file;
@@ -371,7 +376,7 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
             finish_unit(unit, report, seconds, std::move(mark));
           else
             finish_part(unit, report, std::move(mark));
-        } catch (const Error& e) {
+        } catch (const std::exception& e) {
           // this rank may be waiting for another that waits for these files
           comm_.announce_failure(e.what());
           throw;
@@ -401,9 +406,9 @@ RunStore::Part RunStore::wait_for_part(int32_t unit, int rank) const {
       file = read_json(path);
       if (Field(file, path.string())["start"].integer() == start_) break;
     }
-    if (const std::string loss = comm_.loss(); !loss.empty()) {
+    if (const std::string message = comm_.lost_rank_message(); !message.empty()) {
       check_interrupt();  // a signal that stops all ranks is not a failure of the others
-      throw Error(loss);
+      throw Error(message);
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }

@@ -44,7 +44,8 @@ struct StatesPlace {
   std::filesystem::path folder;  // "": in memory
 
   bool in_files() const { return !folder.empty(); }
-  /// A float32 tensor there. Its content is undefined. A file does not depend on the device.
+  /// A float32 tensor there. Its content is undefined. A tensor in a file is on the CPU,
+  /// whatever `device` is. Throws an Error if the file cannot be made.
   at::Tensor empty(at::IntArrayRef shape, at::Device device) const;
 };
 
@@ -67,9 +68,9 @@ struct Finished {
 /// If a run has several ranks, each has its own hidden states (states-00007.rank-0001.safetensors),
 /// and writes its part of the unit's shards. It says so in states-00007.rank-0001.json, for which
 /// rank 0 waits before it completes the shards and writes the record; so they all need one file
-/// system. If one cannot write its files, it tells the others at once, which may wait for them.
-/// A unit without a record is not finished. A run that is killed loses the unit in progress; on a
-/// GPU also units whose states were not written (see has_time_for_states()).
+/// system. If a rank cannot write its files, it tells the others at once, because they may be
+/// waiting for these files. A unit without a record is not finished. A run that is killed loses the
+/// unit in progress; on a GPU also units whose states were not written (see has_time_for_states()).
 class RunStore {
  public:
   RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, RunObserver& observer);
@@ -99,9 +100,10 @@ class RunStore {
   void begin();
 
   /// Whether the hidden states behind a unit that begins should be written if they are on a GPU.
-  /// Writing them slows down the layers after it. So this is the case only if nothing is being
-  /// written, and if half a minute and ten times as long as the last states took have passed since
-  /// they were written, or since the run began.
+  /// Writing them slows down the layers after it, so they are written only if nothing else is being
+  /// written and enough time has passed: since the last states were written, at least half a minute
+  /// and at least ten times the time that writing them took; before the first states, half a minute
+  /// since the run began.
   bool has_time_for_states() const;
   /// Finishes a unit whose modules are all written, by this rank and the others. Another thread
   /// flushes its files and writes its record; if that fails, the next call throws the exception.
@@ -122,6 +124,7 @@ class RunStore {
   using Clock = std::chrono::steady_clock;
   struct Record;
   struct Part;
+  bool is_writing() const;
   Part wait_for_part(int32_t unit, int rank) const;
   void finish_part(int32_t unit, const UnitReport& report, Json states);
   void finish_unit(int32_t unit, UnitReport report, const PhaseSeconds& seconds, Json states);

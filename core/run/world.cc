@@ -120,8 +120,8 @@ World world_of_slurm() {
   if (world.size == 1) return world;
   if (!in_step && !Variable{"SLURM_STEP_ID"}.is_set())
     fail(
-        "this is the only process that runs of a Slurm job of {} tasks, because srun did not start "
-        "it: put srun before the command in the batch script, or unset SLURM_PROCID to run in one "
+        "only this process of a Slurm job of {} tasks is running, because srun did not start it: "
+        "put srun before the command in the batch script, or unset SLURM_PROCID to run in one "
         "process",
         world.size);
   world.address = address_of_slurm();

@@ -22,9 +22,9 @@ struct World {
 /// LOCAL_RANK, MASTER_ADDR and MASTER_PORT. srun of Slurm sets SLURM_PROCID, SLURM_NTASKS and
 /// SLURM_LOCALID; there, MASTER_ADDR is the first host of the job, and MASTER_PORT is derived from
 /// the job's number, unless they are set. Without RANK, WORLD_SIZE and SLURM_PROCID, or in a job of
-/// one task, the process is alone. A process that srun did not start, in the batch script of a job
-/// of several tasks, is an Error. Throws an Error that names a variable that is missing or wrong,
-/// what it has and what was expected.
+/// one task, the process is alone. Throws an Error if a process in the batch script of a job of
+/// several tasks was not started by srun, or if a variable is missing or wrong; the latter names
+/// the variable, what it has and what was expected.
 World world_of_environment();
 
 }  // namespace aqhost

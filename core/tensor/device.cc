@@ -127,20 +127,11 @@ void on_own_queue(at::Device device, const std::function<void()>& body) {
 }
 
 void copy_to_host(const at::Tensor& tensor, int64_t begin, std::span<std::byte> out) {
-  constexpr std::size_t kPart = std::size_t{1} << 24;
-  const at::Tensor bytes = tensor.view({-1}).view(at::kByte);
-  const at::Tensor pinned = at::empty({static_cast<int64_t>(std::min(kPart, out.size()))},
-                                      at::TensorOptions(at::kByte).pinned_memory(true));
-  while (!out.empty()) {
-    const std::size_t n = std::min(kPart, out.size());
-    const auto size = static_cast<int64_t>(n);
-    on_own_queue(tensor.device(), [&] {
-      pinned.narrow(0, 0, size).copy_(bytes.narrow(0, begin, size), /*non_blocking=*/true);
-    });
-    std::memcpy(out.data(), pinned.const_data_ptr(), n);
-    out = out.subspan(n);
-    begin += size;
-  }
+  const auto size = static_cast<int64_t>(out.size());
+  const at::Tensor part = tensor.view({-1}).view(at::kByte).narrow(0, begin, size);
+  const at::Tensor pinned = at::empty({size}, at::TensorOptions(at::kByte).pinned_memory(true));
+  on_own_queue(tensor.device(), [&] { pinned.copy_(part, /*non_blocking=*/true); });
+  std::memcpy(out.data(), pinned.const_data_ptr(), out.size());
 }
 
 int64_t device_bytes(at::Device device) {

@@ -32,16 +32,16 @@ void synchronize(at::Device device);
 void on_own_queue(at::Device device, const std::function<void()>& body);
 
 /// Copies bytes [begin, begin + out.size()) of a contiguous tensor on a GPU to `out`. Goes through
-/// page-locked memory of a few MB and a queue of its own, so that the GPU's other work goes on; so
-/// the tensor must have its values already.
+/// page-locked memory of the size of `out` and a queue of its own, so that the GPU's other work
+/// goes on; so the tensor must have its values already.
 void copy_to_host(const at::Tensor& tensor, int64_t begin, std::span<std::byte> out);
 
 /// The bytes of memory that a GPU has.
 int64_t device_bytes(at::Device device);
 
 /// While it lives, float32 matrix products on a GPU may round their factors to TF32 (11 significant
-/// bits) and add in float32, which is eight times as fast. Does nothing for the CPU. One may live
-/// at a time, and it concerns all threads.
+/// bits) and add in float32, which is eight times as fast. Does nothing for the CPU. Only one may
+/// exist at a time, because the setting applies to all threads.
 class Tf32Products {
  public:
   explicit Tf32Products(at::Device device);

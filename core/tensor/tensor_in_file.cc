@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/file.h"
 
 namespace aqhost {
 
@@ -19,14 +20,17 @@ at::Tensor tensor_in_file(const std::filesystem::path& path, at::IntArrayRef sha
   std::string name = path.string() + ".XXXXXX";
   const int fd = ::mkostemp(name.data(), O_CLOEXEC);
   if (fd < 0) fail("{}: {}", path.string(), std::strerror(errno));
+  struct Close {  // the mapping stays
+    int fd;
+    ~Close() { ::close(fd); }
+  } const close_in_the_end{fd};
   int error = ::unlink(name.c_str()) == 0 ? 0 : errno;
-  if (error == 0) error = ::posix_fallocate(fd, 0, static_cast<off_t>(bytes));
+  if (error == 0) error = reserve_room(fd, static_cast<int64_t>(bytes));
   void* data = MAP_FAILED;
   if (error == 0) {
     data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (data == MAP_FAILED) error = errno;
   }
-  ::close(fd);
   if (error != 0)
     fail("{}: {} bytes cannot be held in a file: {}", path.string(), bytes, std::strerror(error));
   return at::from_blob(

@@ -120,7 +120,7 @@ TEST_CASE("the place of a process of a Slurm job") {
         "the environment variable SLURM_PROCID is set, but neither SLURM_JOB_NODELIST nor "
         "MASTER_ADDR is: set MASTER_ADDR to the host of the first process");
   const char* const without_srun =
-      "this is the only process that runs of a Slurm job of 8 tasks, because srun did not start "
+      "only this process of a Slurm job of 8 tasks is running, because srun did not start "
       "it: put srun before the command in the batch script, or unset SLURM_PROCID to run in one "
       "process";
   CHECK(error_of(without(slurm, "SLURM_STEP_ID")) == without_srun);

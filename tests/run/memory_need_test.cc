@@ -64,23 +64,26 @@ TEST_CASE("without hidden states, a layer and what is outside the layers need le
   CHECK(fits(less, 70'000'000));
   CHECK_FALSE(fits(less, 69'999'999));
   CHECK(room_to_solve(less, 70'000'000, "--memory-limit").layer == 50'000'000);
+  CHECK_THROWS_WITH(room_to_solve(less, 10'000'000, "--memory-limit"),
+                    doctest::Contains("layer weights and the inputs of modules alone take 20 MB"));
   CHECK(room_to_solve(less, 70'000'000, "--memory-limit").head == 70'000'000);
 }
 
-TEST_CASE("rows are solved in as few parts as there is room for, and in none if there is room") {
+TEST_CASE(
+    "rows are solved in as few parts as there is room for, and all at once if there is room") {
   const int64_t features = 1000, rows = 1000;
   const int64_t all = solve_bytes(features, rows, rows);
   CHECK(all == 28'000'000 + 60'000'000);
-  CHECK(rows_at_once(features, rows, 0) == 0);  // no limit
-  CHECK(rows_at_once(features, rows, all) == 0);
-  CHECK(rows_at_once(features, rows, all - 1) == 512);  // two parts
+  CHECK(rows_to_solve_at_once(features, rows, 0) == 0);  // no limit
+  CHECK(rows_to_solve_at_once(features, rows, all) == 0);
+  CHECK(rows_to_solve_at_once(features, rows, all - 1) == 512);  // two parts
   for (const int64_t room : {all - 1, all - 10'000'000, all - 25'000'000, all - 34'000'000}) {
-    const int64_t at_once = rows_at_once(features, rows, room);
+    const int64_t at_once = rows_to_solve_at_once(features, rows, room);
     CHECK(at_once % 64 == 0);
     CHECK(solve_bytes(features, rows, at_once + 63) <= room);
   }
-  CHECK(rows_at_once(features, rows, solve_bytes(features, rows, 127)) == 64);
-  CHECK(rows_at_once(features, rows, 1) == 64);
+  CHECK(rows_to_solve_at_once(features, rows, solve_bytes(features, rows, 127)) == 64);
+  CHECK(rows_to_solve_at_once(features, rows, 1) == 64);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <future>
+#include <random>
 
 #include "forward/fake_model.h"
 #include "quant/formats.h"
@@ -83,17 +84,19 @@ struct Refined {
   double error = 0;
 };
 
+/// A port below the range from which the kernel takes the ports of other tests' connections.
 uint16_t free_port() {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  auto* const any = reinterpret_cast<sockaddr*>(&address);
-  REQUIRE(bind(fd, any, size) == 0);
-  REQUIRE(getsockname(fd, any, &size) == 0);
-  close(fd);
-  return ntohs(address.sin_port);
+  static std::mt19937 random(static_cast<unsigned>(getpid()));
+  for (;;) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(static_cast<uint16_t>(15000 + random() % 15000));
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    const bool is_free = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+    close(fd);
+    if (is_free) return ntohs(address.sin_port);
+  }
 }
 
 using Ranks = std::vector<std::unique_ptr<Refined>>;

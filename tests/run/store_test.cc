@@ -246,9 +246,10 @@ TEST_CASE("a run that ended before hidden states were stored, as on a GPU, begin
   required.resume = Resume::kRequired;
   CHECK(contains(run(open, "out", required), "cannot be gone on with"));
   const std::string heard = run(open, "out");
-  CHECK(contains(heard,
-                 "2 of 4 parts are done again, because the run ended before hidden states were "
-                 "stored"));
+  CHECK(contains(
+      heard,
+      "the run begins anew, because it ended before hidden states were stored; 2 of 4 parts "
+      "are computed again"));
   CHECK(heard.find("error") == std::string::npos);
   CHECK(files_of(open / "out") == files_of(open / "whole"));
 }

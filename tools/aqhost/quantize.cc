@@ -65,8 +65,8 @@ void add_options(OptionTable& table, QuantizeCommandOptions& options) {
              "Replace an earlier export in the folder of --save. Files that you added to it stay.");
   table.choice("resume", {"auto", "never", "required"}, options.resume,
                "Decide about the finished layers of an earlier run to the same folder: auto "
-               "continues after them if there are any, never removes them and begins again, "
-               "required fails if there are none.");
+               "continues after them if that is possible, and begins anew if there are none; never "
+               "removes them and begins anew; required fails if the run cannot continue.");
   add_export_options(table, options.result);
   table.integer("max-shard-size", "MB", options.max_shard_mb, 1, int64_t{1} << 40,
                 "Use several files for a layer that takes more than this.");

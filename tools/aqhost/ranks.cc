@@ -32,6 +32,9 @@ auto before_joining(const World& world, const Body& body) {
   } catch (const Error& e) {
     Comm::report_failure(world, e.what());
     fail("rank {}: {}", world.rank, e.what());
+  } catch (const std::exception& e) {  // of LibTorch
+    Comm::report_failure(world, e.what());
+    throw;
   }
 }
 
