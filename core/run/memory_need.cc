@@ -69,8 +69,10 @@ MemoryNeed memory_need(const Source& source, const Model& model, const Plan& pla
   // attention's contexts and the FFN's inputs are not in memory at the same time
   const int64_t inputs = element * widest_context(model) * (tokens + original_tokens);
   const int64_t kept = refined || !plan.settings.sequential ? 4 * hidden * tokens : 0;
+  // learned rounding has copies of the weights, gradients and cells, all in float32
+  const int64_t layers = (on_cpu ? 1 : 2) + (refined ? 9 : 0);
   MemoryNeed need;
-  need.layers = states + inputs + kept + (on_cpu ? 1 : 2) * element * largest_layer(model);
+  need.layers = states + inputs + kept + layers * element * largest_layer(model);
   need.solver = largest_solve(plan, false);
   // lm_head is solved on the CPU
   const int64_t table = embedding_bytes(source, model);
@@ -91,24 +93,17 @@ bool fits(const MemoryNeed& need, int64_t limit) {
 }
 
 SolveRoom room_to_solve(const MemoryNeed& need, int64_t limit, const std::string& limit_name) {
-  const auto refuse = [&](const char* what, int64_t bytes) {
-    fail("{} {}: {} take {} MB; fewer --nsamples or a shorter --seqlen need less", limit_name,
-         limit / 1'000'000, what, (bytes + 999'999) / 1'000'000);
-  };
-  const bool in_files = need.states == 0;
-  if (need.layers >= limit)
-    refuse(in_files ? "layer weights and the inputs of modules alone"
-                    : "hidden states and layer weights alone",
-           need.layers);
-  if (need.layers + need.solver > limit)
-    refuse(in_files ? "layer weights, the inputs of modules and the modules that are solved at once"
-                    : "hidden states, layer weights and the modules that are solved at once",
-           need.layers + need.solver);
-  if (need.states + need.embedding > limit)
-    refuse(in_files ? "the weights of the embedding or of lm_head"
-                    : "hidden states and the embedding or lm_head",
-           need.states + need.embedding);
-  return {limit - need.layers, limit - need.states};
+  if (fits(need, limit)) return {limit - need.layers, limit - need.states};
+  // the number is one that suffices
+  const int64_t in_layers = need.layers + std::max(need.solver, int64_t{1});
+  const int64_t outside = need.states + need.embedding;
+  const char* states = need.states > 0 ? "hidden states, " : "";
+  const char* what =
+      in_layers >= outside
+          ? "layer weights, the inputs of modules and the modules that are solved at once"
+          : "the weights of the embedding or of lm_head";
+  fail("{} {}: {}{} take {} MB; fewer --nsamples or a shorter --seqlen need less", limit_name,
+       limit / 1'000'000, states, what, (std::max(in_layers, outside) + 999'999) / 1'000'000);
 }
 
 int64_t solve_bytes(int64_t features, int64_t rows, int64_t at_once) {

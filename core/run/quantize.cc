@@ -29,15 +29,16 @@
 namespace aqhost {
 namespace {
 
-/// Throws an Error if the disk has not enough room for the units that are not finished, and for the
-/// hidden states behind three layers: of two of them while those of a third are written; and for
-/// the hidden states in use, if they will be in files that have not been made yet.
-void check_room(const WorkFolder& work, const Exporter& exporter, int32_t finished,
-                int64_t states_bytes, bool to_files) {
+/// Throws an Error if the disk has not enough room for the whole export, and for the hidden states
+/// behind three layers: of two of them while those of a third are written; and for the hidden
+/// states in use, if they will be in files that have not been made yet. What an earlier try has
+/// left is part of that, or is replaced.
+void check_room(const WorkFolder& work, const Exporter& exporter, int64_t states_bytes,
+                bool to_files) {
   int64_t needed = (to_files ? 4 : 3) * states_bytes;
-  for (int32_t u = finished; u < exporter.units(); u++) needed += exporter.bytes(u);
+  for (int32_t u = 0; u < exporter.units(); u++) needed += exporter.bytes(u);
   const int64_t free = free_bytes(work.path());
-  const int64_t available = free + (finished == 0 ? work.clearable_bytes() : 0);
+  const int64_t available = free + work.clearable_bytes();
   if (free >= 0 && needed > available)
     fail("{}: No space left on device: the export takes {:.3f} GB{}, {:.3f} GB are free",
          work.path().string(), static_cast<double>(needed) / 1e9,
@@ -279,7 +280,7 @@ class QuantizeRun {
     if (comm_.rank() == 0) {
       finished = store_.open(manifest, options_.resume, with_states, place);
       work_.check_replaceable(exporter_.files());
-      check_room(work_, exporter_, finished.units,
+      check_room(work_, exporter_,
                  with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0,
                  in_files.item<int64_t>() > 0 && !finished.states.x.defined());
       store_.begin();

@@ -118,7 +118,7 @@ class OnAGpu(WorkFolder):
         report = json.loads((out / "quantization_report.json").read_text())
         self.assertEqual(report["device"], "cuda:0")
         self.assertGreater(report["totals"]["peak_device_bytes"], 1 << 20)
-        self.fails(1, "hidden states and layer weights alone take", "--model", MODEL, "--calib", CALIB,
+        self.fails(1, "hidden states, layer weights, the inputs of modules", "--model", MODEL, "--calib", CALIB,
                    "--device", "cuda", "--memory-limit", 1, "--save", self.work / "no")
         self.assertFalse((self.work / "no").exists())
 

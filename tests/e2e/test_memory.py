@@ -40,7 +40,7 @@ class Memory(WorkFolder):
             self.assertLess(json.loads(done.stdout)["peak_memory_bytes"], size)
 
     def test_a_limit_below_what_hidden_states_need_is_an_error(self):
-        self.fails(1, "layer weights and the inputs of modules alone take", "--model", self.model(1),
+        self.fails(1, "layer weights, the inputs of modules and the modules that are solved at once take", "--model", self.model(1),
                    "--calib", CALIB, "--nsamples", 2, "--memory-limit", 10, "--device", "cpu",
                    "--save", self.work / "out")
 

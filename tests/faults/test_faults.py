@@ -188,6 +188,28 @@ class Faults(unittest.TestCase):
         self.assertIn("kept in", done.stderr)
         self.check_done("olmoe")
 
+    def test_a_run_goes_on_on_a_disk_that_has_room_for_the_whole_run_only(self):
+        disk = self.work / "disk"
+        disk.mkdir()
+        out = disk / "out"
+        # The refusal on a small disk says how much the run takes.
+        script = f"""
+            mount -t tmpfs -o size=64k none {disk} || exit 77
+            need=$("$@" 2>&1 | sed -n 's/.* takes 0.0*\\([0-9]*\\) GB.*/\\1/p')
+            umount {disk} && mount -t tmpfs -o size=$((need + 1))000k none {disk}
+            "$@" & run=$!
+            while ! ls {out}.work/progress/unit-00000.json > /dev/null 2>&1; do
+              kill -0 $run 2> /dev/null || break; sleep 0.002; done
+            kill -9 $run; wait $run; echo "status $?, $need MB"
+            "$@" --resume=required"""
+        done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh",
+                               *command("olmoe", out, nsamples=64)], capture_output=True, text=True)
+        if done.returncode == 77 or "unshare" in done.stderr:
+            self.skipTest("no mount here")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("status 137, ", done.stdout)
+        self.assertIn("going on after", done.stderr)
+
     def interrupted(self, **options):
         """Kills a run after its first layer, so that its work folder contains a finished layer."""
         process = start(command("olmoe", self.out, **options))

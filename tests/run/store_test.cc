@@ -294,7 +294,7 @@ TEST_CASE("a run with --resume never that is refused leaves the work of the earl
   const auto progress = files_of(open / "out.work/progress");
   Run anew{"{default: {group_size: 16}}", 0, "", Resume::kNever};
   anew.memory_limit = 1;
-  CHECK(contains(run(open, "out", anew), "--memory-limit 0: hidden states"));
+  CHECK(contains(run(open, "out", anew), "--memory-limit 0: layer weights"));
   const fs::path link = open / "model/special_tokens_map.json";
   fs::create_symlink("nowhere", link);
   anew.memory_limit = 0;
