@@ -302,6 +302,19 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
+/// Starts `whole`, which takes blocks of 128 columns only, or else `part`, one warp for each row.
+template <typename Kernel, typename Args>
+const char* launch_block(Kernel whole, Kernel part, const Grid& grid, const Args& args, int device,
+                         void* stream) {
+  if (const char* error = use(device)) return error;
+  if (args.n > kMaximumColumns) return "a block of more than 128 columns";
+  if (args.count * args.rows == 0) return nullptr;
+  const Kernel kernel = args.n == kMaximumColumns ? whole : part;
+  const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
+  kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
+  return last_error();
+}
+
 }  // namespace
 
 extern "C" const char* aq_cuda_fit(const Grid& grid, const FitArgs& args, int device,
@@ -328,13 +341,7 @@ extern "C" const char* aq_cuda_round(const Grid& grid, const RoundArgs& args, in
 
 extern "C" const char* aq_cuda_solve(const Grid& grid, const SolveArgs& args, int device,
                                      void* stream) {
-  if (const char* error = use(device)) return error;
-  if (args.n > kMaximumColumns) return "a block of more than 128 columns";
-  if (args.count * args.rows == 0) return nullptr;
-  const auto kernel = args.n == kMaximumColumns ? solve_kernel<true> : solve_kernel<false>;
-  const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
-  kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
-  return last_error();
+  return launch_block(solve_kernel<true>, solve_kernel<false>, grid, args, device, stream);
 }
 
 extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, int device,
@@ -349,13 +356,7 @@ extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, in
 
 extern "C" const char* aq_cuda_sweep(const Grid& grid, const SweepArgs& args, int device,
                                      void* stream) {
-  if (const char* error = use(device)) return error;
-  if (args.n > kMaximumColumns) return "a block of more than 128 columns";
-  if (args.count * args.rows == 0) return nullptr;
-  const auto kernel = args.n == kMaximumColumns ? sweep_kernel<true> : sweep_kernel<false>;
-  const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
-  kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
-  return last_error();
+  return launch_block(sweep_kernel<true>, sweep_kernel<false>, grid, args, device, stream);
 }
 
 }  // namespace aqhost::cuda
