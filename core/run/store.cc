@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 #include <thread>
 
 #include "base/error.h"
@@ -10,11 +9,8 @@
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/sha256.h"
-#include "checkpoint/safetensors.h"
-#include "checkpoint/writer.h"
 #include "run/run_difference.h"
 #include "tensor/device.h"
-#include "tensor/tensor_in_file.h"
 
 namespace aqhost {
 namespace fs = std::filesystem;
@@ -23,8 +19,6 @@ namespace {
 // see RunStore::has_time_for_states()
 constexpr int kRest = 10;
 constexpr std::chrono::seconds kMinimumRest{30};
-constexpr const char* kX = "hidden_states";
-constexpr const char* kOriginal = "original_hidden_states";
 
 std::string record_name(int32_t unit) { return fmt::format("unit-{:05}.json", unit); }
 
@@ -79,83 +73,7 @@ std::string damage(const fs::path& folder, const FileMark& mark) {
   }
 }
 
-TensorInfo info_of(const char* name, const at::Tensor& t) {
-  return {name, DType::kF32, {t.sizes().begin(), t.sizes().end()}};
-}
-
-std::span<const std::byte> bytes_of(const at::Tensor& t) {
-  return {static_cast<const std::byte*>(t.const_data_ptr()), t.nbytes()};
-}
-
-/// Writes a tensor of the states.
-void write_states(Writer& writer, const char* name, const at::Tensor& t) {
-  if (!t.defined()) return;
-  if (t.is_cpu()) return writer.write(name, bytes_of(t));
-  writer.copy(name, [&](int64_t begin, std::span<std::byte> out) { copy_to_host(t, begin, out); });
-}
-
-/// Writes the file of a boundary's states. While it is written it lies in a folder of its own,
-/// because Writer chooses its name. The constructor only copies the bytes; finish() flushes them.
-class StatesFile {
- public:
-  StatesFile(fs::path folder, std::string name, const BoundaryStates& states)
-      : folder_(std::move(folder)),
-        name_(std::move(name)),
-        part_(folder_ / (name_ + ".part")),
-        writer_(make(part_, states)) {
-    writer_.begin(0);
-    write_states(writer_, kX, states.x);
-    write_states(writer_, kOriginal, states.original);
-  }
-
-  FileMark finish() {
-    writer_.finish(0);
-    const fs::path path = folder_ / name_;
-    std::error_code error;
-    fs::rename(part_ / "model.safetensors", path, error);
-    if (!error) fs::remove(part_, error);
-    if (error) fail("{}: {}", path.string(), error.message());
-    return mark_of(folder_, name_);
-  }
-
- private:
-  static Writer make(const fs::path& part, const BoundaryStates& states) {
-    std::error_code error;
-    fs::create_directory(part, error);
-    if (error) fail("{}: {}", part.string(), error.message());
-    std::vector<TensorInfo> tensors;
-    if (states.x.defined()) tensors.push_back(info_of(kX, states.x));
-    if (states.original.defined()) tensors.push_back(info_of(kOriginal, states.original));
-    return {part, {tensors}, std::numeric_limits<int64_t>::max()};
-  }
-
-  fs::path folder_;
-  std::string name_;
-  fs::path part_;
-  Writer writer_;
-};
-
-at::Tensor load(const SafetensorsFile& file, const std::string& name, const StatesPlace& place) {
-  for (const StoredTensor& info : file.tensors()) {
-    if (info.name != name) continue;
-    at::Tensor t = place.empty(info.shape, at::kCPU);
-    file.read(info, 0, {static_cast<std::byte*>(t.data_ptr()), t.nbytes()});
-    return t;
-  }
-  return {};
-}
-
-BoundaryStates load_states(const fs::path& path, const StatesPlace& place) {
-  const SafetensorsFile file(path);
-  return {load(file, kX, place), load(file, kOriginal, place)};
-}
-
 }  // namespace
-
-at::Tensor StatesPlace::empty(at::IntArrayRef shape, at::Device device) const {
-  if (in_files()) return tensor_in_file(folder / "states-in-use", shape);
-  return at::empty(shape, at::TensorOptions(device).dtype(at::kFloat));
-}
 
 bool record_is_whole(const Field& file) {
   const std::string sha256 = sha256_of_record(file["record"].json());
@@ -276,8 +194,7 @@ Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_state
   if (done == 0 && whole > 0 && none_stored && resume != Resume::kRequired) {
     observer_.inform(
         fmt::format("{}: the run begins anew, because it ended before hidden states were stored; "
-                    "{} of {} parts "
-                    "are computed again",
+                    "{} of {} parts are computed again",
                     work_.path().string(), whole, exporter_.units()));
     return {};
   }
@@ -368,7 +285,11 @@ void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds
             file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), copy);
             copy = {};
           }
-          Json mark = file ? to_json(file->finish()) : Json();
+          Json mark;
+          if (file) {
+            file->finish();
+            mark = to_json(mark_of(work_.progress(), states_name(unit, comm_)));
+          }
           if (from_gpu)
             next_states_ = Clock::now() +
                            std::max<Clock::duration>(kMinimumRest, kRest * (Clock::now() - begin));

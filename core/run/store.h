@@ -5,7 +5,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <filesystem>
 #include <future>
 #include <optional>
 #include <string>
@@ -18,6 +17,7 @@
 #include "run/comm.h"
 #include "run/exporter.h"
 #include "run/report.h"
+#include "run/states.h"
 
 namespace aqhost {
 
@@ -31,23 +31,6 @@ enum class Resume : uint8_t {
 /// Whether a file of a work folder's progress/ has the "record" that a run wrote there, as "sha256"
 /// in the same file says. Throws an Error that names file and field if one of them is missing.
 bool record_is_whole(const Field& file);
-
-/// The hidden states [windows, tokens, hidden] f32 behind a layer: x of the quantized model, and
-/// `original` of the original model, for the first windows. Either is undefined if a run has none.
-struct BoundaryStates {
-  at::Tensor x, original;
-};
-
-/// Where a run holds its hidden states: in the memory of its device, or in files of `folder` (see
-/// tensor_in_file) whose names begin with states-.
-struct StatesPlace {
-  std::filesystem::path folder;  // "": in memory
-
-  bool in_files() const { return !folder.empty(); }
-  /// A float32 tensor there. Its content is undefined. A tensor in a file is on the CPU,
-  /// whatever `device` is. Throws an Error if the file cannot be made.
-  at::Tensor empty(at::IntArrayRef shape, at::Device device) const;
-};
 
 /// What an earlier try of a run has finished.
 struct Finished {
