@@ -83,6 +83,7 @@ void UnitReport::append(UnitReport other) {
   modules.merge(other.modules);
   experts.insert(experts.end(), other.experts.begin(), other.experts.end());
   refined.insert(refined.end(), other.refined.begin(), other.refined.end());
+  layers.insert(layers.end(), other.layers.begin(), other.layers.end());
 }
 
 double UnitReport::loss() const {
@@ -110,6 +111,11 @@ Json to_json(const UnitReport& report) {
   for (const Refinement& r : report.refined)
     json["refined"].push_back(
         {{"layer", r.layer}, {"error_before", r.error_before}, {"error_after", r.error_after}});
+  for (const LayerSeconds& l : report.layers) {
+    Json seconds = Json::object();
+    for (const auto& [phase, value] : l.seconds) seconds[phase] = value;
+    json["layers"].push_back({{"layer", l.layer}, {"seconds", seconds}});
+  }
   return json;
 }
 
@@ -117,10 +123,17 @@ UnitReport parse_unit_report(const Field& json) {
   UnitReport report;
   for (const auto& [name, m] : json["modules"].members()) report.modules[name] = parse_module(m);
   for (const Field& e : json["experts"].items()) report.experts.push_back(parse_expert(e));
-  if (json["refined"].is_null()) return report;
-  for (const Field& r : json["refined"].items())
-    report.refined.push_back(
-        {int32_of(r["layer"]), r["error_before"].number(), r["error_after"].number()});
+  if (!json["refined"].is_null())
+    for (const Field& r : json["refined"].items())
+      report.refined.push_back(
+          {int32_of(r["layer"]), r["error_before"].number(), r["error_after"].number()});
+  if (json["layers"].is_null()) return report;
+  for (const Field& l : json["layers"].items()) {
+    LayerSeconds layer{int32_of(l["layer"]), {}};
+    for (const auto& [phase, value] : l["seconds"].members())
+      layer.seconds.emplace_back(phase, value.number());
+    report.layers.push_back(std::move(layer));
+  }
   return report;
 }
 
@@ -134,6 +147,15 @@ Json to_json(const PhaseSeconds& seconds) {
   Json json = Json::array();
   for (const auto& [phase, value] : seconds) json.push_back({phase, value});
   return json;
+}
+
+PhaseSeconds difference(const PhaseSeconds& later, const PhaseSeconds& earlier) {
+  PhaseSeconds seconds;
+  for (std::size_t i = 0; i < later.size(); i++) {
+    const double passed = later[i].second - (i < earlier.size() ? earlier[i].second : 0);
+    if (passed > 0) seconds.emplace_back(later[i].first, passed);
+  }
+  return seconds;
 }
 
 PhaseSeconds parse_seconds(const Field& json) {

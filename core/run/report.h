@@ -45,11 +45,30 @@ struct Refinement {
   double error_before = 0, error_after = 0;
 };
 
+/// The seconds that each phase of a run took, in the order in which the phases first began.
+using PhaseSeconds = std::vector<std::pair<std::string, double>>;
+
+double total(const PhaseSeconds& seconds);
+/// The seconds of each phase between two readings of one timer, without phases that took none.
+PhaseSeconds difference(const PhaseSeconds& later, const PhaseSeconds& earlier);
+/// [[phase, seconds]] in the same order, and the inverse. An Error names the file and the field.
+Json to_json(const PhaseSeconds& seconds);
+PhaseSeconds parse_seconds(const Field& json);
+
+/// The seconds of one layer, or of what follows the last layer, whose number is then that of all
+/// layers. The seconds in which the run waited for the files of the layer before ("write") are
+/// among them.
+struct LayerSeconds {
+  int32_t layer = 0;
+  PhaseSeconds seconds;
+};
+
 /// What a run reports about one unit, or about several.
 struct UnitReport {
   std::map<std::string, ModuleReport> modules;  // by name
   std::vector<ExpertReport> experts;
   std::vector<Refinement> refined;
+  std::vector<LayerSeconds> layers;
 
   /// Adds what `other` reports about further units.
   void append(UnitReport other);
@@ -78,14 +97,6 @@ struct CalibrationReport {
   int64_t windows = 0, random_windows = 0, seqlen = 0;
   uint64_t seed = 0;
 };
-
-/// The seconds that each phase of a run took, in the order in which the phases first began.
-using PhaseSeconds = std::vector<std::pair<std::string, double>>;
-
-double total(const PhaseSeconds& seconds);
-/// [[phase, seconds]] in the same order, and the inverse. An Error names the file and the field.
-Json to_json(const PhaseSeconds& seconds);
-PhaseSeconds parse_seconds(const Field& json);
 
 /// What one rank of a run says about itself.
 struct RankReport {
@@ -125,6 +136,8 @@ struct RunReport {
 ///   modules  name -> {format, group_size, bits_per_weight, algorithm, loss, rtn_loss, tokens, ...}
 ///   experts  [{layer, expert, tokens, weight, needed, starved}]
 ///   refined  [{layer, error_before, error_after}], if a recipe has `refine`
+///   layers   [{layer, seconds{phase}}] of the first process; the number of layers stands for what
+///            follows the last one
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
 ///             peak_memory_bytes, bytes, resumed_layers, and, if several processes did the run,
 ///             ranks[{peak_memory_bytes, traffic{station -> {bytes, seconds}}}]}

@@ -3,7 +3,9 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <iterator>
 #include <map>
+#include <utility>
 
 #include "base/error.h"
 #include "run/beside.h"
@@ -11,6 +13,9 @@
 
 namespace aqhost {
 namespace {
+
+/// The bytes of codes that are collected at most before they are given to the sink.
+constexpr std::size_t kCollectedBytes = std::size_t{1} << 30;
 
 /// The rank that solves each group: the one that has the least to do so far, where a group costs
 /// the operations of factoring its Hessian and of solving its rows.
@@ -225,13 +230,13 @@ void Solver::solve_alike(std::vector<SolveGroup> groups, int64_t room,
   timer_.begin("calibrate");
 }
 
-/// Makes a solution of each member's rows, and gives all of them to the sink.
+/// Makes a solution of each member's rows, and gives all of them to the sink. A GPU solves only a
+/// few wide matrices at once, which would not keep all threads busy, so several batches are
+/// collected first.
 void Solver::hand_over(const std::vector<SolveGroup>& groups, const QuantizedBatch& solved) {
-  struct Place {
-    int64_t matrix, row, rows;
-  };
-  std::vector<Solution> solutions;
-  std::vector<Place> places;
+  Unpacked unpacked{solved, {}, {}};
+  unpacked.batch.values.reset();
+  unpacked.batch.move_codes(at::kCPU);
   for (std::size_t e = 0; e < groups.size(); e++) {
     const double weight = groups[e].hessian.weight();
     int64_t row = 0;
@@ -244,40 +249,56 @@ void Solver::hand_over(const std::vector<SolveGroup>& groups, const QuantizedBat
       solution.weight = weight;
       solution.starved = groups[e].starved;
       solution.input_global = m.input_global;
-      solutions.push_back(std::move(solution));
-      places.push_back({static_cast<int64_t>(e), row, m.weight.size(0)});
+      unpacked.solutions.push_back(std::move(solution));
+      unpacked.places.push_back({static_cast<int64_t>(e), row, m.weight.size(0)});
       row += m.weight.size(0);
     }
   }
+  collected_.push_back(std::move(unpacked));
+  std::size_t modules = 0, bytes = 0;
+  for (const Unpacked& u : collected_) {
+    modules += u.solutions.size();
+    bytes += u.batch.codes.nbytes();
+  }
   const bool beside = works_beside(solved.values.device());
-  QuantizedBatch here = solved;
-  here.move_codes(at::kCPU);
-  here.values.reset();
-  auto fill_and_give = [this, here = std::move(here), places = std::move(places),
-                        solutions = std::move(solutions)]() mutable {
-    at::parallel_for(0, static_cast<int64_t>(places.size()), 1, [&](int64_t begin, int64_t end) {
+  if (!beside || bytes >= kCollectedBytes ||
+      modules >= 2 * static_cast<std::size_t>(at::get_num_threads()))
+    deliver(beside);
+}
+
+/// Gives everything that was collected to the sink, in another thread if `beside`.
+void Solver::deliver(bool beside) {
+  if (handing_over_.valid()) handing_over_.get();
+  if (collected_.empty()) return;
+  auto fill_and_give = [this, collected = std::exchange(collected_, {})]() mutable {
+    std::vector<std::pair<Unpacked*, std::size_t>> all;
+    for (Unpacked& u : collected)
+      for (std::size_t i = 0; i < u.solutions.size(); i++) all.emplace_back(&u, i);
+    at::parallel_for(0, static_cast<int64_t>(all.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
-        Solution& solution = solutions[static_cast<std::size_t>(i)];
-        const auto [matrix, row, rows] = places[static_cast<std::size_t>(i)];
+        const auto [unpacked, index] = all[static_cast<std::size_t>(i)];
+        const QuantizedBatch& batch = unpacked->batch;
+        Solution& solution = unpacked->solutions[index];
+        const auto [matrix, row, rows] = unpacked->places[index];
         const auto sum = [row = row, rows = rows](const at::Tensor& losses) {
           return losses.narrow(0, row, rows).sum(at::kDouble).item<double>();
         };
-        solution.matrix = here.matrix(matrix, row, rows);
-        solution.loss = sum(here.loss[matrix]);
-        solution.rtn_loss = sum(here.rtn_loss[matrix]);
+        solution.matrix = batch.matrix(matrix, row, rows);
+        solution.loss = sum(batch.loss[matrix]);
+        solution.rtn_loss = sum(batch.rtn_loss[matrix]);
       }
     });
+    std::vector<Solution> solutions;
+    for (Unpacked& u : collected)
+      std::move(u.solutions.begin(), u.solutions.end(), std::back_inserter(solutions));
     sink_(std::move(solutions));
   };
-  wait();
   if (beside)
     handing_over_ = std::async(std::launch::async, std::move(fill_and_give));
   else
     fill_and_give();
 }
 
-void Solver::wait() {
-  if (handing_over_.valid()) handing_over_.get();
-}
+void Solver::wait() { deliver(false); }
 
 }  // namespace aqhost

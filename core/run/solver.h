@@ -17,8 +17,8 @@
 
 namespace aqhost {
 
-/// Receives the solutions of one batch when they are complete. There is one call at a time; for a
-/// GPU it comes from another thread, while the GPU computes.
+/// Receives solutions when they are complete: those of one batch, or of several small ones. There
+/// is one call at a time; for a GPU it comes from another thread, while the GPU computes.
 using SolutionSink = std::function<void(std::vector<Solution>)>;
 
 /// Modules that share one input. They are solved as the rows of one matrix.
@@ -85,12 +85,24 @@ class Solver {
                                        const std::vector<NewWeight>& own);
   void solve_alike(std::vector<SolveGroup> groups, int64_t room, std::vector<NewWeight>& weights);
   void hand_over(const std::vector<SolveGroup>& groups, const QuantizedBatch& solved);
+  void deliver(bool beside);
+
+  /// Solutions of a batch whose codes and losses are still those of the batch, on the CPU.
+  struct Unpacked {
+    struct Place {
+      int64_t matrix, row, rows;
+    };
+    QuantizedBatch batch;
+    std::vector<Solution> solutions;
+    std::vector<Place> places;  // of each solution in the batch
+  };
 
   const RunSettings& settings_;
   Comm& comm_;
   const std::string station_;
   SolutionSink sink_;
   PhaseTimer& timer_;
+  std::vector<Unpacked> collected_;  // what deliver() will give to the sink
   std::future<void> handing_over_;
 };
 

@@ -47,6 +47,7 @@ void UnitSink::say(const std::string& what) { observer_.update(done_, what); }
 
 void UnitSink::begin_unit() {
   unit_ = {};
+  if (!before_) before_ = timer_.seconds();
   if (comm_.rank() == 0) exporter_.begin(next_, comm_.size() > 1);
   // rank 0 decides for all, and the others wait until it has created the shards
   at::Tensor keeps = at::tensor({store_.has_time_for_states() ? 1 : 0}, at::kLong);
@@ -86,6 +87,8 @@ void UnitSink::add(const Refinement& refinement) {
 
 void UnitSink::finish_unit(const BoundaryStates& states) {
   timer_.begin("write");
+  if (comm_.rank() == 0) unit_.layers.push_back({next_, difference(timer_.seconds(), *before_)});
+  before_ = timer_.seconds();
   store_.finish(next_, unit_, timer_.seconds(), states, keeps_states_);
   timer_.end();
   finished_.append(std::exchange(unit_, {}));

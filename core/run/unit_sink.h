@@ -62,7 +62,8 @@ class UnitSink {
   RunObserver& observer_;
   UnitReport finished_, unit_;  // on all finished units, and on the unit that has begun
   int32_t next_;
-  bool keeps_states_ = true;  // see RunStore::finish()
+  std::optional<PhaseSeconds> before_;  // the timer's, when the unit began
+  bool keeps_states_ = true;            // see RunStore::finish()
   double done_ = 0;  // the number of quantized weights, as if all ranks were as far as this one
 };
 
