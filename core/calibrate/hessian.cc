@@ -67,8 +67,10 @@ void Hessian::add_shift(const at::Tensor& x, const at::Tensor& weights, const at
 }
 
 at::Tensor Hessian::is_finite() const {
-  const at::Tensor finite = at::isfinite(sum_).all();
-  return shift_.defined() ? finite.logical_and(at::isfinite(shift_).all()) : finite;
+  // a float64 sum of float32 values is finite exactly if all of them are
+  at::Tensor sum = sum_.sum(at::kDouble);
+  if (shift_.defined()) sum += shift_.sum(at::kDouble);
+  return at::isfinite(sum);
 }
 
 void Hessian::check_finite(const std::string& module) const {

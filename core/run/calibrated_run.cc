@@ -231,11 +231,11 @@ class Calibrator {
 /// together in less time, and each rank should have experts to solve in every chunk; but no more
 /// than a quarter of the GPU's memory is taken for them. Processes on CPUs may share one memory.
 int64_t usual_chunk_bytes(at::Device device, int ranks) {
-  constexpr int64_t kMinimum = int64_t{3} << 29, kMaximum = int64_t{6} << 30;
+  constexpr int64_t kMinimum = int64_t{3} << 29, kMaximum = int64_t{16} << 30;
   if (device.is_cpu()) return kMinimum;
   const int64_t memory = device_bytes(device);
   return std::max(kMinimum,
-                  std::min(std::clamp(memory / 24, kMinimum, kMaximum) * ranks, memory / 4));
+                  std::min(std::clamp(memory / 8, kMinimum, kMaximum) * ranks, memory / 4));
 }
 
 }  // namespace
