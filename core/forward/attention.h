@@ -2,38 +2,48 @@
 
 #include <ATen/ATen.h>
 
-#include <optional>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
 
 #include "checkpoint/source.h"
-#include "forward/linear.h"
-#include "forward/norm.h"
 #include "plugin/model.h"
 
 namespace aqhost {
 
-/// The softmax attention of a described layer, without its projections: q/k norm, clipping, rotary
-/// embedding, causal and sliding-window masks, grouped keys and values. It is computed in the type
-/// of `options`, with sums in float32.
+/// The attention of a described layer, as steps between the inputs of its linear maps. What flows
+/// from stage to stage is a list of tensors [batch, tokens, features]: first the inputs of the
+/// stage's linear maps, then what later stages need. Stage 0 receives the normed hidden states.
+///
+/// It is computed in the type of `options`, with sums in float32. Const functions are thread-safe.
 class Attention {
  public:
-  Attention(const Source& source, const Model& model, int32_t layer, int64_t seq_len,
-            const at::TensorOptions& options);
+  using Tensors = std::vector<at::Tensor>;
+  /// Applies the linear map of a role to x.
+  using Apply = std::function<at::Tensor(int32_t role, const at::Tensor& x)>;
+  /// The roles of a stage's linear maps, by their input.
+  using Stage = std::vector<std::vector<int32_t>>;
 
-  /// Takes q [batch, tokens, heads x size], k and v [batch, tokens, kv_heads x size] as the
-  /// projections give them (they may be overwritten). Returns the input of the output projection,
-  /// [batch, tokens, heads x size]. Positions count from 0. Throws an Error if there are more
-  /// tokens than seq_len.
-  at::Tensor operator()(at::Tensor q, at::Tensor k, at::Tensor v) const;
+  explicit Attention(const AttentionDesc& desc, int64_t hidden_size);
+  virtual ~Attention() = default;
+  Attention(const Attention&) = delete;
+  Attention& operator=(const Attention&) = delete;
+
+  /// The last stage has one linear map, whose output is that of attention.
+  const std::vector<Stage>& stages() const { return stages_; }
+  /// Applies the linear maps of a stage that is not the last, and computes the tensors of the next
+  /// stage from the tensors of this one. Positions count from 0. Throws an Error if there are more
+  /// tokens than the layer was made for.
+  virtual Tensors advance(std::size_t stage, Tensors tensors, const Apply& apply) const = 0;
 
  private:
-  at::Tensor heads(const at::Tensor& x, int64_t count, const std::optional<Norm>& norm,
-                   bool rotated) const;
-  void rotate(at::Tensor& x) const;
-
-  AttentionDesc desc_;
-  int64_t seq_len_;
-  std::optional<Norm> q_norm_, k_norm_;
-  at::Tensor cos_, sin_;  // [seq_len, rope_dim / 2]; undefined: no RoPE
+  std::vector<Stage> stages_;
 };
+
+/// Makes the attention of a layer, which must not be AQ_ATTN_CUSTOM. Reads its norms and other
+/// small tensors. `seq_len` is the maximum number of tokens of a sequence.
+std::unique_ptr<Attention> make_attention(const Source& source, const Model& model, int32_t layer,
+                                          int64_t seq_len, const at::TensorOptions& options);
 
 }  // namespace aqhost

@@ -42,14 +42,17 @@ void embed_tokens_into(const Source& source, const Model& model, const at::Tenso
   const bool narrow = table != nullptr && table->dtype == DType::kBF16;
   const at::Tensor rows =
       read_embedding(source, model, narrow ? out.options().dtype(at::kBFloat16) : out.options());
+  const double scale = model.desc().embedding_scale;
   for_window_batches(ids, [&](int64_t begin, int64_t count) {
     out.narrow(0, begin, count)
         .copy_(at::embedding(rows, ids.narrow(0, begin, count).to(out.device())));
+    if (scale != 1) out.narrow(0, begin, count).mul_(scale);
   });
 }
 
 OutputHead::OutputHead(const Source& source, const Model& model, const at::TensorOptions& options)
-    : norm_(source, model, outside(AQ_ROLE_FINAL_NORM), model.desc().hidden_size, options) {
+    : norm_(source, model, outside(AQ_ROLE_FINAL_NORM), model.desc().hidden_size, options),
+      scale_(model.desc().logit_scale) {
   if (model.desc().tied_embeddings) {
     head_.weight = read_embedding(source, model, options);
     return;
@@ -61,6 +64,9 @@ OutputHead::OutputHead(const Source& source, const Model& model, const at::Tenso
 
 at::Tensor OutputHead::final_norm(const at::Tensor& x) const { return norm_(x); }
 
-at::Tensor OutputHead::logits(const at::Tensor& x) const { return head_(norm_(x)); }
+at::Tensor OutputHead::logits(const at::Tensor& x) const {
+  const at::Tensor logits = head_(norm_(x));
+  return scale_ == 1 ? logits : logits * scale_;
+}
 
 }  // namespace aqhost

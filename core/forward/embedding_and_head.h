@@ -33,6 +33,7 @@ class OutputHead {
 
  private:
   Norm norm_;
+  float scale_;  // of the logits
   Linear head_;
 };
 

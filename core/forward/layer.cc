@@ -20,6 +20,12 @@ aq_tensor_key key_of(int32_t layer, int32_t role) {
   return {layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
 }
 
+/// The clamped SwiGLU of gate and up, see AQ_ACT_CLAMPED_SWIGLU.
+at::Tensor clamped_swiglu(const at::Tensor& gate, const at::Tensor& up, const FfnDesc& desc) {
+  const at::Tensor g = gate.clamp_max(desc.act_limit);
+  return (up.clamp(-desc.act_limit, desc.act_limit) + 1) * (g * at::sigmoid(g * desc.act_alpha));
+}
+
 at::Tensor activate(at::Tensor gate, int32_t activation) {
   switch (activation) {
     case AQ_ACT_GELU_GLU:
@@ -81,7 +87,7 @@ Layer::Layer(const Source& source, const Model& model, int32_t layer, int64_t se
   if (model.attention(layer, seq_len).kind == AQ_ATTN_CUSTOM)
     custom_.emplace(source, model, layer);
   else
-    attention_.emplace(source, model, layer, seq_len, options);
+    attention_ = make_attention(source, model, layer, seq_len, options);
   const FfnDesc& ffn = model.ffn(layer);
   if (ffn.kind == AQ_FFN_CUSTOM)
     fail(
@@ -130,32 +136,51 @@ const Linear& Layer::linear(int32_t role, int32_t expert) const {
 
 at::Tensor Layer::attention_input(const at::Tensor& x) const { return attention_norm_(x); }
 
-at::Tensor Layer::attention_context(const at::Tensor& a) const {
-  const auto context = [this](const at::Tensor& windows) {
-    return (*attention_)(linear(AQ_ROLE_ATTN_Q)(windows), linear(AQ_ROLE_ATTN_K)(windows),
-                         linear(AQ_ROLE_ATTN_V)(windows));
+Attention::Tensors Layer::attention_advance(std::size_t stage, Attention::Tensors tensors) const {
+  const Attention::Apply apply = [this](int32_t role, const at::Tensor& x) {
+    return linear(role)(x);
   };
-  if (!a.is_cpu() || at::GradMode::is_enabled() || a.size(0) < at::get_num_threads())
-    return context(a);
+  const at::Tensor& first = tensors.front();
+  const int64_t windows = first.size(0);
+  const bool attends = stage + 2 == attention_->stages().size();  // the others are linear maps
+  if (!attends || !first.is_cpu() || at::GradMode::is_enabled() || windows < at::get_num_threads())
+    return attention_->advance(stage, std::move(tensors), apply);
   // On a CPU, each thread computes one window after another: intermediate results stay in its
   // cache, and the threads need not wait for each other after every operation. With gradients this
   // is not possible, because only one thread records them.
-  at::Tensor all =
-      at::empty({a.size(0), a.size(1), linear(AQ_ROLE_ATTN_O).weight.size(1)}, options_);
-  at::parallel_for(0, a.size(0), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t w = begin; w < end; w++) all.narrow(0, w, 1).copy_(context(a.narrow(0, w, 1)));
+  const int32_t output = attention_->stages().back().front().front();
+  at::Tensor context = at::empty({windows, first.size(1), linear(output).weight.size(1)}, options_);
+  at::parallel_for(0, windows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; w++) {
+      Attention::Tensors window;
+      for (const at::Tensor& t : tensors) window.push_back(t.narrow(0, w, 1));
+      context.narrow(0, w, 1).copy_(attention_->advance(stage, std::move(window), apply).front());
+    }
   });
-  return all;
+  return {context};
 }
 
-at::Tensor Layer::attention_output(const at::Tensor& c) const { return linear(AQ_ROLE_ATTN_O)(c); }
+at::Tensor Layer::attention_output(const at::Tensor& context) const {
+  return scaled(linear(attention_->stages().back().front().front())(context));
+}
 
 at::Tensor Layer::attention(const at::Tensor& a, const LinearTap& tap) const {
-  if (!custom_) return attention_output(attention_context(a));
+  if (!custom_) {
+    Attention::Tensors tensors{a};
+    for (std::size_t stage = 0; stage + 1 < attention_->stages().size(); stage++)
+      tensors = attention_advance(stage, std::move(tensors));
+    return attention_output(tensors.front());
+  }
   const auto find = [this](const Module& m) -> const Linear& {
     return linear(m.key.role, m.key.expert);
   };
-  return (*custom_)(a, find, tap);
+  return scaled((*custom_)(a, find, tap));
+}
+
+/// What a part of the layer adds to the residual, for the output of its last linear map.
+at::Tensor Layer::scaled(at::Tensor output) const {
+  const float scale = model_.desc().residual_scale;
+  return scale == 1 ? output : output * scale;
 }
 
 at::Tensor Layer::ffn_input(const at::Tensor& x) const { return ffn_norm_(x); }
@@ -202,6 +227,7 @@ at::Tensor Layer::ffn_hidden(int32_t expert, const at::Tensor& f) const {
 at::Tensor Layer::ffn_hidden(const GluWeights& weights, const at::Tensor& f) const {
   at::Tensor gate = weights.gate(f);
   const at::Tensor up = weights.up(f);
+  if (ffn_desc().activation == AQ_ACT_CLAMPED_SWIGLU) return clamped_swiglu(gate, up, ffn_desc());
   if (ffn_desc().activation == AQ_ACT_SILU_GLU && can_fuse(gate) && can_fuse(up)) {
     fused_silu_times(gate, up);
     return gate;
@@ -210,7 +236,7 @@ at::Tensor Layer::ffn_hidden(const GluWeights& weights, const at::Tensor& f) con
 }
 
 at::Tensor Layer::ffn_output(int32_t expert, const at::Tensor& h) const {
-  return linear(AQ_ROLE_FFN_DOWN, expert)(h);
+  return scaled(linear(AQ_ROLE_FFN_DOWN, expert)(h));
 }
 
 at::Tensor Layer::ffn(const at::Tensor& f, Routing* routing) const {

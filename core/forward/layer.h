@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "checkpoint/source.h"
 #include "forward/attention.h"
@@ -31,17 +33,18 @@ struct GluWeights {
 /// inputs of its linear maps. So calibration can stop before each step, quantize the weights that
 /// come next, and go on with the new weights:
 ///
-///   a = attention_input(x)        input of q, k, v
-///   c = attention_context(a)      input of o
-///   x = x + attention_output(c)
+///   t = {attention_input(x)}      input of q, k, v
+///   t = attention_advance(0, t)   input of o, unless there are more stages; see Attention
+///   x = x + attention_output(t[0])
 ///   f = ffn_input(x)              input of router, gate, up
 ///   h = ffn_hidden(expert, f[rows])   input of down
 ///   y = ffn_output(expert, h)
 ///
 /// Attention that only the adapter knows is a single step, attention(), from a to x. `expert` is 0
 /// and up, AQ_EXPERT_NONE (dense FFN) or AQ_EXPERT_SHARED. forward() and ffn() do these steps in a
-/// row. Shapes: x, a, c [batch, tokens, features]; f, h, y [N, features]. x may have any float
-/// type; all others have the type of the layer, but its routers are always in float32. Const
+/// row. What attention_output(), attention() and ffn_output() return is multiplied by the model's
+/// residual_scale. Shapes: x, a, t [batch, tokens, features]; f, h, y [N, features]. x may have any
+/// float type; all others have the type of the layer, but its routers are always in float32. Const
 /// functions are thread-safe. Everything is on one device. `model` must outlive this object.
 class Layer {
  public:
@@ -51,13 +54,16 @@ class Layer {
         const at::TensorOptions& options = at::kFloat);
 
   at::Tensor attention_input(const at::Tensor& x) const;
-  at::Tensor attention_context(const at::Tensor& a) const;
-  at::Tensor attention_output(const at::Tensor& c) const;
+  /// The stages of attention that is described; see Attention.
+  const std::vector<Attention::Stage>& attention_stages() const { return attention_->stages(); }
+  /// Turns the tensors of a stage that is not the last into those of the next one.
+  Attention::Tensors attention_advance(std::size_t stage, Attention::Tensors tensors) const;
+  at::Tensor attention_output(const at::Tensor& context) const;
   /// Turns a into what is added to x. `tap` receives the inputs of a custom attention's linear
   /// maps.
   at::Tensor attention(const at::Tensor& a, const LinearTap& tap = nullptr) const;
-  /// Whether attention is a single step. Then attention_context() and attention_output() must not
-  /// be called.
+  /// Whether attention is a single step. Then attention_stages(), attention_advance() and
+  /// attention_output() must not be called.
   bool has_custom_attention() const { return custom_.has_value(); }
   at::Tensor ffn_input(const at::Tensor& x) const;
 
@@ -97,12 +103,13 @@ class Layer {
   const Linear& linear(int32_t role, int32_t expert = AQ_EXPERT_NONE) const;
   void read_linears(const Source& source);
   void read_router_bias(const Source& source);
+  at::Tensor scaled(at::Tensor output) const;
 
   const Model& model_;
   int32_t index_;
   at::TensorOptions options_;
   Norm attention_norm_, ffn_norm_;
-  std::optional<Attention> attention_;  // either this or custom_
+  std::unique_ptr<Attention> attention_;  // either this or custom_
   std::optional<CustomAttention> custom_;
   std::map<int32_t, at::Tensor> experts_;                  // role -> [n_experts, out, in]
   std::map<std::pair<int32_t, int32_t>, Linear> linears_;  // (role, expert)

@@ -25,10 +25,14 @@ at::Tensor best(const at::Tensor& values, int64_t count) {
   return std::get<1>(values.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(-1, 0, count);
 }
 
-/// Sets `choice` [N, n_experts] to -inf outside the groups whose best expert has the highest score.
+/// Sets `choice` [N, n_experts] to -inf outside the groups with the highest sum of their
+/// `group_best` best experts.
 at::Tensor keep_best_groups(const at::Tensor& choice, const FfnDesc& desc) {
   const at::Tensor groups = choice.unflatten(1, {desc.n_groups, -1});
-  const at::Tensor kept = best(groups.amax(-1), desc.top_groups);
+  const at::Tensor kept =
+      best(desc.group_best == 1 ? groups.amax(-1)
+                                : std::get<0>(groups.topk(desc.group_best, -1)).sum(-1),
+           desc.top_groups);
   const at::Tensor mask =
       at::ones({choice.size(0), desc.n_groups}, choice.options().dtype(at::kBool))
           .scatter_(1, kept, false);
@@ -43,7 +47,11 @@ Routing route_batch(const FfnDesc& desc, const at::Tensor& logits, const at::Ten
   const at::Tensor clean = logits.masked_fill(logits.isnan(), kNever) + 0.0;
   const at::Tensor scores =
       desc.router == AQ_ROUTER_SIGMOID_TOPK ? clean.sigmoid() : softmax(clean);
-  at::Tensor choice = bias.defined() ? at::where(clean == kNever, clean, scores + bias) : clean;
+  at::Tensor choice = clean;
+  if (bias.defined())
+    choice = at::where(clean == kNever, clean, scores + bias);
+  else if (desc.n_groups > 1 && desc.group_best > 1)  // sums need the scores
+    choice = at::where(clean == kNever, clean, scores);
   if (desc.n_groups > 1) choice = keep_best_groups(choice, desc);
   const at::Tensor ids = best(choice, desc.top_k);
   const at::Tensor unused = choice.gather(1, ids) == kNever;

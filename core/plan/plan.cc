@@ -369,8 +369,21 @@ bool Plan::observes_inputs() const {
 }
 
 int32_t fused_role(int32_t role) {
-  if (role == AQ_ROLE_ATTN_K || role == AQ_ROLE_ATTN_V) return AQ_ROLE_ATTN_Q;
-  return role == AQ_ROLE_FFN_UP ? int32_t{AQ_ROLE_FFN_GATE} : role;
+  switch (role) {
+    case AQ_ROLE_ATTN_K:
+    case AQ_ROLE_ATTN_V:
+      return AQ_ROLE_ATTN_Q;
+    case AQ_ROLE_ATTN_KV_A:
+      return AQ_ROLE_ATTN_Q_A;
+    case AQ_ROLE_DELTA_Z:
+      return AQ_ROLE_DELTA_QKV;
+    case AQ_ROLE_DELTA_A:
+      return AQ_ROLE_DELTA_B;
+    case AQ_ROLE_FFN_UP:
+      return AQ_ROLE_FFN_GATE;
+    default:
+      return role;
+  }
 }
 
 Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,

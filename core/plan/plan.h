@@ -67,7 +67,8 @@ struct Plan {
 };
 
 /// The role by which modules that share an input, and that engines fuse, are identified: q for q,
-/// k, v; gate for gate and up; otherwise the role itself.
+/// k, v; gate for gate and up; likewise in latent attention and the gated delta rule; otherwise the
+/// role itself.
 int32_t fused_role(int32_t role);
 
 /// Applies `recipe` to every module before any work is done. It makes the formats and chooses the

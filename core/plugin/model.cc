@@ -46,6 +46,42 @@ void Model::Destroy::operator()(const aq_model* model) const {
   if (AQ_HAS(model, destroy)) call_quietly([&] { model->destroy(model); });
 }
 
+std::vector<AttentionLinear> linears_of(const AttentionDesc& a, int64_t d) {
+  const int64_t heads = a.n_heads, kv_heads = a.n_kv_heads, dim = a.head_dim;
+  const int64_t keys = kv_heads * dim, values = heads * a.value_dim, q = heads * dim;
+  std::vector<AttentionLinear> linears;
+  switch (a.kind) {
+    case AQ_ATTN_STANDARD:
+      return {{AQ_ROLE_ATTN_Q, a.output_gate ? 2 * q : q, d, 0, 0},
+              {AQ_ROLE_ATTN_K, keys, d, 0, 0},
+              {AQ_ROLE_ATTN_V, keys, d, 0, 0},
+              {AQ_ROLE_ATTN_O, d, q, 1, 0}};
+    case AQ_ATTN_LATENT:
+      if (a.q_rank > 0)
+        linears = {{AQ_ROLE_ATTN_Q_A, a.q_rank, d, 0, 0}, {AQ_ROLE_ATTN_Q_B, q, a.q_rank, 1, 0}};
+      else
+        linears = {{AQ_ROLE_ATTN_Q, q, d, 0, 0}};
+      linears.insert(linears.begin() + 1, {AQ_ROLE_ATTN_KV_A, a.kv_rank + a.rope_dim(), d, 0, 0});
+      linears.push_back({AQ_ROLE_ATTN_KV_B, heads * (dim - a.rope_dim() + a.value_dim), a.kv_rank,
+                         1, a.q_rank > 0 ? 1 : 0});
+      linears.push_back({AQ_ROLE_ATTN_O, d, values, 2, 0});
+      return linears;
+    case AQ_ATTN_DELTA:
+      if (a.delta_fused)
+        linears = {{AQ_ROLE_DELTA_QKVZ, 2 * keys + 2 * values, d, 0, 0},
+                   {AQ_ROLE_DELTA_BA, 2 * heads, d, 0, 0}};
+      else
+        linears = {{AQ_ROLE_DELTA_QKV, 2 * keys + values, d, 0, 0},
+                   {AQ_ROLE_DELTA_Z, values, d, 0, 0},
+                   {AQ_ROLE_DELTA_B, heads, d, 0, 0},
+                   {AQ_ROLE_DELTA_A, heads, d, 0, 0}};
+      linears.push_back({AQ_ROLE_DELTA_OUT, d, values, 1, 0});
+      return linears;
+    default:
+      return {};
+  }
+}
+
 Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source,
              std::shared_ptr<const Library> library)
     : library_(std::move(library)),
@@ -61,6 +97,7 @@ Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const
   for (int32_t l = 0; l < desc_.n_layers; l++) attention(l, 1);
   list_modules();
   check_modules();
+  list_copied();
   check_tensors(source);
   check_needed(source);
   check_extra_tensors(source);
@@ -83,8 +120,40 @@ void Model::describe() {
   if (d.norm_kind != AQ_NORM_RMS && d.norm_kind != AQ_NORM_LAYER)
     refuse("describe: norm_kind {} is not known", d.norm_kind);
   if (!(d.norm_eps >= 0 && d.norm_eps < 1)) refuse("describe: norm_eps is {}", d.norm_eps);
+  if (!std::isfinite(d.embedding_scale) || !std::isfinite(d.residual_scale) ||
+      !std::isfinite(d.logit_scale))
+    wrong("a scale of embeddings, of the residual or of logits is no number");
+  if (d.norm_plus_one != 0 && d.norm_kind != AQ_NORM_RMS)
+    wrong("norm_plus_one needs the norm_kind AQ_NORM_RMS");
   desc_ = {d.n_layers,  d.hidden_size, d.vocab_size,          d.max_positions,
            d.norm_kind, d.norm_eps,    d.tied_embeddings != 0};
+  const auto or_one = [](float scale) { return scale == 0 ? 1.0f : scale; };
+  desc_.embedding_scale = or_one(d.embedding_scale);
+  desc_.residual_scale = or_one(d.residual_scale);
+  desc_.logit_scale = or_one(d.logit_scale);
+  desc_.norm_plus_one = d.norm_plus_one != 0;
+}
+
+void Model::list_copied() {
+  constexpr uint32_t kMost = 1024;
+  if (!AQ_HAS(raw_.get(), copied)) return;
+  for (uint32_t i = 0; i <= kMost; i++) {
+    const aq_copied* found = call_or_fail("copied", [&] { return raw_->copied(raw_.get(), i); });
+    if (found == nullptr) return;
+    if (i == kMost || !is_name(found->prefix) || !is_name(found->what))
+      refuse("copied({}) gives no prefix, or nothing that says what it is", i);
+    copied_.push_back({found->prefix, found->what, {}});
+  }
+}
+
+/// Whether a tensor is only copied. If so, it is added to the list.
+bool Model::take_copied(const std::string& tensor) {
+  for (Copied& copied : copied_)
+    if (tensor.starts_with(copied.prefix)) {
+      copied.tensors.push_back(tensor);
+      return true;
+    }
+  return false;
 }
 
 AttentionDesc Model::attention(int32_t layer, int64_t seq_len) const {
@@ -101,7 +170,10 @@ AttentionDesc Model::attention(int32_t layer, int64_t seq_len) const {
   AttentionDesc a;
   a.kind = d.kind;
   if (d.kind == AQ_ATTN_CUSTOM) return a;
-  if (d.kind != AQ_ATTN_STANDARD) wrong(fmt::format("kind {} is not known", d.kind));
+  if (!within(d.kind, int32_t{AQ_ATTN_STANDARD}, int32_t{AQ_ATTN_DELTA}))
+    wrong(fmt::format("kind {} is not known", d.kind));
+  const bool standard = d.kind == AQ_ATTN_STANDARD, latent = d.kind == AQ_ATTN_LATENT,
+             delta = d.kind == AQ_ATTN_DELTA;
   check_size("n_heads", d.n_heads, kMaxHeads, wrong);
   check_size("head_dim", d.head_dim, kMaxHeads, wrong);
   if (d.n_kv_heads < 1 || d.n_heads % d.n_kv_heads != 0)
@@ -115,9 +187,33 @@ AttentionDesc Model::attention(int32_t layer, int64_t seq_len) const {
   if (d.rope_dim < 0 || d.rope_dim > d.head_dim || d.rope_dim % 2 != 0 ||
       (d.rope_dim > 0 && d.rope_inv_freq == nullptr))
     wrong(fmt::format("rope_dim {} of heads of {}", d.rope_dim, d.head_dim));
+  if (!standard && (d.qk_norm != 0 || d.clip_qkv != 0 || d.output_gate != 0 || d.sinks != 0 ||
+                    d.sliding_window != 0))
+    wrong("a q/k norm, clip, window, output gate or sink needs the kind AQ_ATTN_STANDARD");
+  if (!standard) check_size("value_dim", d.value_dim, kMaxHeads, wrong);
+  if (latent) {
+    check_size("kv_rank", d.kv_rank, kMaxSize, wrong);
+    if (d.q_rank != 0) check_size("q_rank", d.q_rank, kMaxSize, wrong);
+    if (d.n_kv_heads != d.n_heads || d.rope_dim == 0 || d.rope_dim == d.head_dim)
+      wrong(fmt::format("latent attention with {} heads of {}, {} of which rotate, and {} for keys",
+                        d.n_heads, d.head_dim, d.rope_dim, d.n_kv_heads));
+    if (!(d.latent_eps >= 0 && d.latent_eps < 1)) wrong(fmt::format("latent_eps {}", d.latent_eps));
+  }
+  if (delta) {
+    check_size("conv_size", d.conv_size, 1024, wrong);
+    if (d.rope_dim != 0) wrong("the gated delta rule has no rope");
+  }
   a.n_heads = d.n_heads;
   a.n_kv_heads = d.n_kv_heads;
   a.head_dim = d.head_dim;
+  a.output_gate = d.output_gate != 0;
+  a.sinks = d.sinks != 0;
+  a.delta_fused = d.delta_fused != 0;
+  a.q_rank = latent ? d.q_rank : 0;
+  a.kv_rank = latent ? d.kv_rank : 0;
+  a.value_dim = standard ? d.head_dim : d.value_dim;
+  a.conv_size = delta ? d.conv_size : 0;
+  a.latent_eps = d.latent_eps > 0 ? d.latent_eps : desc_.norm_eps;
   a.qk_norm = d.qk_norm;
   a.sliding_window = d.sliding_window;
   a.clip_qkv = d.clip_qkv;
@@ -143,10 +239,15 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   if (d.kind == AQ_FFN_CUSTOM) return f;
   if (d.kind != AQ_FFN_DENSE && d.kind != AQ_FFN_MOE)
     wrong(fmt::format("kind {} is not known", d.kind));
-  if (!within(d.activation, int32_t{AQ_ACT_SILU_GLU}, int32_t{AQ_ACT_GELU_TANH_GLU}))
+  if (!within(d.activation, int32_t{AQ_ACT_SILU_GLU}, int32_t{AQ_ACT_CLAMPED_SWIGLU}))
     wrong(fmt::format("activation {} is not known", d.activation));
   check_size("inner_size", d.inner_size, kMaxSize, wrong);
+  if (d.activation == AQ_ACT_CLAMPED_SWIGLU &&
+      !(std::isfinite(d.act_alpha) && std::isfinite(d.act_limit) && d.act_limit > 0))
+    wrong(fmt::format("clamped SwiGLU with alpha {} and limit {}", d.act_alpha, d.act_limit));
   f.activation = d.activation;
+  f.act_alpha = d.act_alpha;
+  f.act_limit = d.act_limit;
   f.inner_size = d.inner_size;
   if (d.kind == AQ_FFN_DENSE) return f;
   check_size("n_experts", d.n_experts, kMaxExperts, wrong);
@@ -159,6 +260,8 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   if (d.n_groups < 0 ||
       (d.n_groups > 0 && (d.n_experts % d.n_groups != 0 || !within(d.top_groups, 1, d.n_groups))))
     wrong(fmt::format("top {} of {} groups of {} experts", d.top_groups, d.n_groups, d.n_experts));
+  if (d.group_best < 0 || (d.n_groups > 0 && d.group_best > d.n_experts / d.n_groups))
+    wrong(fmt::format("the sum of the {} best scores of a group", d.group_best));
   if (d.shared_size != 0) check_size("shared_size", d.shared_size, kMaxSize, wrong);
   f.n_experts = d.n_experts;
   f.top_k = d.top_k;
@@ -169,6 +272,7 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   f.top_groups = d.top_groups;
   f.shared_size = d.shared_size;
   f.shared_gated = d.shared_gated != 0;
+  f.group_best = std::max(d.group_best, 1);
   f.route_hidden = d.route_hidden != 0;
   return f;
 }
@@ -262,13 +366,8 @@ void Model::check_modules() const {
   const int64_t d = desc_.hidden_size;
   for (int32_t l = 0; l < desc_.n_layers; l++) {
     const AttentionDesc a = attention(l, 1);
-    if (a.kind == AQ_ATTN_STANDARD) {
-      const int64_t q = int64_t{a.n_heads} * a.head_dim, kv = int64_t{a.n_kv_heads} * a.head_dim;
-      expect(l, AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, q, d);
-      expect(l, AQ_ROLE_ATTN_K, AQ_EXPERT_NONE, kv, d);
-      expect(l, AQ_ROLE_ATTN_V, AQ_EXPERT_NONE, kv, d);
-      expect(l, AQ_ROLE_ATTN_O, AQ_EXPERT_NONE, d, q);
-    }
+    for (const AttentionLinear& linear : linears_of(a, d))
+      expect(l, linear.role, AQ_EXPERT_NONE, linear.out_features, linear.in_features);
     const FfnDesc& f = ffn(l);
     const auto expect_ffn = [&](int32_t expert, int64_t inner) {
       expect(l, AQ_ROLE_FFN_GATE, expert, inner, d);

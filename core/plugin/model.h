@@ -38,6 +38,8 @@ struct ModelDesc {
   int32_t norm_kind = AQ_NORM_RMS;
   float norm_eps = 0;
   bool tied_embeddings = false;
+  float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
+  bool norm_plus_one = false;
 };
 
 struct AttentionDesc {
@@ -47,7 +49,23 @@ struct AttentionDesc {
   float clip_qkv = 0, scale = 0 /* never 0 once described */, rope_scale = 1;
   bool rope_interleaved = false;
   std::vector<float> rope_inv_freq;  // empty: no RoPE
+  bool output_gate = false, sinks = false, delta_fused = false;
+  int32_t q_rank = 0, kv_rank = 0, value_dim = 0, conv_size = 0;
+  float latent_eps = 0;  // never 0 once described
+
+  int64_t rope_dim() const { return 2 * static_cast<int64_t>(rope_inv_freq.size()); }
 };
+
+/// A linear map that described attention has: its role, and its place among the stages of
+/// attention. `input` counts the different inputs of a stage.
+struct AttentionLinear {
+  int32_t role = 0;
+  int64_t out_features = 0, in_features = 0;
+  int32_t stage = 0, input = 0;
+};
+
+/// The linear maps of attention that is not AQ_ATTN_CUSTOM, in the order of their stages.
+std::vector<AttentionLinear> linears_of(const AttentionDesc& desc, int64_t hidden_size);
 
 struct FfnDesc {
   int32_t kind = AQ_FFN_DENSE, activation = AQ_ACT_SILU_GLU;
@@ -57,6 +75,8 @@ struct FfnDesc {
   int32_t n_groups = 0, top_groups = 0;
   int64_t inner_size = 0, shared_size = 0;
   bool shared_gated = false, route_hidden = false;
+  int32_t group_best = 1;
+  float act_alpha = 0, act_limit = 0;
 };
 
 struct RouteArgs {
@@ -109,6 +129,13 @@ class Model {
 
   /// Every tensor, or part of a tensor, that running the model on `source` reads.
   std::vector<NeededTensor> needed_tensors(const Source& source) const;
+  /// Tensors of the checkpoint that are never run, as the adapter says. They are copied to an
+  /// export unchanged.
+  struct Copied {
+    std::string prefix, what;  // "mtp.", "multi-token prediction"
+    std::vector<std::string> tensors;
+  };
+  const std::vector<Copied>& copied() const { return copied_; }
   /// The names of tensors in the checkpoint that the adapter does not know. They are copied to an
   /// export unchanged, and never run. The list does not contain known buffers (rotary_emb.inv_freq,
   /// k_scale, ...). It does not contain tensors that would change the model either: if there is
@@ -136,6 +163,8 @@ class Model {
   bool may_be_wired(const aq_tensor_key& key) const;
   void check_input_groups() const;
   void check_tensors(const Source& source);
+  void list_copied();
+  bool take_copied(const std::string& tensor);
   void check_extra_tensors(const Source& source) const;
   void check_module_tensors(const Source& source) const;
   void check_needed(const Source& source) const;
@@ -156,6 +185,7 @@ class Model {
   std::vector<FfnDesc> ffns_;
   std::vector<Module> modules_;
   std::vector<std::string> extra_tensors_;
+  std::vector<Copied> copied_;
   // (layer, role, expert) -> index in modules_
   std::map<std::array<int32_t, 3>, std::size_t> by_key_;
 };

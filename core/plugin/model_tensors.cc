@@ -31,28 +31,46 @@ bool same(const aq_tensor_key& a, const aq_tensor_key& b) {
   return a.layer == b.layer && a.role == b.role && a.expert == b.expert && a.part == b.part;
 }
 
-/// A vector of the model that does not belong to a module: a norm's weight, or the router's bias.
+/// A small tensor of the model that does not belong to a module, such as a norm's weight.
 struct VectorOf {
   int32_t layer, role;
-  int64_t size;
-  bool is_norm;
+  std::vector<int64_t> shape;
+  enum { kNorm, kNeeded, kOptional } kind;  // a norm may also have a bias
 };
+
+/// Those of the attention of a layer.
+void add_attention_vectors(const AttentionDesc& a, int32_t layer, std::vector<VectorOf>& vectors) {
+  const auto add = [&](int32_t role, std::vector<int64_t> shape, bool norm = true) {
+    vectors.push_back({layer, role, std::move(shape), norm ? VectorOf::kNorm : VectorOf::kNeeded});
+  };
+  if (a.qk_norm != AQ_QK_NORM_NONE) {
+    const bool full = a.qk_norm == AQ_QK_NORM_FULL;
+    add(AQ_ROLE_ATTN_Q_NORM, {int64_t{a.head_dim} * (full ? a.n_heads : 1)});
+    add(AQ_ROLE_ATTN_K_NORM, {int64_t{a.head_dim} * (full ? a.n_kv_heads : 1)});
+  }
+  if (a.sinks) add(AQ_ROLE_ATTN_SINKS, {a.n_heads}, false);
+  if (a.kind == AQ_ATTN_LATENT) {
+    if (a.q_rank > 0) add(AQ_ROLE_ATTN_Q_A_NORM, {a.q_rank});
+    add(AQ_ROLE_ATTN_KV_A_NORM, {a.kv_rank});
+  }
+  if (a.kind != AQ_ATTN_DELTA) return;
+  const int64_t channels =
+      2 * int64_t{a.n_kv_heads} * a.head_dim + int64_t{a.n_heads} * a.value_dim;
+  add(AQ_ROLE_DELTA_CONV, {channels, 1, a.conv_size}, false);
+  add(AQ_ROLE_DELTA_A_LOG, {a.n_heads}, false);
+  add(AQ_ROLE_DELTA_DT_BIAS, {a.n_heads}, false);
+  add(AQ_ROLE_DELTA_NORM, {a.value_dim}, false);
+}
 
 std::vector<VectorOf> vectors_of(const Model& model) {
   const int64_t hidden = model.desc().hidden_size;
-  std::vector<VectorOf> vectors{{-1, AQ_ROLE_FINAL_NORM, hidden, true}};
+  std::vector<VectorOf> vectors{{-1, AQ_ROLE_FINAL_NORM, {hidden}, VectorOf::kNorm}};
   for (int32_t l = 0; l < model.desc().n_layers; l++) {
-    vectors.push_back({l, AQ_ROLE_ATTN_NORM, hidden, true});
-    vectors.push_back({l, AQ_ROLE_FFN_NORM, hidden, true});
+    vectors.push_back({l, AQ_ROLE_ATTN_NORM, {hidden}, VectorOf::kNorm});
+    vectors.push_back({l, AQ_ROLE_FFN_NORM, {hidden}, VectorOf::kNorm});
     if (model.ffn(l).kind == AQ_FFN_MOE)
-      vectors.push_back({l, AQ_ROLE_ROUTER_BIAS, model.ffn(l).n_experts, false});
-    const AttentionDesc a = model.attention(l, 1);
-    if (a.qk_norm == AQ_QK_NORM_NONE) continue;
-    const bool full = a.qk_norm == AQ_QK_NORM_FULL;
-    const int64_t q = int64_t{a.head_dim} * (full ? a.n_heads : 1);
-    const int64_t k = int64_t{a.head_dim} * (full ? a.n_kv_heads : 1);
-    vectors.push_back({l, AQ_ROLE_ATTN_Q_NORM, q, true});
-    vectors.push_back({l, AQ_ROLE_ATTN_K_NORM, k, true});
+      vectors.push_back({l, AQ_ROLE_ROUTER_BIAS, {model.ffn(l).n_experts}, VectorOf::kOptional});
+    add_attention_vectors(model.attention(l, 1), l, vectors);
   }
   return vectors;
 }
@@ -72,6 +90,7 @@ void Model::check_tensors(const Source& source) {
             "{}: {} is stored twice: as tensor {}, and in the tensor that holds it together with "
             "others or under another name; delete one of them",
             source.directory(), info.name.substr(0, info.name.rfind('.')), info.name);
+      if (take_copied(info.name)) continue;
       if (!is_buffer(info.name)) extra_tensors_.push_back(info.name);
       continue;
     }
@@ -125,9 +144,9 @@ std::vector<NeededTensor> Model::needed_tensors(const Source& source) const {
   add({-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT},
       {desc_.vocab_size, desc_.hidden_size}, false);
   for (const VectorOf& v : vectors_of(*this)) {
-    add({v.layer, v.role, AQ_EXPERT_NONE, AQ_PART_WEIGHT}, {v.size}, !v.is_norm);
-    if (v.is_norm && desc_.norm_kind == AQ_NORM_LAYER)
-      add({v.layer, v.role, AQ_EXPERT_NONE, AQ_PART_BIAS}, {v.size}, false);
+    add({v.layer, v.role, AQ_EXPERT_NONE, AQ_PART_WEIGHT}, v.shape, v.kind == VectorOf::kOptional);
+    if (v.kind == VectorOf::kNorm && desc_.norm_kind == AQ_NORM_LAYER)
+      add({v.layer, v.role, AQ_EXPERT_NONE, AQ_PART_BIAS}, v.shape, false);
   }
   for (const Module& m : modules_) {
     needed.push_back({m.weight, {m.out_features, m.in_features}});

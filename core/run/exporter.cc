@@ -109,14 +109,18 @@ bool is_shard(const std::string& name) {
 }
 
 /// The names of linear modules that an engine's model class may have besides those of the model:
-/// lm_head if it is the embedding, and every matrix among the checkpoint's extra tensors.
+/// lm_head if it is the embedding, and every matrix among the tensors that are only copied.
 std::vector<std::string> linears_besides(const Source& original, const Model& model) {
   std::vector<std::string> linears;
   if (model.desc().tied_embeddings) linears.emplace_back(kLmHead);
   constexpr std::string_view kWeight = ".weight";
-  for (const std::string& name : model.extra_tensors())
-    if (name.ends_with(kWeight) && original.find(name)->shape.size() == 2)
-      linears.push_back(name.substr(0, name.size() - kWeight.size()));
+  const auto add = [&](const std::vector<std::string>& tensors) {
+    for (const std::string& name : tensors)
+      if (name.ends_with(kWeight) && original.find(name)->shape.size() == 2)
+        linears.push_back(name.substr(0, name.size() - kWeight.size()));
+  };
+  add(model.extra_tensors());
+  for (const Model::Copied& copied : model.copied()) add(copied.tensors);
   return linears;
 }
 

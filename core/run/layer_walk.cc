@@ -14,8 +14,8 @@ namespace {
 at::Tensor rows_of(const at::Tensor& x) { return x.flatten(0, 1); }
 
 bool is_attention(const Module& m) {
-  return m.key.expert == AQ_EXPERT_NONE &&
-         (m.key.role < AQ_ROLE_FFN_NORM || m.key.role >= AQ_ROLE_CUSTOM);
+  const int32_t role = m.key.role;
+  return m.key.expert == AQ_EXPERT_NONE && (role < AQ_ROLE_FFN_NORM || role >= AQ_ROLE_DELTA_QKV);
 }
 
 using PlannedByKey = std::map<std::pair<int32_t, int32_t>, const PlannedModule*>;
@@ -83,52 +83,84 @@ LayerWalk::FfnStates LayerWalk::ffn_states(const at::Tensor& x) const {
   return states;
 }
 
+/// Solves the linear maps of described attention stage by stage, and adds its output to both
+/// states.
 void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
   if (layer_.has_custom_attention()) return custom_attention(x, original);
-  const auto add_output = [&](at::Tensor& states, std::vector<at::Tensor>& contexts) {
+  const auto& stages = layer_.attention_stages();
+  // of each batch; those of the original model, which its own weights give, also of each stage
+  std::vector<Attention::Tensors> current;
+  std::vector<std::vector<Attention::Tensors>> before(stages.size());
+  const auto input_of = [&](const at::Tensor& part) { return layer_.attention_input(part); };
+  const auto add_output = [&](at::Tensor& states, std::vector<Attention::Tensors>& contexts) {
     std::size_t next = 0;
     for_window_batches(states, [&](int64_t begin, int64_t count) {
-      states.narrow(0, begin, count).add_(layer_.attention_output(contexts[next]));
-      contexts[next++].reset();
+      states.narrow(0, begin, count).add_(layer_.attention_output(contexts[next].front()));
+      contexts[next++].clear();
     });
   };
-  const auto qkv = planned({AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V}, AQ_EXPERT_NONE);
-  const auto o = planned({AQ_ROLE_ATTN_O}, AQ_EXPERT_NONE);
-  std::vector<at::Tensor> contexts, contexts_before;  // those of the original model, by its weights
-  Hessian hessian(x.size(2), x.device());
-  if (InputRounding::observed(qkv))
+  for (std::size_t stage = 0; stage < stages.size(); stage++) {
+    const bool last = stage + 1 == stages.size();
+    std::vector<Modules> modules;  // by their input
+    for (const std::vector<int32_t>& roles : stages[stage])
+      modules.push_back(planned(roles, AQ_EXPERT_NONE));
+    observe_stage(x, modules, current);
+    std::vector<Hessian> hessians;
+    for (const Modules& m : modules)
+      hessians.emplace_back(m.empty() ? 0 : m.front()->module->in_features, x.device());
+    std::size_t batch = 0;
     for_window_batches(x, [&](int64_t begin, int64_t count) {
-      rounding_.observe(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count))));
+      Attention::Tensors old;
+      if (stage > 0) {
+        if (batch < before[stage].size()) old = before[stage][batch];
+      } else if (at::Tensor part = rows_or_none(original, begin, count); part.defined()) {
+        old = {input_of(part)};
+        Attention::Tensors next = old;
+        for (std::size_t s = 0; s + 1 < stages.size(); s++) {
+          next = layer_.attention_advance(s, std::move(next));
+          before[s + 1].push_back(next);
+        }
+      }
+      for (std::size_t i = 0; i < modules.size(); i++) {
+        if (modules[i].empty()) continue;
+        const at::Tensor input =
+            stage > 0 ? current[batch][i] : input_of(x.narrow(0, begin, count));
+        add_inputs(hessians[i], rounding_.seen(modules[i], rows_of(input)), {},
+                   old.empty() ? at::Tensor() : rows_of(old[i]));
+      }
+      batch++;
     });
-  rounding_.agree(qkv, comm_);
-  for_window_batches(x, [&](int64_t begin, int64_t count) {
-    at::Tensor input = rows_or_none(original, begin, count);
-    if (input.defined()) {
-      input = layer_.attention_input(input);
-      contexts_before.push_back(layer_.attention_context(input));
-      input = rows_of(input);
-    }
-    if (!qkv.empty())
-      add_inputs(hessian,
-                 rounding_.seen(qkv, rows_of(layer_.attention_input(x.narrow(0, begin, count)))),
-                 {}, input);
-  });
-  solve_one(qkv, std::move(hessian));
-
-  for_window_batches(x, [&](int64_t begin, int64_t count) {
-    contexts.push_back(layer_.attention_context(layer_.attention_input(x.narrow(0, begin, count))));
-    rounding_.observe(o, contexts.back());
-  });
-  rounding_.agree(o, comm_);
-  std::unique_ptr<Hessian> inner;
-  for (std::size_t i = 0; i < contexts.size() && !o.empty(); i++) {
-    if (!inner) inner = std::make_unique<Hessian>(contexts[i].size(2), x.device());
-    add_inputs(*inner, rounding_.seen(o, rows_of(contexts[i])), {},
-               i < contexts_before.size() ? rows_of(contexts_before[i]) : at::Tensor());
+    if (!last) before[stage].clear();
+    if (last && original.defined()) add_output(original, before[stage]);
+    for (std::size_t i = 0; i < modules.size(); i++) solve_one(modules[i], std::move(hessians[i]));
+    if (last) break;
+    batch = 0;
+    for_window_batches(x, [&](int64_t begin, int64_t count) {
+      if (stage == 0)
+        current.push_back(layer_.attention_advance(0, {input_of(x.narrow(0, begin, count))}));
+      else
+        current[batch] = layer_.attention_advance(stage, std::move(current[batch]));
+      batch++;
+    });
   }
-  if (original.defined()) add_output(original, contexts_before);
-  if (inner) solve_one(o, std::move(*inner));
-  add_output(x, contexts);
+  add_output(x, current);
+}
+
+/// Lets the rounding observe the inputs of a stage's modules, which are those of `current`, or in
+/// the first stage the normed hidden states.
+void LayerWalk::observe_stage(const at::Tensor& x, const std::vector<Modules>& modules,
+                              const std::vector<Attention::Tensors>& current) {
+  for (std::size_t i = 0; i < modules.size(); i++) {
+    if (InputRounding::observed(modules[i])) {
+      for (const Attention::Tensors& tensors : current)
+        rounding_.observe(modules[i], rows_of(tensors[i]));
+      if (current.empty())
+        for_window_batches(x, [&](int64_t begin, int64_t count) {
+          rounding_.observe(modules[i], rows_of(layer_.attention_input(x.narrow(0, begin, count))));
+        });
+    }
+    rounding_.agree(modules[i], comm_);
+  }
 }
 
 /// Handles attention that only the adapter knows: each stage's inputs are recorded while the
@@ -300,7 +332,7 @@ const Hessian& LayerWalk::input_hessian(const Modules& modules, const at::Tensor
   return hessian;
 }
 
-LayerWalk::Modules LayerWalk::planned(std::initializer_list<int32_t> roles, int32_t expert) const {
+LayerWalk::Modules LayerWalk::planned(const std::vector<int32_t>& roles, int32_t expert) const {
   Modules found;
   for (const int32_t role : roles)
     if (const auto it = modules_.find({role, expert}); it != modules_.end())

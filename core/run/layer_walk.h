@@ -92,6 +92,8 @@ class LayerWalk {
 
   // layer_walk.cc
   void attention(at::Tensor& x, at::Tensor& original);
+  void observe_stage(const at::Tensor& x, const std::vector<Modules>& modules,
+                     const std::vector<Attention::Tensors>& current);
   void custom_attention(at::Tensor& x, at::Tensor& original);
   void custom_attention_stage(const at::Tensor& x, int32_t stage);
   FfnStates ffn_states(const at::Tensor& x) const;
@@ -104,7 +106,7 @@ class LayerWalk {
   void solve(SolveTask task);
   SolveGroup group_of(const Modules& modules, Hessian hessian) const;
   /// The modules of `roles` of `expert` that are to be quantized.
-  Modules planned(std::initializer_list<int32_t> roles, int32_t expert) const;
+  Modules planned(const std::vector<int32_t>& roles, int32_t expert) const;
 
   // layer_walk_experts.cc
   std::vector<ExpertTokens> route(const at::Tensor& input) const;

@@ -28,11 +28,16 @@ int64_t embedding_bytes(const Source& source, const Model& model) {
   return element * model.desc().hidden_size * model.desc().vocab_size;
 }
 
-/// The maximum of hidden_size and the features of any o projection's input.
+/// The maximum of hidden_size and what attention keeps of a token between its stages: the features
+/// of the inputs of all linear maps behind the first stage.
 int64_t widest_context(const Model& model) {
-  int64_t widest = model.desc().hidden_size;
+  std::map<int32_t, int64_t> kept;  // by layer
   for (const Module& m : model.modules())
-    if (m.key.role == AQ_ROLE_ATTN_O) widest = std::max(widest, m.in_features);
+    if (m.key.role == AQ_ROLE_ATTN_O || m.key.role == AQ_ROLE_ATTN_Q_B ||
+        m.key.role == AQ_ROLE_ATTN_KV_B || m.key.role == AQ_ROLE_DELTA_OUT)
+      kept[m.key.layer] += m.in_features;
+  int64_t widest = model.desc().hidden_size;
+  for (const auto& [layer, features] : kept) widest = std::max(widest, features);
   return widest;
 }
 

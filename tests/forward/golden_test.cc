@@ -39,8 +39,7 @@ class Golden {
 
 void check_routing(const Layer& layer, const at::Tensor& x, const Golden& golden,
                    const std::string& l) {
-  const at::Tensor y =
-      x + layer.attention_output(layer.attention_context(layer.attention_input(x)));
+  const at::Tensor y = x + layer.attention(layer.attention_input(x));
   const Routing routing = layer.route(layer.ffn_input(y).flatten(0, 1));
   CHECK(distance(routing.logits, golden("router_logits." + l)) < 1e-4);
   CHECK(at::equal(routing.ids, golden("topk_ids." + l)));

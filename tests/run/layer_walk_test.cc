@@ -89,7 +89,7 @@ at::Tensor ffn_inputs(const Run& run, const at::Tensor& x) {
   const MemorySource source = run.fake.source();
   const Layer layer(source, *run.model, 0, x.size(1));
   const at::Tensor a = layer.attention_input(x);
-  return layer.ffn_input(x + layer.attention_output(layer.attention_context(a))).flatten(0, 1);
+  return layer.ffn_input(x + layer.attention(a)).flatten(0, 1);
 }
 
 /// The loss: 1/2 sum of d H d^T, with H damped by percdamp.

@@ -36,15 +36,32 @@ int64_t parameters(const Source& source) {
 }
 
 /// The parameters that are used for one token: all except those of the experts that it is not
-/// routed to.
+/// routed to, and tensors that are only copied.
 int64_t active_parameters(const Source& source, const Model& model) {
   int64_t n = parameters(source);
+  for (const Model::Copied& copied : model.copied())
+    for (const std::string& name : copied.tensors) n -= source.find(name)->numel();
   for (const Module& module : model.modules()) {
     if (module.key.expert < 0) continue;
     const FfnDesc& ffn = model.ffn(module.key.layer);
     if (module.key.expert >= ffn.top_k) n -= module.out_features * module.in_features;
   }
   return n;
+}
+
+/// What a checkpoint contains besides what is run.
+Json copied_parts(const Source& source, const Model& model) {
+  Json parts = Json::array();
+  for (const Model::Copied& copied : model.copied()) {
+    int64_t bytes = 0;
+    for (const std::string& name : copied.tensors) bytes += source.find(name)->nbytes();
+    if (!copied.tensors.empty())
+      parts.push_back({{"what", copied.what},
+                       {"prefix", copied.prefix},
+                       {"tensors", copied.tensors.size()},
+                       {"bytes", bytes}});
+  }
+  return parts;
 }
 
 Json describe(const Source& source, const Model& model, const ModelMatch& match) {
@@ -69,6 +86,7 @@ Json describe(const Source& source, const Model& model, const ModelMatch& match)
           {"modules", model.modules().size()},
           {"parameters", parameters(source)},
           {"active_parameters", active_parameters(source, model)},
+          {"copied", copied_parts(source, model)},
           {"extra_tensors", model.extra_tensors()},
           {"quantized", is_quantized(source.config())}};
 }
@@ -88,6 +106,10 @@ void print(const Json& d) {
   fmt::print("modules     {}\n", number("modules"));
   fmt::print("parameters  {}, {} of them active per token\n", with_commas(number("parameters")),
              with_commas(number("active_parameters")));
+  for (const Json& part : d["copied"])
+    fmt::print("copied      {} tensors of {} ({}), which are never run\n",
+               part["tensors"].get<int64_t>(), part["what"].get<std::string>(),
+               format_bytes(part["bytes"].get<int64_t>()));
   for (const Json& name : d["extra_tensors"])
     fmt::print("not known   {}\n", name.get<std::string>());
   fmt::print("quantized   {}\n", d["quantized"].get<bool>() ? "yes" : "no");

@@ -152,9 +152,13 @@ std::string needs(const Plan& plan) {
 }
 
 void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
-           const std::vector<std::string>& extra_tensors) {
+           const Model& model) {
   print_modules(plan);
-  for (const std::string& name : extra_tensors)
+  for (const Model::Copied& copied : model.copied())
+    if (!copied.tensors.empty())
+      fmt::print("{}*  {} tensors of {}, which are copied unchanged and never run\n", copied.prefix,
+                 copied.tensors.size(), copied.what);
+  for (const std::string& name : model.extra_tensors())
     fmt::print("{}  is not known to the model and is copied unchanged\n", name);
   print_layers(sizes);
   fmt::print("{:<12}  {:>10}  {:>10}  {:>6}  ({} weights quantized, with scales)\n", "all tensors",
@@ -182,7 +186,7 @@ Json to_json(const std::vector<Loadable>& loads) {
 }
 
 Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
-             const std::vector<std::string>& extra_tensors) {
+             const Model& model) {
   Json modules = Json::array(), warnings = Json::array();
   for (const PlannedModule& m : plan.modules) {
     Json entry{{"name", m.module->name},
@@ -209,9 +213,13 @@ Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& 
          {"bits_per_weight", size.weights == 0 ? Json()
                                                : Json(static_cast<double>(size.bits) /
                                                       static_cast<double>(size.weights))}});
+  Json copied = Json::array();
+  for (const Model::Copied& c : model.copied())
+    if (!c.tensors.empty()) copied.push_back({{"what", c.what}, {"tensors", c.tensors}});
   Json json{{"modules", modules},
             {"layers", layers},
-            {"extra_tensors", extra_tensors},
+            {"copied", copied},
+            {"extra_tensors", model.extra_tensors()},
             {"warnings", warnings},
             {"needs_calibration", !needs(plan).empty()},
             {"bits_per_weight", plan.bits_per_weight()},
@@ -233,9 +241,9 @@ void run(const PlanOptions& options) {
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options.result.target);
   if (options.json)
-    fmt::print("{}\n", to_text(to_json(plan, sizes, loads, model->extra_tensors())));
+    fmt::print("{}\n", to_text(to_json(plan, sizes, loads, *model)));
   else
-    print(plan, sizes, loads, model->extra_tensors());
+    print(plan, sizes, loads, *model);
 }
 
 }  // namespace

@@ -24,6 +24,13 @@ enum { /* aq_tensor_key.role */
        AQ_ROLE_ATTN_O = 20,
        AQ_ROLE_ATTN_Q_NORM = 21,
        AQ_ROLE_ATTN_K_NORM = 22,
+       AQ_ROLE_ATTN_Q_A = 23, /* these six belong to AQ_ATTN_LATENT */
+       AQ_ROLE_ATTN_Q_A_NORM = 24,
+       AQ_ROLE_ATTN_Q_B = 25,
+       AQ_ROLE_ATTN_KV_A = 26,
+       AQ_ROLE_ATTN_KV_A_NORM = 27,
+       AQ_ROLE_ATTN_KV_B = 28,
+       AQ_ROLE_ATTN_SINKS = 29, /* [n_heads], see aq_attention_desc.sinks */
        AQ_ROLE_FFN_NORM = 32,
        AQ_ROLE_FFN_GATE = 33, /* aq_tensor_key.expert says if it is dense, routed or shared */
        AQ_ROLE_FFN_UP = 34,
@@ -31,6 +38,17 @@ enum { /* aq_tensor_key.role */
        AQ_ROLE_ROUTER = 48,
        AQ_ROLE_ROUTER_BIAS = 49,   /* added to the scores that choose experts, not to the weights */
        AQ_ROLE_SHARED_ROUTER = 50, /* the sigmoid gate of the shared expert */
+       AQ_ROLE_DELTA_QKV = 64,     /* these belong to AQ_ATTN_DELTA, which describes them */
+       AQ_ROLE_DELTA_Z = 65,
+       AQ_ROLE_DELTA_B = 66,
+       AQ_ROLE_DELTA_A = 67,
+       AQ_ROLE_DELTA_QKVZ = 68,
+       AQ_ROLE_DELTA_BA = 69,
+       AQ_ROLE_DELTA_OUT = 70,
+       AQ_ROLE_DELTA_CONV = 71,    /* [channels, 1, conv_size] */
+       AQ_ROLE_DELTA_A_LOG = 72,   /* [n_heads] */
+       AQ_ROLE_DELTA_DT_BIAS = 73, /* [n_heads] */
+       AQ_ROLE_DELTA_NORM = 74,    /* [value_dim] */
        AQ_ROLE_CUSTOM = 4096, /* This and higher values are for the adapter's own roles. Each kind
                                  of tensor needs its own role, because every module of a layer and
                                  expert must have its own key. */
@@ -62,10 +80,35 @@ typedef struct aq_tensor_ref {
 /* --- description ---------------------------------------------------------------------------- */
 
 enum { AQ_NORM_RMS = 1, AQ_NORM_LAYER = 2 };
-enum { AQ_ATTN_STANDARD = 1 /* MHA, GQA, MQA */, AQ_ATTN_CUSTOM = 4096 /* ext/block_forward.h */ };
+enum {                       /* aq_attention_desc.kind */
+       AQ_ATTN_STANDARD = 1, /* MHA, GQA, MQA: q, k and v, then o */
+       /* Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434). Stage 0 has q_a and kv_a, or
+        * q and kv_a if q_rank is 0; stage 1 has q_b and kv_b, each with an input of its own; stage
+        * 2 has o. kv_a gives kv_rank values, which are normed and go to kv_b, and a key of rope_dim
+        * values that all heads share. A head of q has head_dim - rope_dim values without rotation
+        * first and rope_dim rotated ones after them; one of kv_b has head_dim - rope_dim values of
+        * the key first and value_dim of the value after them. n_kv_heads is n_heads. */
+       AQ_ATTN_LATENT = 2,
+       /* Gated delta rule (arXiv:2412.06464), as Qwen3-Next has it: n_kv_heads heads of head_dim
+        * for queries and keys, n_heads heads of value_dim for values. Stage 0 has the projections,
+        * stage 1 has DELTA_OUT. Either DELTA_QKV gives all queries, keys and values, and DELTA_Z,
+        * DELTA_B and DELTA_A give the output gate, beta and the decay of every value head; or
+        * DELTA_QKVZ and DELTA_BA (delta_fused) give these for one key head after another. A causal
+        * convolution without bias over conv_size tokens, then SiLU, comes before the rule; the norm
+        * DELTA_NORM, times SiLU of the output gate, comes after it. */
+       AQ_ATTN_DELTA = 3,
+       AQ_ATTN_CUSTOM = 4096 /* ext/block_forward.h */
+};
 enum { AQ_QK_NORM_NONE = 0, AQ_QK_NORM_HEAD = 1 /* Qwen3 */, AQ_QK_NORM_FULL = 2 /* OLMoE */ };
 enum { AQ_FFN_DENSE = 1, AQ_FFN_MOE = 2, AQ_FFN_CUSTOM = 4096 };
-enum { AQ_ACT_SILU_GLU = 1, AQ_ACT_GELU_GLU = 2, AQ_ACT_GELU_TANH_GLU = 3 };
+enum {
+  AQ_ACT_SILU_GLU = 1,
+  AQ_ACT_GELU_GLU = 2,
+  AQ_ACT_GELU_TANH_GLU = 3,
+  /* g sigmoid(act_alpha g) (u + 1), with g = min(gate, act_limit) and u = up limited to
+   * +-act_limit (gpt-oss) */
+  AQ_ACT_CLAMPED_SWIGLU = 4
+};
 enum { /* aq_ffn_desc.router says what route() computes, so that the host can do it on the GPU */
        AQ_ROUTER_SOFTMAX_TOPK = 1, /* softmax over all experts, then the top k */
        AQ_ROUTER_SIGMOID_TOPK = 2,
@@ -82,6 +125,11 @@ typedef struct aq_model_desc {
   float norm_eps;
   int32_t tied_embeddings; /* 1: lm_head is the embedding; there is no AQ_ROLE_LM_HEAD tensor */
   int32_t reserved;
+  /* since 1.1 */
+  float embedding_scale; /* multiplies embeddings; 0 means 1 */
+  float residual_scale;  /* multiplies what attention and FFN add to the residual; 0 means 1 */
+  float logit_scale;     /* multiplies logits; 0 means 1 */
+  int32_t norm_plus_one; /* 1: norms multiply by 1 + w in float32, except AQ_ROLE_DELTA_NORM */
 } aq_model_desc;
 
 typedef struct aq_attention_desc {
@@ -98,6 +146,16 @@ typedef struct aq_attention_desc {
   int32_t rope_interleaved; /* 0: pairs (i, i + rope_dim / 2); 1: pairs (2 i, 2 i + 1) */
   const float* rope_inv_freq; /* rope_dim / 2 values, in which theta, linear scaling, YaRN and so on
                                  are expressed */
+  /* since 1.1 */
+  int32_t output_gate; /* 1: q has 2 head_dim rows for every head: the query, and a gate whose
+                          sigmoid multiplies the head's output (Qwen3-Next) */
+  int32_t sinks;       /* 1: AQ_ROLE_ATTN_SINKS holds one more score for each head, whose value is 0
+                          (gpt-oss) */
+  int32_t q_rank, kv_rank; /* of AQ_ATTN_LATENT */
+  int32_t value_dim;       /* of a head, of AQ_ATTN_LATENT and AQ_ATTN_DELTA */
+  float latent_eps;        /* norm_eps of the norms between a and b; 0 means that of the model */
+  int32_t conv_size;       /* these two are of AQ_ATTN_DELTA */
+  int32_t delta_fused;
 } aq_attention_desc;
 
 typedef struct aq_ffn_desc {
@@ -109,12 +167,17 @@ typedef struct aq_ffn_desc {
   int32_t norm_topk;            /* 1: the weights of the chosen experts are divided by their sum */
   float routed_scale;           /* the weights are then multiplied by this; 0 means 1 */
   int32_t n_groups, top_groups; /* Experts are chosen from the top_groups groups whose best expert
-                                   has the highest score (DeepSeek-V2); 0: from all experts. Other
-                                   rules need AQ_ROUTER_CUSTOM. */
+                                   has the highest score (DeepSeek-V2; see group_best); 0: from all
+                                   experts. Other rules need AQ_ROUTER_CUSTOM. */
   int64_t inner_size;           /* of a dense FFN or of one routed expert */
   int64_t shared_size;          /* inner size of all shared experts together; 0: there are none */
   int32_t shared_gated;         /* 1: AQ_ROLE_SHARED_ROUTER weights the shared expert's output */
   int32_t route_hidden;         /* 1: route() needs aq_route_args.hidden */
+  /* since 1.1 */
+  int32_t group_best;         /* the score of a group is the sum of that many best scores
+                                 (DeepSeek-V3: 2); 0 means 1 */
+  float act_alpha, act_limit; /* of AQ_ACT_CLAMPED_SWIGLU */
+  int32_t reserved;
 } aq_ffn_desc;
 
 enum {
@@ -154,6 +217,13 @@ typedef struct aq_route_args {
 
 /* --- adapter -------------------------------------------------------------------------------- */
 
+/* Tensors that a checkpoint contains and that are never run, such as layers for multi-token
+ * prediction or a vision tower. An export contains them unchanged. Frozen. */
+typedef struct aq_copied {
+  const char* prefix; /* of their names: "mtp." */
+  const char* what;   /* for the user: "multi-token prediction" */
+} aq_copied;
+
 typedef struct aq_model aq_model;
 struct aq_model {
   uint32_t struct_size;
@@ -191,6 +261,10 @@ struct aq_model {
    * -inf. An expert with score -inf is not chosen, and a slot without an expert has id -1 and
    * weight 0.  [concurrent] */
   aq_status(AQ_CALL* route)(const aq_model* self, const aq_route_args* args, aq_error* err);
+
+  /* since 1.1: the kinds of tensors that are only copied, by their numbers from 0 on; NULL after
+   * the last one. May be NULL.  [concurrent] */
+  const aq_copied*(AQ_CALL* copied)(const aq_model* self, uint32_t i);
 };
 
 /* --- factory -------------------------------------------------------------------------------- */

@@ -10,15 +10,16 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 namespace aq {
 
-/// A linear map of an attention that only the adapter knows. `role` is AQ_ROLE_ATTN_*, or a role of
-/// the adapter's own above AQ_ROLE_CUSTOM, for which the table of names has a row with the whole
-/// name of the tensor.
+/// A linear map of attention. In an attention that only the adapter knows, `role` is
+/// AQ_ROLE_ATTN_*, or a role of the adapter's own above AQ_ROLE_CUSTOM, for which the table of
+/// names has a row with the whole name of the tensor.
 struct CustomLinear {
   int32_t role;
   const char* label;
@@ -45,6 +46,11 @@ struct Stacking {
 /// the model.
 using InvFreq = std::function<const float*(int64_t seq_len)>;
 
+/// A prefix of the names of tensors that are copied and never run; see aq_copied.
+struct Copied {
+  std::string prefix, what;
+};
+
 /// What a DecoderModel is made of.
 struct DecoderSpec {
   aq_model_desc model{};
@@ -52,14 +58,17 @@ struct DecoderSpec {
   std::vector<NameRow> names{};
   InvFreq inv_freq{};  // needed if a layer has a rope_dim
   Stacking stacking{};
+  std::vector<Copied> copied{};
 };
 
 /// A decoder that consists of standard blocks. The modules, their stages and shared inputs, their
 /// names and the routing all follow from the description. Rows of the name table are patterns
 /// without ".weight" or ".bias"; see names.hpp. If two rows stand for the same tensor, the first
 /// one names the module, and the second one says where the tensor lies in checkpoints that have it
-/// there. Two kinds of row hold the whole name of a tensor. One is the row of AQ_ROLE_ROUTER_BIAS;
-/// if it is there, every router has such a bias. The others are rows of AQ_ROLE_CUSTOM and above,
+/// there. Three kinds of row hold the whole name of a tensor. One is the row of
+/// AQ_ROLE_ROUTER_BIAS; if it is there, every router has such a bias. Another is that of a
+/// parameter of attention which is neither a linear map nor a norm (AQ_ROLE_ATTN_SINKS,
+/// AQ_ROLE_DELTA_A_LOG, AQ_ROLE_DELTA_DT_BIAS). The others are rows of AQ_ROLE_CUSTOM and above,
 /// each with a role of its own: for tensors of an attention that only the adapter knows, or for
 /// tensors that a checkpoint may contain and that nothing needs.
 class DecoderModel : public ModelAdapter {
@@ -68,6 +77,7 @@ class DecoderModel : public ModelAdapter {
       : desc_(with_own_head(spec.model, spec.names, checkpoint)),
         layers_(std::move(spec.layers)),
         stacking_(spec.stacking),
+        copied_(std::move(spec.copied)),
         inv_freq_(std::move(spec.inv_freq)),
         module_names_(with_parts(spec.names)),
         names_(with_parts(stored_rows(spec.names, checkpoint))) {
@@ -75,6 +85,7 @@ class DecoderModel : public ModelAdapter {
       throw Error("the adapter describes " + std::to_string(layers_.size()) +
                       " layers, config.json has " + std::to_string(desc_.n_layers),
                   AQ_INTERNAL);
+    for (const Copied& c : copied_) copied_views_.push_back({c.prefix.c_str(), c.what.c_str()});
     find_stacks(spec.names, checkpoint);
     for (int32_t l = 0; l < desc_.n_layers; l++) add_layer(l);
     if (!desc_.tied_embeddings)
@@ -88,6 +99,9 @@ class DecoderModel : public ModelAdapter {
     return desc;
   }
   aq_ffn_desc describe_ffn(int32_t layer) const override { return at(layer).ffn; }
+  const aq_copied* copied(uint32_t i) const override {
+    return i < copied_views_.size() ? &copied_views_[i] : nullptr;
+  }
   uint32_t module_count() const override { return static_cast<uint32_t>(modules_.size()); }
   /// The index of the module with this role in a layer, not counting experts;
   /// aq_forward_ctx.linear() takes it.
@@ -182,7 +196,7 @@ class DecoderModel : public ModelAdapter {
   std::vector<NameRow> with_parts(const std::vector<NameRow>& rows) const {
     std::vector<NameRow> all;
     for (const NameRow& row : rows) {
-      if (row.role >= AQ_ROLE_CUSTOM || row.role == AQ_ROLE_ROUTER_BIAS) {
+      if (is_whole_name(row.role)) {
         all.push_back(row);
         continue;
       }
@@ -190,6 +204,12 @@ class DecoderModel : public ModelAdapter {
       all.push_back({row.role, row.expert, row.pattern + ".bias", AQ_PART_BIAS});
     }
     return all;
+  }
+
+  /// Whether the rows of a role hold whole names, without ".weight" added.
+  static bool is_whole_name(int32_t role) {
+    return role >= AQ_ROLE_CUSTOM || role == AQ_ROLE_ROUTER_BIAS || role == AQ_ROLE_ATTN_SINKS ||
+           role == AQ_ROLE_DELTA_A_LOG || role == AQ_ROLE_DELTA_DT_BIAS;
   }
 
   const LayerDesc& at(int32_t layer) const {
@@ -209,7 +229,8 @@ class DecoderModel : public ModelAdapter {
       });
       if (same == chosen.end())
         chosen.push_back(row);
-      else if (!layers_with(row.pattern + ".weight", checkpoint).empty())
+      else if (!layers_with(row.pattern + (is_whole_name(row.role) ? "" : ".weight"), checkpoint)
+                    .empty())
         *same = row;
     }
     return chosen;
@@ -283,22 +304,15 @@ class DecoderModel : public ModelAdapter {
       return moe && key.expert >= 0 && key.expert < ffn.n_experts;
     }
     if (key.expert != AQ_EXPERT_NONE) return false;
-    if (layer.attention.kind == AQ_ATTN_CUSTOM && key.role >= AQ_ROLE_ATTN_Q &&
-        key.role <= AQ_ROLE_ATTN_O)
+    if (const auto known = attention_has(layer, key.role, bias)) {
+      const bool module = key.role != AQ_ROLE_ATTN_Q_NORM && key.role != AQ_ROLE_ATTN_K_NORM;
+      if (layer.attention.kind != AQ_ATTN_CUSTOM || !module) return *known;
       return !bias && module_index_.contains({key.layer, key.role});
+    }
     switch (key.role) {
       case AQ_ROLE_ATTN_NORM:
       case AQ_ROLE_FFN_NORM:
         return !bias || norm_bias;
-      case AQ_ROLE_ATTN_Q:
-      case AQ_ROLE_ATTN_K:
-      case AQ_ROLE_ATTN_V:
-        return !bias || layer.qkv_bias;
-      case AQ_ROLE_ATTN_O:
-        return !bias || layer.out_bias;
-      case AQ_ROLE_ATTN_Q_NORM:
-      case AQ_ROLE_ATTN_K_NORM:
-        return !bias && layer.attention.qk_norm != AQ_QK_NORM_NONE;
       case AQ_ROLE_ROUTER:
         return moe && (!bias || layer.router_bias);
       case AQ_ROLE_ROUTER_BIAS:
@@ -310,27 +324,108 @@ class DecoderModel : public ModelAdapter {
     }
   }
 
+  /// Whether the attention of a layer has the weight, or the bias, of a role; nullopt if the role
+  /// does not belong to attention.
+  static std::optional<bool> attention_has(const LayerDesc& layer, int32_t role, bool bias) {
+    const aq_attention_desc& a = layer.attention;
+    const bool standard = a.kind == AQ_ATTN_STANDARD, latent = a.kind == AQ_ATTN_LATENT,
+               delta = a.kind == AQ_ATTN_DELTA, fused = a.delta_fused != 0;
+    switch (role) {
+      case AQ_ROLE_ATTN_Q:
+        return (standard || (latent && a.q_rank == 0)) && (!bias || layer.qkv_bias);
+      case AQ_ROLE_ATTN_K:
+      case AQ_ROLE_ATTN_V:
+        return standard && (!bias || layer.qkv_bias);
+      case AQ_ROLE_ATTN_O:
+        return !delta && (!bias || layer.out_bias);
+      case AQ_ROLE_ATTN_Q_NORM:
+      case AQ_ROLE_ATTN_K_NORM:
+        return !bias && a.qk_norm != AQ_QK_NORM_NONE;
+      case AQ_ROLE_ATTN_Q_A:
+        return latent && a.q_rank > 0 && (!bias || layer.qkv_bias);
+      case AQ_ROLE_ATTN_Q_A_NORM:
+      case AQ_ROLE_ATTN_Q_B:
+        return latent && a.q_rank > 0 && !bias;
+      case AQ_ROLE_ATTN_KV_A:
+        return latent && (!bias || layer.qkv_bias);
+      case AQ_ROLE_ATTN_KV_A_NORM:
+      case AQ_ROLE_ATTN_KV_B:
+        return latent && !bias;
+      case AQ_ROLE_ATTN_SINKS:
+        return !bias && a.sinks != 0;
+      case AQ_ROLE_DELTA_QKV:
+      case AQ_ROLE_DELTA_Z:
+      case AQ_ROLE_DELTA_B:
+      case AQ_ROLE_DELTA_A:
+        return delta && !fused && !bias;
+      case AQ_ROLE_DELTA_QKVZ:
+      case AQ_ROLE_DELTA_BA:
+        return delta && fused && !bias;
+      case AQ_ROLE_DELTA_OUT:
+      case AQ_ROLE_DELTA_CONV:
+      case AQ_ROLE_DELTA_A_LOG:
+      case AQ_ROLE_DELTA_DT_BIAS:
+      case AQ_ROLE_DELTA_NORM:
+        return delta && !bias;
+      default:
+        return std::nullopt;
+    }
+  }
+
+  /// Lists the linear maps of described attention, in the order of their stages.
+  static std::vector<CustomLinear> attention_linears(const aq_attention_desc& a, int64_t d) {
+    const int64_t heads = a.n_heads, kv_heads = a.n_kv_heads, dim = a.head_dim, value = a.value_dim;
+    if (a.kind == AQ_ATTN_LATENT) {
+      std::vector<CustomLinear> linears;
+      if (a.q_rank > 0)
+        linears.push_back({AQ_ROLE_ATTN_Q_A, nullptr, a.q_rank, d, 0, 0});
+      else
+        linears.push_back({AQ_ROLE_ATTN_Q, nullptr, heads * dim, d, 0, 0});
+      linears.push_back({AQ_ROLE_ATTN_KV_A, nullptr, int64_t{a.kv_rank} + a.rope_dim, d, 0, 0});
+      if (a.q_rank > 0) linears.push_back({AQ_ROLE_ATTN_Q_B, nullptr, heads * dim, a.q_rank, 1, 1});
+      linears.push_back(
+          {AQ_ROLE_ATTN_KV_B, nullptr, heads * (dim - a.rope_dim + value), a.kv_rank, 1, 2});
+      linears.push_back({AQ_ROLE_ATTN_O, nullptr, d, heads * value, 2, 3});
+      return linears;
+    }
+    if (a.kind == AQ_ATTN_DELTA) {
+      const int64_t keys = kv_heads * dim, values = heads * value;
+      if (a.delta_fused != 0)
+        return {{AQ_ROLE_DELTA_QKVZ, nullptr, 2 * keys + 2 * values, d, 0, 0},
+                {AQ_ROLE_DELTA_BA, nullptr, 2 * heads, d, 0, 0},
+                {AQ_ROLE_DELTA_OUT, nullptr, d, values, 1, 1}};
+      return {{AQ_ROLE_DELTA_QKV, nullptr, 2 * keys + values, d, 0, 0},
+              {AQ_ROLE_DELTA_Z, nullptr, values, d, 0, 0},
+              {AQ_ROLE_DELTA_B, nullptr, heads, d, 0, 0},
+              {AQ_ROLE_DELTA_A, nullptr, heads, d, 0, 0},
+              {AQ_ROLE_DELTA_OUT, nullptr, d, values, 1, 1}};
+    }
+    const int64_t q = heads * dim, kv = kv_heads * dim;
+    return {{AQ_ROLE_ATTN_Q, nullptr, a.output_gate != 0 ? 2 * q : q, d, 0, 0},
+            {AQ_ROLE_ATTN_K, nullptr, kv, d, 0, 0},
+            {AQ_ROLE_ATTN_V, nullptr, kv, d, 0, 0},
+            {AQ_ROLE_ATTN_O, nullptr, d, q, 1, 1}};
+  }
+
   void add_layer(int32_t l) {
     const aq_attention_desc& a = at(l).attention;
     const aq_ffn_desc& f = at(l).ffn;
-    const int64_t d = desc_.hidden_size, q = int64_t{a.n_heads} * a.head_dim,
-                  kv = int64_t{a.n_kv_heads} * a.head_dim;
+    const int64_t d = desc_.hidden_size;
     const auto key = [l](int32_t role, int32_t expert = AQ_EXPERT_NONE) {
       return aq_tensor_key{l, role, expert, AQ_PART_WEIGHT};
     };
     constexpr uint32_t kQuantize = AQ_MODULE_QUANTIZE;
-    int32_t stage = 2, group = 2;  // the first ones of the FFN
-    if (a.kind == AQ_ATTN_CUSTOM) {
-      for (const CustomLinear& c : at(l).attention_linears) {
-        add(key(c.role), c.out_features, c.in_features, kQuantize, c.stage, c.input_group, c.label);
-        stage = std::max(stage, c.stage + 1);
-        group = std::max(group, c.input_group + 1);
-      }
-    } else {
-      add(key(AQ_ROLE_ATTN_Q), q, d, kQuantize, 0, 0);
-      add(key(AQ_ROLE_ATTN_K), kv, d, kQuantize, 0, 0);
-      add(key(AQ_ROLE_ATTN_V), kv, d, kQuantize, 0, 0);
-      add(key(AQ_ROLE_ATTN_O), d, q, kQuantize, 1, 1);
+    int32_t stage = 0, group = 0;  // the first ones of the FFN
+    for (const CustomLinear& c :
+         a.kind == AQ_ATTN_CUSTOM ? at(l).attention_linears : attention_linears(a, d)) {
+      // beta and the decay have one row for each head; they cost nothing, and an error in them
+      // reaches all later tokens
+      const bool small =
+          c.role == AQ_ROLE_DELTA_B || c.role == AQ_ROLE_DELTA_A || c.role == AQ_ROLE_DELTA_BA;
+      add(key(c.role), c.out_features, c.in_features, small ? 0 : kQuantize, c.stage, c.input_group,
+          c.label);
+      stage = std::max(stage, c.stage + 1);
+      group = std::max(group, c.input_group + 1);
     }
     const auto add_ffn = [&](int32_t expert, int64_t inner, bool down) {
       if (down) {
@@ -384,6 +479,8 @@ class DecoderModel : public ModelAdapter {
   aq_model_desc desc_;
   std::vector<LayerDesc> layers_;
   Stacking stacking_;
+  std::vector<Copied> copied_;
+  std::vector<aq_copied> copied_views_;  // of copied_
   InvFreq inv_freq_;
   NameTable module_names_, names_;
   std::vector<Stack> stacks_;

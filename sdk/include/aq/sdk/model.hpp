@@ -49,6 +49,7 @@ class ModelAdapter {
   virtual bool find_key(const std::string& name, aq_tensor_key& out) const = 0;
   virtual void route(const aq_route_args& args) const = 0;
   virtual const void* extension(const char*) const { return nullptr; }
+  virtual const aq_copied* copied(uint32_t) const { return nullptr; }
 };
 
 namespace detail {
@@ -99,6 +100,7 @@ struct ModelObject {
     table.route = [](const aq_model* self, const aq_route_args* args, aq_error* err) noexcept {
       return guard(err, [&] { of(self).route(*args); });
     };
+    table.copied = [](const aq_model* self, uint32_t i) noexcept { return of(self).copied(i); };
   }
 
   static const ModelAdapter& of(const aq_model* self) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -27,10 +28,12 @@ class Router {
   /// `logits` and `bias` (or nullptr) are [n_experts]; `ids` and `weights` are [top_k].
   void route(const float* logits, const float* bias, int32_t* ids, float* weights) {
     score(logits);
+    const bool by_logits = desc_.n_groups <= 1 || desc_.group_best <= 1;  // sums need the scores
     for (std::size_t e = 0; e < scores_.size(); e++)
       choice_[e] = !(logits[e] > kNever) ? kNever
-                   : bias == nullptr     ? logits[e]
-                                         : scores_[e] + bias[e];
+                   : bias != nullptr     ? scores_[e] + bias[e]
+                   : by_logits           ? logits[e]
+                                         : scores_[e];
     if (desc_.n_groups > 1) keep_best_groups();
     for (std::size_t e = 0; e < order_.size(); e++) order_[e] = static_cast<int32_t>(e);
     const auto better = [this](int32_t a, int32_t b) {
@@ -75,17 +78,23 @@ class Router {
       for (float& s : scores_) s /= sum;
   }
 
-  /// Keeps only the experts of the `top_groups` groups whose best expert has the highest score (the
-  /// group limit of DeepSeek-V2). Of groups with equal scores, those with the lower index are kept.
+  /// Keeps only the experts of the `top_groups` groups with the highest score, which is that of the
+  /// best expert (the group limit of DeepSeek-V2) or the sum of the `group_best` best ones
+  /// (DeepSeek-V3). Of groups with equal scores, those with the lower index are kept.
   void keep_best_groups() {
     const std::size_t groups = static_cast<std::size_t>(desc_.n_groups);
     const std::size_t size = choice_.size() / groups;
     std::vector<std::size_t> best(groups);
-    std::vector<float> score(groups);
+    std::vector<float> score(groups), sorted(size);
+    const std::size_t summed =
+        std::min(size, static_cast<std::size_t>(std::max(desc_.group_best, 1)));
     for (std::size_t g = 0; g < groups; g++) {
       best[g] = g;
-      score[g] = *std::max_element(choice_.begin() + static_cast<std::ptrdiff_t>(g * size),
-                                   choice_.begin() + static_cast<std::ptrdiff_t>((g + 1) * size));
+      std::partial_sort_copy(choice_.begin() + static_cast<std::ptrdiff_t>(g * size),
+                             choice_.begin() + static_cast<std::ptrdiff_t>((g + 1) * size),
+                             sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(summed),
+                             std::greater<float>());
+      for (std::size_t i = 0; i < summed; i++) score[g] += sorted[i];
     }
     std::stable_sort(best.begin(), best.end(),
                      [&](std::size_t a, std::size_t b) { return score[a] > score[b]; });
