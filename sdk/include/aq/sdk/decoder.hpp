@@ -40,6 +40,8 @@ struct Stacking {
   bool transposed = false;   // [experts, in, out] instead of [experts, out, in]
   bool interleaved = false;  // gate and up rows alternate, instead of all gate rows first
   bool biases = false;       // each has a bias for every expert, named with "_bias" added
+  /// The patterns of the two tensors, if they do not follow from the rows of the experts.
+  std::string gate_up{}, down{};
 };
 
 /// Gives the frequencies of the rotary embedding for a sequence length. They must live as long as
@@ -253,8 +255,10 @@ class DecoderModel : public ModelAdapter {
       const std::size_t hole = row.pattern.find(".{E}.");
       if (hole == std::string::npos || row.role != AQ_ROLE_FFN_GATE) continue;
       for (const bool down : {false, true}) {
+        const std::string& given = down ? stacking_.down : stacking_.gate_up;
         const std::string name =
-            row.pattern.substr(0, hole) + (down ? ".down_proj" : ".gate_up_proj");
+            !given.empty() ? given
+                           : row.pattern.substr(0, hole) + (down ? ".down_proj" : ".gate_up_proj");
         const int32_t role = down ? AQ_ROLE_FFN_DOWN : AQ_ROLE_FFN_GATE;
         add_stack(role, AQ_PART_WEIGHT, name, layers_with(name, checkpoint));
         std::set<int32_t> moe;  // in exports, biases stay stacked although weights are not

@@ -116,7 +116,9 @@ class HfConfig {
 /// Thread-safe.
 class Rope {
  public:
-  Rope(const HfConfig& config, int32_t head_dim, double default_theta)
+  /// `default_fraction` is the part of a head that rotates if config.json has no
+  /// partial_rotary_factor.
+  Rope(const HfConfig& config, int32_t head_dim, double default_theta, double default_fraction = 1)
       : max_positions_(config.number_or("max_position_embeddings", 0)) {
     HfConfig settings(nlohmann::json::object());
     const bool old = config.has("rope_scaling") && !config.json().at("rope_scaling").empty();
@@ -125,7 +127,10 @@ class Rope {
     // settings that belong to another type than the chosen one have no effect
     settings.ignore({"factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
                      "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
-                     "truncate"});
+                     "truncate",
+                     // the parts of a position in text are equal, so that it does not matter where
+                     // they go
+                     "mrope_section", "mrope_interleaved"});
     config.ignore({"original_max_position_embeddings"});
     for (const auto& [name, value] : settings.json().items())
       if (value.is_object())
@@ -134,8 +139,8 @@ class Rope {
                     AQ_UNSUPPORTED);
     type_ = settings.text_or("rope_type", settings.text_or("type", "default"));
     theta_ = settings.number_or("rope_theta", config.number_or("rope_theta", default_theta));
-    const double fraction =
-        settings.number_or("partial_rotary_factor", config.number_or("partial_rotary_factor", 1.0));
+    const double fraction = settings.number_or(
+        "partial_rotary_factor", config.number_or("partial_rotary_factor", default_fraction));
     // checked before the cast, which is undefined for numbers out of range
     if (!(fraction > 0 && fraction <= 1))
       throw Error("config.json: partial_rotary_factor is " + nlohmann::json(fraction).dump() +

@@ -2,8 +2,15 @@
 // common.
 #pragma once
 
+#include <algorithm>
 #include <aq/sdk/decoder.hpp>
 #include <aq/sdk/hf_config.hpp>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace aq {
 
@@ -140,40 +147,72 @@ struct HfDecoderSpec {
   std::vector<NameRow> names{};
   double default_rope_theta = 10000.0;  // used if config.json has no rope_theta
   Stacking stacking{};
+  std::optional<aq_model_desc> model{};  // in place of hf_model_desc()
+  /// The part of a head that rotates if config.json has no partial_rotary_factor. Without a value,
+  /// the family supports only whole heads.
+  std::optional<double> partial_rope{};
+  std::vector<Copied> copied{};
 };
 
-/// Makes the adapter, with rotary embeddings as config.json describes them.
-inline std::unique_ptr<ModelAdapter> hf_decoder(const Checkpoint& checkpoint,
-                                                const HfConfig& config, HfDecoderSpec spec) {
+/// The layers of multi-token prediction that lie behind the others in a checkpoint, as
+/// num_nextn_predict_layers says.
+inline std::vector<Copied> hf_prediction_layers(const HfConfig& config) {
+  std::vector<Copied> copied;
+  const int32_t layers = config.count("num_hidden_layers");
+  for (int32_t i = 0; i < std::min(config.integer_or("num_nextn_predict_layers", 0, 0), 64); i++)
+    copied.push_back(
+        {"model.layers." + std::to_string(layers + i) + ".", "multi-token prediction"});
+  return copied;
+}
+
+/// Makes the adapter, with rotary embeddings as config.json describes them. `Model` is DecoderModel
+/// or a class derived from it.
+template <typename Model = DecoderModel>
+std::unique_ptr<ModelAdapter> hf_decoder(const Checkpoint& checkpoint, const HfConfig& config,
+                                         HfDecoderSpec spec) {
   std::vector<LayerDesc>& layers = spec.layers;
+  if (layers.empty()) throw Error("the adapter describes no layer", AQ_INTERNAL);
+  const aq_attention_desc* attends = nullptr;  // the first layer that is not a gated delta rule
+  int64_t experts = 0;
+  for (const LayerDesc& layer : layers) {
+    experts += layer.ffn.n_experts;
+    if (attends == nullptr && layer.attention.kind != AQ_ATTN_DELTA) attends = &layer.attention;
+  }
+  if (attends == nullptr)
+    throw Error("config.json: no layer has softmax attention, which is not supported",
+                AQ_UNSUPPORTED);
   hf_fixed(config, {{"mlp_bias", false},
-                    {"use_qk_norm", false},
-                    {"partial_rotary_factor", 1},
-                    {"kv_lora_rank", nullptr},
                     {"attn_logit_softcapping", nullptr},
                     {"final_logit_softcapping", nullptr}});
-  if (layers.empty()) throw Error("the adapter describes no layer", AQ_INTERNAL);
-  int64_t experts = 0;
-  for (const LayerDesc& layer : layers) experts += layer.ffn.n_experts;
+  if (attends->kind != AQ_ATTN_LATENT) hf_fixed(config, {{"kv_lora_rank", nullptr}});
+  if (attends->qk_norm == AQ_QK_NORM_NONE) hf_fixed(config, {{"use_qk_norm", false}});
+  if (!spec.partial_rope) hf_fixed(config, {{"partial_rotary_factor", 1}});
   if (experts > 1 << 18)
     throw Error("config.json: its layers have " + std::to_string(experts) +
                 " experts together, expected at most " + std::to_string(1 << 18));
+  // of a head of latent attention, only a part of its own can rotate
+  const int32_t head = attends->kind == AQ_ATTN_LATENT ? attends->rope_dim : attends->head_dim;
   const auto rope =
-      std::make_shared<Rope>(config, layers.front().attention.head_dim, spec.default_rope_theta);
-  if (rope->dim() != layers.front().attention.head_dim)
+      std::make_shared<Rope>(config, head, spec.default_rope_theta, spec.partial_rope.value_or(1));
+  if (!spec.partial_rope && rope->dim() != head)
     throw Error(
         "config.json: the rope setting partial_rotary_factor is not supported for this model_type",
         AQ_UNSUPPORTED);
   for (LayerDesc& layer : layers) {
-    layer.attention.rope_dim = rope->dim();
-    layer.attention.rope_scale = rope->scale();
+    aq_attention_desc& a = layer.attention;
+    if (a.kind == AQ_ATTN_DELTA) continue;
+    a.rope_dim = rope->dim();
+    a.rope_scale = rope->scale();
+    if (a.kind == AQ_ATTN_LATENT)
+      a.scale = rope->softmax_factor() / std::sqrt(static_cast<float>(a.head_dim));
   }
-  return std::make_unique<DecoderModel>(
-      DecoderSpec{.model = hf_model_desc(config),
+  return std::make_unique<Model>(
+      DecoderSpec{.model = spec.model ? *spec.model : hf_model_desc(config),
                   .layers = std::move(layers),
                   .names = std::move(spec.names),
                   .inv_freq = [rope](int64_t seq_len) { return rope->inv_freq(seq_len); },
-                  .stacking = spec.stacking},
+                  .stacking = std::move(spec.stacking),
+                  .copied = std::move(spec.copied)},
       checkpoint);
 }
 
