@@ -1,8 +1,10 @@
 // What aqhost makes of a checkpoint, for other tools to compare with: every dense weight as
-// decoded, and the logits of given ids.
+// decoded, the logits of given ids, and the experts that are chosen for them.
 //   dump PLUGIN_DIR MODEL_DIR IDS OUT_DIR DTYPE
 // IDS: a file of ids in decimal, one sequence; DTYPE: the forward's, float32 or bfloat16. It
-// writes OUT_DIR/model.safetensors, all float32; the logits [tokens, vocab] are named "logits".
+// writes OUT_DIR/model.safetensors. The logits [tokens, vocab] are named "logits", and the experts
+// of layer L [tokens, top_k] (-1: the slot is not used) "routes.L". All are float32, but the
+// experts are int32.
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -10,6 +12,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "export/decoded_checkpoint.h"
@@ -31,7 +36,11 @@ void dump(char** arguments) {
   const at::NoGradGuard no_grad;
   const at::Tensor windows = at::tensor(ids, at::kLong).unsqueeze(0);
   const at::ScalarType dtype = compute_type(arguments[5], *source);
-  const at::Tensor x = run_layers(*source, *model, windows, {}, dtype);
+  std::map<std::string, at::Tensor> routes;
+  const auto routed = [&](int32_t layer, int64_t, const Routing& routing) {
+    routes[fmt::format("routes.{}", layer)] = routing.ids.to(at::kCPU, at::kInt).contiguous();
+  };
+  const at::Tensor x = run_layers(*source, *model, windows, {}, dtype, routed);
   const at::Tensor logits =
       OutputHead(*source, *model, dtype).logits(x[0]).to(at::kFloat).contiguous();
 
@@ -39,6 +48,8 @@ void dump(char** arguments) {
   for (const TensorInfo& info : source->tensors())
     infos.push_back({info.name, DType::kF32, info.shape});
   infos.push_back({"logits", DType::kF32, {logits.size(0), logits.size(1)}});
+  for (const auto& [name, experts] : routes)
+    infos.push_back({name, DType::kI32, {experts.size(0), experts.size(1)}});
   std::filesystem::create_directories(arguments[4]);
   WholeWriter writer(arguments[4], infos, int64_t{1} << 40);
   std::vector<float> values;
@@ -47,7 +58,11 @@ void dump(char** arguments) {
     source->read_f32(info.name, 0, values);
     writer.write(info.name, std::as_bytes(std::span(values)));
   }
-  writer.write("logits", {static_cast<const std::byte*>(logits.data_ptr()), logits.nbytes()});
+  const auto write = [&](const std::string& name, const at::Tensor& tensor) {
+    writer.write(name, {static_cast<const std::byte*>(tensor.data_ptr()), tensor.nbytes()});
+  };
+  write("logits", logits);
+  for (const auto& [name, experts] : routes) write(name, experts);
   writer.finish();
 }
 
