@@ -9,6 +9,8 @@ namespace {
 
 constexpr aq_tensor_key outside(int32_t role) { return {-1, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT}; }
 
+constexpr aq_tensor_key head_bias() { return {-1, AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, AQ_PART_BIAS}; }
+
 TensorRef embedding_ref(const Model& model) {
   const auto ref = model.find_ref(outside(AQ_ROLE_EMBEDDING));
   if (!ref) fail("model \"{}\" has no embedding", model.id());
@@ -55,6 +57,8 @@ OutputHead::OutputHead(const Source& source, const Model& model, const at::Tenso
       scale_(model.desc().logit_scale) {
   if (model.desc().tied_embeddings) {
     head_.weight = read_embedding(source, model, options);
+    if (const auto bias = model.find_ref(head_bias()))
+      head_.bias = read_tensor(source, *bias, {model.desc().vocab_size}, options);
     return;
   }
   const Module& head = *model.find_module(outside(AQ_ROLE_LM_HEAD));

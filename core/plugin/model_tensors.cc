@@ -148,6 +148,8 @@ std::vector<NeededTensor> Model::needed_tensors(const Source& source) const {
     if (v.kind == VectorOf::kNorm && desc_.norm_kind == AQ_NORM_LAYER)
       add({v.layer, v.role, AQ_EXPERT_NONE, AQ_PART_BIAS}, v.shape, false);
   }
+  if (desc_.tied_embeddings)
+    add({-1, AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, AQ_PART_BIAS}, {desc_.vocab_size}, true);
   for (const Module& m : modules_) {
     needed.push_back({m.weight, {m.out_features, m.in_features}});
     if (m.bias) needed.push_back({*m.bias, {m.out_features}});

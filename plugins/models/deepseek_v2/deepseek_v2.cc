@@ -34,6 +34,7 @@ class DeepseekV2 {
     for (int32_t l = 0; l < config.count("num_hidden_layers"); l++) {
       aq::LayerDesc layer = aq::hf_latent_attention(config);
       layer.attention.rope_interleaved = 1;
+      layer.ffn_bias = config.flag_or("mlp_bias", false);
       layer.ffn = l < first ? aq::hf_dense(config, config.integer("intermediate_size")) : moe;
       layers.push_back(layer);
     }

@@ -34,7 +34,8 @@ class Ernie45Moe {
 
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint);
-    aq::hf_fixed(config, {{"use_bias", false}, {"sliding_window", nullptr}});
+    aq::hf_fixed(config, {{"sliding_window", nullptr}});
+    const bool biases = config.flag_or("use_bias", false);
     config.ignore({"intermediate_size", "moe_norm_min", "moe_capacity", "moe_gate",
                    "moe_use_aux_free", "num_nextn_predict_layers"});
     aq_ffn_desc moe = experts(config);
@@ -46,6 +47,7 @@ class Ernie45Moe {
     for (int32_t l = 0; l < n; l++) {
       aq::LayerDesc layer = aq::hf_attention(config);
       layer.attention.rope_interleaved = 1;
+      layer.qkv_bias = layer.out_bias = layer.ffn_bias = biases;
       layer.ffn = (l + 1) % interval == 0 && l >= first && l <= last
                       ? moe
                       : aq::hf_dense(config, config.integer("intermediate_size"));
@@ -58,7 +60,8 @@ class Ernie45Moe {
                                        .names = kNames,
                                        .default_rope_theta = 500000,
                                        .model = model,
-                                       .copied = {{"model.mtp_", "multi-token prediction"}}});
+                                       .copied = {{"model.mtp_", "multi-token prediction"}},
+                                       .head_bias = biases});
   }
 
  private:

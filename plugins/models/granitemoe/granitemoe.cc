@@ -7,6 +7,7 @@ namespace {
 
 const std::vector<aq::NameRow> kNames = aq::hf_names({
     {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.block_sparse_moe.router.layer"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.block_sparse_moe.router"},
     {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.block_sparse_moe.experts.{E}.gate_proj"},
     {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.block_sparse_moe.experts.{E}.up_proj"},
     {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.block_sparse_moe.experts.{E}.down_proj"},

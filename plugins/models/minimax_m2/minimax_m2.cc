@@ -5,12 +5,15 @@
 
 namespace {
 
+// transformers 5 can also write the experts stacked, and then under other names
 const std::vector<aq::NameRow> kNames = aq::hf_names({
     {AQ_ROLE_ATTN_Q_NORM, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.q_norm"},
     {AQ_ROLE_ATTN_K_NORM, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.k_norm"},
     {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.block_sparse_moe.gate"},
     {AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE,
      "model.layers.{L}.block_sparse_moe.e_score_correction_bias"},
+    {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
+    {AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, "model.layers.{L}.mlp.e_score_correction_bias"},
     {AQ_ROLE_FFN_GATE, aq::kEachExpert, "model.layers.{L}.block_sparse_moe.experts.{E}.w1"},
     {AQ_ROLE_FFN_UP, aq::kEachExpert, "model.layers.{L}.block_sparse_moe.experts.{E}.w3"},
     {AQ_ROLE_FFN_DOWN, aq::kEachExpert, "model.layers.{L}.block_sparse_moe.experts.{E}.w2"},
@@ -53,6 +56,8 @@ class MinimaxM2 {
                           {.layers = std::vector<aq::LayerDesc>(n, layer),
                            .names = kNames,
                            .default_rope_theta = 5e6,
+                           .stacking = {.gate_up = "model.layers.{L}.mlp.experts.gate_up_proj",
+                                        .down = "model.layers.{L}.mlp.experts.down_proj"},
                            .partial_rope = fraction,
                            .copied = prediction_layers(config)});
   }

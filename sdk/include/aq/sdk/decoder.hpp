@@ -31,7 +31,8 @@ struct CustomLinear {
 struct LayerDesc {
   aq_attention_desc attention{};
   aq_ffn_desc ffn{};
-  bool qkv_bias = false, out_bias = false, router_bias = false;
+  // of q, k, v (in latent attention of q_a and kv_a); of o; of the router; of dense and shared FFNs
+  bool qkv_bias = false, out_bias = false, router_bias = false, ffn_bias = false;
   std::vector<CustomLinear> attention_linears{};  // for AQ_ATTN_CUSTOM, ordered by stage
 };
 
@@ -40,7 +41,8 @@ struct Stacking {
   bool transposed = false;   // [experts, in, out] instead of [experts, out, in]
   bool interleaved = false;  // gate and up rows alternate, instead of all gate rows first
   bool biases = false;       // each has a bias for every expert, named with "_bias" added
-  /// The patterns of the two tensors, if they do not follow from the rows of the experts.
+  /// The patterns of the two tensors in checkpoints where they do not follow from the rows of the
+  /// experts.
   std::string gate_up{}, down{};
 };
 
@@ -61,6 +63,7 @@ struct DecoderSpec {
   InvFreq inv_freq{};  // needed if a layer has a rope_dim
   Stacking stacking{};
   std::vector<Copied> copied{};
+  bool head_bias = false;  // lm_head has a bias
 };
 
 /// A decoder that consists of standard blocks. The modules, their stages and shared inputs, their
@@ -80,6 +83,7 @@ class DecoderModel : public ModelAdapter {
         layers_(std::move(spec.layers)),
         stacking_(spec.stacking),
         copied_(std::move(spec.copied)),
+        head_bias_(spec.head_bias),
         inv_freq_(std::move(spec.inv_freq)),
         module_names_(with_parts(spec.names)),
         names_(with_parts(stored_rows(spec.names, checkpoint))) {
@@ -255,10 +259,10 @@ class DecoderModel : public ModelAdapter {
       const std::size_t hole = row.pattern.find(".{E}.");
       if (hole == std::string::npos || row.role != AQ_ROLE_FFN_GATE) continue;
       for (const bool down : {false, true}) {
-        const std::string& given = down ? stacking_.down : stacking_.gate_up;
-        const std::string name =
-            !given.empty() ? given
-                           : row.pattern.substr(0, hole) + (down ? ".down_proj" : ".gate_up_proj");
+        std::string name = row.pattern.substr(0, hole) + (down ? ".down_proj" : ".gate_up_proj");
+        if (const std::string& other = down ? stacking_.down : stacking_.gate_up;
+            !other.empty() && !layers_with(other, checkpoint).empty())
+          name = other;
         const int32_t role = down ? AQ_ROLE_FFN_DOWN : AQ_ROLE_FFN_GATE;
         add_stack(role, AQ_PART_WEIGHT, name, layers_with(name, checkpoint));
         std::set<int32_t> moe;  // in exports, biases stay stacked although weights are not
@@ -293,8 +297,8 @@ class DecoderModel : public ModelAdapter {
     if (key.layer < 0) {
       if (key.layer != -1 || key.expert != AQ_EXPERT_NONE) return false;
       if (key.role == AQ_ROLE_FINAL_NORM) return !bias || norm_bias;
-      return !bias && (key.role == AQ_ROLE_EMBEDDING ||
-                       (key.role == AQ_ROLE_LM_HEAD && !desc_.tied_embeddings));
+      if (key.role == AQ_ROLE_LM_HEAD) return bias ? head_bias_ : desc_.tied_embeddings == 0;
+      return !bias && key.role == AQ_ROLE_EMBEDDING;
     }
     if (key.layer >= desc_.n_layers) return false;
     const LayerDesc& layer = at(key.layer);
@@ -302,7 +306,7 @@ class DecoderModel : public ModelAdapter {
     const bool moe = ffn.kind == AQ_FFN_MOE;
     if (key.role == AQ_ROLE_FFN_GATE || key.role == AQ_ROLE_FFN_UP ||
         key.role == AQ_ROLE_FFN_DOWN) {
-      if (bias && stack_of(key) == nullptr) return false;
+      if (bias && stack_of(key) == nullptr && (key.expert >= 0 || !layer.ffn_bias)) return false;
       if (key.expert == AQ_EXPERT_NONE) return !moe;
       if (key.expert == AQ_EXPERT_SHARED) return moe && ffn.shared_size > 0;
       return moe && key.expert >= 0 && key.expert < ffn.n_experts;
@@ -336,7 +340,7 @@ class DecoderModel : public ModelAdapter {
                delta = a.kind == AQ_ATTN_DELTA, fused = a.delta_fused != 0;
     switch (role) {
       case AQ_ROLE_ATTN_Q:
-        return (standard || (latent && a.q_rank == 0)) && (!bias || layer.qkv_bias);
+        return (standard && (!bias || layer.qkv_bias)) || (latent && a.q_rank == 0 && !bias);
       case AQ_ROLE_ATTN_K:
       case AQ_ROLE_ATTN_V:
         return standard && (!bias || layer.qkv_bias);
@@ -485,6 +489,7 @@ class DecoderModel : public ModelAdapter {
   Stacking stacking_;
   std::vector<Copied> copied_;
   std::vector<aq_copied> copied_views_;  // of copied_
+  bool head_bias_;
   InvFreq inv_freq_;
   NameTable module_names_, names_;
   std::vector<Stack> stacks_;

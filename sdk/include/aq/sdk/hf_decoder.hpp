@@ -152,6 +152,7 @@ struct HfDecoderSpec {
   /// the family supports only whole heads.
   std::optional<double> partial_rope{};
   std::vector<Copied> copied{};
+  bool head_bias = false;
 };
 
 /// The layers of multi-token prediction that lie behind the others in a checkpoint, as
@@ -181,9 +182,9 @@ std::unique_ptr<ModelAdapter> hf_decoder(const Checkpoint& checkpoint, const HfC
   if (attends == nullptr)
     throw Error("config.json: no layer has softmax attention, which is not supported",
                 AQ_UNSUPPORTED);
-  hf_fixed(config, {{"mlp_bias", false},
-                    {"attn_logit_softcapping", nullptr},
-                    {"final_logit_softcapping", nullptr}});
+  const bool ffn_bias = layers.front().ffn_bias;
+  if (!ffn_bias) hf_fixed(config, {{"mlp_bias", false}});
+  hf_fixed(config, {{"attn_logit_softcapping", nullptr}, {"final_logit_softcapping", nullptr}});
   if (attends->kind != AQ_ATTN_LATENT) hf_fixed(config, {{"kv_lora_rank", nullptr}});
   if (attends->qk_norm == AQ_QK_NORM_NONE) hf_fixed(config, {{"use_qk_norm", false}});
   if (!spec.partial_rope) hf_fixed(config, {{"partial_rotary_factor", 1}});
@@ -212,7 +213,8 @@ std::unique_ptr<ModelAdapter> hf_decoder(const Checkpoint& checkpoint, const HfC
                   .names = std::move(spec.names),
                   .inv_freq = [rope](int64_t seq_len) { return rope->inv_freq(seq_len); },
                   .stacking = std::move(spec.stacking),
-                  .copied = std::move(spec.copied)},
+                  .copied = std::move(spec.copied),
+                  .head_bias = spec.head_bias},
       checkpoint);
 }
 

@@ -30,9 +30,6 @@ inline LayerDesc hf_latent_attention(const HfConfig& config) {
   a.kv_rank = config.integer("kv_lora_rank");
   a.latent_eps = 1e-6f;
   layer.qkv_bias = layer.out_bias = config.flag_or("attention_bias", false);
-  if (layer.qkv_bias && a.q_rank == 0)
-    throw Error("config.json: attention_bias is true, which is not supported without q_lora_rank",
-                AQ_UNSUPPORTED);
   config.ignore({"head_dim", "qk_head_dim"});  // the sizes above say it all
   return layer;
 }
