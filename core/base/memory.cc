@@ -26,15 +26,16 @@ int64_t number_in(std::string_view text) {
   return number;
 }
 
-/// The value of a line of /proc/self/status, converted from kB to bytes; 0 if there is no such
-/// line.
-int64_t of_status(std::string_view key) {
-  const std::string status = text_of("/proc/self/status");
-  const std::size_t at = status.find(key);
+/// The value of a line of a file in /proc, converted from kB to bytes; 0 if there is no such line.
+int64_t of_line(const char* file, std::string_view key) {
+  const std::string text = text_of(file);
+  const std::size_t at = text.find(key);
   if (at == std::string::npos) return 0;
-  const std::size_t begin = status.find_first_not_of(" \t", at + key.size());
-  return begin == std::string::npos ? 0 : 1024 * number_in(std::string_view(status).substr(begin));
+  const std::size_t begin = text.find_first_not_of(" \t", at + key.size());
+  return begin == std::string::npos ? 0 : 1024 * number_in(std::string_view(text).substr(begin));
 }
+
+int64_t of_status(std::string_view key) { return of_line("/proc/self/status", key); }
 
 /// The minimum of `limit` and the numbers in the files called `name` in `folder` and in the folders
 /// above it, up to `root`.
@@ -55,6 +56,13 @@ bool has_memory(std::string_view controllers) {
 int64_t peak_memory_bytes() { return of_status("VmHWM:"); }
 
 int64_t anonymous_memory_bytes() { return of_status("RssAnon:"); }
+
+int64_t available_memory_bytes() {
+  const int64_t available = of_line("/proc/meminfo", "MemAvailable:");
+  const int64_t limit = cgroup_memory_limit();
+  if (limit == 0) return available;
+  return std::min(available, std::max<int64_t>(0, limit - anonymous_memory_bytes()));
+}
 
 int64_t cgroup_memory_limit() {
   const int64_t physical = int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);

@@ -13,6 +13,10 @@ int64_t peak_memory_bytes();
 /// The memory that this program holds now, in bytes, without mapped files such as libraries.
 int64_t anonymous_memory_bytes();
 
+/// The memory, in bytes, that this program can still take without swapping: what the machine has
+/// available, and no more than the control groups leave.
+int64_t available_memory_bytes();
+
 /// The minimum of the memory limits, in bytes, of the control groups that this process is in (those
 /// of a container or a batch system; versions 1 and 2). 0 if no limit is below the machine's own
 /// memory.

@@ -1,6 +1,10 @@
 #include "run/calibrated_run.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
+#include <climits>
 
 #include "base/counted.h"
 #include "base/error.h"
@@ -155,14 +159,13 @@ class Calibrator {
   RefineOptions refine_of(int32_t layer) const { return refine_options(plan_, layer, seed_); }
 
   at::Tensor empty_states(int64_t windows) const {
-    return place_.empty({windows, windows_.ids.size(1), model_.desc().hidden_size},
-                        options_.device());
+    return place_.empty({windows, windows_.ids.size(1), model_.desc().hidden_size});
   }
 
   void begin(BoundaryStates states, int32_t next) {
     if (states.x.defined()) {
-      x_ = states.x.to(options_.device());
-      if (states.original.defined()) original_x_ = states.original.to(options_.device());
+      x_ = states.x.to(place_.device);
+      if (states.original.defined()) original_x_ = states.original.to(place_.device);
     } else if (next == 0) {
       x_ = empty_states(windows_.ids.size(0));
       embed_tokens_into(original_, model_, windows_.ids, x_);
@@ -198,9 +201,10 @@ class Calibrator {
       else
         sink.take(solutions);
     };
-    at::Tensor before = refine.steps > 0 ? x_.clone() : at::Tensor();
+    at::Tensor before;
+    if (refine.steps > 0 || !plan_.settings.sequential) before = place_.copy_of(x_);
     LayerWalk walk(plan_, index, layer, chunk_bytes_, room_.layer, comm_, take, timer);
-    walk.run(x_, original_x_);
+    walk.run(x_, original_x_, before);
     const int64_t needed = plan_.settings.min_tokens.value_or(
         std::max(model_.desc().hidden_size, model_.ffn(index).inner_size) / 2);
     sink.add(walk.coverage(), needed, walk.starved());
@@ -208,7 +212,7 @@ class Calibrator {
       timer.begin("refine");
       sink.add(
           refine_layer(original_, plan_, index, layer, solved, before, original_x_, refine, comm_));
-      x_.copy_(before);  // x_ may be in a file
+      x_.copy_(before);
       sink.take(solved);
     }
     timer.end();
@@ -226,6 +230,14 @@ class Calibrator {
   const StatesPlace place_;
   at::Tensor x_, original_x_;  // [windows, tokens, hidden] f32 before the next layer
 };
+
+/// The number of ranks that run on this machine.
+int64_t ranks_here(Comm& comm) {
+  std::array<char, HOST_NAME_MAX + 1> name{};
+  ::gethostname(name.data(), HOST_NAME_MAX);
+  const std::vector<std::string> all = comm.all_gather(name.data());
+  return std::count(all.begin(), all.end(), name.data());
+}
 
 /// The memory for the experts of one chunk if the user sets no limit. A GPU solves many experts
 /// together in less time, and each rank should have experts to solve in every chunk; but no more
@@ -248,22 +260,28 @@ int32_t layers_with_states(const Model& model, const Plan& plan) {
 void set_memory(CalibratedRunOptions& options, const Source& original, const Model& model,
                 const Plan& plan, const at::Tensor& windows, const MemoryLimit& limit) {
   const OwnWindows own = own_windows(plan, windows, *options.comm);
-  const int64_t usual = usual_chunk_bytes(options.device, options.comm->size());
-  int64_t bytes = usual;
+  options.states.device = options.device;
+  int64_t bytes = 0;
+  if (limit.bytes == 0 || limit.is_standard)
+    bytes = usual_chunk_bytes(options.device, options.comm->size());
+  const int64_t sharers = options.device.is_cpu() ? 1 : ranks_here(*options.comm);
   if (limit.bytes != 0) {
     MemoryNeed need =
         memory_need(original, model, plan, own.ids.numel(), own.originals * windows.size(1),
                     options.dtype, options.device.is_cpu());
-    if (options.device.is_cpu() && !fits(need, limit.bytes)) {
+    if (!fits(need, limit.bytes)) {
+      options.states.device = at::kCPU;
+      if (options.device.is_cpu() || need.host > limit.host_bytes / sharers)
+        options.states.folder = limit.folder;
       need = without_states(need);
-      options.states.folder = limit.folder;
     }
+    const char* standard = options.device.is_cpu()
+                               ? "what this container's memory limit leaves, in MB,"
+                               : "what the GPU's memory has room for, in MB,";
     options.room =
-        room_to_solve(need, limit.bytes,
-                      limit.is_of_container ? "what this container's memory limit leaves, in MB,"
-                                            : "--memory-limit");
+        room_to_solve(need, limit.bytes, limit.is_standard ? standard : "--memory-limit");
     const int64_t room = options.room.layer;
-    bytes = limit.is_of_container ? std::min(room, usual) : room;
+    bytes = limit.is_standard ? std::min(room, bytes) : room;
     if (!options.device.is_cpu()) options.room.head = 0;  // the CPU solves it
   }
   at::Tensor least = at::tensor({-bytes}, at::kLong);

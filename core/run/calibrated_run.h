@@ -33,14 +33,16 @@ struct CalibratedRunOptions {
 
 struct MemoryLimit {
   int64_t bytes = 0;             // 0: there is none
-  bool is_of_container = false;  // and not --memory-limit: it need not be used up
+  bool is_standard = false;      // and not --memory-limit: it need not be used up
   std::filesystem::path folder;  // for hidden states that do not fit
+  int64_t host_bytes = 0;        // in a run on a GPU: what the host's memory has room for
 };
 
 /// Sets the memory for solving in a run of windows [n, tokens]: options.room on this rank, and
-/// options.chunk_bytes as on the rank that has the least. On a CPU, also sets options.states to the
-/// limit's folder if there is too little memory for the hidden states. Throws an Error if the limit
-/// is less than the run needs even so, or if there are more ranks than windows.
+/// options.chunk_bytes as on the rank that has the least. Also sets options.states: to the device,
+/// if the limit leaves room for the hidden states there; else to the host's memory, if the device
+/// is a GPU and that memory has room; else to the limit's folder. Throws an Error if the limit is
+/// less than the run needs even so, or if there are more ranks than windows.
 void set_memory(CalibratedRunOptions& options, const Source& original, const Model& model,
                 const Plan& plan, const at::Tensor& windows, const MemoryLimit& limit);
 

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "forward/batches.h"
 #include "run/token_rows.h"
+#include "tensor/device.h"
 
 namespace aqhost {
 namespace {
@@ -26,6 +27,11 @@ PlannedByKey modules_of(const Plan& plan, int32_t layer) {
     if (m.format && m.module->key.layer == layer)
       modules[{m.module->key.role, m.module->key.expert}] = &m;
   return modules;
+}
+
+/// Adds y to a part of hidden states that may be in the host's memory while y is on a GPU.
+void add_to(const at::Tensor& states, const at::Tensor& y) {
+  states.add_(moved_to(y, states.device()));
 }
 
 std::vector<const PlannedModule*> values_of(const PlannedByKey& modules) {
@@ -49,9 +55,8 @@ LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chun
       rounding_(values_of(modules_), layer),
       solver_(plan.settings, comm, fmt::format("layer {}", index), std::move(sink), timer) {}
 
-void LayerWalk::run(at::Tensor& x, at::Tensor& original) {
+void LayerWalk::run(at::Tensor& x, at::Tensor& original, const at::Tensor& before) {
   timer_.begin("calibrate");
-  const at::Tensor before = plan_.settings.sequential ? at::Tensor() : x.clone();
   comm_.station(fmt::format("layer {}: forward", index_));
   at::Tensor counts = at::tensor({x.size(0), original.defined() ? original.size(0) : 0}, at::kLong);
   comm_.sum(counts);
@@ -66,7 +71,8 @@ void LayerWalk::run(at::Tensor& x, at::Tensor& original) {
   for (const NewWeight& weight : pending_) layer_.set_weight(*weight.module, weight.values);
   pending_.clear();
   for_window_batches(x, [&](int64_t begin, int64_t count) {
-    x.narrow(0, begin, count).copy_(layer_.forward(before.narrow(0, begin, count)));
+    const at::Tensor out = layer_.forward(moved_to(before.narrow(0, begin, count), device()));
+    x.narrow(0, begin, count).copy_(moved_to(out, x.device()));
   });
 }
 
@@ -78,7 +84,7 @@ LayerWalk::FfnStates LayerWalk::ffn_states(const at::Tensor& x) const {
   states.sum = rows_of(x);
   for_window_batches(x, [&](int64_t begin, int64_t count) {
     states.input.narrow(0, begin * x.size(1), count * x.size(1))
-        .copy_(rows_of(layer_.ffn_input(x.narrow(0, begin, count))));
+        .copy_(rows_of(layer_.ffn_input(moved_to(x.narrow(0, begin, count), device()))));
   });
   return states;
 }
@@ -91,11 +97,13 @@ void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
   // of each batch; those of the original model, which its own weights give, also of each stage
   std::vector<Attention::Tensors> current;
   std::vector<std::vector<Attention::Tensors>> before(stages.size());
-  const auto input_of = [&](const at::Tensor& part) { return layer_.attention_input(part); };
+  const auto input_of = [&](const at::Tensor& part) {
+    return layer_.attention_input(moved_to(part, device()));
+  };
   const auto add_output = [&](at::Tensor& states, std::vector<Attention::Tensors>& contexts) {
     std::size_t next = 0;
     for_window_batches(states, [&](int64_t begin, int64_t count) {
-      states.narrow(0, begin, count).add_(layer_.attention_output(contexts[next].front()));
+      add_to(states.narrow(0, begin, count), layer_.attention_output(contexts[next].front()));
       contexts[next++].clear();
     });
   };
@@ -107,7 +115,7 @@ void LayerWalk::attention(at::Tensor& x, at::Tensor& original) {
     observe_stage(x, modules, current);
     std::vector<Hessian> hessians;
     for (const Modules& m : modules)
-      hessians.emplace_back(m.empty() ? 0 : m.front()->module->in_features, x.device());
+      hessians.emplace_back(m.empty() ? 0 : m.front()->module->in_features, device());
     std::size_t batch = 0;
     for_window_batches(x, [&](int64_t begin, int64_t count) {
       Attention::Tensors old;
@@ -168,8 +176,8 @@ void LayerWalk::observe_stage(const at::Tensor& x, const std::vector<Modules>& m
 void LayerWalk::custom_attention(at::Tensor& x, at::Tensor& original) {
   const auto add_output = [&](at::Tensor& states) {
     for_window_batches(states, [&](int64_t begin, int64_t count) {
-      at::Tensor batch = states.narrow(0, begin, count);
-      batch.add_(layer_.attention(layer_.attention_input(batch)));
+      const at::Tensor batch = states.narrow(0, begin, count);
+      add_to(batch, layer_.attention(layer_.attention_input(moved_to(batch, device()))));
     });
   };
   if (original.defined()) add_output(original);
@@ -192,7 +200,7 @@ void LayerWalk::custom_attention_stage(const at::Tensor& x, int32_t stage) {
       take(group->second, input);
     };
     for_window_batches(x, [&](int64_t begin, int64_t count) {
-      layer_.attention(layer_.attention_input(x.narrow(0, begin, count)), tap);
+      layer_.attention(layer_.attention_input(moved_to(x.narrow(0, begin, count), device())), tap);
     });
   };
   if (std::any_of(groups.begin(), groups.end(),
@@ -203,7 +211,7 @@ void LayerWalk::custom_attention_stage(const at::Tensor& x, int32_t stage) {
   std::map<int32_t, Hessian> hessians;
   each_input([&](const Modules& shared, const at::Tensor& input) {
     const Module& module = *shared.front()->module;
-    hessians.try_emplace(module.input_group, module.in_features, x.device())
+    hessians.try_emplace(module.input_group, module.in_features, device())
         .first->second.add(rounding_.seen(shared, input), {});
   });
   for (auto& [group, modules] : groups) {
@@ -252,7 +260,7 @@ void LayerWalk::dense_ffn(int32_t expert, const FfnStates& quantized, const FfnS
   const auto add_output = [&](const FfnStates& states, const at::Tensor& h, int64_t begin) {
     at::Tensor y = layer_.ffn_output(expert, h).to(states.sum.scalar_type());
     if (states.shared_gate.defined()) y.mul_(states.shared_gate.narrow(0, begin, h.size(0)));
-    states.sum.narrow(0, begin, h.size(0)).add_(y);
+    add_to(states.sum.narrow(0, begin, h.size(0)), y);
   };
   const auto collect = [&](const Modules& modules, const auto& inputs) {
     Hessian hessian(modules.empty() ? 0 : modules.front()->module->in_features,

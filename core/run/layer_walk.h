@@ -41,12 +41,14 @@ class LayerWalk {
   LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, int64_t room,
             Comm& comm, SolutionSink sink, PhaseTimer& timer);
 
-  /// x [windows, tokens, hidden] before the layer is replaced by the output of the quantized layer.
-  /// `original` is undefined, or has the hidden states of x's first windows in the original model,
-  /// which are replaced by the output of the original layer. The layer then corrects what the
-  /// layers before it did to its input (quantize_gptq's shifts), except for the experts under
-  /// calibrate_all_experts.
-  void run(at::Tensor& x, at::Tensor& original);
+  /// x [windows, tokens, hidden] f32 before the layer is replaced by the output of the quantized
+  /// layer. `original` is undefined, or has the hidden states of x's first windows in the original
+  /// model, which are replaced by the output of the original layer. The layer then corrects what
+  /// the layers before it did to its input (quantize_gptq's shifts), except for the experts under
+  /// calibrate_all_experts. `before` is a copy of x, and is used only if stages are not sequential.
+  /// All three may be in the host's memory while the layer is on a GPU, which then receives them
+  /// batch by batch.
+  void run(at::Tensor& x, at::Tensor& original, const at::Tensor& before = {});
 
   /// The coverage of the layer's routed experts; complete when run() has ended.
   const std::vector<ExpertCoverage>& coverage() const { return coverage_; }
@@ -91,6 +93,7 @@ class LayerWalk {
   using Modules = std::vector<const PlannedModule*>;
 
   // layer_walk.cc
+  at::Device device() const { return layer_.options().device(); }
   void attention(at::Tensor& x, at::Tensor& original);
   void observe_stage(const at::Tensor& x, const std::vector<Modules>& modules,
                      const std::vector<Attention::Tensors>& current);

@@ -9,16 +9,21 @@
 #include "forward/fused.h"
 #include "run/layer_walk.h"
 #include "run/token_rows.h"
+#include "tensor/device.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
 namespace {
 
-/// sums[rows[i]] += weights[i] y[i], in float32. All `rows` are different.
+/// sums[rows[i]] += weights[i] y[i], in float32. All `rows` are different. `sums` may be in the
+/// host's memory while all others are on a GPU. The result has the same bits then, because neither
+/// the CPU nor the GPU fuses products with sums.
 void add_weighted_rows(at::Tensor sums, const at::Tensor& rows, const at::Tensor& weights,
                        const at::Tensor& y) {
-  if (can_fuse(y)) return fused_add_rows(sums, rows, weights, y);
-  sums.index_add_(0, rows, y.to(sums.scalar_type()).mul_(weights.unsqueeze(1)));
+  const at::Tensor to = moved_to(rows, sums.device()), factors = moved_to(weights, sums.device()),
+                   from = moved_to(y, sums.device());
+  if (can_fuse(from)) return fused_add_rows(sums, to, factors, from);
+  sums.index_add_(0, to, from.to(sums.scalar_type()).mul_(factors.unsqueeze(1)));
 }
 
 /// The numbers of tokens of all experts.

@@ -41,6 +41,11 @@ int64_t widest_context(const Model& model) {
   return widest;
 }
 
+bool has_refined(const Plan& plan) {
+  return std::any_of(plan.modules.begin(), plan.modules.end(),
+                     [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; });
+}
+
 constexpr int64_t kLeastAtOnce = 2 * kRows - 1;  // see quantize_gptq()
 
 /// The bytes for solving the largest group of planned modules that share an input, with as few rows
@@ -63,32 +68,38 @@ int64_t largest_solve(const Plan& plan, bool head) {
 
 }  // namespace
 
+bool keeps_input_of_layers(const Plan& plan) {
+  return has_refined(plan) || !plan.settings.sequential;
+}
+
 MemoryNeed memory_need(const Source& source, const Model& model, const Plan& plan, int64_t tokens,
                        int64_t original_tokens, at::ScalarType dtype, bool on_cpu) {
   const int64_t hidden = model.desc().hidden_size;
-  const bool refined =
-      std::any_of(plan.modules.begin(), plan.modules.end(),
-                  [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; });
+  const bool refined = has_refined(plan);
   const auto element = static_cast<int64_t>(at::elementSize(refined ? at::kFloat : dtype));
   const int64_t states = 4 * hidden * (tokens + original_tokens);
   // attention's contexts and the FFN's inputs are not in memory at the same time
   const int64_t inputs = element * widest_context(model) * (tokens + original_tokens);
-  const int64_t kept = refined || !plan.settings.sequential ? 4 * hidden * tokens : 0;
   // learned rounding has copies of the weights, gradients and cells, all in float32
   const int64_t layers = (on_cpu ? 1 : 2) + (refined ? 9 : 0);
+  const int64_t layer = element * largest_layer(model);
+  const int64_t kept = keeps_input_of_layers(plan) ? 4 * hidden * tokens : 0;
   MemoryNeed need;
-  need.layers = states + inputs + kept + layers * element * largest_layer(model);
+  need.copies = kept + (on_cpu ? 0 : states);
+  need.layers = states + inputs + need.copies + layers * layer;
   need.solver = largest_solve(plan, false);
   // lm_head is solved on the CPU
-  const int64_t table = embedding_bytes(source, model);
+  const int64_t table = embedding_bytes(source, model), head = largest_solve(plan, true);
   need.states = states;
-  need.embedding = std::max(table, on_cpu ? largest_solve(plan, true) : 0);
+  need.embedding = std::max(table, on_cpu ? head : 0);
+  // a layer's weights may pass through the host, and the embedding is read where the states are
+  if (!on_cpu) need.host = states + std::max({kept + layer, table, head});
   return need;
 }
 
 MemoryNeed without_states(MemoryNeed need) {
-  need.layers -= need.states;
-  need.states = 0;
+  need.layers -= need.states + need.copies;
+  need.states = need.copies = 0;
   return need;
 }
 

@@ -20,7 +20,13 @@ struct MemoryNeed {
   int64_t states = 0;     // outside the layers: hidden states
   int64_t embedding = 0;  // in addition: the embedding, or what solving lm_head takes, with as few
                           // of its rows at once as possible
+  int64_t copies = 0;  // of `layers`: a copy of the hidden states before a layer, if it is needed,
+                       // and on a GPU one of those that are being written
+  int64_t host = 0;    // for a GPU: what the host needs if it holds the hidden states
 };
+
+/// Whether a copy of the hidden states before a layer is needed until the layer is finished.
+bool keeps_input_of_layers(const Plan& plan);
 
 /// `tokens` are those of all windows, `original_tokens` those of the windows that also run through
 /// the original model. `dtype` is the type in which layers compute; layers with refine compute in
@@ -28,7 +34,8 @@ struct MemoryNeed {
 MemoryNeed memory_need(const Source& source, const Model& model, const Plan& plan, int64_t tokens,
                        int64_t original_tokens, at::ScalarType dtype, bool on_cpu);
 
-/// The memory need of the same run if it holds its hidden states in files.
+/// The memory need of the same run on its device if it holds its hidden states elsewhere: in files,
+/// or on a GPU also in the memory of the host.
 MemoryNeed without_states(MemoryNeed need);
 /// Whether a run with this need can be done within `limit` bytes.
 bool fits(const MemoryNeed& need, int64_t limit);

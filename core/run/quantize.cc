@@ -30,12 +30,12 @@ namespace aqhost {
 namespace {
 
 /// Throws an Error if the disk has not enough room for the whole export, and for the hidden states
-/// behind three layers: of two of them while those of a third are written; and for the hidden
-/// states in use, if they will be in files that have not been made yet. What an earlier try has
-/// left is part of that, or is replaced.
+/// behind three layers: of two of them while those of a third are written; and `in_use_bytes` for
+/// the hidden states in use, if they will be in files that have not been made yet. What an earlier
+/// try has left is part of that, or is replaced.
 void check_room(const WorkFolder& work, const Exporter& exporter, int64_t states_bytes,
-                bool to_files) {
-  int64_t needed = (to_files ? 4 : 3) * states_bytes;
+                int64_t in_use_bytes) {
+  int64_t needed = 3 * states_bytes + in_use_bytes;
   for (int32_t u = 0; u < exporter.units(); u++) needed += exporter.bytes(u);
   const int64_t free = free_bytes(work.path());
   const int64_t available = free + work.clearable_bytes();
@@ -198,7 +198,7 @@ class QuantizeRun {
         work_folder_(open_work_folder(original, options, comm)),
         work_(*work_folder_),
         exporter_(original, model, plan, work_, options.max_shard_bytes, observer),
-        store_(work_, exporter_, comm, observer) {}
+        store_(work_, exporter_, comm, options.device, observer) {}
 
   /// Does the whole run. An Error, and RunInterrupted, say which finished layers are kept.
   RunReport run() {
@@ -258,31 +258,41 @@ class QuantizeRun {
     CalibratedRunOptions run_options{dtype_, options_.device, seed()};
     run_options.comm = &comm_;
     if (windows.defined()) {
-      const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard, work_.progress()};
+      const MemoryLimit limit{options_.memory_limit, options_.limit_is_standard, work_.progress(),
+                              available_memory_bytes()};
       set_memory(run_options, original_, model_, plan_, windows, limit);
-      if (run_options.states.in_files())
-        observer_.inform(
-            fmt::format("the hidden states do not fit in the memory limit; they are held in a file "
-                        "in {}, which "
-                        "may slow the run down",
-                        work_.progress().string()));
+      say_where_states_are(run_options.states);
     }
     return run_options;
+  }
+
+  /// Informs the user if the hidden states are not in the memory of the device.
+  void say_where_states_are(const StatesPlace& place) const {
+    if (place.device == options_.device && !place.in_files()) return;
+    observer_.inform(fmt::format(
+        "the hidden states do not fit in the {}; they are held in {}, which may slow the run down",
+        options_.limit_is_standard && !options_.device.is_cpu() ? "GPU's memory" : "memory limit",
+        place.in_files() ? "a file in " + work_.progress().string() : "the host's memory"));
   }
 
   /// Finds out what an earlier try has finished, makes the last checks, and writes the files that
   /// are known before the first layer is solved.
   Finished begin(const Json& manifest, const at::Tensor& windows, const StatesPlace& place) {
     const int32_t with_states = layers_with_states(model_, plan_);
+    const int64_t states_bytes =
+        with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0;
     Finished finished;
     at::Tensor in_files = at::tensor({place.in_files() ? 1 : 0}, at::kLong);
     comm_.maximum(in_files);  // on any rank
     if (comm_.rank() == 0) {
       finished = store_.open(manifest, options_.resume, with_states, place);
       work_.check_replaceable(exporter_.files());
-      check_room(work_, exporter_,
-                 with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0,
-                 in_files.item<int64_t>() > 0 && !finished.states.x.defined());
+      int64_t in_use = 0;
+      if (in_files.item<int64_t>() > 0) {
+        if (!finished.states.x.defined()) in_use = states_bytes;
+        if (keeps_input_of_layers(plan_)) in_use += states_bytes / 2;
+      }
+      check_room(work_, exporter_, states_bytes, in_use);
       store_.begin();
       exporter_.write_files();
     }

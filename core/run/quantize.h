@@ -28,7 +28,8 @@ struct QuantizeOptions {
   std::string dtype = "auto";  // the type in which layers compute, see compute_type()
   at::Device device = at::kCPU;
   int64_t memory_limit = 0;        // bytes for tensors on the device, approximately; 0: no limit
-  bool limit_is_standard = false;  // it is the container's limit, which need not be used up
+  bool limit_is_standard = false;  // the user gives no limit: it is the container's, or what a GPU
+                                   // has room for, and need not be used up
   bool overwrite = false;
   Resume resume = Resume::kAuto;
   std::vector<PluginInfo> plugins;  // all that are loaded; see run_identity()
@@ -63,8 +64,9 @@ Reader open_original(const std::filesystem::path& directory);
 ///
 /// Memory: the hidden states, one layer (on a GPU two, because the next one is copied meanwhile),
 /// and as many experts at the same time as the limit leaves room for, at least one; without a limit
-/// 1.5 GiB of them (on GPUs for each rank, up to 24 GiB). Throws an Error if the limit is less than
-/// hidden states and layers need.
+/// 1.5 GiB of them (on GPUs for each rank, up to 24 GiB). Hidden states for which the limit leaves
+/// no room are held elsewhere (see set_memory), and the observer is told. Throws an Error if the
+/// limit is less than the rest needs.
 RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
                    const QuantizeOptions& options);
 

@@ -12,6 +12,7 @@
 #include "calibrate/windows.h"
 #include "forward/batches.h"
 #include "quant/cells.h"
+#include "tensor/device.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -75,7 +76,7 @@ std::vector<at::Tensor> shared(const std::vector<Refined>& refined, Comm& comm, 
 template <typename Body>
 void run_layer(const Layer& layer, const at::Tensor& x, Body body) {
   for_window_batches(x, [&](int64_t begin, int64_t count) {
-    body(begin, layer.forward(x.narrow(0, begin, count)));
+    body(begin, layer.forward(moved_to(x.narrow(0, begin, count), layer.options().device())));
   });
 }
 
@@ -83,7 +84,7 @@ void run_layer(const Layer& layer, const at::Tensor& x, Body body) {
 double output_error(const Layer& layer, const at::Tensor& x, const at::Tensor& target, Comm& comm) {
   double sum = 0;
   run_layer(layer, x, [&](int64_t begin, const at::Tensor& out) {
-    const at::Tensor d = out - target.narrow(0, begin, out.size(0));
+    const at::Tensor d = out - moved_to(target.narrow(0, begin, out.size(0)), out.device());
     sum += d.square().sum(at::kDouble).item<double>();
   });
   at::Tensor totals = at::tensor({sum, static_cast<double>(x.numel())}, at::kDouble);
@@ -137,9 +138,11 @@ std::vector<at::Tensor> gradients_of(Layer& layer, const std::vector<Refined>& r
     const c10::AutoGradMode gradients(true);  // the program has switched them off
     for (const at::Tensor& weight : weights) weight.requires_grad_();
     const at::Tensor rows = at::tensor(windows, at::kLong).to(x.device());
-    const at::Tensor out = layer.forward(x.index_select(0, rows));
+    const at::Device device = layer.options().device();
+    const at::Tensor out = layer.forward(moved_to(x.index_select(0, rows), device));
+    const at::Tensor wanted = moved_to(target.index_select(0, rows), device);
     if (out.requires_grad())  // it depends on one of the modules
-      (out - target.index_select(0, rows)).square().mean().mul(part).backward();
+      (out - wanted).square().mean().mul(part).backward();
   }
   std::vector<at::Tensor> gradients;
   for (const at::Tensor& weight : weights)
@@ -205,7 +208,7 @@ Refinement refine_layer(const Source& source, const Plan& plan, int32_t index, L
     const at::Tensor original =
         read_tensor(source, module.weight, {module.out_features, module.in_features});
     m.cells = std::make_unique<Cells>(m.planned->format->desc(), original, m.solution->matrix,
-                                      x.device());
+                                      layer.options().device());
   }
   run_steps(layer, refined, x, target, options, comm);
 
@@ -224,7 +227,7 @@ Refinement refine_layer(const Source& source, const Plan& plan, int32_t index, L
   if (!better) refinement.error_after = refinement.error_before;
   comm.station(fmt::format("layer {}: forward", index));
   run_layer(layer, x, [&](int64_t begin, const at::Tensor& out) {
-    x.narrow(0, begin, out.size(0)).copy_(out);
+    x.narrow(0, begin, out.size(0)).copy_(moved_to(out, x.device()));
   });
   return refinement;
 }

@@ -28,7 +28,8 @@ RefineOptions refine_options(const Plan& plan, int32_t layer, uint64_t seed);
 /// solution of GPTQ). The codes of all modules whose recipe has `refine` are chosen together, so
 /// that the layer's output on x comes as near as possible to `target`. Both are hidden states
 /// [windows, tokens, hidden]: x before the layer in the quantized model, `target` after the layer
-/// in the original model. x is then replaced by the layer's output.
+/// in the original model. x is then replaced by the layer's output. Both may be in the host's
+/// memory while the layer is on a GPU.
 ///
 /// A weight lies somewhere in the cell of its code. Every step moves it against the sign of its
 /// gradient, by up to half a cell in all steps together; if it crosses a border, it takes the next

@@ -45,7 +45,8 @@ Writer make_writer(const fs::path& part, const BoundaryStates& states) {
 at::Tensor load(const SafetensorsFile& file, const std::string& name, const StatesPlace& place) {
   for (const StoredTensor& info : file.tensors()) {
     if (info.name != name) continue;
-    at::Tensor t = place.empty(info.shape, at::kCPU);
+    at::Tensor t =
+        place.device.is_cpu() ? place.empty(info.shape) : at::empty(info.shape, at::kFloat);
     file.read(info, 0, {static_cast<std::byte*>(t.data_ptr()), t.nbytes()});
     return t;
   }
@@ -54,9 +55,15 @@ at::Tensor load(const SafetensorsFile& file, const std::string& name, const Stat
 
 }  // namespace
 
-at::Tensor StatesPlace::empty(at::IntArrayRef shape, at::Device device) const {
+at::Tensor StatesPlace::empty(at::IntArrayRef shape) const {
   if (in_files()) return tensor_in_file(folder / "states-in-use", shape);
+  // Memory of the host is not page-locked: LibTorch would take up to twice as much of it, because
+  // it rounds the size to a power of two.
   return at::empty(shape, at::TensorOptions(device).dtype(at::kFloat));
+}
+
+at::Tensor StatesPlace::copy_of(const at::Tensor& states) const {
+  return empty(states.sizes()).copy_(states);
 }
 
 StatesFile::StatesFile(fs::path folder, std::string name, const BoundaryStates& states)

@@ -15,15 +15,18 @@ struct BoundaryStates {
   at::Tensor x, original;
 };
 
-/// Where a run holds its hidden states: in the memory of its device, or in files of `folder` (see
-/// tensor_in_file) whose names begin with states-.
+/// Where a run holds its hidden states: in the memory of its device; in that of the host, although
+/// it computes on a GPU; or, with either device, in files of `folder` (see tensor_in_file) whose
+/// names begin with states-.
 struct StatesPlace {
+  at::Device device = at::kCPU;  // of the tensors; the CPU if they are in files
   std::filesystem::path folder;  // "": in memory
 
   bool in_files() const { return !folder.empty(); }
-  /// A float32 tensor there. Its content is undefined. A tensor in a file is on the CPU,
-  /// whatever `device` is. Throws an Error if the file cannot be made.
-  at::Tensor empty(at::IntArrayRef shape, at::Device device) const;
+  /// A float32 tensor there. Its content is undefined. Throws an Error if the file cannot be made.
+  at::Tensor empty(at::IntArrayRef shape) const;
+  /// A copy there of states that are there.
+  at::Tensor copy_of(const at::Tensor& states) const;
 };
 
 /// Writes the file folder / name of a boundary's states, which may be on a GPU and then must have
@@ -42,7 +45,8 @@ class StatesFile {
   Writer writer_;
 };
 
-/// Loads what a StatesFile has written to `place`. Throws an Error if the file cannot be read.
+/// Loads what a StatesFile has written to `place`, or to the CPU if that is a GPU. Throws an Error
+/// if the file cannot be read.
 BoundaryStates load_states(const std::filesystem::path& path, const StatesPlace& place);
 
 }  // namespace aqhost

@@ -16,7 +16,7 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-// see RunStore::has_time_for_states()
+// see RunStore::should_store_states()
 constexpr int kRest = 10;
 constexpr std::chrono::seconds kMinimumRest{30};
 
@@ -95,10 +95,12 @@ struct RunStore::Part {
   Json states;
 };
 
-RunStore::RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, RunObserver& observer)
+RunStore::RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, at::Device device,
+                   RunObserver& observer)
     : work_(work),
       exporter_(exporter),
       comm_(comm),
+      device_(device),
       observer_(observer),
       next_states_(Clock::now() + kMinimumRest) {}
 
@@ -253,56 +255,52 @@ bool RunStore::is_writing() const {
          writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
 }
 
-bool RunStore::has_time_for_states() const {
-  return !is_writing() && Clock::now() >= next_states_.load();
+bool RunStore::should_store_states() const {
+  return device_.is_cpu() || (!is_writing() && Clock::now() >= next_states_.load());
 }
 
 void RunStore::finish(int32_t unit, const UnitReport& report, const PhaseSeconds& seconds,
-                      const BoundaryStates& states, bool keep_states_of_gpu) {
+                      const BoundaryStates& states, bool store_states) {
   work_.check_in_place();
-  const bool on_cpu = !states.x.defined() || states.x.is_cpu();
-  const bool with_states =
-      unit < needs_states_ && states.x.defined() && (on_cpu || keep_states_of_gpu);
-  if (on_cpu || !is_writing()) wait();  // to learn whether it failed
-  // On a CPU, the states are written to the page cache here, which is as fast as copying them. On a
-  // GPU, they are copied here, and another thread brings the copy to the disk.
+  const bool with_states = unit < needs_states_ && states.x.defined() && store_states;
+  if (device_.is_cpu() || !is_writing()) wait();  // to learn whether it failed
+  // States in the host's memory are written to the page cache here, which is as fast as copying
+  // them. Those on a GPU are copied here, and another thread brings the copy to the disk.
+  const Clock::time_point begin = Clock::now();
   std::shared_ptr<StatesFile> file;
   BoundaryStates copy;
-  if (with_states && on_cpu)
+  if (with_states && states.x.is_cpu())
     file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), states);
   else if (with_states)
     copy = {states.x.clone(), states.original.defined() ? states.original.clone() : at::Tensor()};
   auto before = std::make_shared<std::future<void>>(std::move(writing_));
-  writing_ =
-      std::async(std::launch::async, [this, unit, report, seconds, file, copy, before]() mutable {
-        if (before->valid()) before->get();
-        try {
-          work_.check_in_place();
-          const Clock::time_point begin = Clock::now();
-          const bool from_gpu = copy.x.defined();
-          if (from_gpu) {
-            synchronize(copy.x.device());  // until the copy is complete
-            file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), copy);
-            copy = {};
-          }
-          Json mark;
-          if (file) {
-            file->finish();
-            mark = to_json(mark_of(work_.progress(), states_name(unit, comm_)));
-          }
-          if (from_gpu)
-            next_states_ = Clock::now() +
-                           std::max<Clock::duration>(kMinimumRest, kRest * (Clock::now() - begin));
-          if (comm_.rank() == 0)
-            finish_unit(unit, report, seconds, std::move(mark));
-          else
-            finish_part(unit, report, std::move(mark));
-        } catch (const std::exception& e) {
-          // this rank may be waiting for another that waits for these files
-          comm_.announce_failure(e.what());
-          throw;
-        }
-      });
+  writing_ = std::async(std::launch::async, [=, this]() mutable {
+    if (before->valid()) before->get();
+    try {
+      work_.check_in_place();
+      if (copy.x.defined()) {
+        synchronize(copy.x.device());  // until the copy is complete
+        file = std::make_shared<StatesFile>(work_.progress(), states_name(unit, comm_), copy);
+        copy = {};
+      }
+      Json mark;
+      if (file) {
+        file->finish();
+        mark = to_json(mark_of(work_.progress(), states_name(unit, comm_)));
+      }
+      if (with_states)
+        next_states_ =
+            Clock::now() + std::max<Clock::duration>(kMinimumRest, kRest * (Clock::now() - begin));
+      if (comm_.rank() == 0)
+        finish_unit(unit, report, seconds, std::move(mark));
+      else
+        finish_part(unit, report, std::move(mark));
+    } catch (const std::exception& e) {
+      // this rank may be waiting for another that waits for these files
+      comm_.announce_failure(e.what());
+      throw;
+    }
+  });
 }
 
 /// Tells rank 0 that this rank has finished its part of a unit.

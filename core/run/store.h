@@ -53,10 +53,12 @@ struct Finished {
 /// rank 0 waits before it completes the shards and writes the record; so they all need one file
 /// system. If a rank cannot write its files, it tells the others at once, because they may be
 /// waiting for these files. A unit without a record is not finished. A run that is killed loses the
-/// unit in progress; on a GPU also units whose states were not written (see has_time_for_states()).
+/// unit in progress; on a GPU also units whose states were not written (see should_store_states()).
 class RunStore {
  public:
-  RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, RunObserver& observer);
+  /// `device` is the one on which the run computes.
+  RunStore(WorkFolder& work, Exporter& exporter, const Comm& comm, at::Device device,
+           RunObserver& observer);
   /// Waits until nothing is being written any more.
   ~RunStore();
   RunStore(const RunStore&) = delete;
@@ -82,18 +84,18 @@ class RunStore {
   /// run.
   void begin();
 
-  /// Whether the hidden states behind a unit that begins should be written if they are on a GPU.
-  /// Writing them slows down the layers after it, so they are written only if nothing else is being
-  /// written and enough time has passed: since the last states were written, at least half a minute
-  /// and at least ten times the time that writing them took; before the first states, half a minute
-  /// since the run began.
-  bool has_time_for_states() const;
+  /// Whether the hidden states behind a unit that begins should be written. On a CPU, they always
+  /// should. In a run on a GPU, writing them slows down the layers after it, so they are written
+  /// only if nothing else is being written and enough time has passed: since the last states were
+  /// written, at least half a minute and at least ten times the time that writing them took; before
+  /// the first states, half a minute since the run began.
+  bool should_store_states() const;
   /// Finishes a unit whose modules are all written, by this rank and the others. Another thread
   /// flushes its files and writes its record; if that fails, the next call throws the exception.
-  /// The states may be changed when this has returned. `keep_states_of_gpu` is what
-  /// has_time_for_states() of rank 0 said when the unit began.
+  /// The states may be changed when this has returned. `store_states` is what
+  /// should_store_states() of rank 0 said when the unit began.
   void finish(int32_t unit, const UnitReport& report, const PhaseSeconds& seconds,
-              const BoundaryStates& states, bool keep_states_of_gpu);
+              const BoundaryStates& states, bool store_states);
   /// Hands over what the other ranks have reported on units that were given to finish(). To be
   /// called after wait(), by rank 0.
   UnitReport take_others_report() { return std::move(others_report_); }
@@ -120,6 +122,7 @@ class RunStore {
   WorkFolder& work_;
   Exporter& exporter_;
   const Comm& comm_;
+  const at::Device device_;
   RunObserver& observer_;
   Json manifest_;
   int32_t needs_states_ = 0;
@@ -128,7 +131,7 @@ class RunStore {
   UnitReport others_report_;            // likewise
   std::atomic<int32_t> finished_ = 0;
   std::future<void> writing_;
-  std::atomic<Clock::time_point> next_states_;  // see has_time_for_states()
+  std::atomic<Clock::time_point> next_states_;  // see should_store_states()
 };
 
 }  // namespace aqhost

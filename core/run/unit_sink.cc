@@ -50,7 +50,7 @@ void UnitSink::begin_unit() {
   if (!before_) before_ = timer_.seconds();
   if (comm_.rank() == 0) exporter_.begin(next_, comm_.size() > 1);
   // rank 0 decides for all, and the others wait until it has created the shards
-  at::Tensor keeps = at::tensor({store_.has_time_for_states() ? 1 : 0}, at::kLong);
+  at::Tensor keeps = at::tensor({store_.should_store_states() ? 1 : 0}, at::kLong);
   comm_.broadcast(keeps, 0);
   keeps_states_ = keeps.item<int64_t>() != 0;
   if (comm_.rank() != 0) exporter_.join(next_);

@@ -134,6 +134,18 @@ void copy_to_host(const at::Tensor& tensor, int64_t begin, std::span<std::byte> 
   std::memcpy(out.data(), pinned.const_data_ptr(), out.size());
 }
 
+at::Tensor moved_to(const at::Tensor& t, at::Device device) {
+  if (t.is_cuda() == device.is_cuda()) return t.to(device);
+  const at::Tensor locked =
+      at::empty(t.sizes(), t.options().device(at::kCPU).pinned_memory(true)).copy_(t);
+  return locked.to(device, /*non_blocking=*/true);
+}
+
+int64_t free_device_bytes(at::Device device) {
+  return static_cast<int64_t>(
+      c10::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).first);
+}
+
 int64_t device_bytes(at::Device device) {
   return static_cast<int64_t>(
       c10::getDeviceAllocator(device.type())->getMemoryInfo(device.index()).second);

@@ -36,8 +36,14 @@ void on_own_queue(at::Device device, const std::function<void()>& body);
 /// goes on; so the tensor must have its values already.
 void copy_to_host(const at::Tensor& tensor, int64_t begin, std::span<std::byte> out);
 
-/// The bytes of memory that a GPU has.
+/// `t` on `device`: `t` itself if it is there. Between the host and a GPU, it is copied through
+/// page-locked memory, which is several times as fast; what is copied to the host has its values
+/// when this returns.
+at::Tensor moved_to(const at::Tensor& t, at::Device device);
+
+/// The bytes of memory that a GPU has, and those of them that are free.
 int64_t device_bytes(at::Device device);
+int64_t free_device_bytes(at::Device device);
 
 /// While it lives, float32 matrix products on a GPU may round their factors to TF32 (11 significant
 /// bits) and add in float32, which is eight times as fast. Does nothing for the CPU. Only one may

@@ -1,6 +1,7 @@
 #include "base/memory.h"
 
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <vector>
 
@@ -50,6 +51,12 @@ TEST_CASE("a control group's limit is the minimum from the group up to the root"
   CHECK(limit("nonsense\n:\n") == 0);
   write("memory.max", "100000000\n");  // as a container sees its own group
   CHECK(limit("0::/\n") == 100 * kMb);
+}
+
+TEST_CASE("the available memory is a part of the machine's") {
+  const int64_t physical = int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
+  CHECK(available_memory_bytes() > 0);
+  CHECK(available_memory_bytes() < physical);
 }
 
 }  // namespace

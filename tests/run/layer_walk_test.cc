@@ -6,6 +6,7 @@
 #include <string>
 
 #include "forward/fake_model.h"
+#include "other_device.h"
 #include "quant/formats.h"
 #include "torch_doctest.h"
 
@@ -51,7 +52,7 @@ struct Run {
 
   void run(at::Tensor x, at::Tensor original = {}) {
     const MemorySource source = fake.source();
-    layer = std::make_unique<Layer>(source, *model, 0, x.size(1));
+    layer = std::make_unique<Layer>(source, *model, 0, x.size(1), options);
     LayerWalk walk(
         plan, 0, *layer, chunk_bytes, room, *comm,
         [this](std::vector<Solution> solutions) {
@@ -61,7 +62,7 @@ struct Run {
           }
         },
         timer);
-    walk.run(x, original);
+    walk.run(x, original, x.clone());
     after = x;
     original_after = original;
     coverage = walk.coverage();
@@ -71,6 +72,7 @@ struct Run {
   std::unique_ptr<const Model> model;
   std::shared_ptr<const Format> format, activations;
   Plan plan;
+  at::TensorOptions options = at::kFloat;  // of the layer
   int64_t chunk_bytes = 1 << 30, room = 0;
   PhaseTimer timer;
   std::unique_ptr<Comm> comm = Comm::alone();
@@ -194,6 +196,28 @@ TEST_CASE("the original model's hidden states behind a layer are those of the or
   CHECK(((run.original_after - expected).norm() / expected.norm()).item<double>() < 1e-5);
   const at::Tensor quantized = run.layer->forward(x);
   CHECK(((run.after - quantized).norm() / quantized.norm()).item<double>() < 1e-5);
+}
+
+TEST_CASE(
+    "hidden states in the host's memory become those that they become on the layer's device") {
+  for (const auto attention : {AttentionOf::kRope, AttentionOf::kWired})
+    for (const bool sequential : {true, false})
+      for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+        CAPTURE(sequential);
+        CAPTURE(type);
+        Run there(6, attention), here(6, attention);
+        const at::Tensor x = hidden_states(3, 40, 3), original = hidden_states(2, 40, 4);
+        for (Run* run : {&there, &here}) {
+          run->options = at::TensorOptions(kOtherDevice).dtype(type);
+          run->plan.settings.sequential = sequential;
+        }
+        there.run(x.to(kOtherDevice), original.to(kOtherDevice));
+        here.run(x.clone(), original.clone());
+        CHECK(here.after.is_cpu());
+        CHECK_FALSE(at::equal(here.after, x));
+        CHECK(at::equal(there.after.cpu(), here.after));
+        CHECK(at::equal(there.original_after.cpu(), here.original_after));
+      }
 }
 
 TEST_CASE("attention that the adapter computes is quantized like the host's own") {

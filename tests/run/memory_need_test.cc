@@ -1,6 +1,7 @@
 #include "run/memory_need.h"
 
 #include "base/error.h"
+#include "run/calibrated_run.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
@@ -11,6 +12,17 @@ MemoryNeed need_of(const OpenModel& open, const std::string& recipe, int64_t tok
                    int64_t originals = 500) {
   return memory_need(open.reader(), open.model(), open.plan(recipe), tokens, originals,
                      at::kBFloat16, true);
+}
+
+/// Where a run on a GPU holds its hidden states, given the bytes that the GPU and the host have
+/// room for. Needs no GPU.
+StatesPlace place_of(const OpenModel& open, const Plan& plan, int64_t device, int64_t host) {
+  const std::unique_ptr<Comm> alone = Comm::alone();
+  CalibratedRunOptions options{at::kBFloat16, at::Device(at::kCUDA, 0)};
+  options.comm = alone.get();
+  set_memory(options, open.reader(), open.model(), plan, some_windows(8, 64),
+             {device, false, "work", host});
+  return options.states;
 }
 
 TEST_CASE("the memory need counts states, a layer, a solver's group and the embedding") {
@@ -59,7 +71,7 @@ TEST_CASE("a limit below any part of the need is refused, and the message names 
 }
 
 TEST_CASE("without hidden states, a layer and what is outside the layers need less") {
-  const MemoryNeed need{100'000'000, 50'000'000, 80'000'000, 40'000'000};
+  const MemoryNeed need{100'000'000, 50'000'000, 70'000'000, 40'000'000, 10'000'000};
   CHECK(fits(need, 150'000'000));
   CHECK_FALSE(fits(need, 149'999'999));
   const MemoryNeed less = without_states(need);
@@ -72,6 +84,36 @@ TEST_CASE("without hidden states, a layer and what is outside the layers need le
           "--memory-limit 10: layer weights, the inputs of modules and the modules that "
           "are solved at once take 70 MB"));
   CHECK(room_to_solve(less, 70'000'000, "--memory-limit").head == 70'000'000);
+}
+
+TEST_CASE("in a run on a GPU, hidden states go to the host's memory, and else to a file") {
+  const OpenModel open;
+  for (const char* recipe :
+       {"{default: {group_size: 16}}", "{default: {group_size: 16}, sequential: false}",
+        "{default: {group_size: 16, refine: {steps: 2}}}"}) {
+    CAPTURE(shown(recipe));
+    const Plan plan = open.plan(recipe);
+    const MemoryNeed need =
+        memory_need(open.reader(), open.model(), plan, 8 * 64, 8 * 64, at::kBFloat16, false);
+    CHECK(need.states == 2 * 8 * 64 * 64 * 4);
+    const int64_t kept = keeps_input_of_layers(plan) ? need.states / 2 : 0;
+    CHECK(need.copies == need.states + kept);
+    CHECK(need.host >= need.states + kept);
+    const int64_t whole = need.layers + need.solver, rest = whole - need.states - need.copies;
+    REQUIRE(need.states + need.embedding <= rest);
+
+    const StatesPlace device = place_of(open, plan, whole, 0);
+    CHECK(device.device.is_cuda());
+    CHECK_FALSE(device.in_files());
+    const StatesPlace host = place_of(open, plan, whole - 1, need.host);
+    CHECK(host.device.is_cpu());
+    CHECK_FALSE(host.in_files());
+    const StatesPlace file = place_of(open, plan, rest, need.host - 1);
+    CHECK(file.device.is_cpu());
+    CHECK(file.folder == "work");
+    CHECK_THROWS_WITH(place_of(open, plan, rest - 1, need.host),
+                      doctest::Contains(": layer weights, the inputs of modules and the modules"));
+  }
 }
 
 TEST_CASE(

@@ -75,7 +75,7 @@ void add_options(OptionTable& table, QuantizeCommandOptions& options) {
   table.integer("memory-limit", "MB", options.memory_limit_mb, 0, int64_t{1} << 40,
                 "Limit the memory that tensors take on the device, as precisely as it can be "
                 "computed. With 0, the limit on a CPU is that of the container or job (its control "
-                "group), and there is none on a GPU.");
+                "group), and on a GPU nine tenths of what is free of its memory.");
 }
 
 std::optional<CalibrationOptions> calibration(const QuantizeCommandOptions& options) {
@@ -91,12 +91,16 @@ std::optional<CalibrationOptions> calibration(const QuantizeCommandOptions& opti
   return result;
 }
 
-/// If the user gives no limit, the limit is what the control group leaves, if there is one.
-void limit_to_container(QuantizeOptions& options) {
-  if (options.memory_limit != 0 || !options.device.is_cpu()) return;
-  const int64_t limit = cgroup_memory_limit();
-  if (limit == 0) return;
-  options.memory_limit = std::max<int64_t>(1, limit - anonymous_memory_bytes());
+/// If the user gives no limit, the limit on a CPU is what the control group leaves, if there is
+/// one. On a GPU it is nine tenths of what is free of its memory, because the computed need leaves
+/// out what single operations take.
+void set_standard_limit(QuantizeOptions& options) {
+  if (options.memory_limit != 0) return;
+  const int64_t group = cgroup_memory_limit();
+  if (options.device.is_cpu() && group == 0) return;
+  const int64_t room = options.device.is_cpu() ? group - anonymous_memory_bytes()
+                                               : free_device_bytes(options.device) / 10 * 9;
+  options.memory_limit = std::max<int64_t>(1, room);
   options.limit_is_standard = true;
 }
 
@@ -185,7 +189,7 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   const std::vector<Loadable> loads = loadable(plan, *model, reader);
   check_target(loads, options.result.target);
   quantize_options.device = device(options, plan, opened);
-  limit_to_container(quantize_options);
+  set_standard_limit(quantize_options);
   for (const Loadable& l : loads)
     for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
   ConsoleObserver observer(quiet(options) || comm.rank() != 0);
