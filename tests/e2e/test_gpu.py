@@ -3,6 +3,7 @@
 ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import json
+import re
 import sys
 import unittest
 
@@ -118,9 +119,35 @@ class OnAGpu(WorkFolder):
         report = json.loads((out / "quantization_report.json").read_text())
         self.assertEqual(report["device"], "cuda:0")
         self.assertGreater(report["totals"]["peak_device_bytes"], 1 << 20)
-        self.fails(1, "hidden states, layer weights, the inputs of modules", "--model", MODEL, "--calib", CALIB,
+        self.fails(1, "layer weights, the inputs of modules", "--model", MODEL, "--calib", CALIB,
                    "--device", "cuda", "--memory-limit", 1, "--save", self.work / "no")
         self.assertFalse((self.work / "no").exists())
+
+    def test_hidden_states_that_do_not_fit_are_held_in_the_memory_of_the_host(self):
+        recipe = self.work / "r.yaml"
+        for default in ("{wq: int4, group_size: 128}",
+                        "{wq: int3, group_size: 64, refine: {steps: 20, batch: 8}}"):
+            with self.subTest(default):
+                recipe.write_text(f"default: {default}\n")
+                options = ("--config", recipe, "--calib", CALIB, "--device", "cuda", "--nsamples", 256,
+                           "--seqlen", 512, "--overwrite")
+                refused = aqhost("--model", MODEL, *options, "--memory-limit", 1, "--save", self.work / "no")
+                limit = re.search(r"take (\d+) MB", refused.stderr)[1]
+                runs = {}
+                for name, more in (("whole", ()), ("limited", ("--memory-limit", limit))):
+                    out = self.work / name
+                    done = aqhost("--model", MODEL, *options, *more, "--save", out)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    self.assertEqual("they are held in the host's memory" in done.stderr,
+                                     name == "limited", done.stderr)
+                    report = json.loads((out / "quantization_report.json").read_text())
+                    runs[name] = (self.perplexity(out), report["totals"]["peak_device_bytes"])
+                (whole, more), (limited, less) = runs["whole"], runs["limited"]
+                print(f"{default}: peak {more / 1e6:.0f} MB, with --memory-limit {limit} {less / 1e6:.0f} MB; "
+                      f"perplexity {whole:.4f}, {limited:.4f}", flush=True)
+                self.assertLess(less, more)
+                # fewer experts are solved at once, so a GPU adds in another order
+                self.assertLess(abs(limited / whole - 1), 0.01)
 
 
 if __name__ == "__main__":
