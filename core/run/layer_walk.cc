@@ -164,7 +164,8 @@ void LayerWalk::observe_stage(const at::Tensor& x, const std::vector<Modules>& m
         rounding_.observe(modules[i], rows_of(tensors[i]));
       if (current.empty())
         for_window_batches(x, [&](int64_t begin, int64_t count) {
-          rounding_.observe(modules[i], rows_of(layer_.attention_input(x.narrow(0, begin, count))));
+          const at::Tensor part = moved_to(x.narrow(0, begin, count), device());
+          rounding_.observe(modules[i], rows_of(layer_.attention_input(part)));
         });
     }
     rounding_.agree(modules[i], comm_);
