@@ -58,7 +58,7 @@ Routing route_batch(const FfnDesc& desc, const at::Tensor& logits, const at::Ten
   at::Tensor weights = scores.gather(1, ids).masked_fill_(unused, 0.0);
   if (desc.norm_topk) {
     const at::Tensor sum = weights.sum(-1, true);
-    weights = weights / at::where(sum > 0, sum, 1.0);
+    weights = weights / at::where(sum > 0, sum.clamp_min(desc.norm_min), 1.0);
   }
   return {logits, ids.to(at::kInt).masked_fill_(unused, -1), weights * desc.routed_scale};
 }

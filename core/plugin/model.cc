@@ -257,6 +257,7 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
       d.router != AQ_ROUTER_CUSTOM)
     wrong(fmt::format("router {} is not known", d.router));
   if (!is_limit(d.routed_scale)) wrong(fmt::format("routed_scale {}", d.routed_scale));
+  if (!is_limit(d.norm_min)) wrong(fmt::format("norm_min {}", d.norm_min));
   if (d.n_groups < 0 ||
       (d.n_groups > 0 && (d.n_experts % d.n_groups != 0 || !within(d.top_groups, 1, d.n_groups))))
     wrong(fmt::format("top {} of {} groups of {} experts", d.top_groups, d.n_groups, d.n_experts));
@@ -267,6 +268,7 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   f.top_k = d.top_k;
   f.router = d.router;
   f.norm_topk = d.norm_topk != 0;
+  f.norm_min = d.norm_min;
   f.routed_scale = d.routed_scale > 0 ? d.routed_scale : 1.0f;
   f.n_groups = d.n_groups;
   f.top_groups = d.top_groups;

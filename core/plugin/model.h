@@ -76,7 +76,7 @@ struct FfnDesc {
   int64_t inner_size = 0, shared_size = 0;
   bool shared_gated = false, route_hidden = false;
   int32_t group_best = 1;
-  float act_alpha = 0, act_limit = 0;
+  float act_alpha = 0, act_limit = 0, norm_min = 0;
 };
 
 struct RouteArgs {

@@ -36,8 +36,8 @@ class Ernie45Moe {
     const aq::HfConfig config(checkpoint);
     aq::hf_fixed(config, {{"sliding_window", nullptr}});
     const bool biases = config.flag_or("use_bias", false);
-    config.ignore({"intermediate_size", "moe_norm_min", "moe_capacity", "moe_gate",
-                   "moe_use_aux_free", "num_nextn_predict_layers"});
+    config.ignore({"intermediate_size", "moe_capacity", "moe_gate", "moe_use_aux_free",
+                   "num_nextn_predict_layers"});
     aq_ffn_desc moe = experts(config);
     const int32_t n = config.count("num_hidden_layers");
     const int32_t first = config.integer_or("moe_layer_start_index", 1, 0);
@@ -76,6 +76,7 @@ class Ernie45Moe {
       config.fail("moe_k", config.json().value("moe_k", nlohmann::json()),
                   "at most " + std::to_string(ffn.n_experts));
     ffn.norm_topk = 1;
+    ffn.norm_min = static_cast<float>(config.number_or("moe_norm_min", 1e-12));
     ffn.shared_size = int64_t{inner} * config.integer_or("moe_num_shared_experts", 2, 0);
     return ffn;
   }

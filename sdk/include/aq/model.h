@@ -177,7 +177,7 @@ typedef struct aq_ffn_desc {
   int32_t group_best;         /* the score of a group is the sum of that many best scores
                                  (DeepSeek-V3: 2); 0 means 1 */
   float act_alpha, act_limit; /* of AQ_ACT_CLAMPED_SWIGLU */
-  int32_t reserved;
+  float norm_min;             /* norm_topk divides by this if the sum is smaller */
 } aq_ffn_desc;
 
 enum {

@@ -52,7 +52,7 @@ class Router {
     }
     const float scale = desc_.routed_scale == 0 ? 1.0f : desc_.routed_scale;
     for (int32_t slot = 0; slot < desc_.top_k; slot++) {
-      if (desc_.norm_topk && sum > 0) weights[slot] /= sum;
+      if (desc_.norm_topk && sum > 0) weights[slot] /= std::max(sum, desc_.norm_min);
       weights[slot] *= scale;
     }
   }
