@@ -331,6 +331,7 @@ void LayerWalk::solve(SolveTask task) {
 }
 
 const Hessian& LayerWalk::input_hessian(const Modules& modules, const at::Tensor& f) {
+  const std::lock_guard lock(input_hessians_mutex_);
   const auto [it, added] =
       input_hessians_.try_emplace(modules.front()->activations.get(), f.size(1), f.device());
   Hessian& hessian = it->second;  // clang with OpenMP captures no structured binding

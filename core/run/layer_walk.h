@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <mutex>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -89,6 +91,8 @@ class LayerWalk {
   struct Chunk {
     int32_t begin, end;
     int64_t room;  // for solving its modules, beside the inputs of its down projections
+
+    int32_t size() const { return end - begin; }
   };
   using Modules = std::vector<const PlannedModule*>;
 
@@ -127,8 +131,12 @@ class LayerWalk {
                          const at::Tensor& hidden) const;
   void observe_hidden(const std::vector<ExpertTokens>& routed, const at::Tensor& input);
   at::Tensor expert_hidden(int32_t expert, const SelectedRows& input) const;
-  void add_expert(SolveTask& task, const Modules& modules, const ExpertInput& input,
-                  const at::Tensor& routing_weights, const std::function<Hessian()>& all_tokens);
+  template <typename Body>
+  void for_experts(const Chunk& chunk, const Body& body) const;
+  std::optional<SolveGroup> group_of_expert(const Modules& modules, const ExpertInput& input,
+                                            const at::Tensor& routing_weights,
+                                            const std::function<Hessian()>& all_tokens);
+  void solve_experts(const Chunk& chunk, std::vector<std::optional<SolveGroup>> groups);
   Hessian hidden_hessian(const Modules& modules, int32_t expert, const at::Tensor& input) const;
   Modules planned_in_experts(std::initializer_list<int32_t> roles) const;
 
@@ -147,6 +155,7 @@ class LayerWalk {
   // the Hessians of all tokens at the FFN's input, by the format to which the input is rounded;
   // each is computed when it is needed
   std::map<const Format*, Hessian> input_hessians_;
+  std::mutex input_hessians_mutex_;
   double mean_routing_weight_ = 1;
   int64_t all_tokens_ = 0;  // the number of calibration tokens
   double shift_scale_ = 1;  // all calibration tokens / tokens that also run through the original

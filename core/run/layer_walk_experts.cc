@@ -1,12 +1,18 @@
 // LayerWalk: the routed experts of a layer.
+#include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <future>
 #include <numeric>
 #include <tuple>
 
 #include "base/interrupt.h"
 #include "forward/batches.h"
 #include "forward/fused.h"
+#include "run/beside.h"
 #include "run/layer_walk.h"
 #include "run/token_rows.h"
 #include "tensor/device.h"
@@ -181,51 +187,91 @@ void LayerWalk::add_expert_output(const FfnStates& states, const ExpertTokens& t
   });
 }
 
+/// Calls body(expert) for the experts of a chunk, in any order. Starting the operations of one
+/// expert takes a thread longer than a GPU needs to compute them, so on a GPU several threads do
+/// so, all in the same stream.
+template <typename Body>
+void LayerWalk::for_experts(const Chunk& chunk, const Body& body) const {
+  constexpr int kThreads = 4;
+  if (!works_beside(device())) {
+    for (int32_t e = chunk.begin; e < chunk.end; e++) {
+      check_interrupt();
+      body(e);
+    }
+    return;
+  }
+  std::atomic<int32_t> next = chunk.begin;
+  const auto work = [&] {
+    const c10::DeviceGuard guard(device());
+    const at::NoGradGuard no_grad;  // every thread has a switch of its own
+    for (int32_t e = next++; e < chunk.end; e = next++) {
+      check_interrupt();
+      body(e);
+    }
+  };
+  std::vector<std::future<void>> others;
+  for (int i = 1; i < kThreads; i++) others.push_back(std::async(std::launch::async, work));
+  work();
+  for (std::future<void>& other : others) other.get();
+}
+
 /// Solves the gate and up projections of a chunk, and stores in `inputs` what down() needs.
 void LayerWalk::gate_and_up(const Chunk& chunk, const std::vector<ExpertTokens>& routed,
                             const std::vector<ExpertTokens>& routed_original,
                             const FfnStates& quantized, const FfnStates& original,
                             std::vector<ExpertInput>& inputs) {
-  SolveTask task{{}, chunk.room};
-  for (int32_t e = chunk.begin; e < chunk.end; e++) {
-    check_interrupt();
+  std::vector<std::optional<SolveGroup>> groups(static_cast<std::size_t>(chunk.size()));
+  for_experts(chunk, [&](int32_t e) {
     const ExpertTokens& mine = routed[static_cast<std::size_t>(e)];
     ExpertInput& input = inputs[static_cast<std::size_t>(e)];
     input.quantized = {quantized.input, mine.rows};
     at::Tensor hidden;  // in the original model
     if (original.input.defined()) {
-      const ExpertTokens& before = routed_original[static_cast<std::size_t>(e)];
-      input.original = {original.input, before.rows};
+      input.original = {original.input, routed_original[static_cast<std::size_t>(e)].rows};
       hidden = expert_hidden(e, input.original);
-      add_expert_output(original, before, e, hidden);
     }
     const auto modules = planned({AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}, e);
-    add_expert(task, modules, input, mine.weights,
-               [&] { return input_hessian(modules, quantized.input); });
+    groups[static_cast<std::size_t>(e - chunk.begin)] = group_of_expert(
+        modules, input, mine.weights, [&] { return input_hessian(modules, quantized.input); });
     input.original = {hidden, {}};
-  }
-  solve(std::move(task));
+  });
+  if (original.input.defined())
+    for (int32_t e = chunk.begin; e < chunk.end; e++)
+      add_expert_output(original, routed_original[static_cast<std::size_t>(e)], e,
+                        inputs[static_cast<std::size_t>(e)].original.from);
+  solve_experts(chunk, std::move(groups));
 }
 
 /// Solves the down projections of a chunk and adds its experts' outputs.
 void LayerWalk::down(const Chunk& chunk, const std::vector<ExpertTokens>& routed,
                      const FfnStates& quantized, std::vector<ExpertInput>& inputs) {
-  SolveTask task{{}, chunk.room};
-  for (int32_t e = chunk.begin; e < chunk.end; e++) {
-    check_interrupt();
+  std::vector<std::optional<SolveGroup>> groups(static_cast<std::size_t>(chunk.size()));
+  for_experts(chunk, [&](int32_t e) {
     ExpertInput& input = inputs[static_cast<std::size_t>(e)];
     input.quantized = {expert_hidden(e, input.quantized), {}};
     const auto modules = planned({AQ_ROLE_FFN_DOWN}, e);
-    add_expert(task, modules, input, routed[static_cast<std::size_t>(e)].weights,
-               [&] { return hidden_hessian(modules, e, quantized.input); });
+    groups[static_cast<std::size_t>(e - chunk.begin)] =
+        group_of_expert(modules, input, routed[static_cast<std::size_t>(e)].weights,
+                        [&] { return hidden_hessian(modules, e, quantized.input); });
     input.original = {};
-  }
-  solve(std::move(task));
+  });
+  solve_experts(chunk, std::move(groups));
   for (int32_t e = chunk.begin; e < chunk.end; e++) {
     ExpertInput& input = inputs[static_cast<std::size_t>(e)];
     add_expert_output(quantized, routed[static_cast<std::size_t>(e)], e, input.quantized.from);
     input = {};
   }
+}
+
+/// Solves the groups of a chunk's experts; an expert without planned modules has none.
+void LayerWalk::solve_experts(const Chunk& chunk, std::vector<std::optional<SolveGroup>> groups) {
+  SolveTask task{{}, chunk.room};
+  for (std::optional<SolveGroup>& group : groups) {
+    if (!group) continue;
+    if (group->starved) starved_.insert(group->members.front().planned->module->key.expert);
+    task.groups.push_back(std::move(*group));
+  }
+  solve(std::move(task));
 }
 
 /// Lets the rounding observe the inputs of all experts' down projections. For an expert without
@@ -259,12 +305,13 @@ at::Tensor LayerWalk::expert_hidden(int32_t expert, const SelectedRows& f) const
   return hidden;
 }
 
-/// Adds to the task an expert's modules with the Hessian of its own tokens. If those are too few,
-/// the Hessian of all tokens of the layer is mixed in.
-void LayerWalk::add_expert(SolveTask& task, const Modules& modules, const ExpertInput& input,
-                           const at::Tensor& routing_weights,
-                           const std::function<Hessian()>& all_tokens) {
-  if (modules.empty()) return;
+/// An expert's modules with the Hessian of its own tokens. If those are too few, the Hessian of all
+/// tokens of the layer is mixed in. Thread-safe.
+std::optional<SolveGroup> LayerWalk::group_of_expert(const Modules& modules,
+                                                     const ExpertInput& input,
+                                                     const at::Tensor& routing_weights,
+                                                     const std::function<Hessian()>& all_tokens) {
+  if (modules.empty()) return std::nullopt;
   const int64_t tokens = input.quantized.size();
   const int64_t features = modules.front()->module->in_features;
   const double power = modules.front()->recipe.routing_power;
@@ -286,18 +333,14 @@ void LayerWalk::add_expert(SolveTask& task, const Modules& modules, const Expert
   // the tokens of this expert on all ranks
   const int32_t expert = modules.front()->module->key.expert;
   const int64_t own_tokens = coverage_[static_cast<std::size_t>(expert)].tokens;
-  if (plan_.settings.calibrate_all_experts) {
-    task.groups.push_back(group_of(modules, all_tokens()));
-    return;
-  }
-  task.groups.push_back(group_of(modules, own));
-  if (own_tokens >= needed) return;
-  SolveGroup& group = task.groups.back();
+  if (plan_.settings.calibrate_all_experts) return group_of(modules, all_tokens());
+  SolveGroup group = group_of(modules, own);
+  if (own_tokens >= needed) return group;
   group.starved = true;
-  starved_.insert(expert);
   group.hessian = Hessian::mix(own, all_tokens(),
                                Hessian::share_of_all(own_tokens, all_tokens_, needed,
                                                      std::pow(mean_routing_weight_, power)));
+  return group;
 }
 
 /// The Hessian at the input of one expert's down projection, if all tokens are run through the
