@@ -11,7 +11,7 @@ namespace {
 
 /// \w as Rust's regex crate defines it.
 bool is_word(std::string_view character) {
-  static const Regex word(R"([\p{Alphabetic}\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{200C}\x{200D}])", "\\w");
+  static const Regex word(R"([\w\x{200C}\x{200D}])", "\\w");
   std::vector<Span> spans;
   word.split(character, spans);
   return spans.size() == 1 && spans[0].is_match;

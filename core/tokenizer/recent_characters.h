@@ -1,14 +1,16 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
 namespace aqhost {
 
-/// The characters to which Unicode 15.0 to 16.0 gave the general category (or major class, or
-/// script Han) `property`, as ranges in a PCRE2 character class; empty for other properties. They
-/// are needed because Oniguruma as HF ships it knows them, but PCRE2 10.42 has the tables of
-/// Unicode 14.0.
-std::string recent_characters(std::string_view property);
+/// The characters that a property has in Unicode 16.0 but not in 14.0, as ranges in a PCRE2
+/// character class. They are needed because Oniguruma as HF ships it has the tables of
+/// Unicode 16.0, but PCRE2 10.42 has those of 14.0. `property` is the short name of a general
+/// category or the name of a script. The result is nullopt for all other names, and for properties
+/// that lost a character.
+std::optional<std::string> recent_characters(std::string_view property);
 
 }  // namespace aqhost

@@ -1,8 +1,5 @@
 #include "tokenizer/regex_dialect.h"
 
-#include <unicode/uchar.h>
-#include <unicode/uscript.h>
-
 #include <vector>
 
 #include "base/error.h"
@@ -19,15 +16,16 @@ constexpr std::string_view kNotSpace =
     "\\x00-\\x08\\x0E-\\x1F\\x21-\\x84\\x86-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}\\x{200B}-"
     "\\x{2027}"
     "\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{10FFFF}";
-const std::string kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}" + recent_characters("L") +
-                          recent_characters("M") + recent_characters("Nd");
+const std::string kDigit = "\\p{Nd}" + recent_characters("Nd").value();
+const std::string kWord = "\\p{Alphabetic}\\p{M}\\p{Pc}" + kDigit + recent_characters("L").value() +
+                          recent_characters("M").value();
 /// Outside of character classes, Oniguruma's \w includes the superscripts and fractions of
 /// Latin-1.
 const std::string kLooseWord = kWord + "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 constexpr std::string_view kHex = "0-9A-Fa-f";
 
 /// Escapes with the same meaning in both dialects.
-constexpr std::string_view kSameEscapes = "dDnrtfaeAzZGKR";
+constexpr std::string_view kSameEscapes = "nrtfaeAzZGKR";
 
 class Translator {
  public:
@@ -114,7 +112,8 @@ class Translator {
   void open_class() {
     in_class_ = true;
     copy();
-    if (peek() == '^') copy();
+    negated_ = peek() == '^';
+    if (negated_) copy();
     if (peek() == ']') refuse("a class that begins with ]");
   }
 
@@ -123,12 +122,16 @@ class Translator {
       case ']':
         in_class_ = false;
         copy();
+        if (intersected_) end_intersection();
         break;
       case '[':
         refuse("a class within a class");
       case '&':
-        if (peek(1) == '&') refuse("an intersection of classes");
-        copy();
+        if (peek(1) == '&') {
+          begin_intersection();
+        } else {
+          copy();
+        }
         break;
       case '\\':
         class_escape();
@@ -136,6 +139,24 @@ class Translator {
       default:
         copy();
     }
+  }
+
+  /// [A&&[B]] becomes (?:(?=[A])[B]). Other forms of intersections are not known to be used.
+  void begin_intersection() {
+    if (negated_ || intersected_ || peek(2) != '[' || atom_ + 1 == out_.size()) {
+      refuse("an intersection of classes in another form than [A&&[B]]");
+    }
+    intersected_ = true;
+    out_.insert(atom_, "(?:(?=");
+    out_ += "])";
+    at_ += 2;
+    open_class();
+  }
+  void end_intersection() {
+    if (peek() != ']') refuse("an intersection of classes in another form than [A&&[B]]");
+    intersected_ = false;
+    out_ += ')';
+    at_++;
   }
 
   /// A{n,m}. A + after it repeats it in Ruby, but would make it possessive in PCRE2.
@@ -172,6 +193,10 @@ class Translator {
         return replace(fmt::format("[{}]", kLooseWord));
       case 'W':
         return replace(fmt::format("[^{}]", kLooseWord));
+      case 'd':
+        return replace(fmt::format("[{}]", kDigit));
+      case 'D':
+        return replace(fmt::format("[^{}]", kDigit));
       case 'h':
         return replace(fmt::format("[{}]", kHex));
       case 'H':
@@ -193,6 +218,8 @@ class Translator {
         return replace(kNotSpace);
       case 'w':
         return replace(kWord);
+      case 'd':
+        return replace(kDigit);
       case 'h':
         return replace(kHex);
       case 'b':
@@ -251,15 +278,22 @@ class Translator {
       name.erase(0, 1);
     }
     if (name.find_first_of("=:") != std::string::npos) refuse("\\p{name=value}");
-    const bool script = u_getPropertyValueEnum(UCHAR_SCRIPT, name.c_str()) != UCHAR_INVALID_CODE;
-    const std::string known = fmt::format("{{{}{}}}", script ? "sc:" : "", name);
-    const std::string recent = recent_characters(name);
-    if (recent.empty() || (in_class_ && negative)) {
-      out_ += fmt::format("\\{}{}", negative ? 'P' : 'p', known);
-    } else if (in_class_) {
-      out_ += fmt::format("\\p{}{}", known, recent);
+    const std::optional<std::string> recent = recent_characters(name);
+    if (!recent) {
+      refuse(fmt::format(
+          "\\p{{{}}}, which is neither a general category nor a script whose characters are known",
+          name));
+    }
+    if (in_class_ && negative && !recent->empty()) {
+      refuse(fmt::format("the complement of \\p{{{}}} within a class", name));
+    }
+    const bool script = name.size() > 2;
+    const std::string known = fmt::format("\\{}{{{}{}}}", negative && recent->empty() ? 'P' : 'p',
+                                          script ? "sc:" : "", name);
+    if (in_class_ || recent->empty()) {
+      out_ += known + *recent;
     } else {
-      out_ += fmt::format("[{}\\p{}{}]", negative ? "^" : "", known, recent);
+      out_ += fmt::format("[{}{}{}]", negative ? "^" : "", known, *recent);
     }
     at_ += close + 1;
   }
@@ -275,6 +309,8 @@ class Translator {
   size_t at_ = 0;
   std::string out_;
   bool in_class_ = false;
+  bool negated_ = false;        ///< the class begins with ^
+  bool intersected_ = false;    ///< within the B of [A&&[B]]
   size_t atom_ = 0;             ///< where the item that a quantifier would repeat begins in out_
   std::vector<size_t> groups_;  ///< the same for the open groups
 };

@@ -58,6 +58,36 @@ TEST_CASE("ids equal Hugging Face's for every feature of tokenizer.json") {
   }
 }
 
+TEST_CASE("ids equal Hugging Face's for the tokenizer of every model family") {
+  const Json golden = read_json("golden/tokenizer_families.json");
+  REQUIRE(golden["families"].size() > 15);
+  REQUIRE(golden["texts"].size() > 100);
+  std::vector<Tokenizer> tokenizers;
+  std::vector<std::string> names;
+  for (const Json& family : golden["families"]) {
+    Json file = golden["bases"][family["base"].get<std::string>()];
+    file.update(family["change"]);
+    file["model"].update(family["model"]);
+    tokenizers.push_back(load_written(file.dump()));
+    names.push_back(family["name"]);
+    CAPTURE(names.back());
+    CHECK(tokenizers.back().encode("a", true) == family["special"].get<Ids>());
+  }
+  for (const Json& one : golden["texts"]) {
+    const auto text = one[0].get<std::string>();
+    CAPTURE(text);
+    size_t checked = 0;
+    for (size_t i = 1; i < one.size(); i++) {
+      for (const size_t family : one[i][1].get<std::vector<size_t>>()) {
+        CAPTURE(names[family]);
+        CHECK(tokenizers[family].encode(text, false) == one[i][0].get<Ids>());
+        checked++;
+      }
+    }
+    CHECK(checked == tokenizers.size());
+  }
+}
+
 TEST_CASE("vocab_size is the largest id + 1, added tokens included") {
   CHECK(load_model("olmoe-tiny").vocab_size() == 2046);
   CHECK(load_model("deepseek-moe-tiny").vocab_size() == 2048);

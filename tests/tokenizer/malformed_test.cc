@@ -76,7 +76,10 @@ TEST_CASE("regular expressions whose meaning would differ are refused") {
     return error.starts_with(begin) ? error.substr(begin.size()) : "unexpected: " + error;
   };
   CHECK(why("[a[b]]") == "a class within a class");
-  CHECK(why("[a&&b]") == "an intersection of classes");
+  const std::string intersection = "an intersection of classes in another form than [A&&[B]]";
+  for (const char* form : {"[a&&b]", "[&&[a]]", "[^a&&[b]]", "[a&&[b]c]", "[a&&[b&&[c]]]"}) {
+    CHECK(why(form) == intersection);
+  }
   CHECK(why("[[:alpha:]]") == "a class within a class");
   CHECK(why("(?m)a") == "an option other than i");
   CHECK(why("a(?i)b|c") == "an option within the pattern");
@@ -89,7 +92,15 @@ TEST_CASE("regular expressions whose meaning would differ are refused") {
   CHECK(why("[a") == "a class that is not closed");
   CHECK(why("a)") == "a parenthesis that was not opened");
   CHECK(why("\\") == "the escape \\");
-  CHECK(why("\\p{Nonsense}") == "unknown property after \\P or \\p");
+  CHECK(why("[\\P{L}]") == "the complement of \\p{L} within a class");
+  CHECK(why("[\\D]") == "the escape \\D");
+  // Their characters differ between the versions of Unicode of Oniguruma and PCRE2, or are unknown.
+  for (const char* name : {"C", "Cn", "Mn", "l", "Hani", "Common", "Emoji", "Nonsense", ""}) {
+    CHECK(why(fmt::format("\\p{{{}}}", name)) ==
+          fmt::format("\\p{{{}}}, which is neither a general category nor a script whose "
+                      "characters are known",
+                      name));
+  }
   CHECK(why("(a") == "missing closing parenthesis");
 }
 
