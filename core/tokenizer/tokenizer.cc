@@ -76,6 +76,7 @@ namespace {
 std::string other_tokenizers(const std::filesystem::path& directory) {
   constexpr std::pair<const char*, const char*> kOthers[] = {
       {"tokenizer.model", "SentencePiece or tiktoken"},
+      {"tiktoken.model", "tiktoken"},
       {"spiece.model", "SentencePiece"},
       {"vocab.json", "BPE in two files"},
       {"merges.txt", "BPE in two files"},
@@ -99,12 +100,18 @@ Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
   const std::filesystem::path path = directory / "tokenizer.json";
   if (!std::filesystem::exists(path)) {
     const std::string others = other_tokenizers(directory);
-    fail(
-        "{}: there is no such file, {}; expected a tokenizer.json, which transformers makes of "
-        "most "
-        "other forms: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-        path.string(),
-        others.empty() ? "nor a tokenizer in another form" : "only a tokenizer as " + others);
+    // AutoTokenizer cannot convert this form: its pattern is only in a Python file of the model.
+    const std::string how =
+        std::filesystem::exists(directory / "tiktoken.model")
+            ? "which transformers.convert_slow_tokenizer makes: "
+              "TikTokenConverter(\"tiktoken.model\", "
+              "pattern=P, extra_special_tokens=T).converted().save(\"tokenizer.json\"), where P is "
+              "the pat_str and T are the special tokens, in the order of their ids, of the model's "
+              "own Python class (tokenization_kimi.py)"
+            : "which transformers makes of most other forms: "
+              "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)";
+    fail("{}: there is no such file, {}; expected a tokenizer.json, {}", path.string(),
+         others.empty() ? "nor a tokenizer in another form" : "only a tokenizer as " + others, how);
   }
   return parse(read_file(path), path.string());
 }

@@ -1,6 +1,8 @@
 #include <doctest/doctest.h>
 
 #include "base/error.h"
+#include "base/file.h"
+#include "temp_folder.h"
 #include "written_tokenizer.h"
 
 namespace aqhost {
@@ -179,6 +181,17 @@ TEST_CASE("added tokens and templates that cannot be are refused") {
   CHECK(load_error(twice.dump()) ==
         "tokenizer.json: post_processor.processors[1]: a second TemplateProcessing is not "
         "supported");
+}
+
+TEST_CASE("without a tokenizer.json, the message says how to make one") {
+  const TempFolder folder;
+  write_file(folder.path() / "tiktoken.model", "");
+  CHECK_THROWS_WITH_AS(
+      Tokenizer::load(folder.path()),
+      doctest::Contains("tokenizer.json: there is no such file, only a tokenizer as tiktoken.model "
+                        "(tiktoken); expected a tokenizer.json, which "
+                        "transformers.convert_slow_tokenizer makes: TikTokenConverter("),
+      Error);
 }
 
 TEST_CASE("files that are no tokenizer.json are refused") {
