@@ -13,7 +13,10 @@ namespace aqhost {
 /// models). A feature of the file that is not supported is an Error that names it. The `truncation`
 /// and `padding` sections are not applied. tokenizer_config.json is not read: if there is a
 /// tokenizer.json, transformers 5 ignores add_bos_token and add_eos_token of the other file, and
-/// only the post_processor of tokenizer.json decides. Const functions are thread-safe.
+/// only the post_processor of tokenizer.json decides. The classes Qwen2Tokenizer and
+/// Qwen3_5Tokenizer of transformers 5 do not follow tokenizer.json: they have a normalizer and a
+/// pre-tokenizer of their own, equal to those of the published files, and take added tokens from
+/// tokenizer_config.json only. Const functions are thread-safe.
 class Tokenizer {
  public:
   /// `directory` must contain tokenizer.json.
