@@ -121,7 +121,7 @@ CASES = {
         spelling={"layer_types": None, "full_attention_interval": 2, "rope_parameters": None,
                   "rope_theta": 3000.0}),
     "qwen3_next_dense": Case("qwen3_next", {
-        **DELTA, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_conv_kernel_dim": 3,
+        **DELTA, "linear_num_value_heads": 2, "linear_value_head_dim": 32, "linear_conv_kernel_dim": 3,
         "intermediate_size": 96, "decoder_sparse_step": 2, "norm_topk_prob": False, "attention_bias": True,
         "mlp_only_layers": [3], "tie_word_embeddings": True,
         "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
@@ -160,6 +160,11 @@ CASES = {
         "moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 2, "moe_norm_min": 0.4,
         "intermediate_size": 96, "moe_intermediate_size": 32, "use_bias": True, "tie_word_embeddings": True}),
 }
+
+
+def model_class(case):
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    return AutoModelForImageTextToText if case.text else AutoModelForCausalLM
 
 
 def configuration(case):
@@ -220,10 +225,8 @@ def never_run(name, case):
 
 def write(case, folder, seed=0):
     """Writes the checkpoint `case` to `folder`, which must not exist."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     generator = torch.Generator().manual_seed(seed)
-    kind = AutoModelForImageTextToText if case.text else AutoModelForCausalLM
-    model = kind.from_config(configuration(case), dtype=torch.float32)
+    model = model_class(case).from_config(configuration(case), dtype=torch.float32)
     with torch.no_grad():
         randomize(model.state_dict(), case.model_type, generator)
     folder = pathlib.Path(folder)
@@ -244,12 +247,12 @@ def write(case, folder, seed=0):
 
 
 def load(case, folder, experts="eager"):
-    """Returns the language model of a checkpoint, or of an export of it, as transformers runs it in float32.
+    """Returns the model of a checkpoint, or of an export of it, as transformers runs it in float32.
     `experts` is how it runs them; None is its default, and the only way for those that it has unpacked."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     stored = {**json.loads((pathlib.Path(folder) / "config.json").read_text()), **case.read_as}
     config = type(AutoConfig.for_model(stored["model_type"])).from_dict(stored)
-    return AutoModelForCausalLM.from_pretrained(
+    return model_class(case).from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="eager",
         experts_implementation=experts).eval()
 
