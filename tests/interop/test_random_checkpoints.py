@@ -97,7 +97,9 @@ class Checkpoint:
             self.assertEqual(set(chosen), set(expected))
             for layer, ids in expected.items():
                 with self.subTest(tokens=tokens, layer=layer):
-                    self.assertTrue(torch.equal(chosen[layer].sort(-1)[0], ids.sort(-1)[0]))
+                    self.assertEqual(chosen[layer].shape, ids.shape)
+                    wrong = (chosen[layer].sort(-1)[0] != ids.sort(-1)[0]).any(-1)
+                    self.assertEqual(wrong.sum().item(), 0, "tokens with other experts")
 
     def check_export(self, algorithm):
         out = self.exports[algorithm].result()
