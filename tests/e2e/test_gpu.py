@@ -87,6 +87,26 @@ class OnAGpu(WorkFolder):
                     for a, b in zip(on_cpu["layers"], on_gpu["layers"]):
                         self.assertLess(abs(b["error"] / a["error"] - 1), 0.02)
 
+    def test_random_checkpoints_give_the_same_results_as_on_the_cpu(self):
+        folder = os.environ.get("AQ_RANDOM_CHECKPOINTS")
+        if not folder:
+            self.skipTest("AQ_RANDOM_CHECKPOINTS is not set; see random_checkpoints.py")
+        text = self.work / "text.txt"
+        text.write_text(EVAL.read_text()[:40000])
+        for model in sorted(p for p in pathlib.Path(folder).iterdir() if p.is_dir()):
+            out = self.quantize("cuda", model, "--nsamples", 8, "--seqlen", 128)
+            perplexities = {}
+            for device in ("cpu", "cuda"):
+                for what, arguments in (("float32", (model,)), ("bfloat16", (model, "--dtype", "bfloat16")),
+                                        ("export", (out,))):
+                    told = self.ok("eval", "--model", *arguments, "--text", text, "--device", device, "--json")
+                    perplexities.setdefault(what, []).append(json.loads(told)["perplexity"])
+            print(model.name, {what: f"{gpu / cpu - 1:+.1e}" for what, (cpu, gpu) in perplexities.items()},
+                  flush=True)
+            for what, (cpu, gpu) in perplexities.items():
+                with self.subTest(model.name, what=what):
+                    self.assertLess(abs(gpu / cpu - 1), 0.03 if what == "bfloat16" else 1e-3)
+
     def test_experts_are_balanced_on_the_gpu(self):
         spreads = []
         for device in ("cpu", "cuda"):
