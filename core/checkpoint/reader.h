@@ -25,10 +25,8 @@ class Reader : public Source {
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
   bool read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const override;
   std::string file_of(std::string_view name) const override;
+  std::vector<const SafetensorsFile*> files() const override;
   void check_unchanged() const override;
-
-  /// The safetensors files.
-  std::vector<const SafetensorsFile*> files() const;
 
  private:
   struct Location {

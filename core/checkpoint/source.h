@@ -27,7 +27,8 @@ struct TensorInfo {
   int64_t nbytes() const { return numel() * dtype_size(dtype); }
 };
 
-class Format;  // plugin/format.h
+class Format;           // plugin/format.h
+class SafetensorsFile;  // checkpoint/safetensors.h
 
 /// How a checkpoint says that the input of a module is rounded.
 struct RoundedInput {
@@ -44,9 +45,10 @@ struct StoredSize {
   double bits_per_weight() const;
 };
 
-/// The dense tensors of a model by name, independent of how files store them. It is either a plain
-/// checkpoint (Reader), or an export whose quantized weights are decoded
-/// (export/decoded_checkpoint.h). All functions may be called from any thread.
+/// The dense tensors of a model by name, independent of how files store them. It is a plain
+/// checkpoint (Reader), or one whose quantized tensors are decoded: by a format plugin
+/// (export/decoded_checkpoint.h), or without one (dequantized_source.h). All functions may be
+/// called from any thread.
 class Source {
  public:
   virtual ~Source() = default;
@@ -80,9 +82,14 @@ class Source {
   /// How the input of a module is rounded when the checkpoint is run.
   virtual RoundedInput input_rounding(std::string_view /*module*/) const { return {}; }
   virtual StoredSize stored_size() const;
+  /// The bytes that a tensor takes in the files, with its scales. It must exist.
+  virtual int64_t stored_bytes(std::string_view name) const { return find(name)->nbytes(); }
 
   /// The file that contains a tensor, or the folder if the file is not known; for messages.
   virtual std::string file_of(std::string_view /*name*/) const { return directory(); }
+
+  /// The files that are read; none if they are not known.
+  virtual std::vector<const SafetensorsFile*> files() const { return {}; }
 
   /// Throws an Error that names the file if one of the tensors' files has changed since it was
   /// opened. Call this before results that were computed from the files are published.

@@ -17,7 +17,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t kHeaderAlignment = 8;
-constexpr int64_t kCopiedBytes = int64_t{1} << 22;
 
 /// Where the bytes of a tensor go.
 struct Place {
@@ -237,15 +236,15 @@ void Writer::write(std::string_view name, std::span<const std::byte> bytes) {
   write_at(shard.fd, bytes.data(), bytes.size(), place.offset, impl_->unfinished_path_of(shard));
 }
 
-void Writer::copy(std::string_view name, const Read& read) {
+void Writer::copy(std::string_view name, const Read& read, int64_t part_bytes) {
   const auto it = impl_->places.find(name);
   const int64_t size = it == impl_->places.end() ? 0 : it->second.size;
   const Place& place = impl_->take(name, static_cast<std::size_t>(size));
   const Shard& shard = impl_->shards[place.shard];
-  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(size, kCopiedBytes)));
-  for (int64_t begin = 0; begin < size; begin += kCopiedBytes) {
+  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(size, part_bytes)));
+  for (int64_t begin = 0; begin < size; begin += part_bytes) {
     const auto part =
-        std::span(buffer).first(static_cast<std::size_t>(std::min(kCopiedBytes, size - begin)));
+        std::span(buffer).first(static_cast<std::size_t>(std::min(part_bytes, size - begin)));
     read(begin, part);
     write_at(shard.fd, part.data(), part.size(), place.offset + begin,
              impl_->unfinished_path_of(shard));

@@ -44,10 +44,10 @@ class Writer {
   /// Writes the whole content of one tensor. Its group must have begun, and each tensor is written
   /// once. Thread-safe.
   void write(std::string_view name, std::span<const std::byte> bytes);
-  /// Does the same in parts, to save memory: `read` returns the bytes from `begin` on. A signal
-  /// does not stop it, unless `read` calls check_interrupt().
+  /// Does the same in parts of `part_bytes`, to save memory: `read` returns the bytes from `begin`
+  /// on. A signal does not stop it, unless `read` calls check_interrupt().
   using Read = std::function<void(int64_t begin, std::span<std::byte> out)>;
-  void copy(std::string_view name, const Read& read);
+  void copy(std::string_view name, const Read& read, int64_t part_bytes = int64_t{1} << 22);
   /// Flushes and closes the files of a group that were opened by join(). Returns the names of the
   /// tensors that this object has written to them.
   std::vector<std::string> leave(std::size_t group);

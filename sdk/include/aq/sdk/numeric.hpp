@@ -61,6 +61,11 @@ inline float from_e4m3(uint8_t bits) {
   return (bits & 0x80) != 0 ? -magnitude : magnitude;
 }
 
+/// The value of an E8M0 code, 2^(code - 127); NaN for 255 (OCP MX v1.0, 5.4.1).
+inline float from_e8m0(uint8_t bits) {
+  return bits == 255 ? std::numeric_limits<float>::quiet_NaN() : std::ldexp(1.0f, bits - 127);
+}
+
 /// The values of the 2^bits codes of a small float; from the top bit down, a code holds sign,
 /// exponent and mantissa, as in IEEE 754. Codes above `max` (infinities and NaN) have the value
 /// `max`. No weight gets such a code, because the first of several codes with equal values is

@@ -134,10 +134,8 @@ inline void write_scale(int32_t scale_kind, float scale, void* to, int64_t i) {
 
 inline float read_scale(int32_t scale_kind, const void* from, int64_t i) {
   switch (scale_kind) {
-    case AQ_SCALE_E8M0: {
-      const uint8_t exponent = static_cast<const uint8_t*>(from)[i];
-      return exponent == 255 ? NAN : std::ldexp(1.0f, exponent - 127);
-    }
+    case AQ_SCALE_E8M0:
+      return from_e8m0(static_cast<const uint8_t*>(from)[i]);
     case AQ_SCALE_E4M3:
       return from_e4m3(static_cast<const uint8_t*>(from)[i]);
     case AQ_SCALE_BF16:
