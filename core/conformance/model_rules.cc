@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "checkpoint/reader.h"
+#include "checkpoint/dequantized_source.h"
 #include "conformance/subjects.h"
 #include "plugin/dl_tensor.h"
 
@@ -56,7 +56,7 @@ class ModelRules {
   ModelRules(const Registry& registry, std::string id,
              const std::optional<std::filesystem::path>& checkpoint)
       : registry_(registry), id_(std::move(id)), rules_("model " + id_) {
-    if (checkpoint) source_ = std::make_unique<Reader>(*checkpoint);
+    if (checkpoint) source_ = open_checkpoint(*checkpoint);
   }
 
   std::vector<Verdict> run() {

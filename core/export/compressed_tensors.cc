@@ -203,8 +203,13 @@ class CompressedTensors : public Container {
 
   QuantizedMatrix unpack(const StoredModule& module,
                          std::span<const std::span<const std::byte>> tensors) const override {
-    const auto packed = tensors.first(module.format->desc().n_packed);
-    return module.format->unpack(module.rows, module.cols, {packed.begin(), packed.end()});
+    const auto first = tensors.first(module.format->desc().n_packed);
+    std::vector<std::span<const std::byte>> packed(first.begin(), first.end());
+    const int64_t shape[2] = {module.rows, module.cols};  // which may be stored as I32
+    const std::vector<TensorInfo> infos = module.format->packed(module.rows, module.cols);
+    for (std::size_t i = 0; i < infos.size(); i++)
+      if (infos[i].name == "weight_shape") packed[i] = std::as_bytes(std::span(shape));
+    return module.format->unpack(module.rows, module.cols, packed);
   }
 
   RoundedInput input_rounding(const Source& stored, const StoredModule& module) const override {

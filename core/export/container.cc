@@ -44,14 +44,20 @@ std::string container_names(std::string_view quote) {
 
 bool is_quantized(const Json& config) { return !quantization_config_of(config, "").is_null(); }
 
+std::string quant_method(const Json& config, const std::string& directory) {
+  return quantization_config_of(config, directory)["quant_method"].text();
+}
+
 const Container& container_of(const Json& config, const std::string& directory) {
   const Field quantization = quantization_config_of(config, directory);
-  const std::string& method = quantization["quant_method"].text();
+  const std::string method = quant_method(config, directory);
   if (const Container* named = find_container(method)) return *named;
   // formats of plugins can have a quant_method of their own, in the config of compressed-tensors
   if (!quantization["config_groups"].is_null()) return compressed_tensors();
-  fail("{}.quant_method is \"{}\", expected {}", quantization.where(), method,
-       container_names("\""));
+  fail(
+      "{}.quant_method is \"{}\", expected {}; a model to be quantized may also have \"fp8\" or "
+      "\"mxfp4\"",
+      quantization.where(), method, container_names("\""));
 }
 
 std::set<std::string> packed_modules(const Source& stored,

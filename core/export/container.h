@@ -85,6 +85,8 @@ std::string container_names(std::string_view quote);
 /// Whether a checkpoint with this config.json is quantized: it is not if the key
 /// "quantization_config" is missing, null or an empty object.
 bool is_quantized(const Json& config);
+/// The "quant_method" of such a config.json. Throws an Error if it has none.
+std::string quant_method(const Json& config, const std::string& directory);
 /// The container that the config.json of `directory` describes. Throws an Error if there is none.
 const Container& container_of(const Json& config, const std::string& directory);
 

@@ -7,7 +7,7 @@
 #include <set>
 
 #include "base/error.h"
-#include "checkpoint/reader.h"
+#include "checkpoint/dequantized_source.h"
 
 namespace aqhost {
 namespace {
@@ -17,6 +17,13 @@ constexpr std::string_view kWeight = ".weight";
 /// "a.b" for "a.b.weight".
 std::string_view stem(std::string_view name) {
   return name.substr(0, name.size() - kWeight.size());
+}
+
+/// Whether a tensor is stored as its format requires. compressed-tensors writes a weight_shape of
+/// I64, but checkpoints like Kimi-K2-Thinking have one of I32.
+bool is_as_expected(const TensorInfo& found, const TensorInfo& expected) {
+  const bool short_shape = expected.name == "weight_shape" && found.dtype == DType::kI32;
+  return found.shape == expected.shape && (found.dtype == expected.dtype || short_shape);
 }
 
 /// Returns what `body` returns. If it throws an Error, puts `place` before the message.
@@ -63,7 +70,7 @@ std::vector<TensorInfo> DecodedCheckpoint::checked_tensors(const StoredModule& m
     if (found == nullptr)
       fail("{}: {}.{} is missing; format {} of a {} x {} matrix needs it", directory(), module.name,
            expected.name, module.format->id(), module.rows, module.cols);
-    if (found->dtype != expected.dtype || found->shape != expected.shape)
+    if (!is_as_expected(*found, expected))
       fail("{}: {}.{} is {} [{}], format {} of a {} x {} matrix expects {} [{}]", directory(),
            module.name, expected.name, dtype_name(found->dtype), fmt::join(found->shape, ", "),
            module.format->id(), module.rows, module.cols, dtype_name(expected.dtype),
@@ -106,8 +113,24 @@ std::vector<float> DecodedCheckpoint::decode(const StoredModule& module) const {
        at / module.cols, at % module.cols, *wrong);
 }
 
+const StoredModule* DecodedCheckpoint::module_of(std::string_view tensor) const {
+  return tensor.ends_with(kWeight) ? find_module(stem(tensor)) : nullptr;
+}
+
+bool DecodedCheckpoint::read_stored(std::string_view name, int64_t begin,
+                                    std::span<std::byte> out) const {
+  return module_of(name) == nullptr && find(name) != nullptr &&
+         stored_->read_stored(name, begin, out);
+}
+
+int64_t DecodedCheckpoint::stored_bytes(std::string_view name) const {
+  const StoredModule* module = module_of(name);
+  return module == nullptr ? stored_->stored_bytes(name)
+                           : aqhost::stored_bytes(container_.tensors_of(*module));
+}
+
 void DecodedCheckpoint::read_f32(std::string_view name, int64_t begin, std::span<float> out) const {
-  const StoredModule* module = name.ends_with(kWeight) ? find_module(stem(name)) : nullptr;
+  const StoredModule* module = module_of(name);
   if (module == nullptr) return stored_->read_f32(name, begin, out);
   const std::vector<float> values = decode(*module);
   std::copy_n(values.begin() + begin, out.size(), out.begin());
@@ -121,7 +144,7 @@ RoundedInput DecodedCheckpoint::input_rounding(std::string_view module) const {
 StoredSize DecodedCheckpoint::stored_size() const {
   StoredSize size{.bytes = stored_->stored_size().bytes};
   for (const StoredModule& m : modules_) {
-    size.weight_bytes += stored_bytes(container_.tensors_of(m));
+    size.weight_bytes += aqhost::stored_bytes(container_.tensors_of(m));
     size.weights += m.rows * m.cols;
   }
   return size;
@@ -135,9 +158,11 @@ void DecodedCheckpoint::check_config(const Model& model) const {
 
 std::unique_ptr<Source> open_source(const std::filesystem::path& directory,
                                     const Registry& registry) {
-  auto reader = std::make_unique<Reader>(directory);
-  if (!is_quantized(reader->config())) return reader;
-  return std::make_unique<DecodedCheckpoint>(std::move(reader), registry);
+  std::unique_ptr<Source> source = open_checkpoint(directory);
+  const Json& config = source->config();
+  if (!is_quantized(config) || find_encoding(quant_method(config, source->directory())) != nullptr)
+    return source;
+  return std::make_unique<DecodedCheckpoint>(std::move(source), registry);
 }
 
 }  // namespace aqhost

@@ -25,10 +25,13 @@ class DecodedCheckpoint : public Source {
   const TensorInfo* find(std::string_view name) const override;
   /// For a quantized matrix, decodes the whole matrix each time.
   void read_f32(std::string_view name, int64_t begin, std::span<float> out) const override;
+  bool read_stored(std::string_view name, int64_t begin, std::span<std::byte> out) const override;
   RoundedInput input_rounding(std::string_view module) const override;
   /// The bytes of the quantized modules are those of their packed tensors, without weight_shape.
   StoredSize stored_size() const override;
+  int64_t stored_bytes(std::string_view name) const override;
   std::string file_of(std::string_view name) const override { return stored_->file_of(name); }
+  std::vector<const SafetensorsFile*> files() const override { return stored_->files(); }
   void check_unchanged() const override { stored_->check_unchanged(); }
 
   const std::vector<StoredModule>& modules() const { return modules_; }  // sorted by name
@@ -43,6 +46,8 @@ class DecodedCheckpoint : public Source {
 
  private:
   QuantizedMatrix read(const StoredModule& module) const;
+  /// The module whose weight is the tensor with that name, or nullptr.
+  const StoredModule* module_of(std::string_view tensor) const;
   /// The tensors of a module in their order, named by suffix. Throws an Error if one is missing or
   /// has another type or shape.
   std::vector<TensorInfo> checked_tensors(const StoredModule& module) const;
@@ -53,7 +58,8 @@ class DecodedCheckpoint : public Source {
   std::vector<TensorInfo> infos_;
 };
 
-/// Opens a plain checkpoint, or a quantized one as its dense tensors, as config.json says.
+/// Opens a plain checkpoint, or a quantized one as its dense tensors, as config.json says: an
+/// export or another checkpoint in one of the containers, or one of find_encoding().
 std::unique_ptr<Source> open_source(const std::filesystem::path& directory,
                                     const Registry& registry);
 

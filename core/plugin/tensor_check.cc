@@ -8,7 +8,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kReadChunk = int64_t{1} << 20;
+constexpr int64_t kReadChunk = int64_t{1} << 24;
 
 }  // namespace
 

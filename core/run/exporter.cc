@@ -15,7 +15,6 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kReport = "quantization_report.json";
 /// Kinds of side files that readers of a checkpoint look for: tokenizer, chat template, remote
 /// code.
 constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"};
@@ -32,7 +31,7 @@ bool contains(const List& list, const std::string& value) {
 /// The files that the export writes anew, and does not copy from the original.
 const std::set<std::string>& files_written_anew() {
   static const std::set<std::string> kFilesWrittenAnew = [] {
-    std::set<std::string> files{"config.json", "model.safetensors.index.json", kReport};
+    std::set<std::string> files{"config.json", "model.safetensors.index.json", kReportFile};
     for (const Container* container : containers())
       if (const std::string file = container->config_file(); !file.empty()) files.insert(file);
     return files;
@@ -124,7 +123,7 @@ std::vector<std::string> linears_besides(const Source& original, const Model& mo
   return linears;
 }
 
-/// float32 values as elements of `dtype`. This is exact, because they were read from that type.
+/// float32 values, rounded to `dtype`. This is exact if they were read from that type.
 std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
   const auto type = dtype == DType::kBF16  ? at::kBFloat16
                     : dtype == DType::kF16 ? at::kHalf
@@ -145,13 +144,13 @@ std::set<std::string> replaced_files(const Source& original, const fs::path& tar
                                      bool overwrite) {
   if (!overwrite || WorkFolder::is_free(target)) return {};
   std::error_code ignored;
-  if (!fs::exists(target / kReport, ignored))
+  if (!fs::exists(target / kReportFile, ignored))
     fail(
         "{}: is no earlier export of aqhost (it has no {}), and is not replaced; choose another "
         "folder",
-        target.string(), kReport);
+        target.string(), kReportFile);
   std::set<std::string> files = files_written_anew();
-  const Json report = read_json(target / kReport);
+  const Json report = read_json(target / kReportFile);
   const bool ours = report.is_object() && report.value("generator", Json()) == "aqhost" &&
                     fs::exists(target / "config.json", ignored) &&
                     is_quantized(read_json(target / "config.json"));
@@ -159,7 +158,7 @@ std::set<std::string> replaced_files(const Source& original, const fs::path& tar
     fail(
         "{}: is no earlier export of aqhost (its {} or config.json says otherwise), and is not "
         "replaced; choose another folder",
-        target.string(), kReport);
+        target.string(), kReportFile);
   if (const auto list = report.find(kFiles); list != report.end() && list->is_array()) {
     for (const Json& name : *list)
       if (name.is_string()) files.insert(name.get<std::string>());
@@ -203,7 +202,7 @@ std::vector<std::string> Exporter::files() const {
     for (std::string& shard : shards(unit)) files.push_back(std::move(shard));
   if (files.size() - others > 1) files.emplace_back("model.safetensors.index.json");
   std::sort(files.begin(), files.end());
-  files.emplace_back(kReport);
+  files.emplace_back(kReportFile);
   return files;
 }
 
@@ -261,11 +260,7 @@ void Exporter::write(const PlannedModule& planned, const QuantizedMatrix& matrix
 void Exporter::finish(int32_t unit) {
   original_.check_unchanged();
   const Unit& tensors = unit_tensors_[static_cast<std::size_t>(unit)];
-  for (const Copied& tensor : tensors.copied)
-    writer_->copy(tensor.written, [&](int64_t begin, std::span<std::byte> out) {
-      check_interrupt();
-      original_.read_bytes(tensor.stored, begin, out);
-    });
+  for (const Copied& tensor : tensors.copied) copy(tensor);
   for (const auto& [module, dtype] : tensors.splits) {
     const at::Tensor weight =
         read_tensor(original_, module->weight, {module->out_features, module->in_features});
@@ -274,13 +269,36 @@ void Exporter::finish(int32_t unit) {
   writer_->finish(static_cast<std::size_t>(unit));
 }
 
+/// Copies the stored bytes of a tensor, or decodes it if it is stored quantized.
+void Exporter::copy(const Copied& tensor) {
+  const TensorInfo& info = *original_.find(tensor.stored);
+  if (original_.read_stored(tensor.stored, 0, {})) {
+    writer_->copy(tensor.written, [&](int64_t begin, std::span<std::byte> out) {
+      check_interrupt();
+      original_.read_bytes(tensor.stored, begin, out);
+    });
+    return;
+  }
+  // matrix by matrix, because a part of a matrix may cost as much as the whole
+  const int64_t width = dtype_size(info.dtype);
+  const int64_t matrix = info.shape.back() * info.shape[info.shape.size() - 2];
+  const auto decode = [&](int64_t begin, std::span<std::byte> out) {
+    check_interrupt();
+    const at::Tensor values = at::empty({static_cast<int64_t>(out.size()) / width}, at::kFloat);
+    original_.read_f32(tensor.stored, begin / width, span_of<float>(values));
+    const std::vector<std::byte> bytes = bytes_of(values, info.dtype);
+    std::copy(bytes.begin(), bytes.end(), out.begin());
+  };
+  writer_->copy(tensor.written, decode, matrix * width);
+}
+
 void Exporter::commit(Json report) {
   work_.check_in_place();
   work_.keep();
   report[kFiles] = files();
   try {
     writer_->write_index();
-    write_file(work_.result() / kReport, to_text(report, 2) + "\n");
+    write_file(work_.result() / kReportFile, to_text(report, 2) + "\n");
   } catch (const Error& e) {
     fail(
         "{}. The export, which is finished but for this file, is kept in {}; run the same command "

@@ -16,6 +16,9 @@
 
 namespace aqhost {
 
+/// The name of the report (see report.h) in the folder of an export.
+inline constexpr const char* kReportFile = "quantization_report.json";
+
 /// Throws an Error that names the file if a side file that an export copies from the original
 /// cannot be copied: a link to nothing, or what a failed download leaves in place of a file.
 /// Exporter makes the same check.
@@ -29,7 +32,8 @@ std::set<std::string> replaced_files(const Source& original, const std::filesyst
                                      bool overwrite);
 
 /// Writes the export to `work`.result(): the packed tensors of quantized modules, every other
-/// tensor unchanged, config.json with quantization_config, and the tokenizer and other side files.
+/// tensor unchanged (but decoded and rounded to its type if the original stores it quantized),
+/// config.json with quantization_config, and the tokenizer and other side files.
 /// Tensors are written unit by unit: unit l is layer l, and the last unit has everything outside
 /// the layers. Every shard belongs to one unit, and is complete when that unit is finished.
 class Exporter {
@@ -84,7 +88,7 @@ class Exporter {
   void commit(Json report);
 
  private:
-  /// A tensor that is copied unchanged.
+  /// A tensor that does not change.
   struct Copied {
     std::string stored, written;  // its names
   };
@@ -100,6 +104,7 @@ class Exporter {
 
   int32_t unit_of(int32_t layer) const { return layer >= 0 ? layer : units_ - 1; }
   void plan_tensors(const Model& model, std::vector<std::vector<TensorInfo>>& tensors);
+  void copy(const Copied& tensor);
   void write_config() const;
   void copy_side_files() const;
 

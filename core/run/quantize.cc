@@ -14,6 +14,7 @@
 #include "base/memory.h"
 #include "base/work_folder.h"
 #include "export/container.h"
+#include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
 #include "plugin/tensor_check.h"
 #include "run/calibrated_run.h"
@@ -184,7 +185,7 @@ std::unique_ptr<WorkFolder> open_work_folder(const Source& original, const Quant
 class QuantizeRun {
  public:
   /// Opens the work folder, or creates it.
-  QuantizeRun(const Reader& original, const Model& model, const Plan& plan,
+  QuantizeRun(const Source& original, const Model& model, const Plan& plan,
               const QuantizeOptions& options, Comm& comm, at::ScalarType dtype, PhaseTimer& timer,
               RunObserver& observer)
       : original_(original),
@@ -373,7 +374,7 @@ class QuantizeRun {
     return report;
   }
 
-  const Reader& original_;
+  const Source& original_;
   const Model& model_;
   const Plan& plan_;
   const QuantizeOptions& options_;
@@ -389,17 +390,16 @@ class QuantizeRun {
 
 }  // namespace
 
-Reader open_original(const std::filesystem::path& directory) {
-  Reader reader(directory);
-  if (is_quantized(reader.config()))
-    fail(
-        "{}: is quantized already (config.json has a quantization_config), give the folder of its "
-        "original",
-        reader.directory());
-  return reader;
+std::unique_ptr<Source> open_original(const std::filesystem::path& directory,
+                                      const Registry& registry) {
+  std::unique_ptr<Source> source = open_source(directory, registry);
+  if (is_quantized(source->config()) && std::filesystem::exists(directory / kReportFile))
+    fail("{}: is quantized already, by aqhost (it has a {}), give the folder of its original",
+         source->directory(), kReportFile);
+  return source;
 }
 
-RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
+RunReport quantize(const Source& original, const Model& model, const Plan& plan,
                    const QuantizeOptions& options) {
   RunObserver silent;
   RunObserver& observer = options.observer == nullptr ? silent : *options.observer;

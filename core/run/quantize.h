@@ -4,13 +4,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "base/observer.h"
-#include "checkpoint/reader.h"
+#include "checkpoint/source.h"
 #include "plan/plan.h"
 #include "plugin/model.h"
 #include "plugin/registry.h"
@@ -43,8 +44,10 @@ class RunInterrupted : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Opens a checkpoint that is to be quantized. Throws an Error if it is quantized already.
-Reader open_original(const std::filesystem::path& directory);
+/// Opens a checkpoint that is to be quantized, as its dense tensors if it is published quantized
+/// (see open_source()). Throws an Error if it is an export of aqhost.
+std::unique_ptr<Source> open_original(const std::filesystem::path& directory,
+                                      const Registry& registry);
 
 /// Quantizes `original` as planned and writes the export to options.target. Returns the report,
 /// which the export contains as quantization_report.json (see report.h).
@@ -64,10 +67,10 @@ Reader open_original(const std::filesystem::path& directory);
 ///
 /// Memory: the hidden states, one layer (on a GPU two, because the next one is copied meanwhile),
 /// and as many experts at the same time as the limit leaves room for, at least one; without a limit
-/// 1.5 GiB of them (on GPUs for each rank, up to 24 GiB). Hidden states for which the limit leaves
+/// 1.5 GiB of them (on GPUs for each rank, up to a quarter of their memory). Hidden states for which the limit leaves
 /// no room are held elsewhere (see set_memory), and the observer is told. Throws an Error if the
 /// limit is less than the rest needs.
-RunReport quantize(const Reader& original, const Model& model, const Plan& plan,
+RunReport quantize(const Source& original, const Model& model, const Plan& plan,
                    const QuantizeOptions& options);
 
 }  // namespace aqhost

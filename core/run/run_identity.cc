@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/sha256.h"
+#include "checkpoint/safetensors.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -27,7 +28,7 @@ Json identity_of(const RunSettings& settings) {
 }
 
 /// The files by name: their sizes, and the SHA-256 of what tells how they are laid out.
-Json identity_of(const Reader& source) {
+Json identity_of(const Source& source) {
   const std::string config = to_text(source.config());
   Json files{{"config.json", sha256_of(std::as_bytes(std::span(config)))}};
   for (const SafetensorsFile* file : source.files())
@@ -39,7 +40,7 @@ Json identity_of(const Reader& source) {
 
 }  // namespace
 
-Json run_identity(const Reader& source, const Model& model, const Plan& plan,
+Json run_identity(const Source& source, const Model& model, const Plan& plan,
                   const std::vector<PluginInfo>& plugins, int64_t max_shard_bytes,
                   const at::Tensor& windows, at::ScalarType dtype, at::Device device,
                   uint64_t seed) {

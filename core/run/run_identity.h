@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/json.h"
-#include "checkpoint/reader.h"
+#include "checkpoint/source.h"
 #include "plan/plan.h"
 #include "plugin/registry.h"
 
@@ -20,7 +20,7 @@ namespace aqhost {
 /// size of its shards, and, of a run that calibrates, the type and kind of device and the SHA-256
 /// of the token ids. `windows` [n, length] i64 is undefined for others. `plugins`: all that are
 /// loaded.
-Json run_identity(const Reader& source, const Model& model, const Plan& plan,
+Json run_identity(const Source& source, const Model& model, const Plan& plan,
                   const std::vector<PluginInfo>& plugins, int64_t max_shard_bytes,
                   const at::Tensor& windows, at::ScalarType dtype, at::Device device,
                   uint64_t seed);

@@ -38,7 +38,8 @@ TEST_CASE("a container is recognised by quant_method, or by the groups of a form
         "compressed-tensors");
   const std::string at = "m/config.json: quantization_config";
   CHECK(recognised({{"quant_method", "awq"}}) ==
-        at + ".quant_method is \"awq\", expected \"compressed-tensors\" or \"gptq\"");
+        at + ".quant_method is \"awq\", expected \"compressed-tensors\" or \"gptq\"; a model to be "
+             "quantized may also have \"fp8\" or \"mxfp4\"");
   CHECK(recognised({{"bits", 4}}) == at + ".quant_method: expected a string, found nothing");
   CHECK(recognised(3) == at + ": expected an object, found 3");
 }

@@ -92,6 +92,21 @@ TEST_CASE("a weight_shape that lies is refused, however large") {
   }
 }
 
+TEST_CASE("a weight_shape of 32 bits is read as one of 64") {
+  const Export written;
+  written.change_tensors([](Tensors& t) {
+    for (auto& [name, tensor] : t)
+      if (name.ends_with(".weight_shape")) {
+        auto& [info, bytes] = tensor;
+        info.dtype = DType::kI32;
+        bytes = bytes.substr(0, 4) + bytes.substr(8, 4);
+      }
+  });
+  CHECK(written.refused() == "accepted");
+  written.change_tensors([](Tensors& t) { t[kQ + ".weight_shape"].second[0]--; });
+  CHECK(written.refused() == Contains(kQ.c_str()));
+}
+
 TEST_CASE("a module that the model needs is not there") {
   const Export written;
   written.change_tensors([](Tensors& t) {

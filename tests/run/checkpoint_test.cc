@@ -34,12 +34,12 @@ class Checkpoint {
 
   /// The message of the Error with which opening the model fails; "" if it does not fail.
   std::string opened() const {
-    return said([this](const Reader& reader) { registry().create_model(reader, "auto"); });
+    return said([](const Source& original) { registry().create_model(original, "auto"); });
   }
   /// The same for rounding it. A run that is refused must write nothing.
   std::string rounded(const Container& container = compressed_tensors()) const {
-    const std::string text = said([&](const Reader& reader) {
-      const auto model = registry().create_model(reader, "auto");
+    const std::string text = said([&](const Source& original) {
+      const auto model = registry().create_model(original, "auto");
       const char* recipe =
           &container == &autogptq()
               ? "{default: {group_size: 32, algorithm: rtn}, overrides: [{pattern: "
@@ -49,17 +49,17 @@ class Checkpoint {
           make_plan(*model, Recipe::parse(recipe, "r.yaml"), registry(), "", container);
       QuantizeOptions options;
       options.target = out();
-      quantize(reader, *model, plan, options);
+      quantize(original, *model, plan, options);
     });
     CHECK(fs::exists(out()) == text.empty());
     return text;
   }
 
  private:
-  std::string said(const std::function<void(const Reader&)>& work) const {
+  std::string said(const std::function<void(const Source&)>& work) const {
     try {
-      const Reader reader = open_original(path());
-      work(reader);
+      const auto original = open_original(path(), registry());
+      work(*original);
     } catch (const Error& e) {
       return e.what();
     }

@@ -38,17 +38,17 @@ class Changed {
 
   std::string opened() const { return said({}); }
   std::string planned(const std::string& recipe, const Container& container) const {
-    return said([&](const Reader& reader, const Model& model) {
+    return said([&](const Source& original, const Model& model) {
       plan_of(model, recipe, container);
-      check_side_files(reader);
+      check_side_files(original);
     });
   }
   /// A run that is refused must write nothing.
   std::string rounded(const std::string& recipe, const Container& container) const {
-    const std::string text = said([&](const Reader& reader, const Model& model) {
+    const std::string text = said([&](const Source& original, const Model& model) {
       QuantizeOptions options;
       options.target = out();
-      quantize(reader, model, plan_of(model, recipe, container), options);
+      quantize(original, model, plan_of(model, recipe, container), options);
     });
     CHECK(fs::exists(out()) == text.empty());
     return text;
@@ -58,11 +58,11 @@ class Changed {
   static Plan plan_of(const Model& model, const std::string& recipe, const Container& container) {
     return make_plan(model, Recipe::parse(recipe, "r.yaml"), registry(), "", container);
   }
-  std::string said(const std::function<void(const Reader&, const Model&)>& work) const {
+  std::string said(const std::function<void(const Source&, const Model&)>& work) const {
     try {
-      const Reader reader = open_original(model());
-      const auto model = registry().create_model(reader, "auto");
-      if (work) work(reader, *model);
+      const auto original = open_original(model(), registry());
+      const auto model = registry().create_model(*original, "auto");
+      if (work) work(*original, *model);
     } catch (const Error& e) {
       return e.what();
     }

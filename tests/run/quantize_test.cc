@@ -6,7 +6,9 @@
 #include "base/file.h"
 #include "calibrate/corpus.h"
 #include "export/decoded_checkpoint.h"
+#include "export/verify.h"
 #include "measure/evaluate.h"
+#include "run/exporter.h"
 #include "small_model.h"
 #include "torch_doctest.h"
 
@@ -169,11 +171,40 @@ TEST_CASE("GPTQ without text, and windows longer than the model, are refused") {
   CHECK(!fs::exists(open / "out"));
 }
 
-TEST_CASE("a checkpoint that is quantized already is refused") {
+TEST_CASE("a checkpoint that another tool has quantized is decoded, and quantized anew") {
+  const OpenModel open;
+  open.quantize(open.plan("{default: {wq: int8, group_size: 16}}", "rtn"), "int8");
+  fs::remove(open / "int8" / kReportFile);  // by which aqhost knows its exports
+  const auto original = open_original(open / "int8", registry());
+  const auto model = registry().create_model(*original, "auto");
+  const Plan plan =
+      make_plan(*model,
+                Recipe::parse("{default: {group_size: 16}, overrides: [{pattern: '*.q_proj', skip: "
+                              "true}]}",
+                              "r.yaml"),
+                registry(), "rtn", compressed_tensors());
+  QuantizeOptions options;
+  options.target = open / "int4";
+  quantize(*original, *model, plan, options);
+  CHECK(verify(open / "int4", registry()).formats == std::map<std::string, int64_t>{{"int4", 30}});
+  const Reader written(open / "int4");
+  CHECK(written.find("model.layers.1.self_attn.q_proj.weight_scale") == nullptr);
+  CHECK(bytes_of(written, "model.norm.weight") == bytes_of(*original, "model.norm.weight"));
+  const std::string left = "model.layers.1.self_attn.q_proj.weight";
+  REQUIRE(written.find(left) != nullptr);
+  CHECK(written.find(left)->dtype == DType::kBF16);
+  std::vector<float> exact(64 * 64), rounded(64 * 64);
+  original->read_f32(left, 0, exact);
+  written.read_f32(left, 0, rounded);
+  const auto tensor = [](std::vector<float>& v) { return at::from_blob(v.data(), {64 * 64}); };
+  CHECK(at::equal(tensor(exact).to(at::kBFloat16).to(at::kFloat), tensor(rounded)));
+}
+
+TEST_CASE("an export is not quantized again") {
   const OpenModel open;
   open.quantize(open.plan("{default: {group_size: 16}}", "rtn"), "out");
-  CHECK_THROWS_WITH_AS(open_original(open / "out"), doctest::Contains("is quantized already"),
-                       Error);
+  CHECK_THROWS_WITH_AS(open_original(open / "out", registry()),
+                       doctest::Contains("is quantized already, by aqhost"), Error);
 }
 
 }  // namespace

@@ -41,12 +41,14 @@ struct Sizes {
 Sizes sizes_of(const Source& original, const Plan& plan) {
   Sizes sizes;
   sizes.total.before = original.stored_size().bytes;
-  sizes.total.after = sizes.total.before;
+  for (const TensorInfo& info : original.tensors()) sizes.total.after += info.nbytes();
   for (const PlannedModule& m : plan.modules) {
-    const int64_t before = m.weights() * dtype_size(original.find(m.module->weight.name)->dtype);
-    const int64_t after = m.format ? m.stored_bits() / 8 : before;
+    const std::string& name = m.module->weight.name;
+    const TensorInfo& info = *original.find(name);
+    const int64_t dense = m.weights() * dtype_size(info.dtype);
+    const int64_t change = m.format ? m.stored_bits() / 8 - dense : 0;
     const auto add = [&](Size& size) {
-      size.after += after - before;
+      size.after += change;
       if (!m.format) return;
       size.weights += m.weights();
       size.bits += m.stored_bits();
@@ -54,8 +56,8 @@ Sizes sizes_of(const Source& original, const Plan& plan) {
     add(sizes.total);
     if (m.module->key.layer < 0) continue;
     Size& layer = sizes.layers[m.module->key.layer];
-    layer.before += before;
-    layer.after += before;
+    layer.before += original.stored_bytes(name) * m.weights() / info.numel();
+    layer.after += dense;
     add(layer);
   }
   return sizes;
@@ -233,12 +235,12 @@ Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& 
 void run(const PlanOptions& options) {
   const Recipe recipe = options.recipe.empty() ? Recipe{} : Recipe::load(options.recipe);
   const auto registry = open_registry(options);
-  const Reader reader = open_original(options.model);
-  const auto model = open_model(*registry, reader, options);
+  const auto original = open_original(options.model, *registry);
+  const auto model = open_model(*registry, *original, options);
   const Plan plan = make_plan(*model, recipe, *registry, "", container_of(options.result));
-  check_side_files(reader);
-  const Sizes sizes = sizes_of(reader, plan);
-  const std::vector<Loadable> loads = loadable(plan, *model, reader);
+  check_side_files(*original);
+  const Sizes sizes = sizes_of(*original, plan);
+  const std::vector<Loadable> loads = loadable(plan, *model, *original);
   check_target(loads, options.result.target);
   if (options.json)
     fmt::print("{}\n", to_text(to_json(plan, sizes, loads, *model)));

@@ -181,12 +181,15 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   QuantizeOptions quantize_options = run_options(options);
   const Recipe recipe = options.recipe.empty() ? Recipe{} : Recipe::load(options.recipe);
   const auto registry = open_registry(options);
-  const Reader reader = open_original(options.model);
-  const auto model = open_model(*registry, reader, options);
+  const auto original = open_original(options.model, *registry);
+  if (is_quantized(original->config()))
+    spdlog::info("{}: is stored quantized ({}); its weights are decoded and quantized anew",
+                 options.model, quant_method(original->config(), options.model));
+  const auto model = open_model(*registry, *original, options);
   const Plan plan =
       make_plan(*model, recipe, *registry, options.algorithm, container_of(options.result));
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}", w.text());
-  const std::vector<Loadable> loads = loadable(plan, *model, reader);
+  const std::vector<Loadable> loads = loadable(plan, *model, *original);
   check_target(loads, options.result.target);
   quantize_options.device = device(options, plan, opened);
   set_standard_limit(quantize_options);
@@ -196,7 +199,7 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   quantize_options.observer = &observer;
   quantize_options.plugins = registry->plugins();
   quantize_options.comm = &comm;
-  const RunReport report = quantize(reader, *model, plan, quantize_options);
+  const RunReport report = quantize(*original, *model, plan, quantize_options);
   if (comm.rank() != 0) return;
   if (const std::string warning = starved_warning(report); !warning.empty())
     spdlog::warn("{}", warning);
@@ -204,7 +207,7 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
     fmt::print("{}\n", to_text(to_json(report)["totals"]));
     return;
   }
-  print_summary(report, options.save, reader.stored_size().bytes, loads);
+  print_summary(report, options.save, original->stored_size().bytes, loads);
 }
 
 /// What the user must know if a signal stops a run before it has finished a layer.
