@@ -1,6 +1,6 @@
-// A quantized checkpoint: refused with an Error, or read from end to end. The input is config.json,
-// a zero byte, the header of model.safetensors (its length is put before it), a zero byte, the
-// data.
+// A quantized checkpoint, an export or one that is published quantized: refused with an Error, or
+// read from end to end. The input is config.json, a zero byte, the header of model.safetensors (its
+// length is put before it), a zero byte, the data.
 
 #include <cstring>
 
@@ -28,7 +28,7 @@ void read_module(const DecodedCheckpoint& checkpoint, const StoredModule& module
   }
 }
 
-void read_tensor(const DecodedCheckpoint& checkpoint, const TensorInfo& info) {
+void read_tensor(const Source& checkpoint, const TensorInfo& info) {
   try {
     check(checkpoint.find(info.name) != nullptr);
     if (info.numel() > kMaximumElements) return;
@@ -53,11 +53,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, std::size_t size) {
   put_file(folder / "model.safetensors", tensors.append(header).append(input.rest()));
   try {
     const auto source = open_source(folder.path(), registry);
-    const auto* checkpoint = dynamic_cast<const DecodedCheckpoint*>(source.get());
-    if (checkpoint == nullptr) return 0;
-    for (const StoredModule& module : checkpoint->modules()) read_module(*checkpoint, module);
-    for (const TensorInfo& info : checkpoint->tensors()) read_tensor(*checkpoint, info);
-    const StoredSize stored = checkpoint->stored_size();
+    if (!is_quantized(source->config())) return 0;
+    if (const auto* checkpoint = dynamic_cast<const DecodedCheckpoint*>(source.get()))
+      for (const StoredModule& module : checkpoint->modules()) read_module(*checkpoint, module);
+    for (const TensorInfo& info : source->tensors()) read_tensor(*source, info);
+    const StoredSize stored = source->stored_size();
     check(stored.weight_bytes <= static_cast<int64_t>(size));
     check(stored.weights >= 0);
   } catch (const Error&) {

@@ -99,6 +99,9 @@ SHAPE = ("I64", [2], struct.pack("<2q", 32, 64))
 EXPORTS = {
     "int4": ("pack-quantized", GROUP, None, {
         "weight_packed": ("I32", [32, 8]), "weight_scale": ("BF16", [32, 2]), "weight_shape": SHAPE}),
+    "int4_short_shape": ("pack-quantized", GROUP, None, {  # as of Kimi-K2-Thinking
+        "weight_packed": ("I32", [32, 8]), "weight_scale": ("BF16", [32, 2]),
+        "weight_shape": ("I32", [2], struct.pack("<2i", 32, 64))}),
     "int4_zero_points": ("pack-quantized", {**GROUP, "symmetric": False}, None, {
         "weight_packed": ("I32", [32, 8]), "weight_scale": ("BF16", [32, 2]), "weight_shape": SHAPE,
         "weight_zero_point": ("I32", [4, 2])}),
@@ -117,7 +120,7 @@ EXPORTS = {
     "nf4": ("nf4-pack-quantized", {**GROUP, "type": "float", "element": "nf4"}, None, {
         "weight_packed": ("U8", [32, 32]), "weight_scale": ("BF16", [32, 2]), "weight_shape": SHAPE}),
 }
-BYTES = {"I64": 8, "I32": 4, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+BYTES = {"I64": 8, "I32": 4, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E8M0": 1}
 ONES = {"F32": struct.pack("<f", 0.5), "BF16": b"\x00\x3f", "F16": b"\x00\x38"}
 
 
@@ -171,6 +174,24 @@ def gptq():
         "lm_head": {"weight": ("BF16", [2, 64])}})
 
 
+def fp8_blocks():
+    """Returns a checkpoint in FP8 blocks with every type of scales, and a stack of experts."""
+    return export({"model_type": "olmoe", "quantization_config": {
+        "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 32]}}, {
+        "model.norm": {"weight": ("BF16", [40])},
+        "q_proj": {"weight": ("F8_E4M3", [20, 40]), "weight_scale_inv": ("F32", [2, 2])},
+        "k_proj": {"weight": ("F8_E4M3", [16, 32]), "weight_scale_inv": ("BF16", [1, 1])},
+        "experts": {"down_proj": ("F8_E4M3", [2, 17, 8]), "down_proj_scale_inv": ("F8_E8M0", [2, 2, 1])}})
+
+
+def mxfp4_experts():
+    """Returns a checkpoint whose experts are stored as those of gpt-oss."""
+    return export({"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}, {
+        "model.norm": {"weight": ("BF16", [64])},
+        "experts": {"gate_up_proj_blocks": ("U8", [2, 6, 2, 16]), "gate_up_proj_scales": ("U8", [2, 6, 2]),
+                    "gate_up_proj_bias": ("BF16", [2, 6])}})
+
+
 RECIPE = """comment: every key
 default: {wq: int4, aq: bf16, group_size: 128, symmetric: true, scale_dtype: bfloat16}
 overrides:
@@ -211,6 +232,8 @@ for one in EXPORTS:
     write("export", one, compressed([one]))
 write("export", "mixed", compressed(["int4", "fp8", "mxfp4"]))
 write("export", "gptq", gptq())
+write("export", "fp8_blocks", fp8_blocks())
+write("export", "mxfp4_experts", mxfp4_experts())
 for i, one in enumerate(MODELS):
     write("chat", one.name, bytes([i, 0]) + "<|reserved_7|> In the beginning <s>, it's  42 \u00e9\n".encode())
 write("chat", "null_in_the_model", bytes([2, 1, 3, 1, 5, 0]) + b"text")

@@ -333,6 +333,69 @@ class Plugins(Installed):
             self.assertLess(module["loss"], module["rtn_loss"], name)
         self.assertEqual(loaded["formats"], {"int4": 3 * (4 + 6 * 3)})
 
+    @unittest.skipUnless(transformers, "needs transformers (tests/interop/requirements.txt)")
+    def test_experts_in_mxfp4_are_read_as_transformers_decodes_them(self):
+        from safetensors.torch import load_file, save_file
+        config = transformers.GptOssConfig(
+            vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=4,
+            num_experts_per_tok=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+        torch.manual_seed(0)
+        stored, dense = self.work / "mxfp4-model", self.work / "mxfp4-dense"
+        transformers.GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(dense)
+        tensors = {n: t for n, t in load_file(dense / "model.safetensors").items()
+                   if not n.endswith("sinks")}
+        settings = json.loads((dense / "config.json").read_text())
+        settings.update(model_type="oss_like", architectures=[])
+        packed = self.packed_as_mxfp4(tensors)  # and decodes `tensors`
+        for folder, content, extra in (
+                (dense, tensors, {}),
+                (stored, packed, {"quantization_config": {
+                    "quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}})):
+            folder.mkdir(exist_ok=True)
+            save_file(content, folder / "model.safetensors", {"format": "pt"})
+            (folder / "config.json").write_text(json.dumps({**settings, **extra}))
+        (self.work / "ids.txt").write_text("1 2 3 5 8 13 21 34")
+        ids, dumps, exports = self.random_ids(), [], []
+        for folder in (stored, dense):
+            out = self.work / f"{folder.name}-dump"
+            run(BUILD / "bin/interop_dump", self.plugins, folder, self.work / "ids.txt", out, "float32")
+            dumps.append(load_file(out / "model.safetensors"))
+            for skip in ("true", "false"):
+                recipe, out = self.work / "mxfp4.yaml", self.work / f"{folder.name}-skip-{skip}"
+                recipe.write_text(f"default: {{group_size: -1}}\noverrides: "
+                                  f"[{{pattern: '*.down_proj', skip: {skip}}}]\n")
+                run(self.aqhost, "--plugin-dir", self.plugins, "--model", folder, "--config", recipe,
+                    "--calib", ids, "--nsamples", 4, "--seqlen", 32, "--save", out)
+                run(self.aqhost, "verify", "--plugin-dir", self.plugins, "--model", out)
+                files = {p.name: p.read_bytes() for p in out.glob("*.safetensors")}
+                exports.append((files, (out / "config.json").read_text()))
+        self.assertEqual(dumps[0].keys(), dumps[1].keys())
+        for name, tensor in dumps[0].items():
+            self.assertTrue(torch.equal(tensor, dumps[1][name]), name)
+        self.assertEqual(exports[:2], exports[2:])
+
+    def packed_as_mxfp4(self, tensors):
+        """Returns the checkpoint as gpt-oss stores it. In `tensors`, the experts become what
+        transformers decodes from that."""
+        from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+        packed = {}
+        for name, weight in list(tensors.items()):
+            if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                packed[name] = weight
+                continue
+            rows = weight.float().transpose(1, 2).unflatten(2, (-1, 32))  # [experts, out, in / 32, 32]
+            exponents = torch.floor(torch.log2(rows.abs().amax(3))) - 2
+            values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+            scaled = rows * torch.exp2(-exponents)[..., None]
+            codes = (scaled.abs()[..., None] - values).abs().argmin(-1) + 8 * (scaled < 0)
+            codes = codes.to(torch.uint8)
+            packed[name + "_blocks"] = codes[..., ::2] | codes[..., 1::2] << 4
+            packed[name + "_scales"] = (exponents + 127).to(torch.uint8)
+            tensors[name] = convert_moe_packed_tensors(packed[name + "_blocks"],
+                                                       packed[name + "_scales"])
+        return packed
+
     def random_ids(self):
         from safetensors.torch import save_file
         save_file({"input_ids": torch.randint(0, 96, (8, 64))}, self.work / "ids.safetensors")
