@@ -54,7 +54,7 @@ class Panels {
   at::Tensor values_;
 };
 
-const uint16_t* bits_of(const at::Tensor& t) {
+const uint16_t* const_bits_of(const at::Tensor& t) {
   return reinterpret_cast<const uint16_t*>(t.data_ptr<at::BFloat16>());
 }
 
@@ -75,7 +75,7 @@ void scale_difference(const uint16_t* a, const uint16_t* b, float factor, int64_
 Panels panels_of(const at::Tensor& x, const at::Tensor& factors) {
   const int64_t n = x.size(0), d = x.size(1);
   Panels panels(n, d);
-  const uint16_t* bits = bits_of(x);
+  const uint16_t* bits = const_bits_of(x);
   const float* f = factors.defined() ? factors.data_ptr<float>() : nullptr;
   panels.fill(n, d, [=](int64_t t, uint16_t* buffer) -> const uint16_t* {
     if (f == nullptr) return bits + t * d;
@@ -90,7 +90,7 @@ Panels difference_panels(const at::Tensor& x, const at::Tensor& original,
                          const at::Tensor& factors) {
   const int64_t n = x.size(0), d = x.size(1);
   Panels panels(n, d);
-  const uint16_t *after = bits_of(x), *before = bits_of(original);
+  const uint16_t *after = const_bits_of(x), *before = const_bits_of(original);
   const float* f = factors.defined() ? factors.data_ptr<float>() : nullptr;
   panels.fill(n, d, [=](int64_t t, uint16_t* buffer) {
     scale_difference(before + t * d, after + t * d, f == nullptr ? 1 : f[t], d, buffer);

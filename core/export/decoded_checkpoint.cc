@@ -12,11 +12,11 @@
 namespace aqhost {
 namespace {
 
-constexpr std::string_view kWeight = ".weight";
+constexpr std::string_view kWeightSuffix = ".weight";
 
 /// "a.b" for "a.b.weight".
 std::string_view stem(std::string_view name) {
-  return name.substr(0, name.size() - kWeight.size());
+  return name.substr(0, name.size() - kWeightSuffix.size());
 }
 
 /// Whether a tensor is stored as its format requires. compressed-tensors writes a weight_shape of
@@ -45,11 +45,11 @@ DecodedCheckpoint::DecodedCheckpoint(std::unique_ptr<const Source> stored, const
   std::set<std::string> packed;
   for (const StoredModule& m : modules_) {
     for (const TensorInfo& info : checked_tensors(m)) packed.insert(m.name + "." + info.name);
-    infos_.push_back({m.name + std::string(kWeight), DType::kBF16, {m.rows, m.cols}});
+    infos_.push_back({m.name + std::string(kWeightSuffix), DType::kBF16, {m.rows, m.cols}});
   }
   for (const TensorInfo& info : stored_->tensors()) {
     if (packed.contains(info.name)) continue;
-    if (info.name.ends_with(kWeight) && find_module(stem(info.name)) != nullptr)
+    if (info.name.ends_with(kWeightSuffix) && find_module(stem(info.name)) != nullptr)
       fail("{}: {} is stored twice, quantized and as the dense tensor {}; delete one of them",
            directory(), stem(info.name), info.name);
     infos_.push_back(info);
@@ -114,7 +114,7 @@ std::vector<float> DecodedCheckpoint::decode(const StoredModule& module) const {
 }
 
 const StoredModule* DecodedCheckpoint::module_of(std::string_view tensor) const {
-  return tensor.ends_with(kWeight) ? find_module(stem(tensor)) : nullptr;
+  return tensor.ends_with(kWeightSuffix) ? find_module(stem(tensor)) : nullptr;
 }
 
 bool DecodedCheckpoint::read_stored(std::string_view name, int64_t begin,

@@ -15,7 +15,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kLanes = 16;       // partial sums that are computed side by side
+constexpr int64_t kSums = 16;        // partial sums that are computed side by side
 constexpr int64_t kGrain = 1 << 14;  // minimum count of numbers per thread
 
 AQ_VECTOR_CLONES
@@ -36,10 +36,10 @@ void round_row(float* x, int64_t n) {
 
 AQ_VECTOR_CLONES
 float sum_of_squares(const float* x, int64_t n) {
-  float sums[kLanes] = {}, sum = 0;
+  float sums[kSums] = {}, sum = 0;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t l = 0; l < kLanes; l++) sums[l] += x[i + l] * x[i + l];
+  for (; i + kSums <= n; i += kSums)
+    for (int64_t l = 0; l < kSums; l++) sums[l] += x[i + l] * x[i + l];
   for (; i < n; i++) sum += x[i] * x[i];
   for (const float s : sums) sum += s;
   return sum;

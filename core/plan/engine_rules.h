@@ -1,6 +1,7 @@
 // The parts that the rules of all engines share (rules_*.cc, loadable.cc).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <map>
@@ -55,6 +56,12 @@ struct StoredAs {
   std::string text;    // "int4 g128 aq=int8"
   bool rounds_inputs() const { return inputs != "bf16"; }
 };
+
+/// The group sizes that the Marlin kernels of vLLM and SGLang have.
+inline constexpr std::array kMarlinGroups{-1, 32, 64, 128};
+
+/// "experts in int4 g16 have no kernel".
+std::string no_kernel(const char* what, const StoredAs& s);
 
 /// Options of a model that some engines do not support.
 struct ModelFacts {

@@ -95,6 +95,10 @@ std::map<std::pair<int32_t, std::string>, Modules> fused(const Plan& plan) {
   return groups;
 }
 
+std::string no_kernel(const char* what, const StoredAs& s) {
+  return fmt::format("{} in {} have no kernel", what, s.text);
+}
+
 std::string mixed(const std::string& what, const PlannedModule& a, const PlannedModule& b) {
   return fmt::format("{} must be of one format, and are {} and {}", what, describe(a), describe(b));
 }

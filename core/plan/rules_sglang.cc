@@ -14,19 +14,13 @@
 namespace aqhost {
 namespace {
 
-constexpr std::array kMarlinGroups{-1, 32, 64, 128};
-
 bool marlin_has(int32_t group) {
   return std::find(kMarlinGroups.begin(), kMarlinGroups.end(), group) != kMarlinGroups.end();
 }
 
-std::string no_kernel(const char* what, const StoredAs& s) {
-  return fmt::format("{} in {} have no kernel", what, s.text);
-}
-
 /// Integers in packed words, or in GPTQ's layout. They run with Marlin; there is no fallback to
 /// another kernel.
-void check_packed_expert(const PlannedModule& m, const StoredAs& s, Findings& f) {
+void check_packed_expert_in_sglang(const PlannedModule& m, const StoredAs& s, Findings& f) {
   const std::string& name = m.module->name;
   const int64_t rows = m.module->out_features, cols = m.module->in_features;
   if (s.rounds_inputs()) {
@@ -50,10 +44,10 @@ void check_packed_expert(const PlannedModule& m, const StoredAs& s, Findings& f)
   }
 }
 
-void check_expert(const PlannedModule& m, const StoredAs& s, Findings& f) {
+void check_expert_in_sglang(const PlannedModule& m, const StoredAs& s, Findings& f) {
   const std::string& name = m.module->name;
   if (s.format == "pack-quantized" || s.format == "gptq")
-    check_packed_expert(m, s, f);
+    check_packed_expert_in_sglang(m, s, f);
   else if (s.format == "nvfp4-pack-quantized" && (!s.rounds_inputs() || s.inputs == "nvfp4"))
     return;
   else if (s.format == "int-quantized")
@@ -62,7 +56,7 @@ void check_expert(const PlannedModule& m, const StoredAs& s, Findings& f) {
     f.refuse(name, no_kernel("experts", s));
 }
 
-void check_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
+void check_linear_in_sglang(const PlannedModule& m, const StoredAs& s, Findings& f) {
   const bool packed = s.format == "pack-quantized" || s.format == "gptq";
   const bool marlin = (s.bits == 4 || (s.bits == 8 && s.symmetric)) && marlin_has(s.group);
   const bool runs =
@@ -131,9 +125,9 @@ void check_sglang(const Export& exported, Findings& findings) {
       continue;
     const StoredAs s(m, *exported.plan.container);
     if (is_expert(m))
-      check_expert(m, s, findings);
+      check_expert_in_sglang(m, s, findings);
     else
-      check_linear(m, s, findings);
+      check_linear_in_sglang(m, s, findings);
   }
 }
 

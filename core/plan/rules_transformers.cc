@@ -10,7 +10,7 @@
 namespace aqhost {
 namespace {
 
-void check_expert(const PlannedModule& m, const StoredAs& s, Findings& f) {
+void check_expert_in_transformers(const PlannedModule& m, const StoredAs& s, Findings& f) {
   const std::string& name = m.module->name;
   if (s.format == "gptq")
     f.refuse(name, "experts in GPTQ's layout are not read");
@@ -24,7 +24,7 @@ void check_expert(const PlannedModule& m, const StoredAs& s, Findings& f) {
     f.note(name, fmt::format("the inputs of experts are not rounded to {}", s.inputs));
 }
 
-void check_model(const Export& e, Findings& f) {
+void check_model_in_transformers(const Export& e, Findings& f) {
   const ModelFacts facts(e.model);
   if (facts.family == "mixtral" && (facts.qkv_bias || facts.out_bias))
     f.wrong("config.json", "transformers drops the biases of the attention");
@@ -43,7 +43,7 @@ void check_model(const Export& e, Findings& f) {
 }  // namespace
 
 void check_transformers(const Export& exported, Findings& findings) {
-  check_model(exported, findings);
+  check_model_in_transformers(exported, findings);
   Modules experts;
   for (const PlannedModule& m : exported.plan.modules)
     if (is_expert(m)) experts.push_back(&m);
@@ -52,7 +52,7 @@ void check_transformers(const Export& exported, Findings& findings) {
                    mixed("all experts of a model", *experts.front(), *different));
   for (const PlannedModule* m : experts)
     if (m->format && !unknown_to_all(*m))
-      check_expert(*m, StoredAs(*m, *exported.plan.container), findings);
+      check_expert_in_transformers(*m, StoredAs(*m, *exported.plan.container), findings);
 }
 
 }  // namespace aqhost

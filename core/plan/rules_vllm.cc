@@ -16,16 +16,11 @@
 namespace aqhost {
 namespace {
 
-constexpr std::array kMarlinGroups{-1, 32, 64, 128};
 constexpr std::array kMacheteGroups{-1, 64, 128};
 
 template <std::size_t N>
 bool one_of(int32_t group, const std::array<int, N>& sizes) {
   return std::find(sizes.begin(), sizes.end(), group) != sizes.end();
-}
-
-std::string no_kernel(const char* what, const StoredAs& s) {
-  return fmt::format("{} in {} have no kernel", what, s.text);
 }
 
 /// 4-bit integers with FP8 inputs: CUTLASS, only on Hopper. `tile` must divide both sizes.
@@ -37,7 +32,8 @@ bool runs_on_hopper(const PlannedModule& m, const StoredAs& s, int64_t tile) {
 constexpr const char* kHopper = "run on GPUs of compute capability 9.0 (Hopper) alone";
 
 /// Integers in packed words, or in GPTQ's layout. They run with Marlin, or else with Triton.
-void check_packed_expert(const PlannedModule& m, const StoredAs& s, int64_t hidden, Findings& f) {
+void check_packed_expert_in_vllm(const PlannedModule& m, const StoredAs& s, int64_t hidden,
+                                 Findings& f) {
   const std::string& name = m.module->name;
   if (s.rounds_inputs()) {
     if (runs_on_hopper(m, s, 256))
@@ -86,9 +82,9 @@ void check_nvfp4(const PlannedModule& m, const StoredAs& s, Findings& f) {
            "with several the one of the largest range: eval measures each expert's own");
 }
 
-void check_expert(const PlannedModule& m, const StoredAs& s, int64_t hidden, Findings& f) {
+void check_expert_in_vllm(const PlannedModule& m, const StoredAs& s, int64_t hidden, Findings& f) {
   if (s.format == "pack-quantized" || s.format == "gptq")
-    check_packed_expert(m, s, hidden, f);
+    check_packed_expert_in_vllm(m, s, hidden, f);
   else if (s.format == "mxfp4-pack-quantized" || s.format == "mxfp8-quantized")
     note_mx_inputs(m, s, f);
   else if (s.format == "nvfp4-pack-quantized")
@@ -139,7 +135,7 @@ void check_gptq_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
                                          s.group));
 }
 
-void check_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
+void check_linear_in_vllm(const PlannedModule& m, const StoredAs& s, Findings& f) {
   if (s.format == "gptq")
     check_gptq_linear(m, s, f);
   else if (s.format == "pack-quantized")
@@ -154,7 +150,7 @@ void check_linear(const PlannedModule& m, const StoredAs& s, Findings& f) {
     f.refuse(m.module->name, no_kernel("linear maps", s));
 }
 
-void check_model(const Export& e, Findings& f) {
+void check_model_in_vllm(const Export& e, Findings& f) {
   const ModelFacts facts(e.model);
   check_common_model_options(facts, "vLLM", f);
   if (facts.tied && (facts.family == "olmoe" || facts.family == "deepseek_moe"))
@@ -179,16 +175,16 @@ void check_model(const Export& e, Findings& f) {
 }  // namespace
 
 void check_vllm(const Export& exported, Findings& findings) {
-  check_model(exported, findings);
+  check_model_in_vllm(exported, findings);
   check_fused(exported.plan, findings);
   for (const PlannedModule& m : exported.plan.modules) {
     if (!m.format || unknown_to_all(m) || is_role(m, {AQ_ROLE_ROUTER, AQ_ROLE_SHARED_ROUTER}))
       continue;
     const StoredAs s(m, *exported.plan.container);
     if (!is_expert(m))
-      check_linear(m, s, findings);
+      check_linear_in_vllm(m, s, findings);
     else
-      check_expert(m, s, exported.model.desc().hidden_size, findings);
+      check_expert_in_vllm(m, s, exported.model.desc().hidden_size, findings);
   }
 }
 

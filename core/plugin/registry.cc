@@ -84,7 +84,7 @@ std::string checked_id(const aq_descriptor* d) {
   return id;
 }
 
-bool is_folder(const fs::path& path) {
+bool leads_to_folder(const fs::path& path) {
   std::error_code ignored;
   return fs::is_directory(path, ignored);
 }
@@ -231,7 +231,7 @@ struct Registry::Impl {
   std::string folders_text() const {
     std::vector<std::string> texts;
     for (const fs::path& folder : folders)
-      texts.push_back(folder.string() + (is_folder(folder) ? "" : " (no such folder)"));
+      texts.push_back(folder.string() + (leads_to_folder(folder) ? "" : " (no such folder)"));
     return fmt::format("{}", fmt::join(texts, ", "));
   }
 
@@ -276,7 +276,7 @@ auto create(const Offer<Factory>& offer, const std::string& what, const Arg& arg
 std::vector<fs::path> plugin_search_path(const std::vector<fs::path>& given) {
   std::vector<fs::path> folders;
   for (const fs::path& folder : given) {
-    if (!is_folder(folder)) fail("--plugin-dir {}: no such folder", folder.string());
+    if (!leads_to_folder(folder)) fail("--plugin-dir {}: no such folder", folder.string());
     folders.push_back(folder);
   }
   if (const char* list = std::getenv("AQ_PLUGIN_PATH")) {

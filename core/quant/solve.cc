@@ -28,10 +28,10 @@ int64_t block_columns(int64_t wanted, int64_t group_size) {
 }
 
 /// Solves one batch of matrices. All tensors have their columns in solving order.
-class Solver {
+class RowSolver {
  public:
-  Solver(const Format& format, const at::Tensor& weights, const Factors& factors,
-         const at::Tensor& importance, bool actorder, int64_t block, QuantizedBatch& batch)
+  RowSolver(const Format& format, const at::Tensor& weights, const Factors& factors,
+            const at::Tensor& importance, bool actorder, int64_t block, QuantizedBatch& batch)
       : desc_(format.desc()),
         rounder_(desc_),
         count_(weights.size(0)),
@@ -180,7 +180,7 @@ class Solver {
 void solve_described(const Format& format, const at::Tensor& weights, const Factors& factors,
                      const at::Tensor& importance, bool actorder, int64_t block,
                      QuantizedBatch& batch) {
-  Solver(format, weights, factors, importance, actorder, block, batch).solve();
+  RowSolver(format, weights, factors, importance, actorder, block, batch).solve();
 }
 
 }  // namespace aqhost

@@ -12,8 +12,8 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kBlock = 128;  // columns between two updates of the gradient, in whole groups
-                                 // (or in parts of a group that is the whole matrix)
+constexpr int64_t kColumnBlock = 128;  // columns between two updates of the gradient, in whole
+                                       // groups (or in parts of a group that is the whole matrix)
 
 /// sums[r] += a[i][r] * b[i][r], summed over n columns i.
 AQ_VECTOR_CLONES
@@ -41,8 +41,9 @@ class Sweeper {
         in_(weights.size(2)),
         width_(desc_.width(in_)),
         refits_(refits(desc_)),
-        block_(desc_.group_size == 0 ? std::min(in_, kBlock)
-                                     : std::min(in_, std::max(width_, kBlock / width_ * width_))),
+        block_(desc_.group_size == 0
+                   ? std::min(in_, kColumnBlock)
+                   : std::min(in_, std::max(width_, kColumnBlock / width_ * width_))),
         weights_(weights),
         hessians_(hessians),
         batch_(batch),

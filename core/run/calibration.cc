@@ -15,10 +15,10 @@ namespace {
 constexpr int64_t kPool = 4;  // how many times as many windows the pool of --balance-experts has
 
 /// Names a window: its file, and its index in that file.
-struct Place {
+struct WindowPlace {
   std::size_t file;
   int64_t index;
-  bool operator==(const Place&) const = default;
+  bool operator==(const WindowPlace&) const = default;
 };
 
 /// All windows of the files.
@@ -44,26 +44,26 @@ Corpus read_files(const Source& original, const Model& model, const CalibrationO
 
 /// Chooses `count` windows; the files take turns. The windows of a smaller count are among those of
 /// a larger one.
-std::vector<Place> choose(const Corpus& corpus, int64_t count, uint64_t seed) {
+std::vector<WindowPlace> choose(const Corpus& corpus, int64_t count, uint64_t seed) {
   const auto turns = share_windows(corpus.available, corpus.weights, count);
   std::vector<std::vector<int64_t>> samples;
   for (std::size_t i = 0; i < corpus.available.size(); i++)
     samples.push_back(sample(corpus.available[i], std::count(turns.begin(), turns.end(), i), seed));
   std::vector<std::size_t> next(corpus.available.size(), 0);
-  std::vector<Place> places;
+  std::vector<WindowPlace> places;
   for (const std::size_t i : turns) places.push_back({i, samples[i][next[i]++]});
   return places;
 }
 
-at::Tensor windows_at(const Corpus& corpus, const std::vector<Place>& places) {
+at::Tensor windows_at(const Corpus& corpus, const std::vector<WindowPlace>& places) {
   std::vector<at::Tensor> rows;
-  for (const Place& place : places) rows.push_back(corpus.files[place.file].ids[place.index]);
+  for (const WindowPlace& place : places) rows.push_back(corpus.files[place.file].ids[place.index]);
   return at::stack(rows);
 }
 
-int64_t count_of(const std::vector<Place>& places, std::size_t file) {
+int64_t count_of(const std::vector<WindowPlace>& places, std::size_t file) {
   return std::count_if(places.begin(), places.end(),
-                       [&](const Place& p) { return p.file == file; });
+                       [&](const WindowPlace& p) { return p.file == file; });
 }
 
 /// The number of windows of text that the options ask for. The others are random.
@@ -90,9 +90,9 @@ at::Tensor with_random(const at::Tensor& text, int64_t vocab_size,
 /// its number of windows.
 CalibrationReport::Balance balance(const Source& original, const Model& model,
                                    const CalibrationOptions& options, const at::TensorOptions& run,
-                                   const Corpus& corpus, std::vector<Place>& places,
+                                   const Corpus& corpus, std::vector<WindowPlace>& places,
                                    RunObserver& observer) {
-  const std::vector<Place> pool = choose(corpus, kPool * text_windows(options), options.seed);
+  const std::vector<WindowPlace> pool = choose(corpus, kPool * text_windows(options), options.seed);
   if (pool.size() == places.size())
     observer.warn(
         fmt::format("--balance-experts: the text has {}, there are no others to choose from",
@@ -104,7 +104,7 @@ CalibrationReport::Balance balance(const Source& original, const Model& model,
   observer.end();
   std::vector<int64_t> before, quota;
   std::vector<std::size_t> file;
-  for (const Place& place : pool) {
+  for (const WindowPlace& place : pool) {
     if (std::find(places.begin(), places.end(), place) != places.end())
       before.push_back(static_cast<int64_t>(file.size()));
     file.push_back(place.file);
@@ -140,7 +140,7 @@ Calibration read_calibration(const Source& original, const Model& model,
          longest);
   const Corpus corpus = read_files(original, model, options, observer);
   const int64_t text = text_windows(options);
-  std::vector<Place> places = choose(corpus, text, options.seed);
+  std::vector<WindowPlace> places = choose(corpus, text, options.seed);
   double total_weight = 0;
   for (const double weight : corpus.weights) total_weight += weight;
   CalibrationReport report;

@@ -65,7 +65,7 @@ std::string own_address(const World& world, KeyStore& store) {
 }
 
 /// The network interface, as PyTorch chooses it: the one that GLOO_SOCKET_IFNAME names.
-Device open_device(const World& world, KeyStore& store) {
+Device open_gloo_device(const World& world, KeyStore& store) {
   if (const char* name = std::getenv("GLOO_SOCKET_IFNAME"); name != nullptr && *name != '\0')
     return ProcessGroupGloo::createDeviceForInterface(name);
   const std::string address = own_address(world, store);
@@ -171,7 +171,7 @@ class GlooLink : public CommLink {
   GlooLink(const World& world, KeyStore& store, std::chrono::milliseconds timeout,
            const Sentinel::OnClosed& on_closed)
       : options_(ProcessGroupGloo::Options::create(timeout)) {
-    options_->devices.push_back(open_device(world, store));
+    options_->devices.push_back(open_gloo_device(world, store));
     options_->threads = 1;  // for collectives, which are not used
     group_ =
         c10::make_intrusive<ProcessGroupGloo>(store.c10d_store(), world.rank, world.size, options_);

@@ -11,25 +11,25 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kRows = 4;    // rows of a tile that are in registers at once
-constexpr int64_t kBlock = 64;  // pairs that stay in the first-level cache
+constexpr int64_t kRegisterRows = 4;  // rows of a tile that are in registers at once
+constexpr int64_t kCachedPairs = 64;  // pairs that stay in the first-level cache
 
 /// Adds a^T b to 4 rows of a tile; `a` begins at the first of these rows.
 template <int kVectors>
 AQ_AVX512_BF16 void add_rows(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs) {
-  __m512 sums[kRows][kVectors];
-  for (int64_t r = 0; r < kRows; r++)
+  __m512 sums[kRegisterRows][kVectors];
+  for (int64_t r = 0; r < kRegisterRows; r++)
     for (int64_t v = 0; v < kVectors; v++) sums[r][v] = _mm512_loadu_ps(tile + r * kTile + 16 * v);
   for (int64_t p = 0; p < pairs; p++, a += kTile, b += kTile) {
     __m512bh right[kVectors];
     for (int64_t v = 0; v < kVectors; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + 16 * v);
-    for (int64_t r = 0; r < kRows; r++) {
+    for (int64_t r = 0; r < kRegisterRows; r++) {
       const auto left = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[r]));
       for (int64_t v = 0; v < kVectors; v++)
         sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
     }
   }
-  for (int64_t r = 0; r < kRows; r++)
+  for (int64_t r = 0; r < kRegisterRows; r++)
     for (int64_t v = 0; v < kVectors; v++) _mm512_storeu_ps(tile + r * kTile + 16 * v, sums[r][v]);
 }
 
@@ -41,9 +41,9 @@ void add_tile(float* tile, const uint32_t* a, const uint32_t* b, int64_t pairs, 
   static constexpr decltype(&add_rows<4>) kAdd[] = {add_rows<1>, add_rows<2>, add_rows<3>,
                                                     add_rows<4>};
   const auto add = kAdd[(columns - 1) / 16];
-  for (int64_t p = 0; p < pairs; p += kBlock)
-    for (int64_t r = 0; r < kTile; r += kRows)
-      add(tile + r * kTile, a + p * kTile + r, b + p * kTile, std::min(kBlock, pairs - p));
+  for (int64_t p = 0; p < pairs; p += kCachedPairs)
+    for (int64_t r = 0; r < kTile; r += kRegisterRows)
+      add(tile + r * kTile, a + p * kTile + r, b + p * kTile, std::min(kCachedPairs, pairs - p));
 }
 
 AQ_VECTOR_CLONES

@@ -6,7 +6,7 @@
 namespace aqhost {
 namespace {
 
-constexpr size_t kMaxDepth = 64;
+constexpr size_t kMaxNesting = 64;
 
 /// Receives the events of the parser. Entries of the tables never become a Json.
 class Handler final : public nlohmann::json_sax<Json> {
@@ -119,8 +119,8 @@ class Handler final : public nlohmann::json_sax<Json> {
 
   bool open(Json&& container) {
     if (table_ != Table::kNone) return value(std::move(container));
-    if (stack_.size() == kMaxDepth) {
-      fail("{}: JSON nested deeper than {} levels", where_, kMaxDepth);
+    if (stack_.size() == kMaxNesting) {
+      fail("{}: JSON nested deeper than {} levels", where_, kMaxNesting);
     }
     stack_.push_back(insert(std::move(container)));
     keys_.emplace_back();

@@ -3,12 +3,12 @@
 namespace aqhost {
 namespace {
 
-struct Row {
+struct RecentRow {
   std::string_view property, ranges;
 };
 
 // From DerivedGeneralCategory.txt and Scripts.txt of Unicode 16.0, without the characters of 14.0.
-constexpr Row kRows[] = {
+constexpr RecentRow kRecentRows[] = {
     {"Lu", "\\x{1C89}\\x{A7CB}-\\x{A7CC}\\x{A7DA}\\x{A7DC}\\x{10D50}-\\x{10D65}"},
     {"Ll", "\\x{1C8A}\\x{A7CD}\\x{A7DB}\\x{10D70}-\\x{10D85}\\x{1DF25}-\\x{1DF2A}"},
     {"Lt", ""},
@@ -89,7 +89,7 @@ constexpr Row kRows[] = {
 
 std::optional<std::string> recent_characters(std::string_view property) {
   std::optional<std::string> ranges;
-  for (const Row& row : kRows) {
+  for (const RecentRow& row : kRecentRows) {
     const bool major = property.size() == 1 && row.property.size() == 2 && property != "M" &&
                        property != "C" && row.property[0] == property[0];
     if (row.property == property || major) ranges = ranges.value_or("").append(row.ranges);

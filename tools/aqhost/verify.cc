@@ -7,7 +7,7 @@
 namespace aqhost {
 namespace {
 
-void run(const ModelOptions& options) {
+void run_verify(const ModelOptions& options) {
   const auto registry = open_registry(options);
   const VerifySummary s = verify(options.model, *registry, options.model_type);
   check_extra_tensors(s.extra_tensors, s.extra_note, options.model, options);
@@ -34,6 +34,6 @@ const Command kVerify{
     "verify", "reads an export back and checks every tensor of it", "verify --model OUT [--json]",
     "The command fails if a tensor is missing, has the wrong shape or contains values that are not "
     "finite. Otherwise it prints how many modules have which format.",
-    prepare<ModelOptions, add_model_options, run>};
+    prepare<ModelOptions, add_model_options, run_verify>};
 
 }  // namespace aqhost
