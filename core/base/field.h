@@ -36,7 +36,10 @@ class Field {
   double number() const;
   bool flag() const;
   bool flag_or(bool missing) const { return is_null() ? missing : flag(); }
-  std::string text_or(std::string missing) const { return is_null() ? std::move(missing) : text(); }
+  std::string text_or(std::string missing) const {
+    if (is_null()) return missing;
+    return text();
+  }
   /// The elements of an array.
   std::vector<Field> items() const;
   /// The members of an object, by name.
