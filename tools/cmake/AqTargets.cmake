@@ -104,8 +104,10 @@ endif()
 # tools/aqhost/process_setup.cc): a test of learned rounding took 39 s of processor time, and takes 1 s.
 set(AQ_TEST_ENVIRONMENT GOMP_SPINCOUNT=5000)
 
-# aq_test(MODULE [ATEN] SOURCES ... [DEPS targets]): doctest cases of core/MODULE, each a ctest test.
-# The tests run in the source tree's tests/ folder. ATEN: they include LibTorch's headers.
+# aq_test(MODULE [ATEN] SOURCES ... [DEPS targets]): doctest cases of core/MODULE. Each source X_test.cc
+# is the ctest test "MODULE: X", which runs all its cases in one process: a process per case would
+# spend most of its time on starting LibTorch. The tests run in the source tree's tests/ folder.
+# ATEN: they include LibTorch's headers.
 function(aq_test module)
   cmake_parse_arguments(ARG "ATEN" "" "SOURCES;DEPS" ${ARGN})
   add_executable(test_${module} ${ARG_SOURCES} ${PROJECT_SOURCE_DIR}/tests/main.cc)
@@ -122,9 +124,15 @@ function(aq_test module)
   elseif(NOT module MATCHES "^(sdk|formats)$")  # one sees the SDK alone, one is compiled for OpenMP
     aq_precompiled(test_${module} aqhost_base)
   endif()
-  doctest_discover_tests(test_${module} TEST_PREFIX "${module}: " ADD_LABELS 0
-    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests
-    PROPERTIES TIMEOUT ${AQ_TEST_TIMEOUT} ENVIRONMENT ${AQ_TEST_ENVIRONMENT})
+  list(FILTER ARG_SOURCES INCLUDE REGEX "_test\\.cc$")
+  foreach(source ${ARG_SOURCES})
+    get_filename_component(file ${source} NAME)
+    string(REPLACE "_test.cc" "" name ${file})
+    add_test(NAME "${module}: ${name}" COMMAND test_${module} --source-file=*/${file}
+      WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests)
+    set_tests_properties("${module}: ${name}" PROPERTIES TIMEOUT ${AQ_TEST_TIMEOUT}
+      ENVIRONMENT ${AQ_TEST_ENVIRONMENT} FAIL_REGULAR_EXPRESSION "test cases: +0 ")
+  endforeach()
 endfunction()
 
 # aq_python_test(NAME SCRIPT PYTHON): a file of Python unittests as one ctest test, run with AQ_BUILD
