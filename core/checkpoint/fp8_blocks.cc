@@ -13,7 +13,8 @@ namespace aqhost {
 namespace {
 
 constexpr std::string_view kScale = "_scale_inv";
-constexpr std::size_t kPart = std::size_t{1} << 18;  // bytes of codes, which fit a core's cache
+constexpr std::size_t kCodesAtOnce = std::size_t{1}
+                                     << 18;  // bytes of codes, which fit a core's cache
 constexpr int64_t kMaximumBlock = int64_t{1} << 20;
 
 /// The values of the 256 codes of a type of 8 bits.
@@ -58,7 +59,7 @@ struct Fp8Blocks {
     const int64_t first = scale_row(begin / cols);
     const std::vector<float> scale = read_scales(stored, first, scale_row((end - 1) / cols));
     const Values& values = e4m3_values();
-    std::vector<std::byte> part(std::min(kPart, out.size()));
+    std::vector<std::byte> part(std::min(kCodesAtOnce, out.size()));
     for (std::size_t done = 0; done < out.size(); done += part.size()) {
       part.resize(std::min(part.size(), out.size() - done));
       int64_t at = begin + static_cast<int64_t>(done);

@@ -14,14 +14,14 @@
 namespace aqhost {
 namespace {
 
-aq_tensor_key key_of(int32_t layer, int32_t role) {
+aq_tensor_key attention_key(int32_t layer, int32_t role) {
   return {layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
 }
 
 /// Reads a small tensor of a layer's attention, which is float32 on the device of `options`.
 at::Tensor read_parameter(const Source& source, const Model& model, int32_t layer, int32_t role,
                           const std::vector<int64_t>& shape, const at::TensorOptions& options) {
-  const auto ref = model.find_ref(key_of(layer, role));
+  const auto ref = model.find_ref(attention_key(layer, role));
   if (!ref) fail("model \"{}\" has no tensor of layer {}, role {}", model.id(), layer, role);
   return read_tensor(source, *ref, shape).to(options.dtype(at::kFloat));
 }
@@ -38,8 +38,8 @@ class StandardAttention : public Attention {
     const bool full = desc.qk_norm == AQ_QK_NORM_FULL;
     const int64_t q = full ? int64_t{desc.n_heads} * desc.head_dim : desc.head_dim;
     const int64_t k = full ? int64_t{desc.n_kv_heads} * desc.head_dim : desc.head_dim;
-    q_norm_.emplace(source, model, key_of(layer, AQ_ROLE_ATTN_Q_NORM), q, options);
-    k_norm_.emplace(source, model, key_of(layer, AQ_ROLE_ATTN_K_NORM), k, options);
+    q_norm_.emplace(source, model, attention_key(layer, AQ_ROLE_ATTN_Q_NORM), q, options);
+    k_norm_.emplace(source, model, attention_key(layer, AQ_ROLE_ATTN_K_NORM), k, options);
   }
 
   Tensors advance(std::size_t, Tensors tensors, const Apply& apply) const override {
@@ -86,11 +86,11 @@ class LatentAttention : public Attention {
       : Attention(desc, model.desc().hidden_size),
         desc_(desc),
         rotary_(desc, seq_len, options),
-        kv_norm_(source, model, key_of(layer, AQ_ROLE_ATTN_KV_A_NORM), desc.kv_rank, options,
+        kv_norm_(source, model, attention_key(layer, AQ_ROLE_ATTN_KV_A_NORM), desc.kv_rank, options,
                  desc.latent_eps) {
     if (desc.q_rank > 0)
-      q_norm_.emplace(source, model, key_of(layer, AQ_ROLE_ATTN_Q_A_NORM), desc.q_rank, options,
-                      desc.latent_eps);
+      q_norm_.emplace(source, model, attention_key(layer, AQ_ROLE_ATTN_Q_A_NORM), desc.q_rank,
+                      options, desc.latent_eps);
   }
 
   Tensors advance(std::size_t stage, Tensors tensors, const Apply& apply) const override {
