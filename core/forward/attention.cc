@@ -47,7 +47,7 @@ class StandardAttention : public Attention {
     at::Tensor q = apply(AQ_ROLE_ATTN_Q, a), gate;
     at::Tensor k = apply(AQ_ROLE_ATTN_K, a), v = apply(AQ_ROLE_ATTN_V, a);
     if (desc_.output_gate) {
-      const at::Tensor both = q.unflatten(2, {desc_.n_heads, 2 * desc_.head_dim});
+      const at::Tensor both = q.unflatten(2, {int64_t{desc_.n_heads}, int64_t{2} * desc_.head_dim});
       q = both.narrow(3, 0, desc_.head_dim).flatten(2);
       gate = both.narrow(3, desc_.head_dim, desc_.head_dim).flatten(2);
     }
