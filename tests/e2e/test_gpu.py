@@ -1,8 +1,11 @@
 """Compares runs on a GPU with runs on the CPU. Without a GPU, the tests are skipped with the reason.
 
 ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
+If AQ_RANDOM_CHECKPOINTS is a folder that tests/interop/random_checkpoints.py has written, every family is tested.
 """
 import json
+import os
+import pathlib
 import re
 import sys
 import unittest
