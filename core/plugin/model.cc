@@ -137,10 +137,16 @@ void Model::describe() {
 void Model::list_copied() {
   constexpr uint32_t kMost = 1024;
   if (!AQ_HAS(raw_.get(), copied)) return;
-  for (uint32_t i = 0; i <= kMost; i++) {
-    const aq_copied* found = call_or_fail("copied", [&] { return raw_->copied(raw_.get(), i); });
-    if (found == nullptr) return;
-    if (i == kMost || !is_name(found->prefix) || !is_name(found->what))
+  const auto get = [&](uint32_t i) {
+    try {
+      return call_or_fail("copied", [&] { return raw_->copied(raw_.get(), i); });
+    } catch (const Error& e) {
+      refuse("{}", e.what());
+    }
+  };
+  for (uint32_t i = 0; const aq_copied* found = get(i); i++) {
+    if (i == kMost) refuse("copied lists more than {} kinds of tensors", kMost);
+    if (!is_name(found->prefix) || !is_name(found->what))
       refuse("copied({}) gives no prefix, or nothing that says what it is", i);
     copied_.push_back({found->prefix, found->what, {}});
   }

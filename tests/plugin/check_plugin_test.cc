@@ -107,7 +107,7 @@ TEST_CASE("files that are no plugins, or more than plugins") {
   CHECK(contains(line("not-elf.so"), "it is no 64-bit ELF shared library"));
   CHECK(contains(line("no-symbol.so"), "it exports nothing"));
   CHECK(contains(line("other-major.so"),
-                 "of this ABI: it is built for plugin ABI 2.0, this aqhost has 1."));
+                 "of this ABI: it is built for plugin ABI " + kOtherAbi + ", this aqhost has 1."));
   CHECK(contains(line("init-crashes.so"), "it crashed (Aborted)"));
   CHECK(contains(line("init-exits.so"), "it ended the process (status 3)"));
   CHECK(contains(line("names-null.so"), "lacks a name, version, vendor or description"));
