@@ -59,8 +59,9 @@ void FakeModel::add_tensor(const aq_tensor_key& key, std::vector<int64_t> shape)
   const auto generator = at::detail::createCPUGenerator(std::hash<std::string>()(name));
   const double spread = shape.size() == 2 ? 1.5 / std::sqrt(static_cast<double>(shape[1])) : 0.5;
   at::Tensor values = at::randn(shape, generator).mul_(spread);
-  const bool norm_weight =
-      key.part == AQ_PART_WEIGHT && shape.size() == 1 && key.role != AQ_ROLE_ROUTER_BIAS;
+  const bool norm_weight = key.part == AQ_PART_WEIGHT && shape.size() == 1 &&
+                           key.role != AQ_ROLE_ROUTER_BIAS && key.role != AQ_ROLE_ATTN_SINKS &&
+                           key.role != AQ_ROLE_DELTA_A_LOG && key.role != AQ_ROLE_DELTA_DT_BIAS;
   tensors[name] = norm_weight ? values.add_(1) : values;
 }
 
@@ -79,16 +80,46 @@ void FakeModel::add_norm(int32_t role, int64_t size, int32_t layer) {
     add_tensor({layer, role, AQ_EXPERT_NONE, AQ_PART_BIAS}, {size});
 }
 
+void FakeModel::list_attention() {
+  const aq_attention_desc& a = attention;
+  const int64_t d = desc.hidden_size, rope = a.rope_dim, value = a.value_dim;
+  const int64_t q = a.n_heads * a.head_dim, kv = a.n_kv_heads * a.head_dim;
+  const auto linear = [&](int32_t role, int64_t out, int64_t in, int32_t stage, int32_t group) {
+    add(role, AQ_EXPERT_NONE, out, in, stage, group, attention_biases);
+  };
+  if (a.kind == AQ_ATTN_LATENT) {
+    linear(a.q_rank > 0 ? AQ_ROLE_ATTN_Q_A : AQ_ROLE_ATTN_Q, a.q_rank > 0 ? a.q_rank : q, d, 0, 0);
+    linear(AQ_ROLE_ATTN_KV_A, a.kv_rank + rope, d, 0, 0);
+    if (a.q_rank > 0) linear(AQ_ROLE_ATTN_Q_B, q, a.q_rank, 1, 1);
+    linear(AQ_ROLE_ATTN_KV_B, a.n_heads * (a.head_dim - rope + value), a.kv_rank, 1, 2);
+    linear(AQ_ROLE_ATTN_O, d, a.n_heads * value, 2, 3);
+  } else if (a.kind == AQ_ATTN_DELTA) {
+    const int64_t values = a.n_heads * value;
+    if (a.delta_fused != 0) {
+      linear(AQ_ROLE_DELTA_QKVZ, 2 * kv + 2 * values, d, 0, 0);
+      linear(AQ_ROLE_DELTA_BA, 2 * a.n_heads, d, 0, 0);
+    } else {
+      linear(AQ_ROLE_DELTA_QKV, 2 * kv + values, d, 0, 0);
+      linear(AQ_ROLE_DELTA_Z, values, d, 0, 0);
+      linear(AQ_ROLE_DELTA_B, a.n_heads, d, 0, 0);
+      linear(AQ_ROLE_DELTA_A, a.n_heads, d, 0, 0);
+    }
+    linear(AQ_ROLE_DELTA_OUT, d, values, 1, 1);
+  } else {
+    linear(AQ_ROLE_ATTN_Q, a.output_gate != 0 ? 2 * q : q, d, 0, 0);
+    linear(AQ_ROLE_ATTN_K, kv, d, 0, 0);
+    linear(AQ_ROLE_ATTN_V, kv, d, 0, 0);
+    linear(AQ_ROLE_ATTN_O, d, q, 1, 1);
+  }
+}
+
 void FakeModel::list_matrices() {
-  const int64_t d = desc.hidden_size, head = attention.head_dim;
-  const int64_t q = attention.n_heads * head, kv = attention.n_kv_heads * head;
-  add(AQ_ROLE_ATTN_Q, AQ_EXPERT_NONE, q, d, 0, 0, attention_biases);
-  add(AQ_ROLE_ATTN_K, AQ_EXPERT_NONE, kv, d, 0, 0, attention_biases);
-  add(AQ_ROLE_ATTN_V, AQ_EXPERT_NONE, kv, d, 0, 0, attention_biases);
-  add(AQ_ROLE_ATTN_O, AQ_EXPERT_NONE, d, q, 1, 1, attention_biases);
+  list_attention();
+  const int64_t d = desc.hidden_size;
+  const int32_t stage = matrices_.back().stage + 1, group = matrices_.back().input_group + 1;
   const auto add_inputs = [&](int32_t expert, int64_t inner) {
-    add(AQ_ROLE_FFN_GATE, expert, inner, d, 2, 2, expert_biases);
-    add(AQ_ROLE_FFN_UP, expert, inner, d, 2, 2, expert_biases);
+    add(AQ_ROLE_FFN_GATE, expert, inner, d, stage, group, expert_biases);
+    add(AQ_ROLE_FFN_UP, expert, inner, d, stage, group, expert_biases);
   };
   const auto each_expert = [&](const auto& call) {
     if (ffn.kind == AQ_FFN_DENSE) call(AQ_EXPERT_NONE, ffn.inner_size);
@@ -96,14 +127,38 @@ void FakeModel::list_matrices() {
     for (int32_t e = 0; e < ffn.n_experts; e++) call(e, ffn.inner_size);
     if (ffn.shared_size > 0) call(AQ_EXPERT_SHARED, ffn.shared_size);
   };
-  if (ffn.kind == AQ_FFN_MOE) add(AQ_ROLE_ROUTER, AQ_EXPERT_NONE, ffn.n_experts, d, 2, 2, false);
-  if (ffn.shared_gated) add(AQ_ROLE_SHARED_ROUTER, AQ_EXPERT_NONE, 1, d, 2, 2, false);
+  if (ffn.kind == AQ_FFN_MOE)
+    add(AQ_ROLE_ROUTER, AQ_EXPERT_NONE, ffn.n_experts, d, stage, group, false);
+  if (ffn.shared_gated) add(AQ_ROLE_SHARED_ROUTER, AQ_EXPERT_NONE, 1, d, stage, group, false);
   each_expert(add_inputs);
   each_expert([&](int32_t expert, int64_t inner) {
-    add(AQ_ROLE_FFN_DOWN, expert, d, inner, 3, 3, expert_biases);
+    add(AQ_ROLE_FFN_DOWN, expert, d, inner, stage + 1, group + 1, expert_biases);
   });
   if (!desc.tied_embeddings)
     add(AQ_ROLE_LM_HEAD, AQ_EXPERT_NONE, desc.vocab_size, d, 0, 0, head_bias);
+}
+
+void FakeModel::add_attention_vectors() {
+  const aq_attention_desc& a = attention;
+  const auto add_vector = [&](int32_t role, std::vector<int64_t> shape) {
+    add_tensor({0, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT}, std::move(shape));
+  };
+  if (a.qk_norm != AQ_QK_NORM_NONE) {
+    const bool full = a.qk_norm == AQ_QK_NORM_FULL;
+    add_norm(AQ_ROLE_ATTN_Q_NORM, a.head_dim * (full ? a.n_heads : 1), 0);
+    add_norm(AQ_ROLE_ATTN_K_NORM, a.head_dim * (full ? a.n_kv_heads : 1), 0);
+  }
+  if (a.sinks != 0) add_vector(AQ_ROLE_ATTN_SINKS, {a.n_heads});
+  if (a.kind == AQ_ATTN_LATENT) {
+    if (a.q_rank > 0) add_norm(AQ_ROLE_ATTN_Q_A_NORM, a.q_rank, 0);
+    add_norm(AQ_ROLE_ATTN_KV_A_NORM, a.kv_rank, 0);
+  }
+  if (a.kind != AQ_ATTN_DELTA) return;
+  add_vector(AQ_ROLE_DELTA_CONV,
+             {2 * a.n_kv_heads * a.head_dim + a.n_heads * a.value_dim, 1, a.conv_size});
+  add_vector(AQ_ROLE_DELTA_A_LOG, {a.n_heads});
+  add_vector(AQ_ROLE_DELTA_DT_BIAS, {a.n_heads});
+  add_vector(AQ_ROLE_DELTA_NORM, {a.value_dim});
 }
 
 std::unique_ptr<const Model> FakeModel::open() {
@@ -113,11 +168,7 @@ std::unique_ptr<const Model> FakeModel::open() {
   add_norm(AQ_ROLE_FINAL_NORM, d, -1);
   add_norm(AQ_ROLE_ATTN_NORM, d, 0);
   add_norm(AQ_ROLE_FFN_NORM, d, 0);
-  if (attention.qk_norm != AQ_QK_NORM_NONE) {
-    const bool full = attention.qk_norm == AQ_QK_NORM_FULL;
-    add_norm(AQ_ROLE_ATTN_Q_NORM, attention.head_dim * (full ? attention.n_heads : 1), 0);
-    add_norm(AQ_ROLE_ATTN_K_NORM, attention.head_dim * (full ? attention.n_kv_heads : 1), 0);
-  }
+  add_attention_vectors();
   if (router_bias)
     add_tensor({0, AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, AQ_PART_WEIGHT}, {ffn.n_experts});
 
@@ -151,6 +202,23 @@ void FakeModel::wire_attention() {
   static constexpr aq_block_forward kWired{sizeof(aq_block_forward), 0, attend, nullptr};
   attention.kind = AQ_ATTN_CUSTOM;
   block_forward = &kWired;
+}
+
+void FakeModel::use_latent_attention(int32_t q_rank) {
+  attention.kind = AQ_ATTN_LATENT;
+  attention.head_dim = 14;  // 6 features without rotation
+  attention.value_dim = 10;
+  attention.q_rank = q_rank;
+  attention.kv_rank = 12;
+}
+
+void FakeModel::use_delta_rule(bool fused) {
+  attention.kind = AQ_ATTN_DELTA;
+  attention.n_kv_heads = attention.n_heads / 2;
+  attention.rope_dim = 0;
+  attention.value_dim = 6;
+  attention.conv_size = 4;
+  attention.delta_fused = fused;
 }
 
 aq_status FakeModel::attend(const aq_model* self, const aq_forward_args* args, aq_error* err) {

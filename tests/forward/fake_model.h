@@ -39,6 +39,10 @@ struct FakeModel {
 
   /// Attention without RoPE, clipping and norms, which the adapter itself computes.
   void wire_attention();
+  /// Latent attention, with low-rank queries unless `q_rank` is 0.
+  void use_latent_attention(int32_t q_rank);
+  /// The gated delta rule, whose keys are shared by pairs of value heads.
+  void use_delta_rule(bool fused);
 
  private:
   struct Matrix {
@@ -49,6 +53,8 @@ struct FakeModel {
   };
 
   void list_matrices();
+  void list_attention();
+  void add_attention_vectors();
   void add(int32_t role, int32_t expert, int64_t out, int64_t in, int32_t stage, int32_t group,
            bool bias);
   void add_tensor(const aq_tensor_key& key, std::vector<int64_t> shape);

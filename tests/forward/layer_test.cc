@@ -7,37 +7,12 @@
 #include "forward/distance.h"
 #include "forward/embedding_and_head.h"
 #include "forward/fake_model.h"
+#include "forward/layer_check.h"
 #include "forward/reference.h"
 #include "torch_doctest.h"
 
 namespace aqhost {
 namespace {
-
-constexpr int64_t kTokens = 11;
-constexpr double kTolerance = 2e-6;  // float32 against float64
-constexpr double kVisible = 1e-3;    // the minimum change by an option that has an effect
-
-at::Tensor input(const FakeModel& model) {
-  at::manual_seed(3);
-  return at::randn({2, kTokens, model.desc.hidden_size});
-}
-
-at::Tensor run(FakeModel& fake) {
-  const auto model = fake.open();
-  return Layer(fake.source(), *model, 0, kTokens).forward(input(fake));
-}
-
-/// Checks that the layer with the option that `set` sets equals the reference, and differs from the
-/// layer without it.
-template <typename Set>
-void check_option(const Set& set) {
-  FakeModel plain, changed;
-  set(changed);
-  const at::Tensor without = run(plain), with = run(changed);
-  CHECK(distance(without, reference_forward(plain, input(plain))) < kTolerance);
-  CHECK(distance(with, reference_forward(changed, input(changed))) < kTolerance);
-  CHECK(distance(with, without) > kVisible);
-}
 
 TEST_CASE("a token sees itself and the sliding window - 1 tokens before it") {
   check_option([](FakeModel& m) { m.attention.sliding_window = 3; });

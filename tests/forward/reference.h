@@ -10,7 +10,8 @@ namespace aqhost {
 /// float64.
 at::Tensor reference_forward(const FakeModel& model, const at::Tensor& x);
 
-/// Applies the norm of `role` to x [tokens, hidden] f64.
-at::Tensor reference_norm(const FakeModel& model, int32_t role, const at::Tensor& x, bool top);
+/// Applies the norm of `role` to x [tokens, hidden] f64. With `eps` 0 it has that of the model.
+at::Tensor reference_norm(const FakeModel& model, int32_t role, const at::Tensor& x, bool top,
+                          double eps = 0);
 
 }  // namespace aqhost
