@@ -1,6 +1,8 @@
 #include "conformance/random_logits.h"
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -30,12 +32,20 @@ Row scores_of(const FfnDesc& desc, const Row& logits) {
   return scores;
 }
 
-/// The group of the best experts not yet taken.
+/// The score of a group: the sum of its `group_best` best experts.
+float group_score(const FfnDesc& desc, Row group) {
+  std::sort(group.begin(), group.end(), std::greater<float>());
+  float sum = 0;
+  for (int32_t i = 0; i < desc.group_best; i++) sum += group[static_cast<std::size_t>(i)];
+  return sum;
+}
+
+/// Keeps the groups with the highest scores; of equal ones the first.
 void forbid_groups(const FfnDesc& desc, Row& choice) {
   const auto size = choice.size() / static_cast<std::size_t>(desc.n_groups);
   Row best;
   for (std::size_t g = 0; g < choice.size(); g += size)
-    best.push_back(*std::max_element(&choice[g], &choice[g] + size));
+    best.push_back(group_score(desc, Row(&choice[g], &choice[g] + size)));
   std::vector<bool> kept(best.size());
   for (int32_t i = 0; i < desc.top_groups; i++) {
     std::size_t first = best.size();
@@ -77,9 +87,14 @@ Routing plain_router(const FfnDesc& desc, const at::Tensor& logits, const at::Te
       row.push_back(std::isnan(x) ? -kInfinity : x);
     }
     const Row scores = scores_of(desc, row);
+    const bool by_scores = desc.n_groups > 1 && desc.group_best > 1;  // which can be summed
     for (std::size_t e = 0; e < row.size(); e++) {
-      const bool weighed = bias.defined() && row[e] > -kInfinity;
-      choice.push_back(weighed ? scores[e] + bias[static_cast<int64_t>(e)].item<float>() : row[e]);
+      float x = row[e];
+      if (x > -kInfinity && bias.defined())
+        x = scores[e] + bias[static_cast<int64_t>(e)].item<float>();
+      else if (x > -kInfinity && by_scores)
+        x = scores[e];
+      choice.push_back(x);
     }
     if (desc.n_groups > 1) forbid_groups(desc, choice);
     float sum = 0;
@@ -92,7 +107,7 @@ Routing plain_router(const FfnDesc& desc, const at::Tensor& logits, const at::Te
       sum += scores[static_cast<std::size_t>(e)];
       *first = -kInfinity;
     }
-    if (desc.norm_topk && sum > 0) out.weights[t] /= sum;
+    if (desc.norm_topk && sum > 0) out.weights[t] /= std::max(sum, desc.norm_min);
     out.weights[t] *= desc.routed_scale;
   }
   return out;
