@@ -65,17 +65,34 @@ std::string no_kernel(const char* what, const StoredAs& s);
 
 /// Options of a model that some engines do not support.
 struct ModelFacts {
-  explicit ModelFacts(const Model& model);
+  explicit ModelFacts(const Export& exported);
 
   std::string family;     // "olmoe"
+  std::string type;       // model_type of config.json; "" if it has none
   bool tied = false;      // lm_head is the embedding
-  bool qkv_bias = false;  // q, k or v have a bias in some layer
+  bool qkv_bias = false;  // q, k or v, or the first maps of latent attention, have a bias somewhere
   bool out_bias = false;  // o has a bias in some layer
-  bool silu = true;       // every FFN uses SiLU
+  bool ffn_bias = false;  // a dense FFN or a shared expert has biases
+  bool head_bias = false;
+  bool silu = true;  // every FFN uses SiLU, or the one activation that the family has
   bool norm_topk = false;
   bool heads_fill_hidden = true;  // number of heads x head size = hidden size
   float norm_eps = 0, clip_qkv = 0;
+  bool latent = false;  // the rest is about latent attention
+  bool rope_interleaved = false;
+  float latent_eps = 0;
 };
+
+/// What an engine's code for a family does with a model's options.
+struct FamilyOptions {
+  bool qkv_bias = false, out_bias = false, ffn_bias = false;  // whether it has these biases
+  bool tied = false;      // whether it can tie the head to the embedding
+  bool head_dim = false;  // whether it reads head_dim
+  bool acts = false;      // whether it refuses other activations than SiLU
+};
+
+/// Indexed by model_type, or by the id of the family.
+using FamiliesOptions = std::map<std::string, FamilyOptions>;
 
 bool is_role(const PlannedModule& m, std::initializer_list<int32_t> roles);
 inline bool is_expert(const PlannedModule& m) { return m.module->key.expert >= 0; }
@@ -100,9 +117,17 @@ std::string mixed(const std::string& what, const PlannedModule& a, const Planned
 /// Reports modules of different formats where an engine runs one kernel, or one fused matrix.
 void check_fused(const Plan& plan, Findings& findings);
 
-/// Reports model options that vLLM and SGLang both ignore or refuse: biases in attention, other
-/// activations than SiLU, and options that the published OLMoE does not use.
-void check_common_model_options(const ModelFacts& facts, const char* engine, Findings& findings);
+/// Reports model options that an engine ignores or refuses, according to `families`; and options
+/// that vLLM and SGLang both ignore in the families whose published models do not use them.
+void check_model_options(const ModelFacts& facts, const FamiliesOptions& families,
+                         const char* engine, Findings& findings);
+
+/// Refuses a model whose config.json lacks keys that the engine reads and transformers does not.
+void check_keys(const Export& exported, const char* engine, std::initializer_list<const char*> keys,
+                Findings& findings);
+
+/// The number of ways in which modules of the plan are quantized.
+std::size_t count_schemes(const Plan& plan);
 
 void check_vllm(const Export& exported, Findings& findings);
 void check_sglang(const Export& exported, Findings& findings);

@@ -1,9 +1,12 @@
 #include "plan/loadable.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
+#include <set>
 
 #include "base/error.h"
 #include "base/nearest.h"
@@ -42,21 +45,33 @@ StoredAs::StoredAs(const PlannedModule& m, const Container& container)
   symmetric = weights.value("symmetric", true);
 }
 
-ModelFacts::ModelFacts(const Model& model)
-    : family(model.id()), tied(model.desc().tied_embeddings), norm_eps(model.desc().norm_eps) {
+ModelFacts::ModelFacts(const Export& exported)
+    : family(exported.model.id()),
+      tied(exported.model.desc().tied_embeddings),
+      norm_eps(exported.model.desc().norm_eps) {
+  const Model& model = exported.model;
+  if (const Json& config = exported.original.config();
+      config.contains("model_type") && config["model_type"].is_string())
+    type = config["model_type"].get<std::string>();
   for (const Module& m : model.modules()) {
     if (!m.bias) continue;
     const int32_t role = m.key.role;
-    qkv_bias =
-        qkv_bias || role == AQ_ROLE_ATTN_Q || role == AQ_ROLE_ATTN_K || role == AQ_ROLE_ATTN_V;
+    const bool first = fused_role(role) == AQ_ROLE_ATTN_Q || fused_role(role) == AQ_ROLE_ATTN_Q_A;
+    const bool ffn = fused_role(role) == AQ_ROLE_FFN_GATE || role == AQ_ROLE_FFN_DOWN;
+    qkv_bias = qkv_bias || first;
     out_bias = out_bias || role == AQ_ROLE_ATTN_O;
+    ffn_bias = ffn_bias || (ffn && m.key.expert < 0);
+    head_bias = head_bias || role == AQ_ROLE_LM_HEAD;
   }
   for (int32_t l = 0; l < model.desc().n_layers; l++) {
     const FfnDesc& ffn = model.ffn(l);
-    silu = silu && ffn.activation == AQ_ACT_SILU_GLU;
+    silu = silu && (ffn.activation == AQ_ACT_SILU_GLU || ffn.activation == AQ_ACT_CLAMPED_SWIGLU);
     norm_topk = norm_topk || (ffn.kind == AQ_FFN_MOE && ffn.norm_topk);
   }
   const AttentionDesc attention = model.attention(0, 1);
+  latent = attention.kind == AQ_ATTN_LATENT;
+  rope_interleaved = attention.rope_interleaved;
+  latent_eps = attention.latent_eps;
   if (attention.kind != AQ_ATTN_STANDARD) return;
   clip_qkv = attention.clip_qkv;
   heads_fill_hidden = int64_t{attention.n_heads} * attention.head_dim == model.desc().hidden_size;
@@ -89,6 +104,12 @@ std::map<std::pair<int32_t, std::string>, Modules> fused(const Plan& plan) {
       groups[{key.layer, "the experts of a layer"}].push_back(&m);
     else if (is_role(m, {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V}))
       groups[{key.layer, "q, k and v"}].push_back(&m);
+    else if (is_role(m, {AQ_ROLE_ATTN_Q_A, AQ_ROLE_ATTN_KV_A}))
+      groups[{key.layer, "q_a and kv_a"}].push_back(&m);
+    else if (is_role(m, {AQ_ROLE_DELTA_QKV, AQ_ROLE_DELTA_Z}))
+      groups[{key.layer, "in_proj_qkv and in_proj_z"}].push_back(&m);
+    else if (is_role(m, {AQ_ROLE_DELTA_B, AQ_ROLE_DELTA_A}))
+      groups[{key.layer, "in_proj_b and in_proj_a"}].push_back(&m);
     else if (is_role(m, {AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP}))
       groups[{key.layer, "gate and up of a dense or shared FFN"}].push_back(&m);
   }
@@ -112,24 +133,63 @@ void check_fused(const Plan& plan, Findings& findings) {
       findings.refuse(m.module->name, "the shared expert's gate must stay dense");
 }
 
-void check_common_model_options(const ModelFacts& facts, const char* engine, Findings& findings) {
+void check_model_options(const ModelFacts& facts, const FamiliesOptions& families,
+                         const char* engine, Findings& findings) {
+  const auto found =
+      families.contains(facts.type) ? families.find(facts.type) : families.find(facts.family);
+  if (found == families.end()) return;
+  const FamilyOptions& options = found->second;
   const auto wrong = [&](const std::string& what) {
     findings.wrong("config.json", fmt::format("{} {}", engine, what));
   };
-  const bool qwen = facts.family == "qwen2_moe";
-  if ((facts.qkv_bias && !qwen) || facts.out_bias)
-    wrong(fmt::format("drops the biases of {}",
-                      facts.qkv_bias && !qwen ? "the attention" : "the attention's o"));
+  const bool drops_qkv = facts.qkv_bias && !options.qkv_bias;
+  if (drops_qkv || (facts.out_bias && !options.out_bias))
+    wrong(fmt::format("drops the biases of {}", drops_qkv ? "the attention" : "the attention's o"));
+  if (facts.ffn_bias && !options.ffn_bias) wrong("drops the biases of dense and shared FFNs");
+  if (facts.head_bias) wrong("drops the bias of lm_head");
   if (!facts.silu) {
-    if (qwen || facts.family == "deepseek_moe")
+    if (options.acts)
       findings.refuse("config.json", fmt::format("{} has no hidden_act but silu", engine));
     else
       wrong("computes silu, whatever hidden_act says");
   }
+  if (facts.tied && !options.tied)
+    wrong(
+        fmt::format("does not tie the head of {} to its embedding, and leaves the head without "
+                    "values",
+                    facts.family));
+  if (!facts.heads_fill_hidden && !options.head_dim)
+    findings.refuse("config.json",
+                    fmt::format("{} takes hidden_size / num_attention_heads for head_dim", engine));
+  if (facts.latent && facts.latent_eps != facts.norm_eps)
+    findings.note("config.json",
+                  fmt::format("{} takes rms_norm_eps for the norms inside latent attention, where "
+                              "transformers and eval take {:g}",
+                              engine, facts.latent_eps));
   if (facts.family != "olmoe") return;
   if (facts.norm_topk) wrong("ignores norm_topk_prob");
   if (facts.clip_qkv > 0) wrong("ignores clip_qkv");
   if (facts.norm_eps != 1e-5F) wrong("takes 1e-5 for rms_norm_eps");
+}
+
+void check_keys(const Export& exported, const char* engine, std::initializer_list<const char*> keys,
+                Findings& findings) {
+  const Json& config = exported.original.config();
+  std::vector<std::string> missing;
+  for (const char* key : keys)
+    if (config.value(key, Json()).is_null()) missing.emplace_back(key);
+  if (!missing.empty())
+    findings.refuse("config.json",
+                    fmt::format("{} reads {}, which the published config.json has, and this one "
+                                "has not",
+                                engine, fmt::join(missing, ", ")));
+}
+
+std::size_t count_schemes(const Plan& plan) {
+  std::set<std::string> schemes;
+  for (const PlannedModule& m : plan.modules)
+    if (m.format) schemes.insert(scheme(m));
+  return schemes.size();
 }
 
 namespace {
@@ -145,26 +205,49 @@ void check_common(const Plan& plan, Findings& findings) {
   }
 }
 
+/// The values of model_type by which engines find a family, indexed by the id of the family.
+const std::map<std::string, std::vector<std::string>>& model_types() {
+  static const std::map<std::string, std::vector<std::string>> types{
+      {"olmoe", {"olmoe"}},
+      {"mixtral", {"mixtral"}},
+      {"qwen2_moe", {"qwen2_moe"}},
+      {"deepseek_moe", {"deepseek"}},
+      {"qwen3_moe", {"qwen3_moe"}},
+      {"qwen3_next", {"qwen3_next"}},
+      {"qwen3_5_moe", {"qwen3_5_moe", "qwen3_5_moe_text"}},
+      {"deepseek_v2", {"deepseek_v2"}},
+      {"deepseek_v3", {"deepseek_v3", "kimi_k2", "glm4_moe_lite"}},
+      {"glm4_moe", {"glm4_moe"}},
+      {"gpt_oss", {"gpt_oss"}},
+      {"minimax_m2", {"minimax_m2"}},
+      {"granitemoe", {"granitemoe"}},
+      {"ernie4_5_moe", {"ernie4_5_moe"}}};
+  return types;
+}
+
 /// Checks whether the engine recognises the model as what it is. The families of other plugins are
 /// not known here.
 void check_family(const Export& e, const Loadable& engine, Findings& findings) {
   const Model& model = e.model;
-  const std::map<std::string, std::string> types{{"olmoe", "olmoe"},
-                                                 {"mixtral", "mixtral"},
-                                                 {"qwen2_moe", "qwen2_moe"},
-                                                 {"deepseek_moe", "deepseek"}};
-  if (const auto known = types.find(model.id()); known != types.end()) {
+  if (const auto known = model_types().find(model.id()); known != model_types().end()) {
     const Json type = e.original.config().value("model_type", Json());
-    if (type != known->second)
-      findings.refuse(
-          "config.json",
-          fmt::format("model_type is {}, and {} finds this family under \"{}\"",
-                      type.is_null() ? "missing" : type.dump(), engine.engine, known->second));
+    if (std::find(known->second.begin(), known->second.end(), type) == known->second.end())
+      findings.refuse("config.json",
+                      fmt::format("model_type is {}, and {} finds this family under \"{}\"",
+                                  type.is_null() ? "missing" : type.dump(), engine.engine,
+                                  fmt::join(known->second, "\" or \"")));
     return;
   }
   findings.note("config.json", fmt::format("it is not known here whether {} has models of family "
                                            "{}; what is said is true of the formats",
                                            engine.name(), model.id()));
+}
+
+/// Whether exports of this family were loaded in the engine. Of the others, only the engine's
+/// source was read.
+bool was_run(const std::string& engine, const std::string& family) {
+  static const std::set<std::string> vllm{"olmoe", "mixtral", "qwen2_moe", "deepseek_moe"};
+  return engine == "transformers" || (engine == "vllm" && vllm.contains(family));
 }
 
 }  // namespace
@@ -183,11 +266,12 @@ std::string Loadable::verdict() const {
 std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original) {
   const Export exported{plan, model, original};
   std::vector<Loadable> engines{
-      {.engine = "vLLM", .version = "0.32", .id = "vllm", .run = true},
+      {.engine = "vLLM", .version = "0.32", .id = "vllm"},
       {.engine = "SGLang", .version = "0.5.23", .id = "sglang"},
-      {.engine = "transformers", .version = "5.17", .id = "transformers", .run = true}};
+      {.engine = "transformers", .version = "5.17", .id = "transformers"}};
   constexpr decltype(&check_vllm) kRules[] = {check_vllm, check_sglang, check_transformers};
   for (std::size_t i = 0; i < engines.size(); i++) {
+    engines[i].run = was_run(engines[i].id, model.id());
     Findings findings;
     check_common(plan, findings);
     check_family(exported, engines[i], findings);

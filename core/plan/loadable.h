@@ -15,7 +15,7 @@ struct Loadable {
   std::string engine;   // "vLLM"
   std::string version;  // the version whose source the rules come from: "0.32"
   std::string id;       // "vllm"
-  bool run = false;     // exports were loaded in that version; false: source only read
+  bool run = false;     // exports of this family were loaded in it; false: source only read
   std::vector<std::string> refused{};  // why it does not load
   std::vector<std::string> wrong{};    // why it loads but silently computes something else
   std::vector<std::string> notes{};    // what is worth knowing if it loads

@@ -186,8 +186,7 @@ void choose_activations(PlannedModule& planned, FormatCache& cache) {
 std::tuple<int32_t, int32_t, int32_t> input_of(const Module& module) {
   const auto& [layer, role, expert, part] = module.key;
   if (role >= AQ_ROLE_CUSTOM) return {layer, expert, AQ_ROLE_CUSTOM + module.input_group};
-  const bool shared_router = role == AQ_ROLE_SHARED_ROUTER;
-  return {layer, expert, shared_router ? int32_t{AQ_ROLE_ROUTER} : fused_role(role)};
+  return {layer, expert, input_role(role)};
 }
 
 /// "recipe.yaml:7: ", the place of the module's `key` or, if no row sets it, of its wq; "" if
@@ -383,6 +382,22 @@ int32_t fused_role(int32_t role) {
       return AQ_ROLE_FFN_GATE;
     default:
       return role;
+  }
+}
+
+int32_t input_role(int32_t role) {
+  const int32_t fused = fused_role(role);
+  switch (fused) {
+    case AQ_ROLE_ATTN_Q_A:
+      return AQ_ROLE_ATTN_Q;  // beside kv_a, latent attention has either of the two
+    case AQ_ROLE_DELTA_B:
+    case AQ_ROLE_DELTA_QKVZ:
+    case AQ_ROLE_DELTA_BA:
+      return AQ_ROLE_DELTA_QKV;
+    case AQ_ROLE_SHARED_ROUTER:
+      return AQ_ROLE_ROUTER;
+    default:
+      return fused;
   }
 }
 

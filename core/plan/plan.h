@@ -71,6 +71,11 @@ struct Plan {
 /// role itself.
 int32_t fused_role(int32_t role);
 
+/// The role by which modules of one layer and expert that share an input are identified: as
+/// fused_role(), and also one for all the first maps of an attention, and one for a router and the
+/// gate of a shared expert.
+int32_t input_role(int32_t role);
+
 /// Applies `recipe` to every module before any work is done. It makes the formats and chooses the
 /// group sizes: a group size that does not divide in_features is replaced by the largest smaller
 /// one that is allowed and divides it, unless the recipe is strict. It checks shapes against what

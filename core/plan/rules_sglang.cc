@@ -97,27 +97,79 @@ void check_whole(const Plan& plan, const Model& model, Findings& f) {
              fmt::format("experts in {} are accepted only if all quantized modules of the "
                          "checkpoint are in that format",
                          s.text));
-  if (model.id() == "mixtral" && schemes.size() > 1)
+  if ((model.id() == "mixtral" || model.id() == "minimax_m2") && schemes.size() > 1)
     f.refuse(first.module->name,
              "the formats of experts are looked up under gate_proj, up_proj and down_proj, which "
-             "Mixtral calls otherwise, so all quantized modules must be of one format");
+             "this family calls otherwise, so all quantized modules must be of one format");
+}
+
+/// models/*.py; Qwen3.5's models are in qwen3_5.py and qwen3_5_text.py, ERNIE's in ernie4.py.
+const FamiliesOptions& families_of_sglang() {
+  static const FamiliesOptions options{
+      {"olmoe", {}},
+      {"mixtral", {}},
+      {"qwen2_moe", {.qkv_bias = true, .acts = true}},
+      {"deepseek_moe", {.acts = true}},
+      {"qwen3_moe", {.qkv_bias = true, .out_bias = true, .head_dim = true, .acts = true}},
+      {"qwen3_next", {.head_dim = true, .acts = true}},
+      {"qwen3_5_moe", {.tied = true, .head_dim = true, .acts = true}},
+      {"deepseek_v2", {.tied = true, .acts = true}},
+      {"deepseek_v3", {.tied = true, .acts = true}},
+      {"glm4_moe_lite", {.acts = true}},
+      {"glm4_moe", {.qkv_bias = true, .head_dim = true, .acts = true}},
+      {"gpt_oss", {.qkv_bias = true, .out_bias = true, .head_dim = true}},
+      {"minimax_m2", {.head_dim = true}},
+      {"granitemoe", {.tied = true, .acts = true}},
+      {"ernie4_5_moe",
+       {.qkv_bias = true, .out_bias = true, .tied = true, .head_dim = true, .acts = true}}};
+  return options;
+}
+
+/// models/deepseek_v2.py, and deepseek_common/deepseek_weight_loader.py: post_load_weights().
+void check_latent_in_sglang(const Export& e, const ModelFacts& facts, Findings& f) {
+  const Json& config = e.original.config();
+  if (facts.type != "glm4_moe_lite")
+    check_keys(e, "SGLang", {"topk_method", "scoring_func", "n_group", "topk_group"}, f);
+  if (facts.type == "kimi_k2" &&
+      !(e.has_file("configuration_deepseek.py") && config.contains("auto_map")))
+    f.refuse("config.json",
+             "SGLang knows model_type kimi_k2 by its configuration_deepseek.py alone, which must "
+             "lie beside config.json and be named there under auto_map, as in the published "
+             "checkpoint");
+  for (const PlannedModule& m : e.plan.modules) {
+    if (!m.format || !is_role(m, {AQ_ROLE_ATTN_KV_B}) || unknown_to_all(m)) continue;
+    const std::string format = StoredAs(m, *e.plan.container).format;
+    if (format != "float-quantized" && format != "int-quantized")
+      f.refuse(m.module->name,
+               "kv_b_proj is read dense, or in fp8 or int8 with rounded inputs; a recipe can leave "
+               "it dense: {pattern: \"*.kv_b_proj\", skip: true}");
+  }
+}
+
+void check_model_in_sglang(const Export& e, Findings& f) {
+  const ModelFacts facts(e);
+  check_model_options(facts, families_of_sglang(), "SGLang", f);
+  if (facts.family == "deepseek_moe")
+    f.refuse("config.json", "SGLang has DeepSeek-MoE with unquantized experts only");
+  if (facts.latent) check_latent_in_sglang(e, facts, f);
+  if (facts.family == "minimax_m2")
+    check_keys(e, "SGLang", {"rotary_dim", "scoring_func", "use_routing_bias", "use_qk_norm"}, f);
+  if (facts.type == "qwen3_5_moe")
+    f.note("config.json",
+           "it was not checked under which names SGLang looks for the formats of a model with a "
+           "vision tower");
+  if (facts.family != "gpt_oss") return;
+  for (const PlannedModule& m : e.plan.modules)
+    if (m.format && is_expert(m))
+      f.refuse(m.module->name,
+               "the experts of gpt-oss are read in one tensor for all, in BF16 or in the MXFP4 of "
+               "OpenAI's checkpoints, and an export has a tensor for each");
 }
 
 }  // namespace
 
 void check_sglang(const Export& exported, Findings& findings) {
-  const ModelFacts facts(exported.model);
-  check_common_model_options(facts, "SGLang", findings);
-  if (facts.tied)
-    findings.wrong(
-        "config.json",
-        fmt::format("SGLang does not tie the head of {} to its embedding, and leaves the "
-                    "head without values",
-                    facts.family));
-  if (!facts.heads_fill_hidden)
-    findings.refuse("config.json", "SGLang takes hidden_size / num_attention_heads for head_dim");
-  if (facts.family == "deepseek_moe")
-    findings.refuse("config.json", "SGLang has DeepSeek-MoE with unquantized experts only");
+  check_model_in_sglang(exported, findings);
   check_fused(exported.plan, findings);
   check_whole(exported.plan, exported.model, findings);
   for (const PlannedModule& m : exported.plan.modules) {

@@ -24,20 +24,42 @@ void check_expert_in_transformers(const PlannedModule& m, const StoredAs& s, Fin
     f.note(name, fmt::format("the inputs of experts are not rounded to {}", s.inputs));
 }
 
-void check_model_in_transformers(const Export& e, Findings& f) {
-  const ModelFacts facts(e.model);
-  if (facts.family == "mixtral" && (facts.qkv_bias || facts.out_bias))
-    f.wrong("config.json", "transformers drops the biases of the attention");
-  if (facts.family == "qwen2_moe" && facts.out_bias)
-    f.wrong("config.json", "transformers drops the biases of the attention's o");
-  if (facts.family != "deepseek_moe") return;
+/// Models that transformers finds only with code of their own.
+void check_own_code(const Export& e, const std::string& type, Findings& f) {
   if (e.has_file("modeling_deepseek.py") && e.original.config().contains("auto_map"))
     f.note("config.json",
            "transformers runs the model's own modeling_deepseek.py: trust_remote_code=True");
   else
     f.refuse("config.json",
-             "transformers has no model_type deepseek, and the model brings no "
-             "modeling_deepseek.py, named in config.json under auto_map, of its own");
+             fmt::format("transformers has no model_type {}, and the model brings no "
+                         "modeling_deepseek.py, named in config.json under auto_map, of its own",
+                         type));
+}
+
+void check_model_in_transformers(const Export& e, Findings& f) {
+  const ModelFacts facts(e);
+  const Json& config = e.original.config();
+  if (facts.family == "mixtral" && (facts.qkv_bias || facts.out_bias))
+    f.wrong("config.json", "transformers drops the biases of the attention");
+  if (facts.family == "qwen2_moe" && facts.out_bias)
+    f.wrong("config.json", "transformers drops the biases of the attention's o");
+  if (facts.family == "deepseek_moe") check_own_code(e, "deepseek", f);
+  if (facts.type == "kimi_k2") check_own_code(e, "kimi_k2", f);
+  // rope_parameters would have it otherwise, which rotary_dim does not become
+  if (facts.family == "minimax_m2" && config.contains("rotary_dim") &&
+      !config.contains("partial_rotary_factor") &&
+      e.model.attention(0, 1).rope_dim() != e.model.attention(0, 1).head_dim &&
+      !config.value("rope_parameters", Json::object()).contains("partial_rotary_factor"))
+    f.wrong("config.json", "transformers ignores rotary_dim, and rotates whole heads");
+  if (facts.type == "qwen3_5_moe")
+    f.note("config.json",
+           "AutoModelForImageTextToText runs a quantized model with its vision tower, and "
+           "AutoModelForCausalLM does not");
+}
+
+/// Families whose experts transformers reads in one tensor for all, but not one by one.
+bool reads_stacked_experts_only(const std::string& family) {
+  return family == "gpt_oss" || family == "granitemoe";
 }
 
 }  // namespace
@@ -51,7 +73,10 @@ void check_transformers(const Export& exported, Findings& findings) {
     findings.wrong(different->module->name,
                    mixed("all experts of a model", *experts.front(), *different));
   for (const PlannedModule* m : experts)
-    if (m->format && !unknown_to_all(*m))
+    if (m->format && reads_stacked_experts_only(exported.model.id()))
+      findings.refuse(m->module->name,
+                      "the experts of this family are read in one tensor for all, unquantized");
+    else if (m->format && !unknown_to_all(*m))
       check_expert_in_transformers(*m, StoredAs(*m, *exported.plan.container), findings);
 }
 

@@ -4,7 +4,8 @@
 // kernel runs experts), layers/quantization/utils/marlin_utils.py and
 // kernels/linear/mixed_precision (which sizes a kernel accepts), models/ and models/utils.py (the
 // options of each family; a bias without a parameter is silently skipped). They hold on a GPU;
-// without one, vLLM has few of these kernels. Exports of every format below were loaded in vLLM.
+// without one, vLLM has few of these kernels. Exports of OLMoE, Mixtral, Qwen2-MoE and DeepSeek-MoE
+// in every format below were loaded in vLLM; of the other families, only the source was read.
 
 #include <fmt/format.h>
 
@@ -150,19 +151,71 @@ void check_linear_in_vllm(const PlannedModule& m, const StoredAs& s, Findings& f
     f.refuse(m.module->name, no_kernel("linear maps", s));
 }
 
-void check_model_in_vllm(const Export& e, Findings& f) {
-  const ModelFacts facts(e.model);
-  check_common_model_options(facts, "vLLM", f);
-  if (facts.tied && (facts.family == "olmoe" || facts.family == "deepseek_moe"))
-    f.wrong("config.json",
-            fmt::format("vLLM does not tie the head of {} to its embedding, and leaves the head "
-                        "without values",
-                        facts.family));
-  if (facts.family == "qwen2_moe" && !facts.qkv_bias)
-    f.refuse("config.json", "vLLM wants biases of q, k and v (qkv_bias: true)");
-  if (facts.family != "mixtral" && !facts.heads_fill_hidden)
-    f.refuse("config.json", "vLLM takes hidden_size / num_attention_heads for head_dim");
-  if (facts.family != "deepseek_moe") return;
+/// models/*.py, and models/deepseek_v2.py for all kinds of latent attention.
+const FamiliesOptions& families_of_vllm() {
+  static const FamiliesOptions options{
+      {"olmoe", {}},
+      {"mixtral", {.tied = true, .head_dim = true}},
+      {"qwen2_moe", {.qkv_bias = true, .tied = true, .acts = true}},
+      {"deepseek_moe", {.acts = true}},
+      {"qwen3_moe", {.qkv_bias = true, .tied = true, .head_dim = true, .acts = true}},
+      {"qwen3_next", {.head_dim = true, .acts = true}},
+      {"qwen3_5_moe", {.tied = true, .head_dim = true, .acts = true}},
+      {"deepseek_v2", {.acts = true}},
+      {"deepseek_v3", {.acts = true}},
+      {"glm4_moe", {.qkv_bias = true, .head_dim = true, .acts = true}},
+      {"gpt_oss", {.qkv_bias = true, .out_bias = true, .head_dim = true}},
+      {"minimax_m2", {.head_dim = true}},
+      {"granitemoe", {.tied = true}},
+      {"ernie4_5_moe",
+       {.qkv_bias = true, .ffn_bias = true, .tied = true, .head_dim = true, .acts = true}}};
+  return options;
+}
+
+/// models/deepseek_v2.py and glm4_moe_lite.py.
+void check_latent_in_vllm(const Export& e, const ModelFacts& facts, Findings& f) {
+  if (!facts.rope_interleaved)
+    f.wrong("config.json", "vLLM rotates pairs of neighbours, whatever rope_interleave says");
+  const Json& config = e.original.config();
+  if (facts.family == "deepseek_v3" && facts.type != "glm4_moe_lite") {
+    // without them, it makes no parameter for the correction bias, and takes a softmax
+    check_keys(e, "vLLM", {"topk_method", "scoring_func"}, f);
+  }
+  if (facts.family == "deepseek_v2" &&
+      config.value("topk_method", Json()) != "group_limited_greedy" &&
+      config.value("n_group", Json(1)).is_number() && config.value("n_group", Json(1)) != 1)
+    f.wrong("config.json", "vLLM chooses among groups of experts, whatever topk_method says");
+  for (const PlannedModule& m : e.plan.modules)
+    if (m.format && is_role(m, {AQ_ROLE_ATTN_KV_B}) && m.activations)
+      f.note(m.module->name,
+             "vLLM decodes the weight of kv_b_proj when it loads it, so that its inputs are not "
+             "always rounded");
+}
+
+/// models/gpt_oss.py: _load_weights_other() and OAIAttention.
+void check_gpt_oss_in_vllm(const Export& e, const ModelFacts& facts, Findings& f) {
+  const Json& config = e.original.config();
+  for (const PlannedModule& m : e.plan.modules)
+    if (m.format && is_expert(m))
+      f.refuse(m.module->name,
+               "the experts of gpt-oss are read in one tensor for all, in BF16 or in the MXFP4 of "
+               "OpenAI's checkpoints, and an export has a tensor for each");
+  if (count_schemes(e.plan) > 1)
+    f.refuse("config.json",
+             "vLLM calls self_attn otherwise in gpt-oss, and then does not find which format a "
+             "module has, unless all have the same");
+  if (facts.norm_eps != 1e-5F) f.wrong("config.json", "vLLM takes 1e-5 for rms_norm_eps");
+  if (!facts.qkv_bias || !facts.out_bias)
+    f.wrong("config.json", "vLLM wants biases of the attention (attention_bias: true)");
+  for (int32_t l = 0; l < e.model.desc().n_layers; l++)
+    if ((e.model.attention(l, 1).sliding_window > 0) != (l % 2 == 0))
+      f.wrong("config.json", "vLLM has windows in every second layer, whatever layer_types says");
+  const Json rope = config.value("rope_scaling", config.value("rope_parameters", Json()));
+  if (rope.is_object() && rope.value("rope_type", rope.value("type", Json())) != "yarn")
+    f.refuse("config.json", "vLLM has gpt-oss with a rotary embedding of type yarn only");
+}
+
+void check_deepseek_moe(const Export& e, Findings& f) {
   if (e.has_file("configuration_deepseek.py") && e.original.config().contains("auto_map"))
     f.note("config.json", "vLLM reads configuration_deepseek.py: give --trust-remote-code");
   else
@@ -170,6 +223,24 @@ void check_model_in_vllm(const Export& e, Findings& f) {
              "vLLM knows model_type deepseek by its configuration_deepseek.py alone, which must "
              "lie beside config.json and be named there under auto_map, as in the published "
              "checkpoint");
+}
+
+void check_model_in_vllm(const Export& e, Findings& f) {
+  const ModelFacts facts(e);
+  check_model_options(facts, families_of_vllm(), "vLLM", f);
+  if (facts.family == "qwen2_moe" && !facts.qkv_bias)
+    f.refuse("config.json", "vLLM wants biases of q, k and v (qkv_bias: true)");
+  if (facts.family == "deepseek_moe") check_deepseek_moe(e, f);
+  if (facts.latent) check_latent_in_vllm(e, facts, f);
+  if (facts.family == "gpt_oss") check_gpt_oss_in_vllm(e, facts, f);
+  if (facts.family == "minimax_m2")
+    check_keys(e, "vLLM", {"rotary_dim", "scoring_func", "use_routing_bias"}, f);
+  const std::string inside = "model.language_model.";
+  if (facts.family == "qwen3_5_moe" && e.model.modules().front().name.starts_with(inside) &&
+      count_schemes(e.plan) > 1)
+    f.refuse("config.json", fmt::format("vLLM calls {} otherwise, and then does not find which "
+                                        "format a module has, unless all have the same",
+                                        inside));
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ int64_t largest_solve(const Plan& plan, bool head) {
   for (const PlannedModule& m : plan.modules) {
     const aq_tensor_key& key = m.module->key;
     if (!m.format || (key.layer < 0) != head) continue;
-    auto& [features, rows] = groups[{key.layer, key.expert, fused_role(key.role)}];
+    auto& [features, rows] = groups[{key.layer, key.expert, input_role(key.role)}];
     features = std::max(features, m.module->in_features);
     rows += m.module->out_features;
   }
