@@ -72,6 +72,14 @@ TEST_CASE("keys that are set and that no code reads are told in one warning") {
         warning("rope_parameters.new"));
 }
 
+TEST_CASE("keys that change nothing are harmless in text_config, too") {
+  aq::ConfigKeys keys;
+  keys.mark("text_config");
+  keys.mark("text_config.");
+  const Json inner{{"dtype", "bfloat16"}, {"use_cache", true}, {"model_type", "x"}, {"new", 1}};
+  CHECK(keys.unread({{"text_config", inner}}) == std::vector<std::string>{"text_config.new"});
+}
+
 TEST_CASE("an adapter that reads config.json itself, or a host that logs nothing, is left alone") {
   const Given given(with({{"unknown", 1}}));
   const aq::Checkpoint checkpoint(given.checkpoint());

@@ -14,9 +14,9 @@
 
 namespace aq {
 
-/// Whether a key of config.json has no influence on what a decoder computes from its tokens. Such
-/// keys say where the file comes from, how the model was trained, how text is generated, or how
-/// results are returned.
+/// Whether a key of config.json, or of an object in it such as text_config, has no influence on
+/// what a decoder computes from its tokens. Such keys say where the file comes from, how the
+/// model was trained, how text is generated, or how results are returned.
 inline bool is_harmless_key(std::string_view key) {
   static constexpr auto kKeys = std::to_array<std::string_view>({
       // the file
@@ -132,7 +132,7 @@ class ConfigKeys {
     std::vector<std::string> keys;
     for (const auto& [key, value] : config.items()) {
       const std::string whole = path + key;
-      if (value.is_null() || is_harmless_key(whole)) continue;
+      if (value.is_null() || is_harmless_key(key)) continue;
       if (!read_.contains(whole)) keys.push_back(whole);
       if (!value.is_object() || !read_.contains(whole + ".")) continue;
       for (std::string& inner : unread(value, whole + ".")) keys.push_back(std::move(inner));
