@@ -231,7 +231,8 @@ void check_family(const Export& e, const Loadable& engine, Findings& findings) {
   const Model& model = e.model;
   if (const auto known = model_types().find(model.id()); known != model_types().end()) {
     const Json type = e.original.config().value("model_type", Json());
-    if (std::find(known->second.begin(), known->second.end(), type) == known->second.end())
+    if (std::none_of(known->second.begin(), known->second.end(),
+                     [&](const std::string& name) { return type == name; }))
       findings.refuse("config.json",
                       fmt::format("model_type is {}, and {} finds this family under \"{}\"",
                                   type.is_null() ? "missing" : type.dump(), engine.engine,
