@@ -74,8 +74,9 @@ void check_transformers(const Export& exported, Findings& findings) {
                    mixed("all experts of a model", *experts.front(), *different));
   for (const PlannedModule* m : experts)
     if (m->format && reads_stacked_experts_only(exported.model.id()))
-      findings.refuse(m->module->name,
-                      "the experts of this family are read in one tensor for all, unquantized");
+      findings.wrong(m->module->name,
+                     "the experts of this family are read in one tensor for all, which an export "
+                     "with quantized experts has not; random values take their place");
     else if (m->format && !unknown_to_all(*m))
       check_expert_in_transformers(*m, StoredAs(*m, *exported.plan.container), findings);
 }
