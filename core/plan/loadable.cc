@@ -216,7 +216,7 @@ const std::map<std::string, std::vector<std::string>>& model_types() {
       {"qwen3_next", {"qwen3_next"}},
       {"qwen3_5_moe", {"qwen3_5_moe", "qwen3_5_moe_text"}},
       {"deepseek_v2", {"deepseek_v2"}},
-      {"deepseek_v3", {"deepseek_v3", "kimi_k2", "glm4_moe_lite"}},
+      {"deepseek_v3", {"deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite"}},
       {"glm4_moe", {"glm4_moe"}},
       {"gpt_oss", {"gpt_oss"}},
       {"minimax_m2", {"minimax_m2"}},
@@ -237,6 +237,10 @@ void check_family(const Export& e, const Loadable& engine, Findings& findings) {
                       fmt::format("model_type is {}, and {} finds this family under \"{}\"",
                                   type.is_null() ? "missing" : type.dump(), engine.engine,
                                   fmt::join(known->second, "\" or \"")));
+    if (type == "deepseek_v32" && engine.id != "transformers")
+      findings.note("config.json", fmt::format("it was not checked what {} makes of the indexer of "
+                                               "DeepSeek-V3.2; the rest is said of DeepSeek-V3",
+                                               engine.name()));
     return;
   }
   findings.note("config.json", fmt::format("it is not known here whether {} has models of family "

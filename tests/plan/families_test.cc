@@ -248,6 +248,21 @@ TEST_CASE("Kimi-K2 needs code of its own in SGLang and transformers") {
   CHECK(says(loads.transformers.refused, "no model_type kimi_k2"));
 }
 
+TEST_CASE("DeepSeek-V3.2 is V3 in windows in which its indexer chooses all tokens") {
+  Json config = kPublishedV3;
+  config.update({{"max_position_embeddings", 4096}, {"index_topk", 64}});
+  ShapesOnly source = latent_model("deepseek_v32", 64, config);
+  source.add(kLayer + "self_attn.indexer.wk", {16, kHidden});
+  const auto model = registry().create_model(source, "auto");
+  CHECK(model->desc().max_positions == 64);  // longer windows are refused
+  REQUIRE(model->copied().size() == 1);
+  CHECK(model->copied().front().tensors ==
+        std::vector<std::string>{kLayer + "self_attn.indexer.wk.weight"});
+  CHECK(
+      says(loads_of(source).vllm.notes, "it was not checked what vLLM 0.32 makes of the indexer"));
+  CHECK(loads_of(source).transformers.loads());
+}
+
 TEST_CASE("first maps of attention must have one aq, also those that no engine fuses") {
   const auto refused = [](const ShapesOnly& source, const std::string& pattern) {
     const auto model = registry().create_model(source, "auto");

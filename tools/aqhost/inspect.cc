@@ -49,17 +49,26 @@ int64_t active_parameters(const Source& source, const Model& model) {
   return n;
 }
 
-/// What a checkpoint contains besides what is run.
+/// What a checkpoint contains besides what is run, by kind.
 Json copied_parts(const Source& source, const Model& model) {
   Json parts = Json::array();
   for (const Model::Copied& copied : model.copied()) {
+    if (copied.tensors.empty()) continue;
     int64_t bytes = 0;
     for (const std::string& name : copied.tensors) bytes += source.find(name)->nbytes();
-    if (!copied.tensors.empty())
+    const auto count = static_cast<int64_t>(copied.tensors.size());
+    const auto same = std::find_if(parts.begin(), parts.end(),
+                                   [&](const Json& part) { return part["what"] == copied.what; });
+    if (same == parts.end()) {
       parts.push_back({{"what", copied.what},
-                       {"prefix", copied.prefix},
-                       {"tensors", copied.tensors.size()},
+                       {"prefixes", {copied.prefix}},
+                       {"tensors", count},
                        {"bytes", bytes}});
+    } else {
+      (*same)["prefixes"].push_back(copied.prefix);
+      (*same)["tensors"] = (*same)["tensors"].get<int64_t>() + count;
+      (*same)["bytes"] = (*same)["bytes"].get<int64_t>() + bytes;
+    }
   }
   return parts;
 }

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "checkpoint/reader.h"
@@ -153,13 +156,28 @@ std::string needs(const Plan& plan) {
                                 : "";
 }
 
+/// One line for each kind of tensors that are only copied. It has the first of their prefixes.
+void print_copied(const Model& model) {
+  std::vector<std::pair<const Model::Copied*, std::size_t>> kinds;  // the first, number of tensors
+  for (const Model::Copied& copied : model.copied()) {
+    if (copied.tensors.empty()) continue;
+    const auto same = std::find_if(kinds.begin(), kinds.end(), [&](const auto& kind) {
+      return kind.first->what == copied.what;
+    });
+    if (same == kinds.end())
+      kinds.emplace_back(&copied, copied.tensors.size());
+    else
+      same->second += copied.tensors.size();
+  }
+  for (const auto& [first, count] : kinds)
+    fmt::print("{}*{}  {} tensors of {}, which are copied unchanged and never run\n", first->prefix,
+               count > first->tensors.size() ? " and others" : "", count, first->what);
+}
+
 void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
            const Model& model) {
   print_modules(plan);
-  for (const Model::Copied& copied : model.copied())
-    if (!copied.tensors.empty())
-      fmt::print("{}*  {} tensors of {}, which are copied unchanged and never run\n", copied.prefix,
-                 copied.tensors.size(), copied.what);
+  print_copied(model);
   for (const std::string& name : model.extra_tensors())
     fmt::print("{}  is not known to the model and is copied unchanged\n", name);
   print_layers(sizes);

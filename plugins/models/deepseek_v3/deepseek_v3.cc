@@ -1,4 +1,4 @@
-// DeepSeek-V3 and R1 (arXiv:2412.19437), Kimi-K2, and GLM-4.7-Flash (glm4_moe_lite): latent
+// DeepSeek-V3 and R1 (arXiv:2412.19437), V3.2, Kimi-K2, and GLM-4.7-Flash (glm4_moe_lite): latent
 // attention, sigmoid scores with a correction bias, and layers of multi-token prediction, which are
 // copied and never run.
 
@@ -13,15 +13,17 @@ class DeepseekV3 {
  public:
   static constexpr aq::Descriptor kDescriptor{
       "deepseek_v3", "DeepSeek-V3", "1.0.0", "AlphaQuant",
-      "DeepSeek-V3 (model_type deepseek_v3, kimi_k2 or glm4_moe_lite): deepseek-ai/DeepSeek-V3, "
-      "DeepSeek-R1, moonshotai/Kimi-K2, zai-org/GLM-4.7-Flash"};
+      "DeepSeek-V3 (model_type deepseek_v3, deepseek_v32, kimi_k2 or glm4_moe_lite): "
+      "deepseek-ai/DeepSeek-V3, DeepSeek-R1, DeepSeek-V3.2, moonshotai/Kimi-K2, "
+      "zai-org/GLM-4.7-Flash"};
 
-  static constexpr const char* kAliases = "kimi_k2 glm4_moe_lite";
+  static constexpr const char* kAliases = "deepseek_v32 kimi_k2 glm4_moe_lite";
 
   static int probe(const nlohmann::json& config, std::string& why) {
     int best = 0;
     for (const auto& [type, architecture] :
          {std::pair{"deepseek_v3", "DeepseekV3ForCausalLM"},
+          std::pair{"deepseek_v32", "DeepseekV32ForCausalLM"},
           std::pair{"kimi_k2", "DeepseekV3ForCausalLM"},
           std::pair{"glm4_moe_lite", "Glm4MoeLiteForCausalLM"}}) {
       std::string reason;
@@ -36,7 +38,8 @@ class DeepseekV3 {
   static std::unique_ptr<aq::ModelAdapter> create(const aq::Checkpoint& checkpoint) {
     const aq::HfConfig config(checkpoint);
     aq::hf_fixed(config, {{"moe_layer_freq", 1}, {"sliding_window", nullptr}});
-    aq::hf_full_attention(config);
+    const bool sparse = config.text_or("model_type", "") == "deepseek_v32";
+    if (!sparse) aq::hf_full_attention(config);
     config.ignore({"intermediate_size", "first_k_dense_replace"});  // without dense layers
     const std::vector<bool> dense = dense_layers(config);
     const aq_ffn_desc moe = aq::hf_sigmoid_experts(config);
@@ -47,12 +50,30 @@ class DeepseekV3 {
       layer.ffn = is_dense ? aq::hf_dense(config, config.integer("intermediate_size")) : moe;
       layers.push_back(layer);
     }
-    return aq::hf_decoder(
-        checkpoint, config,
-        {.layers = std::move(layers), .names = kNames, .copied = aq::hf_prediction_layers(config)});
+    aq_model_desc model = aq::hf_model_desc(config);
+    std::vector<aq::Copied> copied = aq::hf_prediction_layers(config);
+    if (sparse) leave_out_indexers(config, model, copied);
+    return aq::hf_decoder(checkpoint, config,
+                          {.layers = std::move(layers),
+                           .names = kNames,
+                           .model = model,
+                           .copied = std::move(copied)});
   }
 
  private:
+  /// In V3.2, an indexer chooses index_topk earlier tokens for each token. In sequences of at most
+  /// that length it chooses all, and the model computes what V3 computes.
+  static void leave_out_indexers(const aq::HfConfig& config, aq_model_desc& model,
+                                 std::vector<aq::Copied>& copied) {
+    config.ignore({"index_head_dim", "index_n_heads", "layer_types"});
+    const int64_t longest = config.integer("index_topk");
+    model.max_positions =
+        model.max_positions > 0 ? std::min(model.max_positions, longest) : longest;
+    for (int32_t l = 0; l < model.n_layers; l++)
+      copied.push_back({"model.layers." + std::to_string(l) + ".self_attn.indexer.",
+                        "the indexer of sparse attention"});
+  }
+
   /// Which layers are dense: the first first_k_dense_replace, or what mlp_layer_types of
   /// glm4_moe_lite says.
   static std::vector<bool> dense_layers(const aq::HfConfig& config) {
