@@ -1,93 +1,17 @@
 #include "run/layer_walk.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-
 #include <map>
 #include <string>
 
-#include "forward/fake_model.h"
 #include "other_device.h"
-#include "quant/formats.h"
 #include "torch_doctest.h"
+#include "walked_layer.h"
 
 namespace aqhost {
 namespace {
 
-/// kPlain is attention without RoPE; kWired is the same, computed by the adapter (block-forward).
-enum class AttentionOf { kRope, kPlain, kWired };
-
-/// A layer of the fake model with experts and gated shared experts, its plan, and the solutions.
-struct Run {
-  explicit Run(int32_t experts = 6, AttentionOf attention = AttentionOf::kRope) {
-    if (attention != AttentionOf::kRope) fake.attention.rope_dim = 0;
-    if (attention == AttentionOf::kWired) fake.wire_attention();
-    fake.ffn.n_experts = experts;
-    fake.ffn.shared_size = 12;
-    fake.ffn.shared_gated = 1;
-    model = fake.open();
-    format = int_format(4, {{"group_size", -1}});
-    for (const Module& module : model->modules()) {
-      PlannedModule planned;
-      planned.module = &module;
-      plan.modules.push_back(planned);
-    }
-  }
-
-  /// Plans the modules of `role` in all routed and shared experts.
-  void plan_role(int32_t role, const std::string& algorithm, double power) {
-    for (PlannedModule& planned : plan.modules) {
-      if (planned.module->key.role != role) continue;
-      planned.format = format;
-      planned.recipe.algorithm = algorithm;
-      planned.recipe.routing_power = power;
-    }
-  }
-
-  /// Lets the planned modules round their inputs to nvfp4.
-  void round_inputs(int32_t role) {
-    if (!activations) activations = fp4_format("nv", 16);
-    for (PlannedModule& planned : plan.modules)
-      if (planned.module->key.role == role) planned.activations = activations;
-  }
-
-  void run(at::Tensor x, at::Tensor original = {}) {
-    const MemorySource source = fake.source();
-    layer = std::make_unique<Layer>(source, *model, 0, x.size(1), options);
-    LayerWalk walk(
-        plan, 0, *layer, chunk_bytes, room, *comm,
-        [this](std::vector<Solution> solutions) {
-          for (Solution& solution : solutions) {
-            const aq_tensor_key& key = solution.planned->module->key;
-            results[{key.role, key.expert}] = std::move(solution);
-          }
-        },
-        timer);
-    walk.run(x, original, x.clone());
-    after = x;
-    original_after = original;
-    coverage = walk.coverage();
-  }
-
-  FakeModel fake;
-  std::unique_ptr<const Model> model;
-  std::shared_ptr<const Format> format, activations;
-  Plan plan;
-  at::TensorOptions options = at::kFloat;  // of the layer
-  int64_t chunk_bytes = 1 << 30, room = 0;
-  PhaseTimer timer;
-  std::unique_ptr<Comm> comm = Comm::alone();
-  std::unique_ptr<Layer> layer;
-  std::map<std::pair<int32_t, int32_t>, Solution> results;
-  std::vector<ExpertCoverage> coverage;
-  at::Tensor after, original_after;
-};
-
-at::Tensor hidden_states(int64_t windows, int64_t tokens, uint64_t seed) {
-  return at::randn({windows, tokens, 24}, at::detail::createCPUGenerator(seed));
-}
-
 /// The FFN's input for every token, in the unquantized layer.
-at::Tensor ffn_inputs(const Run& run, const at::Tensor& x) {
+at::Tensor ffn_inputs(const WalkedLayer& run, const at::Tensor& x) {
   const MemorySource source = run.fake.source();
   const Layer layer(source, *run.model, 0, x.size(1));
   const at::Tensor a = layer.attention_input(x);
@@ -107,7 +31,7 @@ TEST_CASE(
     "every (token, slot) pair is added to its own expert's Hessian with its own routing weight") {
   for (const double power : {0.0, 1.0, 2.0}) {
     CAPTURE(power);
-    Run run;
+    WalkedLayer run;
     run.plan.settings.min_tokens = 0;
     for (const int32_t role : {AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_DOWN})
       run.plan_role(role, "rtn", power);
@@ -156,7 +80,7 @@ TEST_CASE(
 
 TEST_CASE(
     "experts with no, one or few tokens are solved, finite, better than rounded, and reported") {
-  Run run(40);  // many experts, few tokens
+  WalkedLayer run(40);  // many experts, few tokens
   for (const int32_t role : {AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP, AQ_ROLE_FFN_DOWN})
     run.plan_role(role, "gptq", 1);
   run.run(hidden_states(1, 30, 2), hidden_states(1, 30, 2));
@@ -184,7 +108,7 @@ TEST_CASE(
 }
 
 TEST_CASE("the original model's hidden states behind a layer are those of the original layer") {
-  Run run;
+  WalkedLayer run;
   for (const int32_t role : {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O,
                              AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP, AQ_ROLE_FFN_DOWN})
     run.plan_role(role, "gptq", 1);
@@ -200,14 +124,14 @@ TEST_CASE("the original model's hidden states behind a layer are those of the or
 
 TEST_CASE(
     "hidden states in the host's memory become those that they become on the layer's device") {
-  for (const auto attention : {AttentionOf::kRope, AttentionOf::kWired})
+  for (const auto attention : {AttentionOf::kRope, AttentionOf::kWired, AttentionOf::kLatent})
     for (const bool sequential : {true, false})
       for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
         CAPTURE(sequential);
         CAPTURE(type);
-        Run there(6, attention), here(6, attention);
+        WalkedLayer there(6, attention), here(6, attention);
         const at::Tensor x = hidden_states(3, 40, 3), original = hidden_states(2, 40, 4);
-        for (Run* run : {&there, &here}) {
+        for (WalkedLayer* run : {&there, &here}) {
           run->options = at::TensorOptions(kOtherDevice).dtype(type);
           run->plan.settings.sequential = sequential;
         }
@@ -223,8 +147,8 @@ TEST_CASE(
 TEST_CASE("attention that the adapter computes is quantized like the host's own") {
   const at::Tensor x = hidden_states(6, 40, 7);
   const auto roles = {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O};
-  Run described(6, AttentionOf::kPlain), wired(6, AttentionOf::kWired);
-  for (Run* run : {&described, &wired}) {
+  WalkedLayer described(6, AttentionOf::kPlain), wired(6, AttentionOf::kWired);
+  for (WalkedLayer* run : {&described, &wired}) {
     for (const int32_t role : roles) run->plan_role(role, "gptq", 1);
     run->run(x.clone());
   }
@@ -237,7 +161,7 @@ TEST_CASE("attention that the adapter computes is quantized like the host's own"
   }
   CHECK(((wired.after - described.after).norm() / described.after.norm()).item<double>() < 1e-2);
 
-  Run with_original(6, AttentionOf::kWired);
+  WalkedLayer with_original(6, AttentionOf::kWired);
   for (const int32_t role : roles) with_original.plan_role(role, "gptq", 1);
   with_original.run(x.clone(), x.clone());
   const MemorySource source = with_original.fake.source();
@@ -248,8 +172,8 @@ TEST_CASE("attention that the adapter computes is quantized like the host's own"
 TEST_CASE("in attention that the adapter computes, a shared input scale is observed and used") {
   const at::Tensor x = hidden_states(6, 40, 7);
   const auto roles = {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O};
-  Run described(6, AttentionOf::kPlain), wired(6, AttentionOf::kWired);
-  for (Run* run : {&described, &wired}) {
+  WalkedLayer described(6, AttentionOf::kPlain), wired(6, AttentionOf::kWired);
+  for (WalkedLayer* run : {&described, &wired}) {
     for (const int32_t role : roles) {
       run->plan_role(role, "gptq", 1);
       run->round_inputs(role);
@@ -269,7 +193,7 @@ TEST_CASE("in attention that the adapter computes, a shared input scale is obser
 TEST_CASE("the routed experts of a layer share one input scale, also while it is measured") {
   for (const int64_t chunk_bytes :
        {int64_t{1}, int64_t{1} << 30}) {  // one expert at a time, and all together
-    Run run;
+    WalkedLayer run;
     run.chunk_bytes = chunk_bytes;
     for (const int32_t role : {AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP, AQ_ROLE_FFN_DOWN}) {
       run.plan_role(role, "gptq", 1);
@@ -307,7 +231,7 @@ TEST_CASE("error feedback makes up for the errors of earlier layers") {
   const at::Tensor skew = at::eye(24) + hidden_states(1, 24, 6)[0] * 0.03;
   const at::Tensor x = original.matmul(skew);
   const auto error = [&](double feedback) {
-    Run run;
+    WalkedLayer run;
     run.plan.settings.error_feedback = feedback;
     for (const int32_t role : {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O,
                                AQ_ROLE_FFN_GATE, AQ_ROLE_FFN_UP, AQ_ROLE_FFN_DOWN})
