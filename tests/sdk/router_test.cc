@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = NAN;
+constexpr float kInfinity = std::numeric_limits<float>::infinity(), kNan = NAN;
 
 struct Choice {
   std::vector<int32_t> ids;
@@ -51,12 +51,25 @@ Choice reference(const aq_ffn_desc& desc, const std::vector<float>& logits,
   }
   const std::size_t groups = desc.n_groups > 1 ? static_cast<std::size_t>(desc.n_groups) : 1;
   std::vector<bool> open(n, groups == 1);
+  const std::size_t size = n / groups;
+  const auto group_score = [&](std::size_t group) {
+    std::vector<bool> counted(n);
+    double total = 0;
+    for (int32_t i = 0; i < std::max(desc.group_best, 1); i++) {
+      std::size_t best = n;
+      for (std::size_t e = group * size; e < (group + 1) * size; e++)
+        if (!counted[e] && (best == n || pick[e] > pick[best])) best = e;
+      counted[best] = true;
+      total += pick[best];
+    }
+    return total;
+  };
   for (int32_t g = 0; groups > 1 && g < desc.top_groups; g++) {
-    std::size_t best = n;
-    for (std::size_t e = 0; e < n; e++)
-      if (!open[e] && (best == n || pick[e] > pick[best])) best = e;
-    const std::size_t size = n / groups;
-    std::fill_n(open.begin() + static_cast<std::ptrdiff_t>(best / size * size), size, true);
+    std::size_t best = groups;
+    for (std::size_t group = 0; group < groups; group++)
+      if (!open[group * size] && (best == groups || group_score(group) > group_score(best)))
+        best = group;
+    std::fill_n(open.begin() + static_cast<std::ptrdiff_t>(best * size), size, true);
   }
   Choice choice;
   double chosen = 0;
@@ -71,6 +84,7 @@ Choice reference(const aq_ffn_desc& desc, const std::vector<float>& logits,
     open[best] = false;
   }
   const double scale = desc.routed_scale == 0 ? 1 : desc.routed_scale;
+  chosen = std::max<double>(chosen, desc.norm_min);
   for (float& w : choice.weights) w = static_cast<float>(w * scale / (desc.norm_topk ? chosen : 1));
   return choice;
 }
@@ -85,22 +99,22 @@ TEST_CASE("of equal scores the lower id comes first") {
 }
 
 TEST_CASE("NaN and -inf are never chosen, and a slot nobody fills has -1 and 0") {
-  const Choice choice = route(softmax(4, 3), {kNan, 1, -kInf, 1});
+  const Choice choice = route(softmax(4, 3), {kNan, 1, -kInfinity, 1});
   CHECK(choice.ids == Ids{1, 3, -1});
   CHECK(choice.weights == Weights{0.5f, 0.5f, 0});
-  const Choice none = route(softmax(3, 2), {kNan, -kInf, kNan});
+  const Choice none = route(softmax(3, 2), {kNan, -kInfinity, kNan});
   CHECK(none.ids == Ids{-1, -1});
   CHECK(none.weights == Weights{0, 0});
   aq_ffn_desc normed = softmax(3, 2);
   normed.norm_topk = 1;
-  CHECK(route(normed, {kNan, -kInf, kNan}).weights == Weights{0, 0});
+  CHECK(route(normed, {kNan, -kInfinity, kNan}).weights == Weights{0, 0});
   normed.router = AQ_ROUTER_SIGMOID_TOPK;
-  CHECK(route(normed, {kNan, 0, -kInf}).weights == Weights{1, 0});
-  CHECK(route(normed, {kNan, 0, -kInf}).ids == Ids{1, -1});
+  CHECK(route(normed, {kNan, 0, -kInfinity}).weights == Weights{1, 0});
+  CHECK(route(normed, {kNan, 0, -kInfinity}).ids == Ids{1, -1});
 }
 
 TEST_CASE("+inf takes all, shared among its like, and large logits do not overflow") {
-  const Choice choice = route(softmax(4, 3), {kInf, 5, kInf, -5});
+  const Choice choice = route(softmax(4, 3), {kInfinity, 5, kInfinity, -5});
   CHECK(choice.ids == Ids{0, 2, 1});
   CHECK(choice.weights == Weights{0.5f, 0.5f, 0});
   CHECK(route(softmax(2, 2), {3e38f, -3e38f}).weights == Weights{1, 0});
@@ -117,7 +131,7 @@ TEST_CASE("of equal groups the lower, and an empty group gives nothing") {
   desc.n_groups = 3;
   desc.top_groups = 1;
   CHECK(route(desc, {0, 3, 3, 1, 2, 2}).ids == Ids{1, 0});
-  CHECK(route(desc, {kNan, kNan, -kInf, -kInf, kNan, 7}).ids == Ids{5, -1});
+  CHECK(route(desc, {kNan, kNan, -kInfinity, -kInfinity, kNan, 7}).ids == Ids{5, -1});
 }
 
 TEST_CASE("what the description says, against the contract spelled out") {
@@ -133,10 +147,12 @@ TEST_CASE("what the description says, against the contract spelled out") {
     if (below(2) == 0) {
       desc.n_groups = below(2) == 0 ? 3 : 4;
       desc.top_groups = 1 + below(desc.n_groups);
+      desc.group_best = below(4);  // 0 means 1
     }
-    // few different values: many ties
+    desc.norm_min = below(2) == 0 ? 0 : 0.6f;
+    // few different values, so that there are many ties, but no sums that only rounding decides
     std::vector<float> logits(12), bias;
-    for (float& x : logits) x = static_cast<float>(below(7)) * 0.5f - 1;
+    for (float& x : logits) x = static_cast<float>(below(7)) * 0.5f - 0.9f;
     if (below(2) == 0)
       for (int e = 0; e < 12; e++) bias.push_back(static_cast<float>(below(3)));
     const Choice got = route(desc, logits, bias), expected = reference(desc, logits, bias);
