@@ -16,7 +16,7 @@ def grown(text):
         growable = re.match(r"(\s|/\*.*?\*/)*uint32_t struct_size;", match.group(1), flags=re.S)
         return match.group(0) + FIELD if growable else match.group(0)
     text = re.sub(r"\bstruct aq_\w+ \{(.*?)\n(?=\})", add, text, flags=re.S)
-    return text.replace("#define AQ_ABI_MINOR 0", "#define AQ_ABI_MINOR 1")
+    return re.sub(r"(?<=#define AQ_ABI_MINOR )\d+", lambda minor: str(int(minor[0]) + 1), text)
 
 
 def grow(folder):

@@ -22,6 +22,11 @@ BASELINE = pathlib.Path(__file__).with_name("baseline")  # the headers of the la
 NOT_ABI = {"AQ_EXPORT", "AQ_CALL", "AQ_HAS"}  # macros that are not constants
 
 
+def minor():
+    """Returns AQ_ABI_MINOR of sdk/include."""
+    return int(re.search(r"#define AQ_ABI_MINOR (\d+)", (INCLUDE / "aq/abi.h").read_text())[1])
+
+
 def declarations(text):
     """Returns ([constant], [(struct, [(field, declaration)])]) of a header."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
