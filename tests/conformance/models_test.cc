@@ -1,5 +1,5 @@
-// What every model plugin promises (aq/model.h), checked on each that is found, with each of the
-// small models that it knows.
+// What every model plugin promises (aq/model.h), checked on those that know one of the small models
+// in tests/models. tests/interop/test_conformance.py checks the others.
 
 #include <filesystem>
 #include <functional>
@@ -17,10 +17,11 @@ namespace {
 
 constexpr int64_t kTokens = 300;
 
-/// Runs `check` on the small models; every plugin found knows at least one.
+/// Runs `check` on the small models, each of which is of another family.
 void for_each_model(const std::function<void(const Reader&, const Model&)>& check) {
   const Registry registry({AQ_BUILD_DIR "/plugins"});
   std::set<std::string> checked;
+  std::size_t models = 0;
   for (const auto& entry : std::filesystem::directory_iterator("models")) {
     if (!entry.is_directory()) continue;
     CAPTURE(entry.path().string());
@@ -28,9 +29,10 @@ void for_each_model(const std::function<void(const Reader&, const Model&)>& chec
     const auto model = registry.create_model(reader, "auto");
     check(reader, *model);
     checked.insert(model->id());
+    models++;
   }
-  const auto ids = registry.model_ids();
-  CHECK(checked == std::set<std::string>(ids.begin(), ids.end()));
+  CHECK(models >= 4);
+  CHECK(checked.size() == models);
 }
 
 TEST_CASE("name to key to name is the identity over every tensor of every model") {

@@ -108,25 +108,26 @@ class Detection(WorkFolder):
         return shown
 
     def test_an_unknown_model_with_experts_is_a_generic_moe(self):
-        shown = self.unknown("generic_moe", model_type="glm4_moe", architectures=["Glm4MoeForCausalLM"],
+        shown = self.unknown("generic_moe", model_type="glm9_moe", architectures=["Glm9MoeForCausalLM"],
                             n_routed_experts=128, n_shared_experts=1, first_k_dense_replace=1,
                             moe_intermediate_size=32)
         self.assertEqual(shown["found"]["n_routed_experts"], 128)
         self.assertEqual(shown["found"]["num_experts_per_tok"], 2)
-        self.assertIn("glm4_moe", shown["why"])
+        self.assertIn("glm9_moe", shown["why"])
         self.unknown("generic_moe", num_experts=8)
         self.unknown("generic_moe", model_type="gemma_big", num_experts_per_tok=None,
                      text_config={"num_local_experts": 16})
 
     def test_later_deepseek_models_are_not_deepseek_moe(self):
+        sizes = {"n_routed_experts": 64, "n_shared_experts": 2, "first_k_dense_replace": 1,
+                 "moe_intermediate_size": 32, "kv_lora_rank": 512, "q_lora_rank": None}
+        shown = self.unknown("generic_moe", model_type="deepseek_v9",
+                             architectures=["DeepseekV9ForCausalLM"], **sizes)
+        self.assertEqual(shown["found"]["n_routed_experts"], 64)
+        self.unknown("generic_moe", **sizes)
         for version in "23":
-            shown = self.unknown("generic_moe", model_type=f"deepseek_v{version}",
-                                architectures=[f"DeepseekV{version}ForCausalLM"], n_routed_experts=64,
-                                n_shared_experts=2, first_k_dense_replace=1, moe_intermediate_size=32,
-                                kv_lora_rank=512, q_lora_rank=None)
-            self.assertEqual(shown["found"]["n_routed_experts"], 64)
-        self.unknown("generic_moe", n_routed_experts=64, n_shared_experts=2, kv_lora_rank=512,
-                     first_k_dense_replace=1, moe_intermediate_size=32)
+            model = self.model("deepseek-moe-tiny", model_type=f"deepseek_v{version}", architectures=None)
+            self.fails(1, f'model "deepseek_v{version}": config.json', "inspect", "--model", model)
 
     def test_dense_models_are_standard(self):
         self.unknown("standard", model_type="olmo", architectures=["OlmoForCausalLM"], clip_qkv=8.0,

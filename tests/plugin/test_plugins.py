@@ -67,7 +67,7 @@ class Rules(WithFolder):
                 lines = self.ok(BUILD / "bin/aq-check", plugin,
                                 *(["--model", model] if model.exists() else [])).splitlines()
                 if (ROOT / "plugins/models" / plugin.stem).exists() and not model.exists():
-                    # tests/conformance/test_families.py checks the other rules
+                    # tests/interop/test_conformance.py checks the other rules
                     lines = [l for l in lines if not l.startswith("skipped ")]
                     self.assertGreater(len(lines), 5)
                 else:
