@@ -80,6 +80,16 @@ TEST_CASE("a sink that is far below takes nothing, and one that is far above tak
   CHECK(with(100).abs().max().item<float>() < 1e-20);
 }
 
+TEST_CASE("in bfloat16 the score of a sink is more exact than a bfloat16 number") {
+  Heads in({3, 2, 2, 16, 16, 0}, at::kBFloat16, true);
+  in.q.fill_(1);
+  in.k.fill_(2.5);
+  in.v.fill_(1);
+  in.sinks.fill_(40.1);  // all other scores are 40; the bfloat16 numbers there are 0.25 apart
+  CHECK(distance(softmax_attention(in.q, in.k, in.v, 1, 0, in.sinks), written_out(in, 1, 0)) <
+        6e-3);
+}
+
 TEST_CASE("the gradients of softmax attention with sinks are those of the softmax written out") {
   for (const int64_t window : {0, 9}) {
     const Heads in({37, 4, 2, 16, 12, window}, at::kFloat, true);
