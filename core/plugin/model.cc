@@ -83,7 +83,7 @@ std::vector<AttentionLinear> linears_of(const AttentionDesc& a, int64_t d) {
 }
 
 Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source,
-             std::shared_ptr<const Library> library)
+             std::shared_ptr<const Library> library, bool has_tensors)
     : library_(std::move(library)),
       raw_(raw),
       id_(std::move(id)),
@@ -98,6 +98,7 @@ Model::Model(const aq_model* raw, std::string id, std::string plugin_path, const
   list_modules();
   check_modules();
   list_copied();
+  if (!has_tensors) return;
   check_tensors(source);
   check_needed(source);
   check_extra_tensors(source);

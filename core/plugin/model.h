@@ -108,9 +108,10 @@ class Model {
   /// is destroyed with this object, or if the constructor fails. Every tensor that the model needs
   /// must exist, have a float type, and have the shape that follows from the description. Whether
   /// its values are finite is checked when they are read, or before that by check_finite().
-  /// `library` stays open as long as this object lives.
+  /// `library` stays open as long as this object lives. If `has_tensors` is false, `source` is
+  /// known only by its config.json (see config_only.h), and nothing is checked against its tensors.
   Model(const aq_model* raw, std::string id, std::string plugin_path, const Source& source,
-        std::shared_ptr<const Library> library = nullptr);
+        std::shared_ptr<const Library> library = nullptr, bool has_tensors = true);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;

@@ -350,8 +350,9 @@ std::vector<ModelMatch> Registry::probe(const Json& config) const {
   return matches;
 }
 
-std::unique_ptr<const Model> Registry::create_model(const Source& source, const std::string& type,
-                                                    bool strict) const {
+std::unique_ptr<const Model> Registry::open_model(const Source& source, const std::string& type,
+                                                  bool has_tensors,
+                                                  std::vector<std::string>& warnings) const {
   std::string id = type;
   if (type == "auto") {
     const std::vector<ModelMatch> matches = probe(source.config());
@@ -374,15 +375,26 @@ std::unique_ptr<const Model> Registry::create_model(const Source& source, const 
   const std::string config = to_text(source.config());
   const aq_checkpoint checkpoint{sizeof checkpoint, 0, const_cast<Source*>(&source), config.c_str(),
                                  find_tensor};
-  std::vector<std::string> warnings;
   const aq_model* raw = nullptr;
   {
     const std::lock_guard lock(impl_->creating);
     const CollectWarnings collect(warnings);
     raw = create(it->second, fmt::format("model \"{}\"", id), &checkpoint);
   }
-  auto model = std::make_unique<const Model>(raw, id, it->second.library->path(), source,
-                                             it->second.library);
+  return std::make_unique<const Model>(raw, id, it->second.library->path(), source,
+                                       it->second.library, has_tensors);
+}
+
+std::unique_ptr<const Model> Registry::describe_model(const Source& source,
+                                                      const std::string& type) const {
+  std::vector<std::string> dropped;
+  return open_model(source, type, false, dropped);
+}
+
+std::unique_ptr<const Model> Registry::create_model(const Source& source, const std::string& type,
+                                                    bool strict) const {
+  std::vector<std::string> warnings;
+  auto model = open_model(source, type, true, warnings);
   for (const std::string& warning : warnings) {
     if (strict) fail("{}/{}", source.directory(), warning);
     spdlog::warn("{}/{}", source.directory(), warning);

@@ -73,6 +73,9 @@ class Registry {
   /// it does not know) are logged; with `strict` they are an Error.
   std::unique_ptr<const Model> create_model(const Source& source, const std::string& type,
                                             bool strict = false) const;
+  /// Does the same for a `source` without tensors, of which only config.json is known. What the
+  /// adapter describes is not checked against tensors, and its warnings are dropped.
+  std::unique_ptr<const Model> describe_model(const Source& source, const std::string& type) const;
 
   /// Creates the format `id` with `options` (group_size, symmetric ...). Throws an Error if the id
   /// is unknown (with the nearest known id), or if the plugin refuses the options (with its
@@ -80,6 +83,10 @@ class Registry {
   std::shared_ptr<const Format> create_format(const std::string& id, const Json& options) const;
 
  private:
+  std::unique_ptr<const Model> open_model(const Source& source, const std::string& type,
+                                          bool has_tensors,
+                                          std::vector<std::string>& warnings) const;
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

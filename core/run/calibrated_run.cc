@@ -81,22 +81,6 @@ int32_t last_layer(const Model& model, const Plan& plan) {
   return last;
 }
 
-/// The number of windows (of seqlen tokens) that also run through the original model.
-int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
-  constexpr int64_t kMinTokens = 1 << 15;
-  if (!plan.needs_calibration()) return 0;
-  // a layer that rounds its inputs would also round those of the original model
-  const bool rounds = std::any_of(plan.modules.begin(), plan.modules.end(),
-                                  [](const PlannedModule& m) { return m.activations != nullptr; });
-  if (rounds) return 0;
-  if (std::any_of(plan.modules.begin(), plan.modules.end(),
-                  [](const PlannedModule& m) { return m.refined(); }))
-    return windows;  // learned rounding needs the original's output for all of them
-  if (plan.settings.error_feedback == 0) return 0;
-  // half of the windows show well enough how quantization changes the inputs, unless they are few
-  return std::max((windows + 1) / 2, std::min(windows, (kMinTokens + seqlen - 1) / seqlen));
-}
-
 /// The calibration windows of one rank.
 struct OwnWindows {
   at::Tensor ids;  // [windows, tokens] i64
@@ -251,6 +235,21 @@ int64_t usual_chunk_bytes(at::Device device, int ranks) {
 }
 
 }  // namespace
+
+int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
+  constexpr int64_t kMinTokens = 1 << 15;
+  if (!plan.needs_calibration()) return 0;
+  // a layer that rounds its inputs would also round those of the original model
+  const bool rounds = std::any_of(plan.modules.begin(), plan.modules.end(),
+                                  [](const PlannedModule& m) { return m.activations != nullptr; });
+  if (rounds) return 0;
+  if (std::any_of(plan.modules.begin(), plan.modules.end(),
+                  [](const PlannedModule& m) { return m.refined(); }))
+    return windows;  // learned rounding needs the original's output for all of them
+  if (plan.settings.error_feedback == 0) return 0;
+  // half of the windows show well enough how quantization changes the inputs, unless they are few
+  return std::max((windows + 1) / 2, std::min(windows, (kMinTokens + seqlen - 1) / seqlen));
+}
 
 int32_t layers_with_states(const Model& model, const Plan& plan) {
   if (!plan.runs_model()) return 0;

@@ -20,6 +20,9 @@ namespace aqhost {
 /// lm_head; 0 if the model is not run.
 int32_t layers_with_states(const Model& model, const Plan& plan);
 
+/// How many of a run's windows (of seqlen tokens) also run through the original model.
+int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen);
+
 struct CalibratedRunOptions {
   at::ScalarType dtype = at::kFloat;  // in which layers compute
   at::Device device = at::kCPU;

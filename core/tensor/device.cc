@@ -7,6 +7,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/dll/runtime_symbol_info.hpp>
 #include <boost/dll/shared_library.hpp>
 #include <charconv>
@@ -99,6 +100,22 @@ at::Device open_device(const std::string& name) {
   at::globalContext().lazyInitDevice(at::kCUDA);
   Guard(at::kCUDA).setDevice(device);
   return device;
+}
+
+std::string gpu_name(const std::string& name) {
+  if (name == "cpu") return {};
+  const int index = parse_index(name);
+  if (gpu_module().empty() || !missing_driver().empty()) return {};
+  const dll::shared_library driver(
+      "libcuda.so.1", dll::load_mode::rtld_now | dll::load_mode::search_system_folders);
+  std::array<char, 256> text{};
+  int device = 0;
+  if (driver.get<int(unsigned)>("cuInit")(0) != 0 ||
+      driver.get<int(int*, int)>("cuDeviceGet")(&device, index) != 0 ||
+      driver.get<int(char*, int, int)>("cuDeviceGetName")(text.data(), text.size() - 1, device) !=
+          0)
+    return {};
+  return text.data();
 }
 
 fs::path gpu_module() {

@@ -23,6 +23,11 @@ std::filesystem::path gpu_module();
 /// Throws a UsageError if open_device() does not know `name`. Opens nothing.
 void check_device_name(const std::string& name);
 
+/// The name of the GPU that open_device() opens by `name`, such as "NVIDIA H200"; empty if that is
+/// the CPU, or if the driver does not say. Does not open LibTorch's CUDA libraries. Another name is
+/// a UsageError.
+std::string gpu_name(const std::string& name);
+
 /// Waits for all work enqueued on `device`. Does nothing on the CPU.
 void synchronize(at::Device device);
 

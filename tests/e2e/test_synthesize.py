@@ -55,6 +55,11 @@ class Synthesize(WorkFolder):
                 evaluation = self.ok("eval", "--model", out, "--text", text,
                                      "--window", "128", "--json")
                 self.assertAlmostEqual(json.loads(evaluation)["perplexity"], 2048, delta=400)
+                # a plan for config.json alone has the sizes of the plan for the weights
+                plans = [json.loads(self.ok("plan", *source, "--json")) for source in
+                         (("--model", out), ("--config-only", out / "config.json"))]
+                for key in ("bytes_before", "bytes_after", "bits_per_weight", "parameters"):
+                    self.assertEqual(plans[0][key], plans[1][key], key)
                 self.ok("--model", out, "--algorithm", "rtn", "--save", self.work / f"{like}-int4")
                 self.ok("verify", "--model", self.work / f"{like}-int4")
 

@@ -1,8 +1,10 @@
 #include "plan/plan.h"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <utility>
 #include <vector>
@@ -11,20 +13,35 @@
 #include "checkpoint/reader.h"
 #include "command.h"
 #include "plan/loadable.h"
+#include "plugin/config_only.h"
+#include "run/estimate.h"
 #include "run/exporter.h"
 #include "run/quantize.h"
+#include "tensor/device.h"
 
 namespace aqhost {
 namespace {
 
-struct PlanOptions : ModelOptions {
-  std::string recipe;
+struct PlanOptions : FamilyOptions {
+  std::string model, config_only, recipe, device = "auto";
+  CalibrationOptions calibration;  // only the number of windows and their length
   ExportOptions result;
 };
 
 void add_options(OptionTable& table, PlanOptions& options) {
-  add_model_options(table, options);
+  table.text("model", "DIR", options.model,
+             "Read the checkpoint in this folder (config.json, *.safetensors).");
+  table.text("config-only", "FILE", options.config_only,
+             "Read this config.json in place of a checkpoint, for example before a download.");
+  add_family_options(table, options);
   add_recipe_option(table, options.recipe);
+  table.integer("nsamples", "N", options.calibration.nsamples, 1, 1 << 24,
+                "Predict a run over N windows.");
+  table.integer("seqlen", "N", options.calibration.seqlen, 2, 1 << 24,
+                "Predict a run over windows of N tokens each.");
+  table.text("device", "NAME", options.device,
+             "Predict a run on this device: cpu, cuda, cuda:NUMBER, or auto, which is a GPU if "
+             "there is one.");
   add_export_options(table, options.result);
 }
 
@@ -174,8 +191,40 @@ void print_copied(const Model& model) {
                count > first->tensors.size() ? " and others" : "", count, first->what);
 }
 
+/// What a run will take.
+struct Prediction {
+  RunEstimate run;
+  MachineRates rates;
+  int64_t windows, seqlen;
+};
+
+/// Rounded to two digits: "45 s", "17 min", "3.2 h".
+std::string about(double seconds) {
+  if (seconds < 9.5) return fmt::format("{:.1g} s", std::max(seconds, 1.0));
+  const auto [value, unit] = seconds < 95          ? std::pair(seconds, "s")
+                             : seconds < 95.0 * 60 ? std::pair(seconds / 60, "min")
+                                                   : std::pair(seconds / 3600, "h");
+  const double step = value < 9.5 ? 0.1 : value < 95 ? 1 : 10;
+  return fmt::format("{:.{}f} {}", std::round(value / step) * step, step < 1 ? 1 : 0, unit);
+}
+
+void print(const Prediction& prediction, bool runs_model, bool refines) {
+  const auto& [run, rates, windows, seqlen] = prediction;
+  const std::string least = about(run.least_seconds), most = about(run.most_seconds);
+  fmt::print("{:<26}  about {} on {}{}\n", "a run takes",
+             least == most ? least : least + " to " + most, rates.device,
+             runs_model ? fmt::format(", with {} windows of {} tokens", windows, seqlen) : "");
+  fmt::print("  predicted from its operations, {} rates of {}, and what other runs took{}\n",
+             rates.measured ? "measured" : "known", rates.cpu ? "this CPU" : "this kind of GPU",
+             refines ? "; learned rounding (refine) takes longer, and is not counted" : "");
+  if (!runs_model) return;
+  fmt::print("{:<26}  at least {} for tensors, or {} if the hidden states are held elsewhere\n",
+             rates.cpu ? "its memory" : "its memory on the GPU", format_bytes(run.memory_bytes),
+             format_bytes(run.least_memory_bytes));
+}
+
 void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
-           const Model& model) {
+           const Model& model, const Prediction& prediction) {
   print_modules(plan);
   print_copied(model);
   for (const std::string& name : model.extra_tensors())
@@ -186,6 +235,9 @@ void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& lo
              with_commas(plan.quantized_weights()));
   fmt::print("\n");
   if (!needs(plan).empty()) fmt::print("{:<26}  {}\n", "a run needs", needs(plan));
+  print(prediction, plan.runs_model(),
+        std::any_of(plan.modules.begin(), plan.modules.end(),
+                    [](const PlannedModule& m) { return m.refined(); }));
   print_loads(loads);
   for (const PlanWarning& w : plan.warnings) fmt::print("warning: {}\n", w.text());
 }
@@ -205,8 +257,19 @@ Json to_json(const std::vector<Loadable>& loads) {
   return json;
 }
 
+Json to_json(const Prediction& prediction) {
+  const auto& [run, rates, windows, seqlen] = prediction;
+  return {{"seconds", {run.least_seconds, run.most_seconds}},
+          {"memory_bytes", run.memory_bytes},
+          {"least_memory_bytes", run.least_memory_bytes},
+          {"device", rates.device},
+          {"rates_were_measured", rates.measured},
+          {"windows", windows},
+          {"seqlen", seqlen}};
+}
+
 Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
-             const Model& model) {
+             const Model& model, const Prediction& prediction, int64_t parameters) {
   Json modules = Json::array(), warnings = Json::array();
   for (const PlannedModule& m : plan.modules) {
     Json entry{{"name", m.module->name},
@@ -244,36 +307,78 @@ Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& 
             {"needs_calibration", !needs(plan).empty()},
             {"bits_per_weight", plan.bits_per_weight()},
             {"weights", plan.quantized_weights()},
+            {"parameters", parameters},
+            {"run", to_json(prediction)},
             {"bytes_before", sizes.total.before},
             {"bytes_after", sizes.total.after}};
   json.update(to_json(loads));
   return json;
 }
 
+int64_t parameters_of(const Source& original) {
+  int64_t sum = 0;
+  for (const TensorInfo& tensor : original.tensors()) sum += tensor.numel();
+  return sum;
+}
+
+std::unique_ptr<const Source> open_source(const PlanOptions& options, const Registry& registry) {
+  if (options.model.empty() == options.config_only.empty())
+    throw UsageError("plan needs either --model, a checkpoint, or --config-only, a config.json");
+  if (!options.model.empty()) return open_original(options.model, registry);
+  auto config = std::make_unique<ConfigOnly>(options.config_only, registry, options.model_type);
+  if (is_quantized(config->config()))
+    spdlog::info(
+        "{}: has a quantization_config; the sizes before are those of the same weights in BF16",
+        options.config_only);
+  return config;
+}
+
 void run(const PlanOptions& options) {
+  check_device_name(options.device);
   const Recipe recipe = options.recipe.empty() ? Recipe{} : Recipe::load(options.recipe);
   const auto registry = open_registry(options);
-  const auto original = open_original(options.model, *registry);
-  const auto model = open_model(*registry, *original, options);
+  const auto source = open_source(options, *registry);
+  const auto model = open_model(*registry, *source, options);
   const Plan plan = make_plan(*model, recipe, *registry, "", container_of(options.result));
-  check_side_files(*original);
-  const Sizes sizes = sizes_of(*original, plan);
-  const std::vector<Loadable> loads = loadable(plan, *model, *original);
+  if (!options.model.empty()) check_side_files(*source);
+  if (!plan.runs_model())
+    warn_of_no_effect(options.given, {"nsamples", "seqlen", "device"},
+                      "every module is rounded to nearest, which needs no calibration");
+  const Sizes sizes = sizes_of(*source, plan);
+  const std::vector<Loadable> loads = loadable(plan, *model, *source);
   check_target(loads, options.result.target);
-  if (options.json)
-    fmt::print("{}\n", to_text(to_json(plan, sizes, loads, *model)));
-  else
-    print(plan, sizes, loads, *model);
+  const auto [windows, seqlen] =
+      std::pair(options.calibration.nsamples, options.calibration.seqlen);
+  const MachineRates rates = machine_rates(plan.runs_model() ? options.device : "cpu");
+  const Prediction prediction{estimate_run(*source, *model, plan, windows, seqlen, rates), rates,
+                              windows, seqlen};
+  const int64_t parameters = parameters_of(*source);
+  if (options.json) {
+    fmt::print("{}\n", to_text(to_json(plan, sizes, loads, *model, prediction, parameters)));
+    return;
+  }
+  if (options.model.empty())
+    fmt::print(
+        "by config.json alone: {} parameters, without tensors that a checkpoint may have besides "
+        "and that are only copied\n\n",
+        with_commas(parameters));
+  print(plan, sizes, loads, *model, prediction);
 }
 
 }  // namespace
 
 const Command kPlan{
     "plan", "shows what a recipe will make of each module; nothing is run",
-    "plan --model DIR --config RECIPE [--target ENGINE] [--json]",
+    "plan --model DIR --config RECIPE [--target ENGINE] [--json]\n"
+    "plan --config-only FILE --config RECIPE [--nsamples N] [--seqlen N]",
     "The tables show what each module becomes with how many bits per weight (scales included), and "
-    "how large each layer is before and after. Below them, the command says which engines will "
-    "load the export, or why they will not.",
+    "how large each layer is before and after. Below them, the command predicts the time and the "
+    "memory that a run will take, and says which engines will load the export, or why they will "
+    "not.\n\n"
+    "With --config-only, no weights are needed: the names and shapes of the tensors follow from "
+    "config.json. The time is a prediction for one process: the operations of the run divided by "
+    "the rates of the device, times what runs of other models have taken in relation to that. The "
+    "files are assumed to come from the page cache, at 4 GB/s.",
     prepare<PlanOptions, add_options, run>};
 
 }  // namespace aqhost

@@ -51,9 +51,13 @@ class Qwen35Moe {
     std::vector<aq::LayerDesc> layers = aq::hf_delta_layers(config, /*fused=*/false);
     for (aq::LayerDesc& layer : layers) layer.ffn = moe;
     aq_model_desc model = aq::hf_delta_model(config);
-    model.tied_embeddings = !checkpoint.has("lm_head.weight");
-    // transformers writes models of both types with and without this prefix
-    const bool inside = checkpoint.has("model.language_model.norm.weight");
+    // transformers writes models of both types with and without this prefix, and the published ones
+    // have it; a plan for config.json alone has no tensor at all
+    const bool prefixed = checkpoint.has("model.language_model.norm.weight");
+    const bool stored = prefixed || checkpoint.has("model.norm.weight");
+    const bool inside = stored ? prefixed : composite;
+    model.tied_embeddings =
+        stored ? !checkpoint.has("lm_head.weight") : whole.flag_or("tie_word_embeddings", false);
     std::vector<aq::NameRow> names = aq::hf_names(aq::hf_delta_names());
     if (inside) names = in_language_model(std::move(names));
     return aq::hf_decoder(
