@@ -1,6 +1,7 @@
 #include "forward/router.h"
 
 #include <aq/sdk/router.hpp>
+#include <cmath>
 #include <functional>
 
 #include "base/error.h"

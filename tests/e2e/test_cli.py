@@ -275,7 +275,9 @@ class Inspecting(WorkFolder):
         self.assertEqual(listed["olmoe"]["kind"], "model")
         self.assertEqual(listed["int4"]["kind"], "quantizer")
         self.assertTrue(listed["int4"]["path"].endswith("int4.so"))
-        self.assertEqual(listed["int4"]["abi"], "1.0")
+        headers = (ROOT / "sdk/include/aq/abi.h").read_text()
+        version = [re.search(rf"#define AQ_ABI_{part} (\d+)", headers)[1] for part in ("MAJOR", "MINOR")]
+        self.assertEqual(listed["int4"]["abi"], ".".join(version))
 
     def test_plugins_describes_each_format(self):
         formats = {p["id"]: p["format"] for p in json.loads(self.ok("plugins", "--json"))

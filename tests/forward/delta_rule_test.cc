@@ -2,6 +2,8 @@
 
 #include "forward/delta_rule.h"
 
+#include <vector>
+
 #include "forward/distance.h"
 #include "torch_doctest.h"
 

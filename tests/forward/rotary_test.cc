@@ -2,6 +2,9 @@
 
 #include "forward/rotary.h"
 
+#include <cmath>
+#include <vector>
+
 #include "base/error.h"
 #include "forward/distance.h"
 #include "forward/fake_model.h"

@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 
 #include <aq/sdk/decoder.hpp>
-#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "given.h"
 
