@@ -62,8 +62,8 @@ class Layer {
   /// Turns a into what is added to x. `tap` receives the inputs of a custom attention's linear
   /// maps.
   at::Tensor attention(const at::Tensor& a, const LinearTap& tap = nullptr) const;
-  /// Whether attention is a single step. Then attention_stages(), attention_advance() and
-  /// attention_output() must not be called.
+  /// Whether the adapter computes attention itself (AQ_ATTN_CUSTOM). Then attention_stages(),
+  /// attention_advance() and attention_output() must not be called.
   bool has_custom_attention() const { return custom_.has_value(); }
   at::Tensor ffn_input(const at::Tensor& x) const;
 

@@ -206,13 +206,13 @@ void check_gpt_oss_in_vllm(const Export& e, const ModelFacts& facts, Findings& f
              "module has, unless all have the same");
   if (facts.norm_eps != 1e-5F) f.wrong("config.json", "vLLM takes 1e-5 for rms_norm_eps");
   if (!facts.qkv_bias || !facts.out_bias)
-    f.wrong("config.json", "vLLM wants biases of the attention (attention_bias: true)");
+    f.wrong("config.json", "vLLM requires biases in attention (attention_bias: true)");
   for (int32_t l = 0; l < e.model.desc().n_layers; l++)
     if ((e.model.attention(l, 1).sliding_window > 0) != (l % 2 == 0))
       f.wrong("config.json", "vLLM has windows in every second layer, whatever layer_types says");
   const Json rope = config.value("rope_scaling", config.value("rope_parameters", Json()));
   if (rope.is_object() && rope.value("rope_type", rope.value("type", Json())) != "yarn")
-    f.refuse("config.json", "vLLM has gpt-oss with a rotary embedding of type yarn only");
+    f.refuse("config.json", "vLLM supports gpt-oss only with a rotary embedding of type yarn");
 }
 
 void check_deepseek_moe(const Export& e, Findings& f) {

@@ -67,9 +67,9 @@ std::unique_ptr<Source> open_original(const std::filesystem::path& directory,
 ///
 /// Memory: the hidden states, one layer (on a GPU two, because the next one is copied meanwhile),
 /// and as many experts at the same time as the limit leaves room for, at least one; without a limit
-/// 1.5 GiB of them (on GPUs for each rank, up to a quarter of their memory). Hidden states for
-/// which the limit leaves no room are held elsewhere (see set_memory), and the observer is told.
-/// Throws an Error if the limit is less than the rest needs.
+/// 1.5 GiB of them (on GPUs an eighth of the memory for each rank, up to a quarter of it). Hidden
+/// states for which the limit leaves no room are held elsewhere (see set_memory), and the observer
+/// is told. Throws an Error if the limit is less than the rest needs.
 RunReport quantize(const Source& original, const Model& model, const Plan& plan,
                    const QuantizeOptions& options);
 

@@ -214,9 +214,10 @@ void print(const Prediction& prediction, bool runs_model, bool refines) {
   fmt::print("{:<26}  about {} on {}{}\n", "a run takes",
              least == most ? least : least + " to " + most, rates.device,
              runs_model ? fmt::format(", with {} windows of {} tokens", windows, seqlen) : "");
-  fmt::print("  predicted from its operations, {} rates of {}, and what other runs took{}\n",
-             rates.measured ? "measured" : "known", rates.cpu ? "this CPU" : "this kind of GPU",
-             refines ? "; learned rounding (refine) takes longer, and is not counted" : "");
+  fmt::print(
+      "  predicted from the number of operations, {} rates of {}, and the times of other runs{}\n",
+      rates.measured ? "measured" : "known", rates.cpu ? "this CPU" : "this kind of GPU",
+      refines ? "; learned rounding (refine) takes longer, and is not counted" : "");
   if (!runs_model) return;
   fmt::print("{:<26}  at least {} for tensors, or {} if the hidden states are held elsewhere\n",
              rates.cpu ? "its memory" : "its memory on the GPU", format_bytes(run.memory_bytes),

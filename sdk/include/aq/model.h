@@ -262,8 +262,9 @@ struct aq_model {
    * weight 0.  [concurrent] */
   aq_status(AQ_CALL* route)(const aq_model* self, const aq_route_args* args, aq_error* err);
 
-  /* since 1.1: the kinds of tensors that are only copied, by their numbers from 0 on; NULL after
-   * the last one. May be NULL.  [concurrent] */
+  /* since 1.1: returns the kinds of tensors that are only copied, by their numbers from 0 on, and
+   * NULL after the last one. The result lives as long as the model. The function pointer may be
+   * NULL.  [concurrent] */
   const aq_copied*(AQ_CALL* copied)(const aq_model* self, uint32_t i);
 };
 

@@ -44,7 +44,7 @@ inline std::vector<LayerDesc> hf_delta_layers(const HfConfig& config, bool fused
   return layers;
 }
 
-/// Sizes, RMS norms that multiply by 1 + w, and tied embeddings.
+/// hf_model_desc() with norm_plus_one, because the RMS norms of these models multiply by 1 + w.
 inline aq_model_desc hf_delta_model(const HfConfig& config) {
   aq_model_desc model = hf_model_desc(config);
   model.norm_plus_one = 1;

@@ -34,7 +34,7 @@ inline LayerDesc hf_latent_attention(const HfConfig& config) {
   return layer;
 }
 
-/// The rows of latent attention, and of experts as DeepSeek names them, for hf_names().
+/// The rows of the tensors of latent attention, for hf_names().
 inline std::vector<NameRow> hf_latent_names() {
   return {
       {AQ_ROLE_ATTN_Q_A, AQ_EXPERT_NONE, "model.layers.{L}.self_attn.q_a_proj"},
