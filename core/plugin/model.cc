@@ -208,7 +208,7 @@ AttentionDesc Model::attention(int32_t layer, int64_t seq_len) const {
   }
   if (delta) {
     check_size("conv_size", d.conv_size, 1024, wrong);
-    if (d.rope_dim != 0) wrong("the gated delta rule has no rope");
+    if (d.rope_dim != 0 || d.scale != 0) wrong("the gated delta rule has no rope and no scale");
   }
   a.n_heads = d.n_heads;
   a.n_kv_heads = d.n_kv_heads;
@@ -249,8 +249,8 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   if (!within(d.activation, int32_t{AQ_ACT_SILU_GLU}, int32_t{AQ_ACT_CLAMPED_SWIGLU}))
     wrong(fmt::format("activation {} is not known", d.activation));
   check_size("inner_size", d.inner_size, kMaxSize, wrong);
-  if (d.activation == AQ_ACT_CLAMPED_SWIGLU &&
-      !(std::isfinite(d.act_alpha) && std::isfinite(d.act_limit) && d.act_limit > 0))
+  if (d.activation == AQ_ACT_CLAMPED_SWIGLU && !(std::isfinite(d.act_alpha) && d.act_alpha > 0 &&
+                                                 std::isfinite(d.act_limit) && d.act_limit > 0))
     wrong(fmt::format("clamped SwiGLU with alpha {} and limit {}", d.act_alpha, d.act_limit));
   f.activation = d.activation;
   f.act_alpha = d.act_alpha;
@@ -268,6 +268,10 @@ FfnDesc Model::describe_ffn(int32_t layer) const {
   if (d.n_groups < 0 ||
       (d.n_groups > 0 && (d.n_experts % d.n_groups != 0 || !within(d.top_groups, 1, d.n_groups))))
     wrong(fmt::format("top {} of {} groups of {} experts", d.top_groups, d.n_groups, d.n_experts));
+  if (d.n_groups > 1 && d.router != AQ_ROUTER_CUSTOM &&
+      d.top_k > int64_t{d.top_groups} * (d.n_experts / d.n_groups))
+    wrong(fmt::format("top {} of the {} experts of {} groups", d.top_k,
+                      int64_t{d.top_groups} * (d.n_experts / d.n_groups), d.top_groups));
   if (d.group_best < 0 || (d.n_groups > 0 && d.group_best > d.n_experts / d.n_groups))
     wrong(fmt::format("the sum of the {} best scores of a group", d.group_best));
   if (d.shared_size != 0) check_size("shared_size", d.shared_size, kMaxSize, wrong);

@@ -78,8 +78,10 @@ std::string expert_fields(const Json& config, int32_t experts) {
 }
 
 bool is_attention(const Module* module) {
-  return module != nullptr && module->key.role >= AQ_ROLE_ATTN_Q &&
-         module->key.role <= AQ_ROLE_ATTN_O;
+  if (module == nullptr) return false;
+  const int32_t role = module->key.role;
+  return (role >= AQ_ROLE_ATTN_Q && role <= AQ_ROLE_ATTN_O) ||
+         (role >= AQ_ROLE_ATTN_Q_A && role <= AQ_ROLE_ATTN_KV_B);
 }
 
 /// What precedes the number of the layer in the names of the modules ("model.layers."), if all of

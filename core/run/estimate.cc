@@ -107,11 +107,13 @@ std::vector<Work> work_of(const Source& source, const Model& model, const Plan& 
     const aq_tensor_key& key = m.module->key;
     Work& work = at(key.layer);
     const auto weights = static_cast<double>(m.weights());
-    const double before =
-        weights * static_cast<double>(dtype_size(source.find(m.module->weight.name)->dtype));
-    rest -= before;
-    work.read += before;
-    work.written += m.format ? static_cast<double>(m.stored_bits()) / 8 : before;
+    const TensorInfo& tensor = *source.find(m.module->weight.name);  // may hold several modules
+    const double stored = weights * static_cast<double>(source.stored_bytes(tensor.name)) /
+                          static_cast<double>(tensor.numel());
+    rest -= stored;
+    work.read += stored;
+    work.written += m.format ? static_cast<double>(m.stored_bits()) / 8
+                             : weights * static_cast<double>(dtype_size(tensor.dtype));
     if (runs && key.layer >= 0) work.half += 2 * tokens_of(key.layer, key.expert) * weights;
     if (!m.format) continue;
     work.float32 += 8 * kScales * weights;

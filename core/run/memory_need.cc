@@ -29,13 +29,20 @@ int64_t embedding_bytes(const Source& source, const Model& model) {
 }
 
 /// The maximum of hidden_size and what attention keeps of a token between its stages: the features
-/// of the inputs of all linear maps behind the first stage.
+/// of the inputs of all linear maps behind the first stage, and in latent attention also what the
+/// first stage gives.
 int64_t widest_context(const Model& model) {
   std::map<int32_t, int64_t> kept;  // by layer
-  for (const Module& m : model.modules())
-    if (m.key.role == AQ_ROLE_ATTN_O || m.key.role == AQ_ROLE_ATTN_Q_B ||
-        m.key.role == AQ_ROLE_ATTN_KV_B || m.key.role == AQ_ROLE_DELTA_OUT)
+  for (const Module& m : model.modules()) {
+    const int32_t role = m.key.role;
+    if (role == AQ_ROLE_ATTN_O || role == AQ_ROLE_ATTN_Q_B || role == AQ_ROLE_ATTN_KV_B ||
+        role == AQ_ROLE_DELTA_OUT)
       kept[m.key.layer] += m.in_features;
+    const aq_tensor_key latent{m.key.layer, AQ_ROLE_ATTN_KV_A, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
+    if (role == AQ_ROLE_ATTN_KV_A ||
+        (role == AQ_ROLE_ATTN_Q && model.find_module(latent) != nullptr))
+      kept[m.key.layer] += m.out_features;
+  }
   int64_t widest = model.desc().hidden_size;
   for (const auto& [layer, features] : kept) widest = std::max(widest, features);
   return widest;

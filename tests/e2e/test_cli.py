@@ -175,7 +175,8 @@ class OptionsThatApply(WorkFolder):
                     "eval": ("--model", MODEL, "--text", EVAL), "compare": (MODEL,),
                     "tokenize": ("--model", MODEL, "--jsonl", "-"), "verify": ("--model", MODEL),
                     "plugins": ()}
-        has = {"eval": {"--dtype", "--device"}, "compare": {"--device"}}
+        has = {"plan": {"--nsamples", "--seqlen", "--device"}, "eval": {"--dtype", "--device"},
+               "compare": {"--device"}}
         for command, arguments in commands.items():
             for option, value in self.CALIBRATION.items():
                 if option in has.get(command, ()):

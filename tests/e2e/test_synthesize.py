@@ -54,7 +54,7 @@ class Synthesize(WorkFolder):
                 # random weights know nothing: about as many choices as the vocabulary has tokens
                 evaluation = self.ok("eval", "--model", out, "--text", text,
                                      "--window", "128", "--json")
-                self.assertAlmostEqual(json.loads(evaluation)["perplexity"], 2048, delta=400)
+                self.assertTrue(1024 < json.loads(evaluation)["perplexity"] < 4096, evaluation)
                 # a plan for config.json alone has the sizes of the plan for the weights
                 plans = [json.loads(self.ok("plan", *source, "--json")) for source in
                          (("--model", out), ("--config-only", out / "config.json"))]

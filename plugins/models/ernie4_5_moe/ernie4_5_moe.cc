@@ -71,10 +71,10 @@ class Ernie45Moe {
     ffn.kind = AQ_FFN_MOE;
     ffn.router = AQ_ROUTER_SOFTMAX_TOPK;
     ffn.n_experts = aq::hf_expert_count(config, {"moe_num_experts", "num_experts"});
-    ffn.top_k = config.integer(config.has("moe_k") ? "moe_k" : "num_experts_per_tok");
+    const char* key = config.has("moe_k") ? "moe_k" : "num_experts_per_tok";
+    ffn.top_k = config.integer(key);
     if (ffn.top_k > ffn.n_experts)
-      config.fail("moe_k", config.json().value("moe_k", nlohmann::json()),
-                  "at most " + std::to_string(ffn.n_experts));
+      config.fail(key, config.json().at(key), "at most " + std::to_string(ffn.n_experts));
     ffn.norm_topk = 1;
     ffn.norm_min = static_cast<float>(config.number_or("moe_norm_min", 1e-12));
     ffn.shared_size = int64_t{inner} * config.integer_or("moe_num_shared_experts", 2, 0);

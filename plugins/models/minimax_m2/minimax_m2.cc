@@ -37,7 +37,9 @@ class MinimaxM2 {
                           {"scoring_func", "sigmoid"},
                           {"use_routing_bias", true},
                           {"shared_intermediate_size", 0},
-                          {"attention_bias", false}});
+                          {"attention_bias", false},
+                          {"sliding_window", nullptr}});
+    aq::hf_full_attention(config);
     check_attention_types(config);
     config.ignore({"mtp_transformer_layers"});
     aq_ffn_desc ffn =
@@ -49,8 +51,12 @@ class MinimaxM2 {
     layer.attention.qk_norm = AQ_QK_NORM_FULL;
     layer.ffn = ffn;
     // the published config.json gives the number of dimensions, transformers 5 their fraction
-    const double rotated = config.integer_or("rotary_dim", layer.attention.head_dim);
-    const double fraction = rotated / layer.attention.head_dim;
+    const int32_t size = layer.attention.head_dim;
+    const int32_t rotated = config.integer_or("rotary_dim", size);
+    if (rotated > size || rotated % 2 != 0)
+      config.fail("rotary_dim", config.json().at("rotary_dim"),
+                  "an even number up to head_dim, " + std::to_string(size));
+    const double fraction = static_cast<double>(rotated) / size;
     const auto n = static_cast<std::size_t>(config.count("num_hidden_layers"));
     return aq::hf_decoder(checkpoint, config,
                           {.layers = std::vector<aq::LayerDesc>(n, layer),

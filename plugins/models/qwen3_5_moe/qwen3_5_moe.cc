@@ -57,7 +57,7 @@ class Qwen35Moe {
     const bool stored = prefixed || checkpoint.has("model.norm.weight");
     const bool inside = stored ? prefixed : composite;
     model.tied_embeddings =
-        stored ? !checkpoint.has("lm_head.weight") : whole.flag_or("tie_word_embeddings", false);
+        whole.flag_or("tie_word_embeddings", false) || config.flag_or("tie_word_embeddings", false);
     std::vector<aq::NameRow> names = aq::hf_names(aq::hf_delta_names());
     if (inside) names = in_language_model(std::move(names));
     return aq::hf_decoder(
