@@ -71,7 +71,7 @@ double attention_operations(const AttentionDesc& a, int64_t tokens, int64_t seql
   if (a.kind == AQ_ATTN_CUSTOM) return 0;  // only the adapter knows
   if (a.kind == AQ_ATTN_DELTA) return 8 * product({tokens, a.n_heads, a.head_dim, a.value_dim});
   const int64_t keys =
-      a.sliding_window > 0 ? std::min<int64_t>(2 * a.sliding_window, seqlen) : seqlen;
+      a.sliding_window > 0 ? std::min(2 * int64_t{a.sliding_window}, seqlen) : seqlen;
   const int64_t value = a.kind == AQ_ATTN_LATENT ? a.value_dim : a.head_dim;
   return product({tokens, keys, a.n_heads, a.head_dim + value});
 }
