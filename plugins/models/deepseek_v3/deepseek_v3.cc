@@ -82,16 +82,7 @@ class DeepseekV3 {
     std::vector<bool> dense(n);
     const int32_t first = config.integer_or("first_k_dense_replace", lite ? 1 : 3, 0);
     for (std::size_t l = 0; l < n; l++) dense[l] = static_cast<int32_t>(l) < first;
-    if (!config.has("mlp_layer_types")) return dense;
-    const nlohmann::json types = config.json()["mlp_layer_types"];
-    if (!types.is_array() || types.size() != n)
-      config.fail("mlp_layer_types", types, std::to_string(n) + " strings");
-    for (std::size_t l = 0; l < n; l++) {
-      dense[l] = types[l] == "dense";
-      if (!dense[l] && types[l] != "sparse")
-        config.fail("mlp_layer_types", types[l], "dense or sparse");
-    }
-    return dense;
+    return aq::hf_layer_kinds(config, "mlp_layer_types", "dense", "sparse").value_or(dense);
   }
 };
 

@@ -60,16 +60,8 @@ class GptOss {
     const auto n = static_cast<std::size_t>(config.count("num_hidden_layers"));
     std::vector<bool> windowed(n);
     for (std::size_t l = 0; l < n; l++) windowed[l] = l % 2 == 0;
-    if (!config.has("layer_types")) return windowed;
-    const nlohmann::json types = config.json()["layer_types"];
-    if (!types.is_array() || types.size() != n)
-      config.fail("layer_types", types, std::to_string(n) + " strings");
-    for (std::size_t l = 0; l < n; l++) {
-      windowed[l] = types[l] == "sliding_attention";
-      if (!windowed[l] && types[l] != "full_attention")
-        config.fail("layer_types", types[l], "full_attention or sliding_attention");
-    }
-    return windowed;
+    return aq::hf_layer_kinds(config, "layer_types", "sliding_attention", "full_attention")
+        .value_or(windowed);
   }
 };
 

@@ -41,7 +41,7 @@ class MinimaxM2 {
                           {"sliding_window", nullptr}});
     aq::hf_full_attention(config);
     check_attention_types(config);
-    config.ignore({"mtp_transformer_layers"});
+    config.ignore({"mtp_transformer_layers", "use_mtp"});
     aq_ffn_desc ffn =
         aq::hf_experts(config, aq::hf_expert_count(config, {"num_local_experts", "num_experts"}),
                        config.integer("intermediate_size"));
@@ -65,7 +65,7 @@ class MinimaxM2 {
                            .stacking = {.gate_up = "model.layers.{L}.mlp.experts.gate_up_proj",
                                         .down = "model.layers.{L}.mlp.experts.down_proj"},
                            .partial_rope = fraction,
-                           .copied = prediction_layers(config)});
+                           .copied = aq::hf_prediction_layers(config, "num_mtp_modules")});
   }
 
  private:
@@ -74,16 +74,6 @@ class MinimaxM2 {
     for (const int32_t type : config.integers_or_empty("attn_type_list"))
       if (type != 1)
         config.fail("attn_type_list", config.json()["attn_type_list"], "a 1 for every layer");
-  }
-
-  static std::vector<aq::Copied> prediction_layers(const aq::HfConfig& config) {
-    std::vector<aq::Copied> copied;
-    config.ignore({"use_mtp"});
-    for (int32_t i = 0; i < std::min(config.integer_or("num_mtp_modules", 0, 0), 64); i++)
-      copied.push_back(
-          {"model.layers." + std::to_string(config.count("num_hidden_layers") + i) + ".",
-           "multi-token prediction"});
-    return copied;
   }
 };
 

@@ -71,6 +71,25 @@ inline int32_t hf_expert_count(const HfConfig& config, std::initializer_list<con
   return config.count(chosen);
 }
 
+/// A list of config.json that names one of two kinds for every layer, such as layer_types: whether
+/// each is `kind`. Returns nullopt if config.json has no such list. Another length, or a kind that
+/// is neither `kind` nor `other`, is an Error.
+inline std::optional<std::vector<bool>> hf_layer_kinds(const HfConfig& config, const char* key,
+                                                       const std::string& kind,
+                                                       const std::string& other) {
+  if (!config.has(key)) return std::nullopt;
+  const auto n = static_cast<std::size_t>(config.count("num_hidden_layers"));
+  const nlohmann::json types = config.json()[key];
+  if (!types.is_array() || types.size() != n)
+    config.fail(key, types, std::to_string(n) + " strings");
+  std::vector<bool> is_kind(n);
+  for (std::size_t l = 0; l < n; l++) {
+    is_kind[l] = types[l] == kind;
+    if (!is_kind[l] && types[l] != other) config.fail(key, types[l], kind + " or " + other);
+  }
+  return is_kind;
+}
+
 /// For families without attention windows. layer_types, if it is there, names the kind of attention
 /// of every layer; anything but "full_attention" is an Error.
 inline void hf_full_attention(const HfConfig& config) {
@@ -155,12 +174,13 @@ struct HfDecoderSpec {
   bool head_bias = false;
 };
 
-/// The layers of multi-token prediction that lie behind the others in a checkpoint, as
-/// num_nextn_predict_layers says.
-inline std::vector<Copied> hf_prediction_layers(const HfConfig& config) {
+/// The layers of multi-token prediction that lie behind the others in a checkpoint. `key` of
+/// config.json has their number.
+inline std::vector<Copied> hf_prediction_layers(const HfConfig& config,
+                                                const char* key = "num_nextn_predict_layers") {
   std::vector<Copied> copied;
   const int32_t layers = config.count("num_hidden_layers");
-  for (int32_t i = 0; i < std::min(config.integer_or("num_nextn_predict_layers", 0, 0), 64); i++)
+  for (int32_t i = 0; i < std::min(config.integer_or(key, 0, 0), 64); i++)
     copied.push_back(
         {"model.layers." + std::to_string(layers + i) + ".", "multi-token prediction"});
   return copied;

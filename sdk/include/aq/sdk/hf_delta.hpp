@@ -14,16 +14,7 @@ inline std::vector<LayerDesc> hf_delta_layers(const HfConfig& config, bool fused
   const int32_t interval = config.integer_or("full_attention_interval", 4);
   std::vector<bool> full(n);
   for (std::size_t l = 0; l < n; l++) full[l] = (l + 1) % static_cast<std::size_t>(interval) == 0;
-  if (config.has("layer_types")) {
-    const nlohmann::json types = config.json()["layer_types"];
-    if (!types.is_array() || types.size() != n)
-      config.fail("layer_types", types, std::to_string(n) + " strings");
-    for (std::size_t l = 0; l < n; l++) {
-      full[l] = types[l] == "full_attention";
-      if (!full[l] && types[l] != "linear_attention")
-        config.fail("layer_types", types[l], "full_attention or linear_attention");
-    }
-  }
+  full = hf_layer_kinds(config, "layer_types", "full_attention", "linear_attention").value_or(full);
   LayerDesc softmax = hf_attention(config), delta;
   softmax.attention.qk_norm = AQ_QK_NORM_HEAD;
   softmax.attention.output_gate = 1;
