@@ -160,6 +160,27 @@ inline std::vector<NameRow> hf_names(const std::vector<NameRow>& family) {
   return rows;
 }
 
+/// The rows of a router, of routed experts and of dense FFNs, as most families name them, for
+/// hf_names().
+inline std::vector<NameRow> hf_ffn_names() {
+  return {
+      {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
+      {AQ_ROLE_FFN_GATE, kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
+      {AQ_ROLE_FFN_UP, kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
+      {AQ_ROLE_FFN_DOWN, kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
+      {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate_proj"},
+      {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, "model.layers.{L}.mlp.up_proj"},
+      {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, "model.layers.{L}.mlp.down_proj"},
+  };
+}
+
+/// Several lists of rows as one.
+inline std::vector<NameRow> joined(std::initializer_list<std::vector<NameRow>> lists) {
+  std::vector<NameRow> all;
+  for (const std::vector<NameRow>& list : lists) all.insert(all.end(), list.begin(), list.end());
+  return all;
+}
+
 /// What a family adds to config.json.
 struct HfDecoderSpec {
   std::vector<LayerDesc> layers{};  // one for each of num_hidden_layers

@@ -48,30 +48,16 @@ inline std::vector<NameRow> hf_latent_names() {
 
 /// The rows of routed, shared and dense FFNs as DeepSeek names them, for hf_names().
 inline std::vector<NameRow> hf_shared_experts_names() {
-  return {
-      {AQ_ROLE_ROUTER, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate"},
-      {AQ_ROLE_FFN_GATE, kEachExpert, "model.layers.{L}.mlp.experts.{E}.gate_proj"},
-      {AQ_ROLE_FFN_UP, kEachExpert, "model.layers.{L}.mlp.experts.{E}.up_proj"},
-      {AQ_ROLE_FFN_DOWN, kEachExpert, "model.layers.{L}.mlp.experts.{E}.down_proj"},
-      {AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.gate_proj"},
-      {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.up_proj"},
-      {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.down_proj"},
-      {AQ_ROLE_FFN_GATE, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate_proj"},
-      {AQ_ROLE_FFN_UP, AQ_EXPERT_NONE, "model.layers.{L}.mlp.up_proj"},
-      {AQ_ROLE_FFN_DOWN, AQ_EXPERT_NONE, "model.layers.{L}.mlp.down_proj"},
-  };
+  return joined(
+      {hf_ffn_names(),
+       {{AQ_ROLE_FFN_GATE, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.gate_proj"},
+        {AQ_ROLE_FFN_UP, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.up_proj"},
+        {AQ_ROLE_FFN_DOWN, AQ_EXPERT_SHARED, "model.layers.{L}.mlp.shared_experts.down_proj"}}});
 }
 
 /// The row of the bias that is added to the scores by which DeepSeek-V3 chooses experts.
 inline NameRow hf_correction_bias() {
   return {AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, "model.layers.{L}.mlp.gate.e_score_correction_bias"};
-}
-
-/// Several lists of rows as one.
-inline std::vector<NameRow> joined(std::initializer_list<std::vector<NameRow>> lists) {
-  std::vector<NameRow> all;
-  for (const std::vector<NameRow>& list : lists) all.insert(all.end(), list.begin(), list.end());
-  return all;
 }
 
 /// The experts of DeepSeek-V3 and of families that took them over: sigmoid scores, a bias that
