@@ -74,11 +74,23 @@ at::Tensor Hessian::is_finite() const {
 }
 
 void Hessian::check_finite(const std::string& module) const {
-  if (is_finite().item<bool>()) return;
+  if (!is_finite().item<bool>()) fail_not_finite(module);
+}
+
+void Hessian::fail_not_finite(const std::string& module) {
   fail(
       "{}: the Hessian of its inputs is not finite: the model's activations overflow on the "
       "calibration text",
       module);
+}
+
+std::vector<double> Hessian::weights_of(const std::vector<Hessian>& hessians) {
+  if (hessians.empty()) return {};
+  std::vector<at::Tensor> weights;
+  for (const Hessian& h : hessians) weights.push_back(h.weight_);
+  const at::Tensor all = at::stack(weights).cpu();
+  const double* values = all.data_ptr<double>();
+  return {values, values + all.numel()};
 }
 
 double Hessian::share_of_all(int64_t own_tokens, int64_t all_tokens, int64_t min_tokens,

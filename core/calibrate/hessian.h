@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace aqhost {
 
@@ -38,10 +39,13 @@ class Hessian {
   at::Tensor is_finite() const;
   /// Throws an Error that names `module` if a sum is not finite.
   void check_finite(const std::string& module) const;
+  [[noreturn]] static void fail_not_finite(const std::string& module);
 
   int64_t tokens() const { return tokens_; }
   double weight() const { return weight_.item<double>(); }  // sum of s; waits for the device
-  const at::Tensor& sum() const { return sum_; }            // [features, features]
+  /// weight() of several, which are on one device; waits for it only once.
+  static std::vector<double> weights_of(const std::vector<Hessian>& hessians);
+  const at::Tensor& sum() const { return sum_; }      // [features, features]
   const at::Tensor& shift() const { return shift_; }  // likewise; undefined: nothing was added
 
   /// Frees the sums, unless another Hessian shares them. tokens() and weight() stay.

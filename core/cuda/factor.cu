@@ -1,4 +1,4 @@
-// The inverses of the Cholesky factors of small matrices.
+// The inverses of the Cholesky factors of small matrices, and permutations of matrices.
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -6,67 +6,127 @@
 namespace aqhost::cuda {
 namespace {
 
-constexpr int kMaximumSize = 64;
-constexpr int kThreads = 256;
-constexpr int kParts = kThreads / kMaximumSize;  // of a sum over a row
+// A matrix of 128 columns lies in the registers of 16 x 32 threads. Thread (y, x) holds rows y,
+// y + 16, ... and columns x, x + 32, ...
+constexpr int kMaximumSize = 128;
+constexpr int kRowStep = 16, kColumnStep = 32;
+constexpr int kRowsEach = kMaximumSize / kRowStep, kColumnsEach = kMaximumSize / kColumnStep;
+constexpr int kThreads = kRowStep * kColumnStep;
 
-/// Replaces the lower triangle of a [n, n] by its Cholesky factor, column after column.
-__device__ void factor(double (&a)[kMaximumSize][kMaximumSize + 1], int n) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int j = 0; j < n; j++) {
-    const double pivot = sqrt(a[j][j]);  // NaN if the matrix is not positive definite
-    __syncthreads();
-    for (int i = j + static_cast<int>(threadIdx.x); i < n; i += kThreads)
-      a[i][j] = i == j ? pivot : a[i][j] / pivot;
-    __syncthreads();
-    for (int r = j + 1 + warp; r < n; r += kThreads / kWarp)
-      for (int c = j + 1 + lane; c <= r; c += kWarp) a[r][c] -= a[r][j] * a[c][j];
-    __syncthreads();
+/// One thread block takes one matrix A. With A = M D M^T, where D is diagonal and M has 1 on its
+/// diagonal, elimination makes A to D, and the same steps make the identity to M^-1; L^-1 is
+/// D^-1/2 M^-1. Each step takes one column away from A and adds one to M^-1, so both have room in
+/// one matrix, of which only the lower triangle has a meaning.
+__global__ void __launch_bounds__(kThreads) invert_factor_kernel(const InvertFactorArgs args) {
+  // of every other step: the column of A below the diagonal, and before it the row of M^-1
+  __shared__ double lines[2][kMaximumSize], pivots[kMaximumSize];
+  double* matrix = args.matrices + blockIdx.x * args.matrix_stride;
+  const int n = static_cast<int>(args.n);
+  const int y = static_cast<int>(threadIdx.x) / kColumnStep;
+  const int x = static_cast<int>(threadIdx.x) % kColumnStep;
+  double m[kRowsEach][kColumnsEach];
+#pragma unroll
+  for (int i = 0; i < kRowsEach; i++)
+#pragma unroll
+    for (int j = 0; j < kColumnsEach; j++) {
+      const int row = y + i * kRowStep, column = x + j * kColumnStep;
+      const bool lower = column <= row && row < n;
+      m[i][j] = lower ? matrix[row * args.row_stride + column] : row == column ? 1 : 0;
+    }
+#pragma unroll
+  for (int part = 0; part < kRowsEach; part++) {
+    constexpr int kRatio = kColumnStep / kRowStep;
+    const int own = part / kRatio;  // the place of the column among those of a thread
+    for (int k = 0; k < kRowStep; k++) {
+      const int step = part * kRowStep + k;
+      double(&line)[kMaximumSize] = lines[step % 2];
+      if (x == step % kColumnStep)
+#pragma unroll
+        for (int i = part; i < kRowsEach; i++) {
+          const int row = y + i * kRowStep;
+          if (row > step) line[row] = m[i][own];
+          if (row == step) pivots[step] = m[i][own];
+        }
+      if (y == k)
+#pragma unroll
+        for (int j = 0; j <= own; j++)
+          if (x + j * kColumnStep < step) line[x + j * kColumnStep] = m[part][j];
+      __syncthreads();
+      const double inverse = 1 / pivots[step];
+#pragma unroll
+      for (int i = part; i < kRowsEach; i++) {
+        const int row = y + i * kRowStep;
+        if (row < step) continue;
+        const double below = row > step ? line[row] * inverse : 0;  // of M
+#pragma unroll
+        for (int j = 0; j < kColumnsEach; j++) {
+          const int column = x + j * kColumnStep;
+          if (column != step)
+            m[i][j] = fma(-below, line[column], m[i][j]);
+          else
+            m[i][j] = row > step ? -below : 1;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kRowsEach; i++) {
+    const int row = y + i * kRowStep;
+    if (row >= n) continue;
+    const double root = sqrt(pivots[row]);  // NaN if the matrix is not positive definite
+#pragma unroll
+    for (int j = 0; j < kColumnsEach; j++) {
+      const int column = x + j * kColumnStep;
+      if (column < n) matrix[row * args.row_stride + column] = column <= row ? m[i][j] / root : 0;
+    }
   }
 }
 
-/// Replaces the lower triangular a [n, n] by its inverse, row after row: row i of the inverse needs
-/// row i of `a` and the rows of the inverse before it.
-__device__ void invert(double (&a)[kMaximumSize][kMaximumSize + 1], int n) {
-  __shared__ double row[kMaximumSize], sums[kParts][kMaximumSize];
-  const int j = static_cast<int>(threadIdx.x) % kMaximumSize;
-  const int part = static_cast<int>(threadIdx.x) / kMaximumSize;
-  for (int i = 0; i < n; i++) {
-    if (part == 0) row[j] = j <= i ? a[i][j] : 0;
-    __syncthreads();
-    double sum = 0;
-    for (int k = j + part; k < i; k += kParts) sum += row[k] * a[k][j];
-    sums[part][j] = sum;
-    const double diagonal = row[i];
-    __syncthreads();
-    if (part > 0 || j > i) continue;
-    for (int p = 1; p < kParts; p++) sum += sums[p][j];
-    a[i][j] = (i == j ? 1 : -sum) / diagonal;
-  }
-  __syncthreads();
+/// One thread block takes one row, which stays in its cache.
+template <typename In, typename Out>
+__global__ void __launch_bounds__(kThreads) permute_kernel(const PermuteArgs a) {
+  const int64_t matrix = blockIdx.x / a.rows, row = blockIdx.x % a.rows;
+  const int64_t from = a.row_order != nullptr ? a.row_order[blockIdx.x] : row;
+  const In* in = static_cast<const In*>(a.in) + (matrix * a.rows + from) * a.cols;
+  Out* out = static_cast<Out*>(a.out) + int64_t{blockIdx.x} * a.cols;
+  const int64_t* order = a.column_order + matrix * a.cols;
+#pragma unroll 4
+  for (int64_t c = threadIdx.x; c < a.cols; c += kThreads)
+    out[c] = static_cast<Out>(__ldg(in + __ldg(order + c)));
 }
 
-/// One thread block takes one matrix.
-__global__ void __launch_bounds__(kThreads) invert_factor_kernel(const InvertFactorArgs a) {
-  __shared__ double tile[kMaximumSize][kMaximumSize + 1];
-  double* matrix = a.matrices + blockIdx.x * a.matrix_stride;
-  const int n = static_cast<int>(a.n);
-  for (int i = static_cast<int>(threadIdx.x); i < n * n; i += kThreads)
-    tile[i / n][i % n] = matrix[i / n * a.row_stride + i % n];
-  __syncthreads();
-  factor(tile, n);
-  invert(tile, n);
-  for (int i = static_cast<int>(threadIdx.x); i < n * n; i += kThreads)
-    matrix[i / n * a.row_stride + i % n] = i % n <= i / n ? tile[i / n][i % n] : 0;
+template <typename In, typename Out>
+void launch_permute(const PermuteArgs& args, void* stream) {
+  permute_kernel<In, Out><<<static_cast<unsigned>(args.count * args.rows), kThreads, 0,
+                            static_cast<cudaStream_t>(stream)>>>(args);
 }
 
 }  // namespace
 
+extern "C" const char* aq_cuda_permute(const PermuteArgs& args, int device, void* stream) {
+  if (const char* error = use(device)) return error;
+  if (args.count * args.rows * args.cols == 0) return nullptr;
+  switch (args.types) {
+    case Permuted::kFloatToFloat:
+      launch_permute<float, float>(args, stream);
+      break;
+    case Permuted::kByteToByte:
+      launch_permute<unsigned char, unsigned char>(args, stream);
+      break;
+    case Permuted::kFloatToDouble:
+      launch_permute<float, double>(args, stream);
+      break;
+    case Permuted::kDoubleToFloat:
+      launch_permute<double, float>(args, stream);
+      break;
+  }
+  return last_error();
+}
+
 extern "C" const char* aq_cuda_invert_factor(const InvertFactorArgs& args, int device,
                                              void* stream) {
   if (const char* error = use(device)) return error;
-  if (args.n > kMaximumSize) return "a matrix of more than 64 columns";
+  if (args.n > kMaximumSize) return "a matrix of more than 128 columns";
   if (args.count * args.n == 0) return nullptr;
   invert_factor_kernel<<<static_cast<unsigned>(args.count), kThreads, 0,
                          static_cast<cudaStream_t>(stream)>>>(args);

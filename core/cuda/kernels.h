@@ -78,13 +78,26 @@ struct SweepArgs : BlockArgs {
   int64_t begin;          // the first column
 };
 
-/// Replaces symmetric positive definite float64 matrices [n, n], n <= 64, by the inverses of their
+/// Replaces symmetric positive definite float64 matrices [n, n], n <= 128, by the inverses of their
 /// Cholesky factors: L^-1 with A = L L^T, whose upper triangle is 0. Only the lower triangle is
 /// read. If a matrix is not positive definite, the result has infinities or NaN.
 struct InvertFactorArgs {
   double* matrices;
   int64_t matrix_stride, row_stride;  // in numbers
   int64_t count, n;
+};
+
+/// The types of elements that aq_cuda_permute converts.
+enum class Permuted { kFloatToFloat, kByteToByte, kFloatToDouble, kDoubleToFloat };
+
+/// out[e][r][c] = in[e][row_order[e][r]][column_order[e][c]], for matrices [count, rows, cols].
+struct PermuteArgs {
+  const void* in;
+  void* out;
+  const int64_t* row_order;     // [count, rows], or nullptr: rows stay where they are
+  const int64_t* column_order;  // [count, cols]
+  Permuted types;
+  int64_t count, rows, cols;
 };
 
 /// The types of tensors that steps of a layer read and write.
@@ -144,6 +157,7 @@ using AqCudaSolve = const char*(const Grid&, const SolveArgs&, int device, void*
 using AqCudaRefit = const char*(const Grid&, const RefitArgs&, int device, void* stream);
 using AqCudaSweep = const char*(const Grid&, const SweepArgs&, int device, void* stream);
 using AqCudaInvertFactor = const char*(const InvertFactorArgs&, int device, void* stream);
+using AqCudaPermute = const char*(const PermuteArgs&, int device, void* stream);
 using AqCudaRmsNorm = const char*(const RmsNormArgs&, int device, void* stream);
 using AqCudaRotate = const char*(const RotateArgs&, int device, void* stream);
 using AqCudaSiluTimes = const char*(const SiluTimesArgs&, int device, void* stream);
@@ -155,6 +169,7 @@ AqCudaSolve aq_cuda_solve;
 AqCudaRefit aq_cuda_refit;
 AqCudaSweep aq_cuda_sweep;
 AqCudaInvertFactor aq_cuda_invert_factor;
+AqCudaPermute aq_cuda_permute;
 AqCudaRmsNorm aq_cuda_rms_norm;
 AqCudaRotate aq_cuda_rotate;
 AqCudaSiluTimes aq_cuda_silu_times;

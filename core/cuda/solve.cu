@@ -1,5 +1,9 @@
 // The loops of GPTQ on the GPU. Compiled without implicit fused multiply-add, because formats are
-// defined to the last bit. pass_on() uses it explicitly, because no format defines its sums.
+// defined to the last bit. block_kernel() uses it explicitly, because no format defines its sums.
+
+#include <cuda_pipeline.h>
+
+#include <type_traits>
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -132,94 +136,175 @@ __global__ void round_kernel(const __grid_constant__ Grid parameter, const Round
   }
 }
 
-/// A block's columns of one row, spread over a warp: column 32 k + lane is in register k of a lane.
-constexpr int kRegisters = kMaximumColumns / kWarp;
-struct BlockRow {
-  int lane;
-  int64_t index;  // of all rows of all matrices
-  float step[kRegisters], zero[kRegisters];
+// A thread block takes kRows rows through a block of columns, one row per thread. Columns are
+// rounded in panels: a thread holds its part of a panel in registers, and then passes what the
+// panel leaves to the columns after it, which lie in shared memory.
+constexpr int kRows = 64, kPanel = 16;
 
-  __device__ static int column(int k, int lane) { return k * kWarp + lane; }
-  /// `column_of(c)` is the original column of column c of the block.
-  template <typename ColumnOf>
-  __device__ void load_scales(const Grid& grid, const BlockArgs& a, ColumnOf column_of) {
-    const float global = global_of(a.globals, index / a.rows);
-#pragma unroll
-    for (int k = 0; k < kRegisters; k++) {
-      const int c = column(k, lane);
-      step[k] = 1;
-      zero[k] = 0;
-      if (c < a.n) load_scale(grid, a, index, column_of(c) / a.width, global, step[k], zero[k]);
-    }
+struct BlockTiles {
+  // a row of these has one element more than there are rows, so that neighbouring columns lie in
+  // different banks
+  float x[kMaximumColumns][kRows + 1];  // weights, or the gradient; values when they are known
+  float step[kPanel][kRows + 1], zero[kPanel][kRows + 1];
+  float change[kPanel][kRows + 1];  // errors; or values before and then their change
+  uint8_t codes[kPanel][kRows + 4];
+  alignas(16) float matrix[2][kPanel][kMaximumColumns];  // rows of U or H, of every other panel
+  int32_t group[kMaximumColumns];                        // of each column
+  Grid grid;
+};
+
+/// How GPTQ takes a column: what is left, divided by the diagonal, is passed on.
+struct SolveColumn {
+  static __device__ const float* input(const SolveArgs& a) { return a.weights; }
+  static __device__ const float* matrix(const SolveArgs& a) { return a.upper; }
+  static __device__ uint32_t original(const SolveArgs& a, int64_t e, int c) {
+    return static_cast<uint32_t>(a.order[e * a.cols + c]);
+  }
+  static __device__ float wanted(float x, float, float) { return x; }
+  static __device__ float passed(float x, float, float stored, float diagonal) {
+    return (x - stored) / diagonal;
   }
 };
 
-/// Passes what each column leaves to the columns after it: x[j] -= leaves(column i) matrix[i][j]
-/// for all i < j < n in turn. leaves(k, d) is for a lane's register k, whose x is final then; d is
-/// the diagonal element of the column that the warp has reached, so only the lane of that column
-/// computes something useful.
-template <bool kWhole, typename Leaves>
-__device__ void pass_on(const float* matrix, int64_t stride, int n, int lane, float* x,
-                        Leaves leaves) {
-#pragma unroll
-  for (int k = 0; k < kRegisters; k++) {
-    for (int l = 0; l < kWarp; l++) {
-      const int i = k * kWarp + l;
-      if (!kWhole && i >= n) break;
-      const float* row = matrix + i * stride;
-      const float passed = __shfl_sync(kAll, leaves(k, __ldg(row + i)), l);
-#pragma unroll
-      for (int m = k; m < kRegisters; m++) {
-        const int j = m * kWarp + lane;
-        if ((m > k || lane > l) && (kWhole || j < n))
-          x[m] = __fmaf_rn(-passed, __ldg(row + j), x[m]);
-      }
-    }
+/// How a sweep takes a column: `x` is the gradient, and the change of the value is passed on.
+struct SweepColumn {
+  static __device__ const float* input(const SweepArgs& a) { return a.gradient; }
+  static __device__ const float* matrix(const SweepArgs& a) { return a.hessians; }
+  static __device__ uint32_t original(const SweepArgs& a, int64_t, int c) {
+    return static_cast<uint32_t>(a.begin + c);
+  }
+  static __device__ float wanted(float x, float before, float diagonal) {
+    return before - x / diagonal;
+  }
+  static __device__ float passed(float, float before, float stored, float) {
+    return before - stored;
+  }
+};
+
+/// Calls body(row, column, k) for all rows and `columns` columns of a thread block, so that
+/// neighbouring threads have neighbouring columns. k counts the calls of a thread. Unrolled, so
+/// that many loads are on their way at once.
+template <int columns, typename Body>
+__device__ void each_element(Body body) {
+#pragma unroll kPanel
+  for (int k = 0; k < columns; k++) {
+    const int i = k * kRows + static_cast<int>(threadIdx.x);
+    body(i / columns, i % columns, k);
   }
 }
 
-/// One warp solves one row of the block.
-template <bool kWhole>
-__global__ void __launch_bounds__(kWarps* kWarp)
-    solve_kernel(const __grid_constant__ Grid parameter, const SolveArgs a) {
-  __shared__ Grid grid;
-  load_grid(parameter, grid);
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, e = blockIdx.y;
-  if (row >= a.rows) return;
-  const int n = static_cast<int>(a.n);
-  BlockRow block{lane, e * a.rows + row};
-  block.load_scales(grid, a, [&](int c) { return a.order[e * a.cols + c]; });
-  float w[kRegisters];
-#pragma unroll
-  for (int k = 0; k < kRegisters; k++) {
-    const int c = BlockRow::column(k, lane);
-    w[k] = c < n ? a.weights[block.index * a.row_stride + c] : 0;
-  }
+/// What a thread loads of the next panel while it computes: of 16 elements that neighbouring
+/// threads also have neighbours of; see each_element().
+struct NextPanel {
+  float scale[kPanel], zero[kPanel], before[kPanel];
+};
 
-  const auto round = [&](int k) {
-    return round_to_grid(grid, w[k] / block.step[k], block.zero[k]);
+template <typename Column, typename Args>
+__global__ void __launch_bounds__(kRows)
+    block_kernel(const __grid_constant__ Grid parameter, const Args a) {
+  constexpr bool kSolves = std::is_same_v<Args, SolveArgs>;
+  extern __shared__ float4 memory[];
+  BlockTiles& tiles = *reinterpret_cast<BlockTiles*>(memory);
+  const Grid& grid = tiles.grid;
+  const int own = static_cast<int>(threadIdx.x), n = static_cast<int>(a.n);
+  const int64_t e = blockIdx.y, begin = int64_t{blockIdx.x} * kRows;
+  const int64_t first = e * a.rows + begin;  // of all rows of all matrices
+  const int rows = static_cast<int>(min(int64_t{kRows}, a.rows - begin));
+  const float* matrix = Column::matrix(a) + e * a.cols * a.cols;
+  const float global = global_of(a.globals, e);
+  const int n_params = static_cast<int>(parameter.desc.group_params);
+  for (int c = own; c < n; c += kRows)
+    tiles.group[c] =
+        static_cast<int32_t>(Column::original(a, e, c) / static_cast<uint32_t>(a.width));
+  load_grid(parameter, tiles.grid);  // and waits for all threads
+
+  NextPanel next;
+  const auto load_panel = [&](int p) {
+#pragma unroll 4
+    for (int k = 0; k < kPanel * kMaximumColumns / kRows; k++) {
+      const int i = k * kRows + own, r = i / kMaximumColumns, c = i % kMaximumColumns;
+      const bool inside = p + r < n && c < n;
+      __pipeline_memcpy_async(&tiles.matrix[p / kPanel % 2][r][c],
+                              matrix + (inside ? (p + r) * a.cols + c : 0), sizeof(float),
+                              inside ? 0 : sizeof(float));
+    }
+    __pipeline_commit();
+    each_element<kPanel>([&](int r, int c, int k) {
+      next.scale[k] = global;
+      next.zero[k] = next.before[k] = 0;
+      if (r >= rows || p + c >= n) return;
+      const float* params = a.params + ((first + r) * a.groups + tiles.group[p + c]) * n_params;
+      next.scale[k] = __ldg(params);
+      if (n_params > 1) next.zero[k] = __ldg(params + 1);
+      if (!kSolves) next.before[k] = a.values[(first + r) * a.row_stride + p + c];
+    });
   };
-  const float* upper = a.upper + e * a.cols * a.cols;
-  pass_on<kWhole>(upper, a.cols, n, lane, w, [&](int k, float diagonal) {
-    return (w[k] - round(k).value * block.step[k]) / diagonal;
+  load_panel(0);
+  each_element<kMaximumColumns>([&](int r, int c, int) {
+    tiles.x[c][r] = r < rows && c < n ? Column::input(a)[(first + r) * a.row_stride + c] : 0;
   });
 
   double loss = 0;
+  for (int p = 0; p < n; p += kPanel) {
+    each_element<kPanel>([&](int r, int c, int k) {
+      tiles.step[c][r] = next.scale[k] / global;
+      tiles.zero[c][r] = next.zero[k];
+      if (!kSolves) tiles.change[c][r] = next.before[k];
+    });
+    __pipeline_wait_prior(0);
+    __syncthreads();
+    if (p + kPanel < n) load_panel(p + kPanel);
+
+    const auto& panel = tiles.matrix[p / kPanel % 2];
+    float x[kPanel], passed[kPanel];
 #pragma unroll
-  for (int k = 0; k < kRegisters; k++) {
-    const int c = BlockRow::column(k, lane);
-    if (c >= n) continue;
-    const Rounded rounded = round(k);
-    const float stored = rounded.value * block.step[k];
-    const float error = (w[k] - stored) / __ldg(upper + c * a.cols + c);
-    a.codes[block.index * a.row_stride + c] = static_cast<uint8_t>(rounded.code);
-    a.values[block.index * a.row_stride + c] = stored;
-    a.errors[block.index * a.error_stride + c] = error;
-    loss += 0.5 * static_cast<double>(error) * static_cast<double>(error);
+    for (int i = 0; i < kPanel; i++) x[i] = tiles.x[p + i][own];
+#pragma unroll
+    for (int i = 0; i < kPanel; i++) {
+      const float step = tiles.step[i][own], diagonal = panel[i][p + i];
+      const float before = kSolves ? 0 : tiles.change[i][own];
+      const Rounded rounded =
+          round_to_grid(grid, Column::wanted(x[i], before, diagonal) / step, tiles.zero[i][own]);
+      const float stored = rounded.value * step;
+      passed[i] = Column::passed(x[i], before, stored, diagonal);
+      tiles.x[p + i][own] = stored;
+      tiles.codes[i][own] = static_cast<uint8_t>(rounded.code);
+      tiles.change[i][own] = kSolves ? passed[i] : stored - before;
+      if (kSolves && p + i < n)
+        loss += 0.5 * static_cast<double>(passed[i]) * static_cast<double>(passed[i]);
+#pragma unroll
+      for (int j = i + 1; j < kPanel; j++) x[j] = __fmaf_rn(-passed[i], panel[i][p + j], x[j]);
+    }
+    for (int c = p + kPanel; c < n; c += 4) {
+      float y[4];
+#pragma unroll
+      for (int k = 0; k < 4; k++) y[k] = tiles.x[c + k][own];
+#pragma unroll
+      for (int i = 0; i < kPanel; i++) {
+        const float4 m = *reinterpret_cast<const float4*>(&panel[i][c]);
+        y[0] = __fmaf_rn(-passed[i], m.x, y[0]);
+        y[1] = __fmaf_rn(-passed[i], m.y, y[1]);
+        y[2] = __fmaf_rn(-passed[i], m.z, y[2]);
+        y[3] = __fmaf_rn(-passed[i], m.w, y[3]);
+      }
+#pragma unroll
+      for (int k = 0; k < 4; k++) tiles.x[c + k][own] = y[k];
+    }
+    __syncthreads();
+    each_element<kPanel>([&](int r, int c, int) {
+      if (r >= rows || p + c >= n) return;
+      const int64_t place = (first + r) * a.row_stride + p + c;
+      a.codes[place] = tiles.codes[c][r];
+      a.values[place] = tiles.x[p + c][r];
+      if constexpr (kSolves)
+        a.errors[(first + r) * a.error_stride + p + c] = tiles.change[c][r];
+      else
+        a.change[(first + r) * a.n + p + c] = tiles.change[c][r];
+    });
+    __syncthreads();  // the tiles of the panel are free
   }
-  loss = sum_of_lanes(loss);
-  if (lane == 0) a.loss[block.index] += loss;
+  if constexpr (kSolves)
+    if (own < rows) a.loss[first + own] += loss;
 }
 
 /// One warp refits the group of one row.
@@ -262,56 +347,17 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   if (lane == 0) params[0] = fitted;
 }
 
-/// One warp takes one row through the block.
-template <bool kWhole>
-__global__ void __launch_bounds__(kWarps* kWarp)
-    sweep_kernel(const __grid_constant__ Grid parameter, const SweepArgs a) {
-  __shared__ Grid grid;
-  load_grid(parameter, grid);
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp, e = blockIdx.y;
-  if (row >= a.rows) return;
-  const int n = static_cast<int>(a.n);
-  BlockRow block{lane, e * a.rows + row};
-  block.load_scales(grid, a, [&](int c) { return a.begin + c; });
-  float g[kRegisters], before[kRegisters];
-#pragma unroll
-  for (int k = 0; k < kRegisters; k++) {
-    const int c = BlockRow::column(k, lane);
-    g[k] = c < n ? a.gradient[block.index * a.row_stride + c] : 0;
-    before[k] = c < n ? a.values[block.index * a.row_stride + c] : 0;
-  }
-
-  const auto round = [&](int k, float diagonal) {
-    return round_to_grid(grid, (before[k] - g[k] / diagonal) / block.step[k], block.zero[k]);
-  };
-  const float* hessian = a.hessians + e * a.cols * a.cols;
-  pass_on<kWhole>(hessian, a.cols, n, lane, g, [&](int k, float diagonal) {
-    return before[k] - round(k, diagonal).value * block.step[k];
-  });
-
-#pragma unroll
-  for (int k = 0; k < kRegisters; k++) {
-    const int c = BlockRow::column(k, lane);
-    if (c >= n) continue;
-    const Rounded rounded = round(k, __ldg(hessian + c * a.cols + c));
-    const float value = rounded.value * block.step[k];
-    a.codes[block.index * a.row_stride + c] = static_cast<uint8_t>(rounded.code);
-    a.values[block.index * a.row_stride + c] = value;
-    a.change[block.index * n + c] = value - before[k];
-  }
-}
-
-/// Starts `whole`, which takes blocks of 128 columns only, or else `part`, one warp for each row.
-template <typename Kernel, typename Args>
-const char* launch_block(Kernel whole, Kernel part, const Grid& grid, const Args& args, int device,
-                         void* stream) {
+template <typename Column, typename Args>
+const char* launch_block(const Grid& grid, const Args& args, int device, void* stream) {
   if (const char* error = use(device)) return error;
   if (args.n > kMaximumColumns) return "a block of more than 128 columns";
   if (args.count * args.rows == 0) return nullptr;
-  const Kernel kernel = args.n == kMaximumColumns ? whole : part;
-  const dim3 size(blocks(args.rows, kWarps), static_cast<unsigned>(args.count));
-  kernel<<<size, kWarps * kWarp, 0, static_cast<cudaStream_t>(stream)>>>(grid, args);
+  const auto kernel = block_kernel<Column, Args>;
+  if (const char* error = text_of(cudaFuncSetAttribute(
+          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int{sizeof(BlockTiles)})))
+    return error;
+  const dim3 size(blocks(args.rows, kRows), static_cast<unsigned>(args.count));
+  kernel<<<size, kRows, sizeof(BlockTiles), static_cast<cudaStream_t>(stream)>>>(grid, args);
   return last_error();
 }
 
@@ -341,7 +387,7 @@ extern "C" const char* aq_cuda_round(const Grid& grid, const RoundArgs& args, in
 
 extern "C" const char* aq_cuda_solve(const Grid& grid, const SolveArgs& args, int device,
                                      void* stream) {
-  return launch_block(solve_kernel<true>, solve_kernel<false>, grid, args, device, stream);
+  return launch_block<SolveColumn>(grid, args, device, stream);
 }
 
 extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, int device,
@@ -356,7 +402,7 @@ extern "C" const char* aq_cuda_refit(const Grid& grid, const RefitArgs& args, in
 
 extern "C" const char* aq_cuda_sweep(const Grid& grid, const SweepArgs& args, int device,
                                      void* stream) {
-  return launch_block(sweep_kernel<true>, sweep_kernel<false>, grid, args, device, stream);
+  return launch_block<SweepColumn>(grid, args, device, stream);
 }
 
 }  // namespace aqhost::cuda

@@ -1,8 +1,8 @@
 #include "quant/factor.h"
 
+#include <algorithm>
 #include <limits>
 
-#include "base/error.h"
 #include "quant/gpu.h"
 #include "tensor/tensor.h"
 
@@ -46,9 +46,10 @@ at::Tensor inverse_factors(const at::Tensor& damped, const at::Tensor& order) {
   return upper;
 }
 
-/// Which of the matrices [E, n, n] have a value that is not finite.
+/// Which of the matrices [E, n, n] (f32) have a value that is not finite. A float64 sum of float32
+/// values is finite exactly if all of them are.
 std::vector<bool> not_finite(const at::Tensor& matrices) {
-  const at::Tensor finite = at::isfinite(matrices).flatten(1).all(1).cpu();
+  const at::Tensor finite = at::isfinite(matrices.sum({1, 2}, false, at::kDouble)).cpu();
   std::vector<bool> result;
   for (const bool f : span_of<bool>(finite)) result.push_back(!f);
   return result;
@@ -56,9 +57,14 @@ std::vector<bool> not_finite(const at::Tensor& matrices) {
 
 }  // namespace
 
+void require_finite(const at::Tensor& matrices) {
+  const std::vector<bool> bad = not_finite(matrices);
+  const auto first = std::find(bad.begin(), bad.end(), true);
+  if (first != bad.end()) throw NotFinite(static_cast<std::size_t>(first - bad.begin()));
+}
+
 at::Tensor damp(const at::Tensor& hessians, double percdamp) {
-  if (!at::isfinite(hessians).all().item<bool>())
-    fail("a Hessian is not finite: the model's activations overflow on the calibration text");
+  require_finite(hessians);
   at::Tensor damped = hessians.clone();
   for (int64_t e = 0; e < damped.size(0); e++) add_damping(damped[e], percdamp);
   return damped;

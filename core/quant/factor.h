@@ -2,9 +2,27 @@
 
 #include <ATen/ATen.h>
 
+#include <cstddef>
 #include <vector>
 
+#include "base/error.h"
+
 namespace aqhost {
+
+/// A matrix of a batch of Hessians or shifts is not finite.
+class NotFinite : public Error {
+ public:
+  explicit NotFinite(std::size_t matrix)
+      : Error("a Hessian is not finite: the model's activations overflow on the calibration text"),
+        matrix_(matrix) {}
+  std::size_t matrix() const { return matrix_; }  // its index in the batch
+
+ private:
+  std::size_t matrix_;
+};
+/// Throws NotFinite if one of `matrices` [E, n, n] (f32) has a value that is not finite. Waits for
+/// the device.
+void require_finite(const at::Tensor& matrices);
 
 /// A batch of Hessians prepared for solving.
 struct Factors {
@@ -19,10 +37,11 @@ struct Factors {
 /// adds percdamp times the mean of the diagonal, and ten times more in each of up to three further
 /// attempts if the factorization fails. With `actorder`, columns are solved in the order of falling
 /// H_ii, and columns with equal H_ii in their original order. The factorization is computed in
-/// float64. Throws an Error if a Hessian is not finite.
+/// float64. Throws NotFinite if a Hessian is not finite.
 Factors factor_hessians(const at::Tensor& hessians, double percdamp, bool actorder);
 
 /// Returns `hessians` with the initial damping of factor_hessians(), in place of its `damped`.
+/// Throws NotFinite likewise.
 at::Tensor damp(const at::Tensor& hessians, double percdamp);
 
 }  // namespace aqhost

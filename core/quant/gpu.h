@@ -23,6 +23,8 @@ void round_groups_on_gpu(const FormatDesc& desc, const at::Tensor& weights, Quan
 void solve_described_on_gpu(const FormatDesc& desc, const at::Tensor& weights,
                             const Factors& factors, const at::Tensor& importance, bool actorder,
                             QuantizedBatch& batch);
+/// out[e][r][c] = in[e][r][order[e][c]], for in [E, rows, n] (f32 or u8) and order [E, n] (i64).
+at::Tensor permute_columns_on_gpu(const at::Tensor& in, const at::Tensor& order);
 /// The upper triangular U [E, n, n] with H^-1 = U^T U for each of `hessians` [E, n, n], permuted by
 /// `order` [E, n] as in Factors; both are f32, and the factors are computed in float64. U has
 /// values that are not finite if H is not positive definite.

@@ -30,11 +30,22 @@ QuantizedBatch make_batch(const FormatDesc& desc, const at::Tensor& weights) {
   return batch;
 }
 
-/// 1/2 d H d^T for every row, with d = weights - values [E, out, in].
+/// 1/2 d H d^T for every row, with d = weights - values [E, out, in]. A GPU computes only what is
+/// on and below H's diagonal, in blocks of columns, because the products take long there.
 at::Tensor row_losses(const at::Tensor& weights, const at::Tensor& values,
                       const at::Tensor& damped) {
   const at::Tensor d = weights - values;
-  return at::bmm(d, damped).mul_(d).sum(2, false, at::kDouble).mul_(0.5);
+  const int64_t in = d.size(2), block = d.is_cuda() ? 1024 : in;
+  at::Tensor losses = at::zeros({d.size(0), d.size(1)}, d.options().dtype(at::kDouble));
+  for (int64_t begin = 0; begin < in; begin += block) {
+    const int64_t n = std::min(block, in - begin), rest = in - begin - n;
+    const at::Tensor here = d.narrow(2, begin, n), h = damped.narrow(2, begin, n);
+    at::Tensor products = at::bmm(here, h.narrow(1, begin, n));
+    if (rest > 0)
+      products.baddbmm_(d.narrow(2, begin + n, rest), h.narrow(1, begin + n, rest), 1, 2);
+    losses += products.mul_(here).sum(2, false, at::kDouble);
+  }
+  return losses.mul_(0.5);
 }
 
 /// Rows [begin, begin + count) of every matrix of [E, out, ...].
@@ -52,14 +63,19 @@ void for_row_parts(int64_t rows, int64_t at_once, Body body) {
   }
 }
 
+/// t[e][r][order[e][c]] for t [E, out, in].
+at::Tensor permuted(const at::Tensor& t, const at::Tensor& order) {
+  if (t.is_cuda()) return permute_columns_on_gpu(t, order);
+  return t.gather(2, order.unsqueeze(1).expand_as(t));
+}
+
 /// weights + products H^-1, with H^-1 = U^T U. Weights whose H has no factor stay as they are.
 at::Tensor shifted(const at::Tensor& weights, const at::Tensor& products, const Factors& factors) {
-  const at::Tensor order = factors.order.unsqueeze(1).expand_as(weights);
-  at::Tensor change = products.gather(2, order);
+  at::Tensor change = permuted(products, factors.order);
   change = at::bmm(at::bmm(change, factors.upper.transpose(1, 2)), factors.upper);
   for (int64_t e = 0; e < weights.size(0); e++)
     if (factors.failed[static_cast<std::size_t>(e)]) change[e].zero_();
-  return weights + at::empty_like(change).scatter_(2, order, change);
+  return weights + permuted(change, factors.order.argsort(int64_t{1}));
 }
 
 at::Tensor diagonals(const at::Tensor& damped) { return damped.diagonal(0, 1, 2).contiguous(); }
@@ -147,6 +163,7 @@ QuantizedBatch quantize_gptq(const Format& format, at::Tensor weights, at::Tenso
   const int64_t rows = weights.size(1);
   const int64_t at_once = options.rows_at_once > 0 ? options.rows_at_once : rows;
   at::Tensor products;
+  if (shifts.defined()) require_finite(shifts);
   if (shifts.defined() && used.feedback > 0)
     products = at::bmm(weights, shifts).mul_(used.feedback);
   shifts.reset();

@@ -24,10 +24,10 @@ struct GptqOptions {
 /// fails, damping grows tenfold, up to three times; then the matrix is rounded to nearest. Scales
 /// are fitted to the original columns, weighted by H's diagonal: with act-order before the solve,
 /// without it at the start of each group, from the updated weights. A format whose codes stand for
-/// several weights is solved in the order of its columns. Throws an Error if a Hessian is not
-/// finite. The result is deterministic for one number of threads. If all tensors are on a GPU, the
-/// GPU adds in another order, and with options.tf32 it rounds the factors of matrix products to
-/// TF32; a format that the GPU module cannot round is solved on the CPU.
+/// several weights is solved in the order of its columns. Throws NotFinite (see factor.h) if a
+/// Hessian or a shift is not finite. The result is deterministic for one number of threads. If all
+/// tensors are on a GPU, the GPU adds in another order, and with options.tf32 it rounds the factors
+/// of matrix products to TF32; a format that the GPU module cannot round is solved on the CPU.
 ///
 /// With rows_at_once, the rows of a matrix are solved in parts that share its factors, which takes
 /// less memory; the last part may have up to 63 more rows. Parameters of whole matrices are still

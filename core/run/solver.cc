@@ -7,7 +7,7 @@
 #include <map>
 #include <utility>
 
-#include "base/error.h"
+#include "quant/factor.h"
 #include "run/beside.h"
 #include "run/memory_need.h"
 
@@ -51,16 +51,6 @@ at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
   return any ? stack(shifts) : at::Tensor();
 }
 
-/// Throws an Error if a Hessian is not finite. Waits for the device only once.
-void check_finite(const std::vector<SolveGroup>& groups) {
-  if (groups.empty()) return;
-  std::vector<at::Tensor> finite;
-  for (const SolveGroup& group : groups) finite.push_back(group.hessian.is_finite());
-  if (at::stack(finite).all().item<bool>()) return;
-  for (const SolveGroup& group : groups)
-    group.hessian.check_finite(group.members.front().planned->module->name);
-}
-
 }  // namespace
 
 QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
@@ -89,10 +79,11 @@ void reduce_hessians(Comm& comm, std::vector<Hessian>& hessians, const std::vect
   const auto count = static_cast<int64_t>(hessians.size());
   at::Tensor totals = at::zeros({count, 3}, at::kDouble);  // tokens, weight, whether it has a shift
   auto values = totals.accessor<double, 2>();
+  const std::vector<double> weights = Hessian::weights_of(hessians);
   for (int64_t i = 0; i < count; i++) {
     const Hessian& h = hessians[static_cast<std::size_t>(i)];
     values[i][0] = static_cast<double>(h.tokens());
-    values[i][1] = h.weight();
+    values[i][1] = weights[static_cast<std::size_t>(i)];
     values[i][2] = h.shift().defined() ? 1 : 0;
   }
   comm.sum(totals);
@@ -181,7 +172,6 @@ std::vector<NewWeight> Solver::solve_here(SolveTask task) {
   // usually all groups go into one batch
   using FormatKey = std::pair<const Format*, std::string>;
   std::map<std::pair<FormatKey, int64_t>, std::vector<SolveGroup>> batches;
-  check_finite(task.groups);
   for (const SolveGroup& group : task.groups) {
     std::map<FormatKey, std::vector<SolveGroup::Member>> parts;
     for (const SolveGroup::Member& m : group.members)
@@ -214,8 +204,12 @@ void Solver::solve_alike(std::vector<SolveGroup> groups, int64_t room,
   matrices.clear();
   const PlannedModule& first = *groups.front().members.front().planned;
   timer_.begin("solve");
-  const QuantizedBatch solved =
-      solve_weights(first, settings_, std::move(stacked), std::move(hessians), room);
+  QuantizedBatch solved;
+  try {
+    solved = solve_weights(first, settings_, std::move(stacked), std::move(hessians), room);
+  } catch (const NotFinite& e) {
+    Hessian::fail_not_finite(groups[e.matrix()].members.front().planned->module->name);
+  }
   for (std::size_t e = 0; e < groups.size(); e++) {
     int64_t row = 0;
     for (const SolveGroup::Member& m : groups[e].members) {

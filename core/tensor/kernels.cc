@@ -22,6 +22,7 @@ GpuKernels open_kernels() {
     find(kernels.refit, "aq_cuda_refit");
     find(kernels.sweep, "aq_cuda_sweep");
     find(kernels.invert_factor, "aq_cuda_invert_factor");
+    find(kernels.permute, "aq_cuda_permute");
     find(kernels.rms_norm, "aq_cuda_rms_norm");
     find(kernels.rotate, "aq_cuda_rotate");
     find(kernels.silu_times, "aq_cuda_silu_times");

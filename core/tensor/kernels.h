@@ -18,6 +18,7 @@ struct GpuKernels {
   cuda::AqCudaRefit* refit;
   cuda::AqCudaSweep* sweep;
   cuda::AqCudaInvertFactor* invert_factor;
+  cuda::AqCudaPermute* permute;
   cuda::AqCudaRmsNorm* rms_norm;
   cuda::AqCudaRotate* rotate;
   cuda::AqCudaSiluTimes* silu_times;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "quant/factor.h"
 #include "quant/formats.h"
 #include "quant/problem.h"
 #include "quant/reference.h"
@@ -214,9 +215,21 @@ TEST_CASE("a Hessian that is not finite is an error") {
   Problem problem(2, 4, 32, 14);
   problem.hessians[1][5][6] = std::numeric_limits<float>::quiet_NaN();
   const auto format = int_format(4, {{"group_size", 32}});
-  CHECK_THROWS_WITH_AS(quantize_gptq(*format, problem.weights, problem.hessians, plain()),
-                       doctest::Contains("a Hessian is not finite"), Error);
-  CHECK_THROWS_AS(quantize_rtn(*format, problem.weights, problem.hessians, plain()), Error);
+  const auto names_matrix_1 = [](const auto& quantize) {
+    try {
+      quantize();
+      return false;
+    } catch (const NotFinite& e) {
+      CHECK(std::string(e.what()).find("a Hessian is not finite") == 0);
+      return e.matrix() == 1;
+    }
+  };
+  const at::Tensor good = Problem(2, 4, 32, 15).hessians;
+  CHECK(
+      names_matrix_1([&] { quantize_gptq(*format, problem.weights, problem.hessians, plain()); }));
+  CHECK(names_matrix_1([&] { quantize_rtn(*format, problem.weights, problem.hessians, plain()); }));
+  CHECK(names_matrix_1(
+      [&] { quantize_gptq(*format, problem.weights, good, plain(), problem.hessians); }));
 }
 
 TEST_CASE("one thread count gives the same bytes every time, and any gives the reference's") {
