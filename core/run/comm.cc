@@ -19,12 +19,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kStepsAtOnce = 2;
+/// How many steps are on their way at once. On a GPU, all of them are in one queue anyway.
+std::size_t steps_at_once(const std::vector<at::Tensor>& tensors) {
+  return tensors.front().is_cpu() ? 2 : 1;
+}
 
-/// The bytes of each owner that one step sends. GPUs send so fast that starting a step of 16 MiB
-/// takes longer than sending it.
+/// The bytes of each owner that one step sends. Starting a step of a GPU takes NCCL two to three
+/// milliseconds, in which an NVLink sends half a gigabyte.
 int64_t step_bytes(const std::vector<at::Tensor>& tensors, int ranks) {
-  constexpr int64_t kMinimum = 16 << 20, kOfGpu = 256 << 20;  // the latter for all owners
+  constexpr int64_t kMinimum = 16 << 20, kOfGpu = int64_t{1} << 30;  // the latter for all owners
   return tensors.front().is_cpu() ? kMinimum : std::max(kMinimum, kOfGpu / ranks);
 }
 
@@ -202,7 +205,7 @@ void Comm::share(std::vector<at::Tensor>& tensors, const std::vector<int>& owner
           if (peer != rank_) sends.push_back({part, peer});
       }
       running.push_back(start(link, sends, receives));
-      if (running.size() < kStepsAtOnce) continue;
+      if (running.size() < steps_at_once(tensors)) continue;
       running.front()->wait();
       running.pop_front();
     }
@@ -265,17 +268,18 @@ void Comm::reduce(std::vector<at::Tensor>& tensors, const std::vector<int>& owne
   if (size_ == 1 || tensors.empty()) return;
   run_call([&] {
     CommLink& link = link_of(tensors.front());
+    const std::size_t at_once = steps_at_once(tensors);
     std::vector<std::vector<at::Tensor>> buffers(
-        kStepsAtOnce, std::vector<at::Tensor>(static_cast<std::size_t>(size_)));
+        at_once, std::vector<at::Tensor>(static_cast<std::size_t>(size_)));
     std::deque<ReduceStep> running;
     std::size_t number = 0;
     for (const std::vector<Piece>& step :
          steps_of(tensors, owners, size_, step_bytes(tensors, size_))) {
-      if (running.size() == kStepsAtOnce) {
+      if (running.size() == at_once) {
         running.front().finish();
         running.pop_front();
       }
-      running.emplace_back(tensors, step, rank_, size_, buffers[number++ % kStepsAtOnce])
+      running.emplace_back(tensors, step, rank_, size_, buffers[number++ % at_once])
           .start(*this, link);
     }
     for (ReduceStep& step : running) step.finish();
