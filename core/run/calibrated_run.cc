@@ -226,12 +226,10 @@ int64_t ranks_here(Comm& comm) {
 /// The memory for the experts of one chunk if the user sets no limit. A GPU solves many experts
 /// together in less time, and each rank should have experts to solve in every chunk; but no more
 /// than a quarter of the GPU's memory is taken for them. Processes on CPUs may share one memory.
-int64_t usual_chunk_bytes(at::Device device, int ranks) {
-  constexpr int64_t kMinimum = int64_t{3} << 29, kMaximum = int64_t{16} << 30;
+int64_t usual_chunk_bytes(at::Device device) {
+  constexpr int64_t kMinimum = int64_t{3} << 29, kMaximum = int64_t{32} << 30;
   if (device.is_cpu()) return kMinimum;
-  const int64_t memory = device_bytes(device);
-  return std::max(kMinimum,
-                  std::min(std::clamp(memory / 8, kMinimum, kMaximum) * ranks, memory / 4));
+  return std::clamp(device_bytes(device) / 4, kMinimum, kMaximum);
 }
 
 }  // namespace
@@ -261,8 +259,7 @@ void set_memory(CalibratedRunOptions& options, const Source& original, const Mod
   const OwnWindows own = own_windows(plan, windows, *options.comm);
   options.states.device = options.device;
   int64_t bytes = 0;
-  if (limit.bytes == 0 || limit.is_standard)
-    bytes = usual_chunk_bytes(options.device, options.comm->size());
+  if (limit.bytes == 0 || limit.is_standard) bytes = usual_chunk_bytes(options.device);
   const int64_t sharers = options.device.is_cpu() ? 1 : ranks_here(*options.comm);
   if (limit.bytes != 0) {
     MemoryNeed need =

@@ -298,7 +298,11 @@ void LayerWalk::observe_hidden(const std::vector<ExpertTokens>& routed, const at
 /// The input of an expert's down projection, for those rows of the FFN's input that are routed to
 /// the expert.
 at::Tensor LayerWalk::expert_hidden(int32_t expert, const SelectedRows& f) const {
-  at::Tensor hidden = at::empty({f.size(), layer_.ffn_desc().inner_size}, layer_.options());
+  const int64_t inner = layer_.ffn_desc().inner_size;
+  const int64_t row_bytes = inner * static_cast<int64_t>(layer_.options().dtype().itemsize());
+  if (!device().is_cpu() && f.size() <= token_rows_at_once(row_bytes, device()))
+    return layer_.ffn_hidden(expert, f.part(0, f.size()));  // in one part, which need not be copied
+  at::Tensor hidden = at::empty({f.size(), inner}, layer_.options());
   for_row_blocks(hidden, [&](int64_t begin, int64_t count) {
     hidden.narrow(0, begin, count).copy_(layer_.ffn_hidden(expert, f.part(begin, count)));
   });
