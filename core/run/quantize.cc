@@ -280,8 +280,13 @@ class QuantizeRun {
   /// are known before the first layer is solved.
   Finished begin(const Json& manifest, const at::Tensor& windows, const StatesPlace& place) {
     const int32_t with_states = layers_with_states(model_, plan_);
-    const int64_t states_bytes =
-        with_states > 0 ? 8 * windows.numel() * model_.desc().hidden_size : 0;
+    int64_t x_bytes = 0, states_bytes = 0;  // of all windows; with those of the original model
+    if (with_states > 0) {
+      const int64_t window_bytes = 4 * windows.size(1) * model_.desc().hidden_size;
+      x_bytes = windows.size(0) * window_bytes;
+      states_bytes =
+          x_bytes + original_windows(plan_, windows.size(0), windows.size(1)) * window_bytes;
+    }
     Finished finished;
     at::Tensor in_files = at::tensor({place.in_files() ? 1 : 0}, at::kLong);
     comm_.maximum(in_files);  // on any rank
@@ -291,7 +296,7 @@ class QuantizeRun {
       int64_t in_use = 0;
       if (in_files.item<int64_t>() > 0) {
         if (!finished.states.x.defined()) in_use = states_bytes;
-        if (keeps_input_of_layers(plan_)) in_use += states_bytes / 2;
+        if (keeps_input_of_layers(plan_)) in_use += x_bytes;
       }
       check_room(work_, exporter_, states_bytes, in_use);
       store_.begin();
