@@ -138,24 +138,27 @@ typedef struct aq_attention_desc {
   int32_t n_heads, n_kv_heads;
   int32_t head_dim;
   int32_t qk_norm;
-  int32_t sliding_window;   /* w: a token sees itself and the w - 1 tokens before it; 0: no limit */
-  float clip_qkv;           /* q, k, v are clamped to +-clip_qkv after q/k norm; 0: no limit */
-  float scale;              /* of q k^T; 0 means 1 / sqrt(head_dim) */
-  float rope_scale;         /* multiplies cos and sin; 0 means 1 */
-  int32_t rope_dim;         /* how many dimensions, the first of a head, rotate; 0: no RoPE */
-  int32_t rope_interleaved; /* 0: pairs (i, i + rope_dim / 2); 1: pairs (2 i, 2 i + 1) */
+  int32_t sliding_window; /* w: a token sees itself and the w - 1 tokens before it; 0: no limit */
+  float clip_qkv;         /* q, k, v are clamped to +-clip_qkv after q/k norm; 0: no limit */
+  float scale;            /* of q k^T; 0 means 1 / sqrt(head_dim) */
+  float rope_scale;       /* multiplies cos and sin; 0 means 1 */
+  int32_t rope_dim;       /* how many dimensions of a head rotate, the first ones, or the last ones
+                             of AQ_ATTN_LATENT; 0: no RoPE */
+  int32_t rope_interleaved;   /* 0: pairs (i, i + rope_dim / 2); 1: pairs (2 i, 2 i + 1) */
   const float* rope_inv_freq; /* rope_dim / 2 values, in which theta, linear scaling, YaRN and so on
                                  are expressed */
   /* since 1.1 */
   int32_t output_gate; /* 1: q has 2 head_dim rows for every head: the query, and a gate whose
-                          sigmoid multiplies the head's output (Qwen3-Next) */
+                          sigmoid multiplies the head's output (Qwen3-Next); 0: there is no gate */
   int32_t sinks;       /* 1: AQ_ROLE_ATTN_SINKS holds one more score for each head, whose value is 0
-                          (gpt-oss) */
-  int32_t q_rank, kv_rank; /* of AQ_ATTN_LATENT */
-  int32_t value_dim;       /* of a head, of AQ_ATTN_LATENT and AQ_ATTN_DELTA */
-  float latent_eps;        /* norm_eps of the norms between a and b; 0 means that of the model */
-  int32_t conv_size;       /* these two are of AQ_ATTN_DELTA */
-  int32_t delta_fused;
+                          (gpt-oss); 0: there are none */
+  int32_t q_rank;      /* AQ_ATTN_LATENT: the values that q_a gives; 0: q has no a and b */
+  int32_t kv_rank;     /* AQ_ATTN_LATENT: see there, at least 1; other kinds: 0 */
+  int32_t
+      value_dim;    /* AQ_ATTN_LATENT, AQ_ATTN_DELTA: the values of a head, at least 1; others: 0 */
+  float latent_eps; /* norm_eps of the norms between a and b; 0 means that of the model */
+  int32_t conv_size;   /* AQ_ATTN_DELTA: the tokens of its convolution, at least 1; others: 0 */
+  int32_t delta_fused; /* AQ_ATTN_DELTA: 1: DELTA_QKVZ and DELTA_BA; 0: QKV, Z, B and A */
 } aq_attention_desc;
 
 typedef struct aq_ffn_desc {
@@ -176,8 +179,8 @@ typedef struct aq_ffn_desc {
   /* since 1.1 */
   int32_t group_best;         /* the score of a group is the sum of that many best scores
                                  (DeepSeek-V3: 2); 0 means 1 */
-  float act_alpha, act_limit; /* of AQ_ACT_CLAMPED_SWIGLU */
-  float norm_min;             /* norm_topk divides by this if the sum is smaller */
+  float act_alpha, act_limit; /* AQ_ACT_CLAMPED_SWIGLU: above 0; other activations: 0 */
+  float norm_min;             /* norm_topk divides by this if the sum is smaller; 0: by the sum */
 } aq_ffn_desc;
 
 enum {
