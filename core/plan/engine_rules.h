@@ -111,7 +111,8 @@ const PlannedModule* other(const Modules& modules);
 /// Modules that an engine fuses into one, indexed by layer and by the name of the fused module.
 std::map<std::pair<int32_t, std::string>, Modules> fused(const Plan& plan);
 
-/// "... must be of one format, and are int4 g128 and int4 g64".
+/// "... must be of one format, and are int4 g128 and int4 g64; group_size: 64 fits all of them".
+/// The last part is there if the recipe asks for no size.
 std::string mixed(const std::string& what, const PlannedModule& a, const PlannedModule& b);
 
 /// Reports modules of different formats where an engine runs one kernel, or one fused matrix.
@@ -128,6 +129,10 @@ void check_keys(const Export& exported, const char* engine, std::initializer_lis
 
 /// The number of ways in which modules of the plan are quantized.
 std::size_t count_schemes(const Plan& plan);
+
+/// Refuses what vLLM and SGLang cannot divide over `gpus` GPUs by tensor parallelism. The experts
+/// are divided, too, as they are without expert parallelism.
+void check_split(const Export& exported, int32_t gpus, Findings& findings);
 
 void check_vllm(const Export& exported, Findings& findings);
 void check_sglang(const Export& exported, Findings& findings);

@@ -120,8 +120,29 @@ std::string no_kernel(const char* what, const StoredAs& s) {
   return fmt::format("{} in {} have no kernel", what, s.text);
 }
 
+namespace {
+
+/// The group size that fits both modules, if they have one format and differ only because the
+/// usual group did not fit both; else 0.
+int32_t common_group(const PlannedModule& a, const PlannedModule& b) {
+  if (!a.format || !b.format || a.recipe.wq != b.recipe.wq) return 0;
+  if (a.recipe.group_size_asked && b.recipe.group_size_asked) return 0;
+  const FormatDesc &of_a = a.format->desc(), &of_b = b.format->desc();
+  int32_t best = 0;
+  for (const int32_t size : of_a.allowed_group_sizes())
+    if (size > best && size <= std::max(of_a.group_size, of_b.group_size) &&
+        a.module->in_features % size == 0 && b.module->in_features % size == 0)
+      best = size;
+  return best;
+}
+
+}  // namespace
+
 std::string mixed(const std::string& what, const PlannedModule& a, const PlannedModule& b) {
-  return fmt::format("{} must be of one format, and are {} and {}", what, describe(a), describe(b));
+  const int32_t common = common_group(a, b);
+  return fmt::format("{} must be of one format, and are {} and {}{}", what, describe(a),
+                     describe(b),
+                     common > 0 ? fmt::format("; group_size: {} fits all of them", common) : "");
 }
 
 void check_fused(const Plan& plan, Findings& findings) {
@@ -268,7 +289,8 @@ std::string Loadable::verdict() const {
                                    : " will not load the result");
 }
 
-std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original) {
+std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original,
+                               int32_t gpus) {
   const Export exported{plan, model, original};
   std::vector<Loadable> engines{
       {.engine = "vLLM", .version = "0.32", .id = "vllm"},
@@ -281,6 +303,7 @@ std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Sourc
     check_common(plan, findings);
     check_family(exported, engines[i], findings);
     kRules[i](exported, findings);
+    if (gpus > 1 && engines[i].id != "transformers") check_split(exported, gpus, findings);
     findings.move_to(engines[i]);
   }
   return engines;

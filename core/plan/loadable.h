@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -32,8 +33,10 @@ struct Loadable {
 /// Whether the export that `plan` makes of `model` will load in vLLM, SGLang and transformers. This
 /// is decided only from the plan, the model's options and the folder of `original`. The rules of
 /// each engine, and the source files from which they were derived, are in rules_vllm.cc,
-/// rules_sglang.cc and rules_transformers.cc.
-std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original);
+/// rules_sglang.cc and rules_transformers.cc. With `gpus` above 1, vLLM and SGLang are asked
+/// whether they can divide the model over that many GPUs (tensor parallelism; rules_split.cc).
+std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original,
+                               int32_t gpus = 1);
 
 /// Throws an Error that names the first problem if the engine `target` will not load what `plan`
 /// writes, or will compute something else. `target` is an id, or "any" for no particular engine. An

@@ -374,6 +374,8 @@ class Inspecting(WorkFolder):
         for command in (("plan",), ("--algorithm", "rtn", "--save", out)):
             self.fails(1, "vLLM 0.32 will not load the result", *command, "--model", MODEL,
                        "--config", recipe, "--target", "vllm")
+            self.fails(1, "each of 4 GPUs has 32 inputs, which are no whole groups of 128; groups of 32 "
+                       "fit", *command, "--model", MODEL, "--target", "vllm", "--tensor-parallel", "4")
         self.fails(2, '--target "vlm", did you mean "vllm"?', "plan", "--model", MODEL, "--target",
                    "vlm")
         done = aqhost("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)

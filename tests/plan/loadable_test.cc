@@ -1,5 +1,7 @@
 #include "plan/loadable.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "export/autogptq.h"
 #include "small_model.h"
@@ -46,6 +48,35 @@ TEST_CASE("layers may differ in vLLM, not in transformers") {
   CHECK(transformers ==
         Found{"model.layers.1.mlp.experts.0.gate_proj: all experts of a model must be of one "
               "format, and are int4 g64 and int4 g32"});
+}
+
+TEST_CASE("if the usual group does not fit all experts, the size that does is named") {
+  const auto [vllm, transformers] = problems("{}", {.hidden = 192, .inner = 128});
+  CHECK(vllm == Found{"model.layers.0.mlp.experts.0.down_proj (and 1 more): the experts of a layer "
+                      "must be of one format, and are int4 g64 and int4 g128; group_size: 64 fits "
+                      "all of them"});
+}
+
+TEST_CASE("tensor parallelism needs whole heads and whole groups on every GPU") {
+  const auto split = [](const std::string& recipe, SmallModel sizes, int32_t gpus) {
+    const OpenModel open(sizes);
+    const auto loads = loadable(open.plan(recipe), open.model(), open.reader(), gpus);
+    for (const std::string& problem : loads[0].refused)
+      CHECK(std::count(loads[1].refused.begin(), loads[1].refused.end(), problem) == 1);
+    CHECK(loads[2].loads());  // transformers is not asked
+    return loads[0].refused;
+  };
+  const std::string g64 = "{default: {group_size: 64}}", g32 = "{default: {group_size: 32}}";
+  CHECK(split(g64, kServable, 1).empty());
+  CHECK(split(g32, kServable, 2).empty());
+  CHECK(split(g64, kServable, 2) ==
+        Found{"model.layers.0.mlp.experts.0.down_proj (and 7 more): each of 2 GPUs has 32 inputs, "
+              "which are no whole groups of 64; groups of 32 fit"});
+  CHECK(split("{default: {group_size: -1}}", {.hidden = 384, .inner = 192, .heads = 4}, 3) ==
+        Found{"layer 0 (and 1 more): 4 heads are not divided evenly over 3 GPUs"});
+  CHECK(split("{default: {group_size: -1}}", {.hidden = 128, .inner = 66, .heads = 4}, 4) ==
+        Found{"model.layers.0.mlp.experts.0.down_proj (and 7 more): 66 inputs are not divided "
+              "evenly over 4 GPUs"});
 }
 
 TEST_CASE("experts of a layer that differ load nowhere, and the first that does is named") {

@@ -86,6 +86,10 @@ void add_export_options(OptionTable& table, ExportOptions& options) {
   table.text("target", "ENGINE", options.target,
              "Fail if this engine (vllm, sglang or transformers) will not load the export, or will "
              "load it and give wrong answers. With any, this is only reported.");
+  table.integer(
+      "tensor-parallel", "N", options.gpus, 1, 1024,
+      "Say what vLLM and SGLang do with the export on N GPUs, over which they divide each "
+      "layer.");
 }
 
 const Container& container_of(const ExportOptions& options) {

@@ -80,8 +80,9 @@ void add_model_options(OptionTable& table, ModelOptions& options);
 /// The container of an export, and the engine that must load it.
 struct ExportOptions {
   std::string container = "compressed-tensors", target = "any";
+  int64_t gpus = 1;  // of an engine with tensor parallelism
 };
-/// Adds --export and --target.
+/// Adds --export, --target and --tensor-parallel.
 void add_export_options(OptionTable& table, ExportOptions& options);
 const Container& container_of(const ExportOptions& options);
 

@@ -346,7 +346,8 @@ void run(const PlanOptions& options) {
     warn_of_no_effect(options.given, {"nsamples", "seqlen", "device"},
                       "every module is rounded to nearest, which needs no calibration");
   const Sizes sizes = sizes_of(*source, plan);
-  const std::vector<Loadable> loads = loadable(plan, *model, *source);
+  const std::vector<Loadable> loads =
+      loadable(plan, *model, *source, static_cast<int32_t>(options.result.gpus));
   check_target(loads, options.result.target);
   const auto [windows, seqlen] =
       std::pair(options.calibration.nsamples, options.calibration.seqlen);

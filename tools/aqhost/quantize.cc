@@ -189,7 +189,8 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   const Plan plan =
       make_plan(*model, recipe, *registry, options.algorithm, container_of(options.result));
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}", w.text());
-  const std::vector<Loadable> loads = loadable(plan, *model, *original);
+  const std::vector<Loadable> loads =
+      loadable(plan, *model, *original, static_cast<int32_t>(options.result.gpus));
   check_target(loads, options.result.target);
   quantize_options.device = device(options, plan, opened);
   set_standard_limit(quantize_options);
