@@ -126,7 +126,28 @@ struct Registry::Impl {
         files.push_back(it->path());
     if (error) fail("plugin folder {}: {}", folder.string(), error.message());
     std::sort(files.begin(), files.end());
-    for (const fs::path& file : files) take(file, options);
+    // A child costs milliseconds, so all files are tried in one. Only if that child ends badly is
+    // each file tried in a child of its own, to find the one that is to blame.
+    ScanOptions each = options;
+    if (options.probe && files.size() > 1 && has_one_thread() && load_in_one_child(files, options))
+      each.probe = false;
+    for (const fs::path& file : files) take(file, each);
+  }
+
+  /// Whether a child process that loads all files neither crashes nor hangs.
+  static bool load_in_one_child(const std::vector<fs::path>& files, const ScanOptions& options) {
+    const ChildEnd end = run_in_child(kProbeSeconds, [&] {
+      be_silent();
+      Impl all;
+      for (const fs::path& file : files) {
+        try {
+          all.load(std::make_shared<PluginFile>(file, options.trust), PluginInfo());
+        } catch (const std::exception&) {  // the parent will meet the same error
+        }
+      }
+      return std::string();
+    });
+    return end.trouble(kProbeSeconds).empty();
   }
 
   /// Loads a file and lists what it offers, or lists why it is refused.
