@@ -7,6 +7,7 @@
 #include "base/field.h"
 #include "export/autogptq.h"
 #include "export/compressed_tensors.h"
+#include "export/gguf.h"
 
 namespace aqhost {
 namespace {
@@ -23,8 +24,30 @@ Field quantization_config_of(const Json& config, const std::string& directory) {
 
 }  // namespace
 
+void Container::refuse_to_read() const {
+  fail("{} is a container of files that aqhost writes and does not read", name());
+}
+
+Json Container::config(const std::vector<StoredModule>& /*modules*/) const { refuse_to_read(); }
+
+std::vector<StoredModule> Container::modules(const Source& /*stored*/,
+                                             const Registry& /*registry*/) const {
+  refuse_to_read();
+}
+
+QuantizedMatrix Container::unpack(const StoredModule& /*module*/,
+                                  std::span<const std::span<const std::byte>> /*tensors*/) const {
+  refuse_to_read();
+}
+
+void Container::check_config(const Source& /*stored*/, const std::set<std::string>& /*quantized*/,
+                             const Model& /*model*/) const {
+  refuse_to_read();
+}
+
 std::span<const Container* const> containers() {
-  static const std::array<const Container*, 2> kContainers{&compressed_tensors(), &autogptq()};
+  static const std::array<const Container*, 3> kContainers{&compressed_tensors(), &autogptq(),
+                                                           &gguf()};
   return kContainers;
 }
 
@@ -38,7 +61,8 @@ const Container* find_container(std::string_view name) {
 std::string container_names(std::string_view quote) {
   std::string names;
   for (const Container* c : containers())
-    names += fmt::format("{}{}{}{}", names.empty() ? "" : " or ", quote, c->name(), quote);
+    if (&c->of_checkpoint() == c)
+      names += fmt::format("{}{}{}{}", names.empty() ? "" : " or ", quote, c->name(), quote);
   return names;
 }
 
@@ -51,7 +75,8 @@ std::string quant_method(const Json& config, const std::string& directory) {
 const Container& container_of(const Json& config, const std::string& directory) {
   const Field quantization = quantization_config_of(config, directory);
   const std::string method = quant_method(config, directory);
-  if (const Container* named = find_container(method)) return *named;
+  const Container* named = find_container(method);
+  if (named != nullptr && &named->of_checkpoint() == named) return *named;
   // formats of plugins can have a quant_method of their own, in the config of compressed-tensors
   if (!quantization["config_groups"].is_null()) return compressed_tensors();
   fail(

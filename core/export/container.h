@@ -29,13 +29,18 @@ struct StoredModule {
 inline constexpr int64_t kMaximumFeatures = int64_t{1} << 31;
 
 /// How a checkpoint stores quantized modules, and how its config.json describes them. There is one
-/// class for each container. To add one, write its class and list it in containers(). Thread-safe.
+/// class for each container. To add one, write its class and list it in containers(). A container
+/// that is not a checkpoint, but a file that is made of one, overrides of_checkpoint(), and leaves
+/// the functions for config.json and for reading as they are: they throw an Error. Thread-safe.
 class Container {
  public:
   virtual ~Container() = default;
 
   /// The name by which --export, a work folder, and "quant_method" of config.json know it.
   virtual std::string name() const = 0;
+  /// The container in which a run writes its checkpoint: this one, or that of which the file of
+  /// this container is made.
+  virtual const Container& of_checkpoint() const { return *this; }
 
   /// Why the container cannot say that the inputs of a module are rounded; empty if it can.
   virtual std::string why_no_activations() const { return {}; }
@@ -53,19 +58,18 @@ class Container {
                                          float input_global) const = 0;
   /// The "quantization_config" of config.json. `modules` has every linear module of the model
   /// class, quantized or dense, whether the checkpoint has a tensor for it or not.
-  virtual Json config(const std::vector<StoredModule>& modules) const = 0;
+  virtual Json config(const std::vector<StoredModule>& modules) const;
   /// The name of a file that repeats "quantization_config"; empty: there is none.
   virtual std::string config_file() const { return {}; }
 
   /// The quantized modules of a checkpoint in this container, sorted by name, as config.json and
   /// the shapes of some of their tensors describe them. An Error names the file and the field or
   /// module that is not understood. It is not checked that the tensors are those of tensors_of().
-  virtual std::vector<StoredModule> modules(const Source& stored,
-                                            const Registry& registry) const = 0;
+  virtual std::vector<StoredModule> modules(const Source& stored, const Registry& registry) const;
   /// Reads back what pack() stored. `tensors` has the bytes of each of tensors_of(). Throws an
   /// Error if a code, scale or other number is not one that the format has.
   virtual QuantizedMatrix unpack(const StoredModule& module,
-                                 std::span<const std::span<const std::byte>> tensors) const = 0;
+                                 std::span<const std::span<const std::byte>> tensors) const;
   /// How a module of modules() rounds its input. Throws an Error if the global scale is not valid.
   virtual RoundedInput input_rounding(const Source& /*stored*/,
                                       const StoredModule& /*module*/) const {
@@ -74,20 +78,24 @@ class Container {
   /// Throws an Error unless config.json calls the modules in `quantized`, and no other module of
   /// `model`, quantized.
   virtual void check_config(const Source& stored, const std::set<std::string>& quantized,
-                            const Model& model) const = 0;
+                            const Model& model) const;
+
+ private:
+  [[noreturn]] void refuse_to_read() const;
 };
 
 std::span<const Container* const> containers();
 /// The container with that name, or nullptr.
 const Container* find_container(std::string_view name);
-/// The names of all containers, each between two `quote`s, as in "a or b".
+/// The names of all containers of checkpoints, each between two `quote`s, as in "a or b".
 std::string container_names(std::string_view quote);
 /// Whether a checkpoint with this config.json is quantized: it is not if the key
 /// "quantization_config" is missing, null or an empty object.
 bool is_quantized(const Json& config);
 /// The "quant_method" of such a config.json. Throws an Error if it has none.
 std::string quant_method(const Json& config, const std::string& directory);
-/// The container that the config.json of `directory` describes. Throws an Error if there is none.
+/// The container of checkpoints that the config.json of `directory` describes. Throws an Error if
+/// there is none.
 const Container& container_of(const Json& config, const std::string& directory);
 
 /// The names of the modules for which `stored` has a tensor whose suffix is_packed() accepts.

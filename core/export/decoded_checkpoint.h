@@ -37,6 +37,8 @@ class DecodedCheckpoint : public Source {
   const std::vector<StoredModule>& modules() const { return modules_; }  // sorted by name
   /// The module with that name, or nullptr if it is dense.
   const StoredModule* find_module(std::string_view name) const;
+  /// The codes and scales of a module.
+  QuantizedMatrix read(const StoredModule& module) const;
   /// The weights of a module, row by row. Throws an Error that names file and module if one is not
   /// finite.
   std::vector<float> decode(const StoredModule& module) const;
@@ -45,7 +47,6 @@ class DecodedCheckpoint : public Source {
   void check_config(const Model& model) const;
 
  private:
-  QuantizedMatrix read(const StoredModule& module) const;
   /// The module whose weight is the tensor with that name, or nullptr.
   const StoredModule* module_of(std::string_view tensor) const;
   /// The tensors of a module in their order, named by suffix. Throws an Error if one is missing or

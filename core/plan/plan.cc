@@ -125,7 +125,9 @@ std::string other_size_note(const FormatDesc& desc, const std::string& id, int64
                                  size, id, module.in_features, remedy));
 }
 
-/// Adapts the format of one module, made with `options`, to the container of the export.
+/// Adapts the format of one module, made with `options`, to the container of the export. If that is
+/// a file made of a checkpoint, the module must fit in both, and its tensors are those of the
+/// checkpoint.
 void fit_container(PlannedModule& planned, FormatCache& cache, Json options,
                    const Container& container) {
   const std::string why = container.why_no_activations();
@@ -134,6 +136,8 @@ void fit_container(PlannedModule& planned, FormatCache& cache, Json options,
   options.update(container.options_for(*planned.format));
   planned.format = make_format(cache, planned.recipe.wq, options);
   planned.packed = container.tensors_of(planned.stored());
+  if (const Container& checkpoint = container.of_checkpoint(); &checkpoint != &container)
+    planned.packed = checkpoint.tensors_of(planned.stored());
 }
 
 /// Makes the format of one module, with a group size that divides its rows.
@@ -301,7 +305,7 @@ void suggest_group_sizes(Plan& plan) {
 }
 
 PlannedModule plan_module(const Module& module, const Recipe& recipe, const std::string& algorithm,
-                          FormatCache& cache, const Plan& plan) {
+                          FormatCache& cache, bool strict, const Container& container) {
   PlannedModule planned;
   planned.module = &module;
   planned.recipe = recipe.resolve(module.name);
@@ -310,7 +314,7 @@ PlannedModule plan_module(const Module& module, const Recipe& recipe, const std:
   if (!wanted || planned.recipe.skip) return planned;
   try {
     if (planned.recipe.aq != "bf16") choose_activations(planned, cache);
-    choose_format(planned, cache, plan.settings.strict, *plan.container);
+    choose_format(planned, cache, strict, container);
   } catch (const SettingError& e) {
     fail("{}{}: {}", place(recipe, module, e.key()), module.name, e.what());
   } catch (const Error& e) {  // the format cannot store a matrix of this shape
@@ -406,14 +410,15 @@ Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registr
   check_formats_known(recipe, registry);
   Plan plan;
   plan.settings = recipe.settings();
-  plan.container = &container;
+  plan.container = &container.of_checkpoint();
   FormatCache cache(registry);
   std::vector<std::string> names;
   std::vector<bool> kept;
   for (const Module& module : model.modules()) {
     names.push_back(module.name);
     kept.push_back(!module.quantize);
-    plan.modules.push_back(plan_module(module, recipe, algorithm, cache, plan));
+    plan.modules.push_back(
+        plan_module(module, recipe, algorithm, cache, plan.settings.strict, container));
     const PlannedModule& planned = plan.modules.back();
     if (!planned.note.empty()) warn(plan, module.name, planned.note);
     if (planned.format && module.sensitive && planned.format->desc().element_bits < 4)

@@ -81,7 +81,8 @@ int32_t input_role(int32_t role);
 /// one that is allowed and divides it, unless the recipe is strict. It checks shapes against what
 /// each format can store, and refuses settings that contradict each other. `algorithm`, if not
 /// empty, replaces every "gptq" and "rtn" of the recipe. An Error names the module and the line of
-/// the recipe. A warning that applies to many modules is given once.
+/// the recipe. A warning that applies to many modules is given once. If `container` is a file that
+/// is made of a checkpoint, its rules apply as well, and Plan::container is that of the checkpoint.
 Plan make_plan(const Model& model, const Recipe& recipe, const Registry& registry,
                const std::string& algorithm, const Container& container = compressed_tensors());
 

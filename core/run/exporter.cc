@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/interrupt.h"
+#include "export/gguf.h"
 #include "export/quantization_config.h"
 #include "tensor/tensor.h"
 
@@ -31,7 +32,8 @@ bool contains(const List& list, const std::string& value) {
 /// The files that the export writes anew, and does not copy from the original.
 const std::set<std::string>& files_written_anew() {
   static const std::set<std::string> kFilesWrittenAnew = [] {
-    std::set<std::string> files{"config.json", "model.safetensors.index.json", kReportFile};
+    std::set<std::string> files{"config.json", "model.safetensors.index.json", kReportFile,
+                                kGgufFile};
     for (const Container* container : containers())
       if (const std::string file = container->config_file(); !file.empty()) files.insert(file);
     return files;

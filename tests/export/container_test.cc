@@ -21,11 +21,14 @@ std::string recognised(const Json& quantization) {
 
 }  // namespace
 
-TEST_CASE("a container is found by its name, and its name is in the list of names") {
+TEST_CASE("a container is found by its name, and one of checkpoints is in the list of names") {
   for (const Container* container : containers()) {
     CHECK(find_container(container->name()) == container);
-    CHECK(container_names("'").find("'" + container->name() + "'") != std::string::npos);
+    const bool listed =
+        container_names("'").find("'" + container->name() + "'") != std::string::npos;
+    CHECK(listed == (&container->of_checkpoint() == container));
   }
+  CHECK(find_container("gguf") != nullptr);
   CHECK(find_container("awq") == nullptr);
   CHECK(container_names("") == "compressed-tensors or gptq");
 }

@@ -209,6 +209,7 @@ TEST_CASE("tensors that the model does not know are copied and listed, but never
                                  "visual.blocks.0.attn.qkv.weight", "visual.patch_embed.weight"});
   CHECK(perplexity_of(checkpoint.path()) == before);
   for (const Container* container : containers()) {
+    if (&container->of_checkpoint() != container) continue;
     fs::remove_all(checkpoint.out());
     REQUIRE(checkpoint.rounded(*container).empty());
     const Reader written(checkpoint.out());

@@ -1,0 +1,457 @@
+#include "export/gguf_model.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "base/error.h"
+#include "export/gguf.h"
+
+namespace aqhost {
+namespace {
+
+enum class SharedExpert : uint8_t { kNone, kGated, kPlain };
+
+/// What llama.cpp's code for an architecture takes for granted.
+struct GgufFamily {
+  const char* id;            // of the model plugin
+  const char* architecture;  // "general.architecture"
+  bool swaps_heads;          // see GgufTensor::swapped_heads
+  bool norm_topk;
+  int32_t qk_norm;
+  SharedExpert shared;
+  bool dense_layers;  // the first layers may be dense
+  bool out_bias;      // o may have a bias
+  bool head_dim;      // number of heads x head_dim may differ from the hidden size
+  bool fewer_kv;      // there may be fewer heads for keys than for queries
+  bool tied;          // "output" may be absent
+  bool routed_scale;  // reads expert_weights_scale
+};
+
+constexpr GgufFamily kFamilies[] = {
+    {.id = "olmoe",
+     .architecture = "olmoe",
+     .swaps_heads = false,
+     .norm_topk = false,
+     .qk_norm = AQ_QK_NORM_FULL,
+     .shared = SharedExpert::kNone,
+     .dense_layers = false,
+     .out_bias = false,
+     .head_dim = false,
+     .fewer_kv = false,
+     .tied = false,
+     .routed_scale = false},
+    {.id = "mixtral",
+     .architecture = "llama",
+     .swaps_heads = true,
+     .norm_topk = true,
+     .qk_norm = AQ_QK_NORM_NONE,
+     .shared = SharedExpert::kNone,
+     .dense_layers = false,
+     .out_bias = true,
+     .head_dim = true,
+     .fewer_kv = true,
+     .tied = true,
+     .routed_scale = false},
+    {.id = "qwen2_moe",
+     .architecture = "qwen2moe",
+     .swaps_heads = false,
+     .norm_topk = false,
+     .qk_norm = AQ_QK_NORM_NONE,
+     .shared = SharedExpert::kGated,
+     .dense_layers = false,
+     .out_bias = false,
+     .head_dim = false,
+     .fewer_kv = true,
+     .tied = false,
+     .routed_scale = false},
+    {.id = "deepseek_moe",
+     .architecture = "deepseek",
+     .swaps_heads = true,
+     .norm_topk = false,
+     .qk_norm = AQ_QK_NORM_NONE,
+     .shared = SharedExpert::kPlain,
+     .dense_layers = true,
+     .out_bias = false,
+     .head_dim = false,
+     .fewer_kv = true,
+     .tied = true,
+     .routed_scale = true},
+};
+
+const GgufFamily& gguf_family(const Model& model) {
+  std::vector<std::string> known;
+  for (const GgufFamily& family : kFamilies) {
+    if (family.id == model.id()) return family;
+    known.emplace_back(family.id);
+  }
+  fail("the family {} cannot be written as GGUF yet; {} can", model.id(), fmt::join(known, ", "));
+}
+
+struct RoleName {
+  int32_t role;
+  const char* name;
+};
+
+constexpr RoleName kLayerNames[] = {{AQ_ROLE_ATTN_NORM, "attn_norm"},
+                                    {AQ_ROLE_ATTN_Q, "attn_q"},
+                                    {AQ_ROLE_ATTN_K, "attn_k"},
+                                    {AQ_ROLE_ATTN_V, "attn_v"},
+                                    {AQ_ROLE_ATTN_O, "attn_output"},
+                                    {AQ_ROLE_ATTN_Q_NORM, "attn_q_norm"},
+                                    {AQ_ROLE_ATTN_K_NORM, "attn_k_norm"},
+                                    {AQ_ROLE_FFN_NORM, "ffn_norm"},
+                                    {AQ_ROLE_FFN_GATE, "ffn_gate"},
+                                    {AQ_ROLE_FFN_UP, "ffn_up"},
+                                    {AQ_ROLE_FFN_DOWN, "ffn_down"},
+                                    {AQ_ROLE_ROUTER, "ffn_gate_inp"},
+                                    {AQ_ROLE_SHARED_ROUTER, "ffn_gate_inp_shexp"}};
+
+/// "blk.3.ffn_up_exps", without ".weight".
+std::string gguf_stem(const aq_tensor_key& key) {
+  if (key.role == AQ_ROLE_LM_HEAD) return "output";
+  const auto* name = std::ranges::find(kLayerNames, key.role, &RoleName::role);
+  if (name == std::end(kLayerNames) || key.layer < 0)
+    fail("GGUF has no name for the tensor of {}", key_text(key));
+  const char* suffix = key.expert >= 0 ? "_exps" : key.expert == AQ_EXPERT_SHARED ? "_shexp" : "";
+  return fmt::format("blk.{}.{}{}", key.layer, name->name, suffix);
+}
+
+/// The frequencies of a rotation as GGUF has them: theta, and the factor of linear scaling.
+struct PlainRope {
+  float theta = 0, factor = 1;
+};
+
+/// Finds theta and factor so that frequency i of n is theta^(-i / n) / factor, to within what
+/// float32 can tell; nullopt if there are none.
+std::optional<PlainRope> plain_rope(const std::vector<float>& frequencies) {
+  const std::size_t n = frequencies.size();
+  if (n < 2 || !(frequencies.front() > 0) || !(frequencies.back() > 0)) return {};
+  const double first = frequencies.front(), last = frequencies.back();
+  const double power = static_cast<double>(n) / static_cast<double>(n - 1);
+  const double exact = std::pow(first / last, power);
+  // written thetas have few digits, and the last digits of this one come from rounding
+  const double unit = std::pow(10.0, std::floor(std::log10(exact)) - 5);
+  const double round = std::round(exact / unit) * unit;
+  const double theta = std::fabs(round / exact - 1) < 1e-6 ? round : exact;
+  for (std::size_t i = 0; i < n; i++) {
+    const double expected =
+        first * std::pow(theta, -static_cast<double>(i) / static_cast<double>(n));
+    if (std::fabs(frequencies[i] / expected - 1) > 1e-5) return {};
+  }
+  return PlainRope{static_cast<float>(theta), static_cast<float>(1 / first)};
+}
+
+/// Refuses options of the model that llama.cpp's code for the architecture does not have.
+class OptionCheck {
+ public:
+  OptionCheck(const Source& source, const Model& model, const GgufFamily& family)
+      : file_(source.directory() + "/config.json"), model_(model), family_(family) {}
+
+  void run() const {
+    const ModelDesc& desc = model_.desc();
+    require(desc.norm_kind == AQ_NORM_RMS && !desc.norm_plus_one, "other norms than RMS norm");
+    require(desc.embedding_scale == 1 && desc.residual_scale == 1 && desc.logit_scale == 1,
+            "multipliers of embeddings, residuals or logits");
+    require(desc.max_positions > 0, "models without max_position_embeddings");
+    for (int32_t l = 0; l < desc.n_layers; l++) {
+      check_attention(model_.attention(l, desc.max_positions));
+      check_ffn(l);
+    }
+    for (const Module& m : model_.modules()) check_bias(m);
+  }
+
+ private:
+  void require(bool holds, const std::string& what) const {
+    if (!holds)
+      fail("{}: llama.cpp's architecture {} has no {}", file_, family_.architecture, what);
+  }
+
+  void check_attention(const AttentionDesc& a) const {
+    require(a.kind == AQ_ATTN_STANDARD && !a.output_gate && !a.sinks,
+            "other attention than softmax attention");
+    require(a.qk_norm == family_.qk_norm, "such norms of q and k");
+    require(a.clip_qkv == 0, "clip_qkv");
+    require(a.sliding_window == 0 || a.sliding_window >= model_.desc().max_positions,
+            fmt::format("sliding_window ({})", a.sliding_window));
+    require(family_.fewer_kv || a.n_heads == a.n_kv_heads,
+            "num_key_value_heads other than num_attention_heads");
+    require(family_.head_dim || int64_t{a.n_heads} * a.head_dim == model_.desc().hidden_size,
+            "head_dim other than hidden_size / num_attention_heads");
+    require(a.rope_dim() == a.head_dim && !a.rope_interleaved,
+            "rotation of a part of a head, or of neighbours");
+    require(a.rope_scale == 1 && plain_rope(a.rope_inv_freq).has_value(),
+            "rope scaling other than linear in what aqhost writes");
+    const float plain = 1 / std::sqrt(static_cast<float>(a.head_dim));
+    require(std::fabs(a.scale / plain - 1) < 1e-6F, "other scale of attention");
+  }
+
+  void check_ffn(int32_t layer) const {
+    const FfnDesc& f = model_.ffn(layer);
+    require(f.activation == AQ_ACT_SILU_GLU, "hidden_act other than silu");
+    if (f.kind == AQ_FFN_DENSE) {
+      require(family_.dense_layers && (layer == 0 || model_.ffn(layer - 1).kind == AQ_FFN_DENSE),
+              family_.dense_layers ? "dense layers after the first layer with experts"
+                                   : "dense layers");
+      return;
+    }
+    require(f.kind == AQ_FFN_MOE && f.router == AQ_ROUTER_SOFTMAX_TOPK && f.n_groups == 0,
+            "router other than softmax over all experts");
+    require(f.norm_topk == family_.norm_topk, fmt::format("norm_topk_prob: {}", f.norm_topk));
+    require(family_.routed_scale || f.routed_scale == 1, "factor of the experts' weights");
+    require((f.shared_size > 0) == (family_.shared != SharedExpert::kNone),
+            f.shared_size > 0 ? "shared experts" : "models without shared experts");
+    require(f.shared_gated == (family_.shared == SharedExpert::kGated), "such a shared expert");
+    require(family_.shared != SharedExpert::kPlain || f.shared_size % f.inner_size == 0,
+            "such a size of shared experts");
+  }
+
+  void check_bias(const Module& m) const {
+    if (!m.bias) return;
+    const int32_t role = m.key.role;
+    const bool qkv = role == AQ_ROLE_ATTN_Q || role == AQ_ROLE_ATTN_K || role == AQ_ROLE_ATTN_V;
+    require(qkv || (role == AQ_ROLE_ATTN_O && family_.out_bias), "bias in " + m.name);
+  }
+
+  const std::string file_;
+  const Model& model_;
+  const GgufFamily& family_;
+};
+
+/// The first layer that has experts.
+int32_t first_expert_layer(const Model& model) {
+  int32_t layer = 0;
+  while (layer + 1 < model.desc().n_layers && model.ffn(layer).kind != AQ_FFN_MOE) layer++;
+  return layer;
+}
+
+void add_attention(const AttentionDesc& a, const GgufFamily& family, GgufMetadata& metadata) {
+  const std::string arch = family.architecture;
+  metadata.u32(arch + ".attention.head_count", a.n_heads);
+  metadata.u32(arch + ".attention.head_count_kv", a.n_kv_heads);
+  if (family.head_dim) {
+    metadata.u32(arch + ".attention.key_length", a.head_dim);
+    metadata.u32(arch + ".attention.value_length", a.head_dim);
+  }
+  metadata.u32(arch + ".rope.dimension_count", a.rope_dim());
+  const PlainRope rope = *plain_rope(a.rope_inv_freq);
+  metadata.f32(arch + ".rope.freq_base", rope.theta);
+  if (rope.factor != 1) {
+    metadata.text(arch + ".rope.scaling.type", "linear");
+    metadata.f32(arch + ".rope.scaling.factor", rope.factor);
+  } else {
+    metadata.text(arch + ".rope.scaling.type", "none");
+  }
+}
+
+void add_ffn(const Model& model, const GgufFamily& family, GgufMetadata& metadata) {
+  const std::string arch = family.architecture;
+  const int32_t first = first_expert_layer(model);
+  const FfnDesc& moe = model.ffn(first);
+  // architectures without dense layers take this for the size of an expert, or do not use it
+  metadata.u32(arch + ".feed_forward_length", model.ffn(0).inner_size);
+  metadata.u32(arch + ".expert_count", moe.n_experts);
+  metadata.u32(arch + ".expert_used_count", moe.top_k);
+  if (family.shared != SharedExpert::kNone)
+    metadata.u32(arch + ".expert_feed_forward_length", moe.inner_size);
+  if (family.shared == SharedExpert::kGated)
+    metadata.u32(arch + ".expert_shared_feed_forward_length", moe.shared_size);
+  if (family.shared == SharedExpert::kPlain)
+    metadata.u32(arch + ".expert_shared_count", moe.shared_size / moe.inner_size);
+  if (family.routed_scale) metadata.f32(arch + ".expert_weights_scale", moe.routed_scale);
+  if (family.dense_layers) metadata.u32(arch + ".leading_dense_block_count", first);
+}
+
+/// The type of most weights of matrices.
+GgufType most_frequent_type(const std::vector<GgufTensor>& tensors) {
+  std::map<GgufType, int64_t> weights;
+  for (const GgufTensor& t : tensors)
+    if (t.shape.size() > 1)
+      weights[t.type] += t.bytes() / info_of(t.type).bytes * info_of(t.type).weights;
+  return std::ranges::max_element(weights, {}, [](const auto& pair) { return pair.second; })->first;
+}
+
+void add_metadata(const Source& source, const Model& model, const GgufFamily& family,
+                  GgufModel& result) {
+  const ModelDesc& desc = model.desc();
+  GgufMetadata& metadata = result.metadata;
+  std::filesystem::path folder = std::filesystem::absolute(source.directory()).lexically_normal();
+  if (folder.filename().empty()) folder = folder.parent_path();
+  metadata.text("general.architecture", family.architecture);
+  metadata.text("general.type", "model");
+  metadata.text("general.name", folder.filename().string());
+  metadata.text("general.quantized_by", "aqhost");
+  metadata.u32("general.quantization_version", 2);
+  metadata.u32("general.file_type", info_of(most_frequent_type(result.tensors)).file_type);
+  const std::string arch = family.architecture;
+  metadata.u32(arch + ".block_count", desc.n_layers);
+  metadata.u32(arch + ".context_length", desc.max_positions);
+  metadata.u32(arch + ".embedding_length", desc.hidden_size);
+  metadata.u32(arch + ".vocab_size", desc.vocab_size);
+  metadata.f32(arch + ".attention.layer_norm_rms_epsilon", desc.norm_eps);
+  add_attention(model.attention(0, desc.max_positions), family, metadata);
+  add_ffn(model, family, metadata);
+}
+
+/// Lists the tensors of a model.
+class TensorList {
+ public:
+  TensorList(const Source& source, const Model& model, const GgufFamily& family,
+             const GgufFormatOf& format_of)
+      : source_(source), model_(model), family_(family), format_of_(format_of) {}
+
+  std::vector<GgufTensor> take() {
+    const ModelDesc& desc = model_.desc();
+    add_whole({-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT}, "token_embd.weight",
+              {desc.vocab_size, desc.hidden_size});
+    add_vector({-1, AQ_ROLE_FINAL_NORM, AQ_EXPERT_NONE, AQ_PART_WEIGHT}, "output_norm.weight",
+               desc.hidden_size);
+    if (desc.tied_embeddings && !family_.tied)
+      add_whole({-1, AQ_ROLE_EMBEDDING, AQ_EXPERT_NONE, AQ_PART_WEIGHT}, "output.weight",
+                {desc.vocab_size, desc.hidden_size});
+    for (int32_t l = 0; l < desc.n_layers; l++) add_norms(l);
+    std::map<std::string, std::vector<const Module*>> matrices;  // by gguf_stem()
+    std::vector<std::string> order;
+    for (const Module& m : model_.modules()) {
+      const std::string stem = gguf_stem(m.key);
+      if (!matrices.contains(stem)) order.push_back(stem);
+      matrices[stem].push_back(&m);
+    }
+    for (const std::string& stem : order) add_matrices(stem, matrices.at(stem));
+    return std::move(tensors_);
+  }
+
+ private:
+  TensorRef ref_of(const aq_tensor_key& key) const {
+    const auto ref = model_.find_ref(key);
+    if (!ref) fail("{}: the tensor of {} is missing", source_.directory(), key_text(key));
+    return *ref;
+  }
+
+  /// The type in which a dense tensor is stored. Throws an Error if its numbers are not stored as
+  /// such.
+  GgufType dense_type(const std::string& tensor, const std::string& module) const {
+    const TensorInfo& info = *source_.find(tensor);
+    const auto type = gguf_type(info.dtype);
+    const bool encoded = source_.stored_bytes(tensor) != info.nbytes();
+    if (!type || encoded)
+      fail("{}: {} is stored in {}, which GGUF has no type for; quantize the model first",
+           source_.directory(), module,
+           encoded ? "blocks with scales" : std::string(dtype_name(info.dtype)));
+    return *type;
+  }
+
+  void add_whole(const aq_tensor_key& key, const std::string& name, std::vector<int64_t> shape) {
+    const TensorRef ref = ref_of(key);
+    tensors_.push_back({{name, dense_type(ref.name, ref.name), std::move(shape)}, {}, ref});
+  }
+
+  void add_vector(const aq_tensor_key& key, const std::string& name, int64_t size) {
+    tensors_.push_back({{name, GgufType::kF32, {size}}, {}, ref_of(key)});
+  }
+
+  void add_norms(int32_t layer) {
+    const AttentionDesc a = model_.attention(layer, 1);
+    const auto add = [&](int32_t role, int64_t size) {
+      const aq_tensor_key key{layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
+      add_vector(key, gguf_stem(key) + ".weight", size);
+    };
+    add(AQ_ROLE_ATTN_NORM, model_.desc().hidden_size);
+    if (a.qk_norm == AQ_QK_NORM_FULL) {
+      add(AQ_ROLE_ATTN_Q_NORM, int64_t{a.n_heads} * a.head_dim);
+      add(AQ_ROLE_ATTN_K_NORM, int64_t{a.n_kv_heads} * a.head_dim);
+    }
+    add(AQ_ROLE_FFN_NORM, model_.desc().hidden_size);
+    if (model_.find_ref({layer, AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, AQ_PART_WEIGHT}))
+      fail("{}: llama.cpp's architecture {} has no correction bias of experts", source_.directory(),
+           family_.architecture);
+  }
+
+  /// "int4 g32", or "bfloat16" and so on.
+  std::string stored_as(const Module& m) const {
+    if (const auto format = format_of_(m)) return gguf_label(*format);
+    return std::string(dtype_name(source_.find(m.weight.name)->dtype));
+  }
+
+  GgufType matrix_type(const Module& m) const {
+    const auto format = format_of_(m);
+    const bool small = m.key.role == AQ_ROLE_ROUTER || m.key.role == AQ_ROLE_SHARED_ROUTER;
+    if (!format) {
+      const GgufType type = dense_type(m.weight.name, m.name);
+      return small ? GgufType::kF32 : type;
+    }
+    if (small)
+      fail("{}: {} is in {}, and GGUF has routers and the gates of shared experts in float32",
+           source_.directory(), m.name, gguf_label(*format));
+    try {
+      return gguf_type(*format, m.in_features);
+    } catch (const Error& e) {
+      fail("{}: {}: {}", source_.directory(), m.name, e.what());
+    }
+  }
+
+  int64_t swapped_heads(const aq_tensor_key& key) const {
+    if (!family_.swaps_heads) return 0;
+    const AttentionDesc a = model_.attention(std::max(key.layer, 0), 1);
+    return key.role == AQ_ROLE_ATTN_Q ? a.n_heads : key.role == AQ_ROLE_ATTN_K ? a.n_kv_heads : 0;
+  }
+
+  void add_matrices(const std::string& stem, const std::vector<const Module*>& modules) {
+    const Module& first = *modules.front();
+    const GgufType type = matrix_type(first);
+    for (const Module* m : modules)
+      if (matrix_type(*m) != type)
+        fail(
+            "{}: {} is in {}, and {} in {}; in GGUF, all experts of a layer have one type for each "
+            "of their matrices",
+            source_.directory(), first.name, stored_as(first), m->name, stored_as(*m));
+    std::vector<int64_t> shape{first.out_features, first.in_features};
+    if (first.key.expert >= 0) shape.insert(shape.begin(), static_cast<int64_t>(modules.size()));
+    if (first.key.role == AQ_ROLE_SHARED_ROUTER) shape = {first.in_features};
+    const int64_t swapped = swapped_heads(first.key);
+    tensors_.push_back({{stem + ".weight", type, shape}, modules, {}, swapped});
+    if (has_matrix_scale(type))
+      tensors_.push_back({{stem + ".scale", GgufType::kF32, {static_cast<int64_t>(modules.size())}},
+                          modules,
+                          {},
+                          0,
+                          true});
+    if (first.bias)
+      tensors_.push_back(
+          {{stem + ".bias", GgufType::kF32, {first.out_features}}, {}, *first.bias, swapped});
+  }
+
+  const Source& source_;
+  const Model& model_;
+  const GgufFamily& family_;
+  const GgufFormatOf& format_of_;
+  std::vector<GgufTensor> tensors_;
+};
+
+}  // namespace
+
+GgufModel gguf_model(const Source& source, const Model& model, const GgufFormatOf& format_of) {
+  const GgufFamily& family = gguf_family(model);
+  OptionCheck(source, model, family).run();
+  GgufModel result;
+  result.architecture = family.architecture;
+  result.tensors = TensorList(source, model, family, format_of).take();
+  add_metadata(source, model, family, result);
+  result.left_out = model.extra_tensors();
+  for (const Model::Copied& copied : model.copied())
+    result.left_out.insert(result.left_out.end(), copied.tensors.begin(), copied.tensors.end());
+  return result;
+}
+
+int64_t stored_row(const GgufTensor& tensor, int64_t rows, int64_t row) {
+  if (tensor.swapped_heads == 0) return row;
+  const int64_t size = rows / tensor.swapped_heads;  // of a head
+  const int64_t in_head = row % size;
+  return row - in_head + in_head % 2 * (size / 2) + in_head / 2;
+}
+
+}  // namespace aqhost
