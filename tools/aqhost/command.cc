@@ -10,6 +10,7 @@
 #include <span>
 
 #include "base/error.h"
+#include "export/gguf.h"
 
 namespace aqhost {
 
@@ -80,9 +81,11 @@ void check_extra_tensors(const std::vector<std::string>& names, const std::strin
 void add_export_options(OptionTable& table, ExportOptions& options) {
   std::vector<std::string> names;
   for (const Container* container : containers()) names.push_back(container->name());
-  table.choice("export", names, options.container,
-               "Write the export in this container: compressed-tensors, or gptq for AutoGPTQ's, "
-               "which stores only integer formats.");
+  table.choice(
+      "export", names, options.container,
+      "Write the export in this container: compressed-tensors, gptq for AutoGPTQ's, which "
+      "stores only integer formats, or gguf: a compressed-tensors export whose formats GGUF "
+      "can hold, with the file model.gguf for llama.cpp in it.");
   table.text("target", "ENGINE", options.target,
              "Fail if this engine (vllm, sglang or transformers) will not load the export, or will "
              "load it and give wrong answers. With any, this is only reported.");
@@ -95,6 +98,8 @@ void add_export_options(OptionTable& table, ExportOptions& options) {
 const Container& container_of(const ExportOptions& options) {
   return *find_container(options.container);
 }
+
+bool makes_gguf(const ExportOptions& options) { return options.container == gguf().name(); }
 
 void add_device_options(OptionTable& table, DeviceOptions& options) {
   table.text("device", "NAME", options.name,

@@ -24,8 +24,8 @@ struct Command {
   std::function<void()> (*prepare)(OptionTable& table);
 };
 
-extern const Command kQuantize, kInspect, kPlan, kEval, kCompare, kStatus, kTokenize, kVerify,
-    kPlugins;
+extern const Command kQuantize, kInspect, kPlan, kEval, kCompare, kConvert, kStatus, kTokenize,
+    kVerify, kPlugins;
 
 /// Every command has options of this type or of one derived from it.
 struct CommandOptions {
@@ -85,6 +85,8 @@ struct ExportOptions {
 /// Adds --export, --target and --tensor-parallel.
 void add_export_options(OptionTable& table, ExportOptions& options);
 const Container& container_of(const ExportOptions& options);
+/// Whether a GGUF file is made of the export.
+bool makes_gguf(const ExportOptions& options);
 
 /// Where a model runs: a name for open_device(), and the number of CPU threads, 0 for one per core.
 struct DeviceOptions {

@@ -12,6 +12,8 @@
 #include "base/error.h"
 #include "checkpoint/reader.h"
 #include "command.h"
+#include "export/gguf.h"
+#include "gguf_report.h"
 #include "plan/loadable.h"
 #include "plugin/config_only.h"
 #include "run/estimate.h"
@@ -166,6 +168,30 @@ void print_loads(const std::vector<Loadable>& loads) {
   }
 }
 
+/// Whether a GGUF file can be made of the export.
+struct GgufFit {
+  std::string problem;  // "" if it can
+  GgufSummary summary;
+};
+
+GgufFit fit_gguf(const Plan& plan, const Model& model, const Source& source, bool has_files) {
+  const auto rounded = std::ranges::find_if(
+      plan.modules, [](const PlannedModule& m) { return m.activations != nullptr; });
+  if (rounded != plan.modules.end())
+    return {fmt::format("{}: {}", rounded->module->name, gguf().why_no_activations()), {}};
+  try {
+    const auto format_of = [&](const Module& m) { return plan.modules[m.index].format; };
+    return {"", describe_gguf(source, model, format_of, has_files)};
+  } catch (const Error& e) {
+    return {e.what(), {}};
+  }
+}
+
+void print(const GgufFit& fit) {
+  fmt::print("{:<26}  {}\n", "fits GGUF (llama.cpp)", fit.problem.empty() ? "yes" : "no");
+  fmt::print("  {}\n", fit.problem.empty() ? summary_text(fit.summary) : fit.problem);
+}
+
 /// What a run with this recipe needs; "" if it needs nothing.
 std::string needs(const Plan& plan) {
   if (plan.needs_calibration()) return "calibration text (--calib), for GPTQ";
@@ -225,7 +251,7 @@ void print(const Prediction& prediction, bool runs_model, bool refines) {
 }
 
 void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
-           const Model& model, const Prediction& prediction) {
+           const GgufFit& fit, const Model& model, const Prediction& prediction) {
   print_modules(plan);
   print_copied(model);
   for (const std::string& name : model.extra_tensors())
@@ -240,6 +266,7 @@ void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& lo
         std::any_of(plan.modules.begin(), plan.modules.end(),
                     [](const PlannedModule& m) { return m.refined(); }));
   print_loads(loads);
+  print(fit);
   for (const PlanWarning& w : plan.warnings) fmt::print("warning: {}\n", w.text());
 }
 
@@ -270,7 +297,8 @@ Json to_json(const Prediction& prediction) {
 }
 
 Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& loads,
-             const Model& model, const Prediction& prediction, int64_t parameters) {
+             const GgufFit& fit, const Model& model, const Prediction& prediction,
+             int64_t parameters) {
   Json modules = Json::array(), warnings = Json::array();
   for (const PlannedModule& m : plan.modules) {
     Json entry{{"name", m.module->name},
@@ -313,6 +341,13 @@ Json to_json(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& 
             {"bytes_before", sizes.total.before},
             {"bytes_after", sizes.total.after}};
   json.update(to_json(loads));
+  json["gguf"] = {{"fits", fit.problem.empty()}};
+  if (fit.problem.empty())
+    json["gguf"].update({{"architecture", fit.summary.architecture},
+                         {"types", fit.summary.types},
+                         {"bytes", fit.summary.bytes}});
+  else
+    json["gguf"]["problem"] = fit.problem;
   return json;
 }
 
@@ -355,8 +390,10 @@ void run(const PlanOptions& options) {
   const Prediction prediction{estimate_run(*source, *model, plan, windows, seqlen, rates), rates,
                               windows, seqlen};
   const int64_t parameters = parameters_of(*source);
+  const GgufFit fit = fit_gguf(plan, *model, *source, !options.model.empty());
+  if (makes_gguf(options.result) && !fit.problem.empty()) fail("{}", fit.problem);
   if (options.json) {
-    fmt::print("{}\n", to_text(to_json(plan, sizes, loads, *model, prediction, parameters)));
+    fmt::print("{}\n", to_text(to_json(plan, sizes, loads, fit, *model, prediction, parameters)));
     return;
   }
   if (options.model.empty())
@@ -364,7 +401,7 @@ void run(const PlanOptions& options) {
         "by config.json alone: {} parameters, without tensors that a checkpoint may have besides "
         "and that are only copied\n\n",
         with_commas(parameters));
-  print(plan, sizes, loads, *model, prediction);
+  print(plan, sizes, loads, fit, *model, prediction);
 }
 
 }  // namespace

@@ -15,6 +15,9 @@
 #include "base/work_folder.h"
 #include "command.h"
 #include "console_observer.h"
+#include "export/decoded_checkpoint.h"
+#include "export/gguf.h"
+#include "gguf_report.h"
 #include "measure/coverage.h"
 #include "plan/loadable.h"
 #include "ranks.h"
@@ -161,6 +164,29 @@ void print_summary(const RunReport& report, const std::string& target, int64_t o
   fmt::print("written to {}; loads in {}\n", target, readers(loads));
 }
 
+/// Throws an Error if no GGUF file can be made of the export.
+void check_gguf(const Plan& plan, const Model& model, const Source& original) {
+  describe_gguf(original, model, [&](const Module& m) { return plan.modules[m.index].format; });
+}
+
+/// Makes the GGUF file of a finished export.
+GgufSummary make_gguf(const QuantizeCommandOptions& options, const Registry& registry,
+                      RunObserver& observer) {
+  const std::filesystem::path file = std::filesystem::path(options.save) / kGgufFile;
+  try {
+    const auto source = open_source(options.save, registry);
+    const auto model = registry.create_model(*source, options.model_type);
+    GgufSummary summary = write_gguf(*source, *model, file, options.overwrite, observer);
+    warn_of_changes(summary, options.save);
+    return summary;
+  } catch (const Error& e) {
+    fail(
+        "{}. The export in {} is complete but for this file; aqhost convert {} --to gguf --out {} "
+        "makes it",
+        e.what(), options.save, options.save, file.string());
+  }
+}
+
 QuantizeOptions run_options(const QuantizeCommandOptions& options) {
   QuantizeOptions result;
   result.target = options.save;
@@ -192,6 +218,7 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   const std::vector<Loadable> loads =
       loadable(plan, *model, *original, static_cast<int32_t>(options.result.gpus));
   check_target(loads, options.result.target);
+  if (makes_gguf(options.result)) check_gguf(plan, *model, *original);
   quantize_options.device = device(options, plan, opened);
   set_standard_limit(quantize_options);
   for (const Loadable& l : loads)
@@ -202,13 +229,18 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   quantize_options.comm = &comm;
   const RunReport report = quantize(*original, *model, plan, quantize_options);
   if (comm.rank() != 0) return;
+  std::optional<GgufSummary> gguf_file;
+  if (makes_gguf(options.result)) gguf_file = make_gguf(options, *registry, observer);
   if (const std::string warning = starved_warning(report); !warning.empty())
     spdlog::warn("{}", warning);
   if (options.json) {
-    fmt::print("{}\n", to_text(to_json(report)["totals"]));
+    Json totals = to_json(report)["totals"];
+    if (gguf_file) totals["gguf"] = to_json(*gguf_file);
+    fmt::print("{}\n", to_text(totals));
     return;
   }
   print_summary(report, options.save, original->stored_size().bytes, loads);
+  if (gguf_file) fmt::print("{}: {}\n", kGgufFile, summary_text(*gguf_file));
 }
 
 /// What the user must know if a signal stops a run before it has finished a layer.

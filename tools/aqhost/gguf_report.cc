@@ -1,0 +1,48 @@
+#include "gguf_report.h"
+
+#include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <span>
+
+#include "command.h"
+
+namespace aqhost {
+
+std::string summary_text(const GgufSummary& summary) {
+  std::vector<std::string> types;
+  for (const auto& [name, count] : summary.types)
+    types.push_back(fmt::format("{} in {}", count, name));
+  return fmt::format("GGUF for llama.cpp's {}: {} tensors ({}), {}", summary.architecture,
+                     summary.tensors, fmt::join(types, ", "), format_bytes(summary.bytes));
+}
+
+Json to_json(const GgufSummary& summary) {
+  const GgufRounding& r = summary.rounding;
+  return {{"architecture", summary.architecture},
+          {"tensors", summary.tensors},
+          {"types", summary.types},
+          {"bytes", summary.bytes},
+          {"left_out", summary.left_out},
+          {"scales", r.scales},
+          {"rounded_scales", r.rounded_scales},
+          {"worst_scale_change", r.worst_scale},
+          {"minima", r.minima},
+          {"rounded_minima", r.rounded_minima},
+          {"worst_minimum_change_in_steps", r.worst_minimum}};
+}
+
+void warn_of_changes(const GgufSummary& summary, const std::string& directory) {
+  constexpr std::size_t kMaximumNames = 3;
+  if (const auto& names = summary.left_out; !names.empty()) {
+    const auto shown = std::span(names).first(std::min(names.size(), kMaximumNames));
+    spdlog::warn("{}: {} tensor{} that llama.cpp does not have left out: {}{}", directory,
+                 names.size(), names.size() == 1 ? "" : "s", fmt::join(shown, ", "),
+                 names.size() > kMaximumNames ? ", ..." : "");
+  }
+  if (const std::string text = rounding_text(summary.rounding); !text.empty())
+    spdlog::warn("{}: {}", directory, text);
+}
+
+}  // namespace aqhost
