@@ -30,6 +30,7 @@ struct GgufFamily {
   bool fewer_kv;      // there may be fewer heads for keys than for queries
   bool tied;          // "output" may be absent
   bool routed_scale;  // reads expert_weights_scale
+  bool ffn_scales;    // multiplies FFNs by their matrix scales (see has_matrix_scale())
 };
 
 constexpr GgufFamily kFamilies[] = {
@@ -44,7 +45,8 @@ constexpr GgufFamily kFamilies[] = {
      .head_dim = false,
      .fewer_kv = false,
      .tied = false,
-     .routed_scale = false},
+     .routed_scale = false,
+     .ffn_scales = false},
     {.id = "mixtral",
      .architecture = "llama",
      .swaps_heads = true,
@@ -56,7 +58,8 @@ constexpr GgufFamily kFamilies[] = {
      .head_dim = true,
      .fewer_kv = true,
      .tied = true,
-     .routed_scale = false},
+     .routed_scale = false,
+     .ffn_scales = true},
     {.id = "qwen2_moe",
      .architecture = "qwen2moe",
      .swaps_heads = false,
@@ -68,7 +71,8 @@ constexpr GgufFamily kFamilies[] = {
      .head_dim = false,
      .fewer_kv = true,
      .tied = false,
-     .routed_scale = false},
+     .routed_scale = false,
+     .ffn_scales = false},
     {.id = "deepseek_moe",
      .architecture = "deepseek",
      .swaps_heads = true,
@@ -80,7 +84,8 @@ constexpr GgufFamily kFamilies[] = {
      .head_dim = false,
      .fewer_kv = true,
      .tied = true,
-     .routed_scale = true},
+     .routed_scale = true,
+     .ffn_scales = false},
 };
 
 const GgufFamily& gguf_family(const Model& model) {
@@ -388,7 +393,15 @@ class TensorList {
       fail("{}: {} is in {}, and GGUF has routers and the gates of shared experts in float32",
            source_.directory(), m.name, gguf_label(*format));
     try {
-      return gguf_type(*format, m.in_features);
+      const GgufType type = gguf_type(*format, m.in_features);
+      const bool ffn = m.key.role == AQ_ROLE_FFN_GATE || m.key.role == AQ_ROLE_FFN_UP ||
+                       m.key.role == AQ_ROLE_FFN_DOWN;
+      if (ffn && has_matrix_scale(type) && !family_.ffn_scales)
+        fail(
+            "llama.cpp's architecture {} ignores the scale of a matrix in {} in its FFNs; mxfp4 "
+            "(MXFP4) has none",
+            family_.architecture, gguf_label(*format));
+      return type;
     } catch (const Error& e) {
       fail("{}: {}: {}", source_.directory(), m.name, e.what());
     }

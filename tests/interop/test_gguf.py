@@ -1,0 +1,281 @@
+"""Tests that gguf-py, the reader of llama.cpp, decodes the GGUF files that aqhost writes to the same weights,
+bit for bit, under the names that llama.cpp has, and that their tokenizers have the same tokens.
+
+ctest runs this file with AQ_BUILD set to the build folder, in the virtual environment that tools/test
+creates.
+"""
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+import gguf
+import numpy
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from stored import load_folder
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+BUILD = pathlib.Path(os.environ["AQ_BUILD"])
+PLUGINS = BUILD / "plugins"
+ARCHITECTURES = {"olmoe": gguf.MODEL_ARCH.OLMOE, "mixtral": gguf.MODEL_ARCH.LLAMA,
+                 "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE, "deepseek-moe": gguf.MODEL_ARCH.DEEPSEEK}
+SWAPPED = ("mixtral", "deepseek-moe")  # llama.cpp rotates neighbours in these
+RECIPES = {
+    "int4": "{default: {wq: int4, group_size: 32}}",
+    "int8": "{default: {wq: int8, group_size: 64}}",
+    "mxfp4": "{default: {wq: mxfp4}}",
+    "zeros": "{default: {wq: int4, group_size: 32, symmetric: false},"
+             " overrides: [{pattern: '*.self_attn.*', wq: int5, group_size: 64, symmetric: false}]}",
+    "mixed": "{default: {wq: int4, group_size: 64}, overrides: [{pattern: '*.self_attn.*', wq: int8,"
+             " group_size: -1}, {pattern: '*.layers.1.*', wq: int5, group_size: 32},"
+             " {pattern: '*down_proj', wq: mxfp4}, {pattern: '*.w2', skip: true},"
+             " {pattern: lm_head, wq: int8, group_size: 32}]}",
+}
+logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of templates for pairs of texts
+NVFP4 = {"mixtral": "{default: {wq: nvfp4}}",  # in others, llama.cpp has the scale in attention alone
+         "olmoe": "{default: {wq: mxfp4}, overrides: [{pattern: '*.self_attn.*', wq: nvfp4}]}"}
+
+
+def run(*arguments, status=0):
+    done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True)
+    assert done.returncode == status, f"{arguments}: {done.returncode} {done.stdout}{done.stderr}"
+    return done
+
+
+def aqhost(command, *arguments, status=0):
+    return run(BUILD / "bin/aqhost", command, "--plugin-dir", PLUGINS, *arguments, status=status)
+
+
+def convert(folder, file, *arguments, status=0):
+    return aqhost("convert", folder, "--to", "gguf", "--out", file, *arguments, status=status)
+
+
+def unswapped(weight, heads):
+    """Undoes what LlamaModel.permute() of llama.cpp's converter does to the rows of q and k."""
+    size = weight.shape[0] // heads
+    return weight.reshape(heads, size // 2, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+class Gguf(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.work = pathlib.Path(cls.folder.name)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def new(self):
+        return pathlib.Path(tempfile.mkdtemp(dir=self.work))
+
+    def rounded(self, model, recipe, *arguments):
+        out = self.new()
+        (out / "recipe.yaml").write_text(recipe)
+        aqhost("quantize", "--model", model, "--config", out / "recipe.yaml", "--algorithm", "rtn",
+               "--save", out / "export", *arguments)
+        return out / "export"
+
+    def weights(self, checkpoint):
+        """Returns the weights of a checkpoint as aqhost decodes them."""
+        out = self.new()
+        (out / "ids.txt").write_text("1 2 3")
+        run(BUILD / "bin/interop_dump", PLUGINS, checkpoint, out / "ids.txt", out / "dump", "float32")
+        return {name: tensor.numpy() for name, tensor in load_folder(out / "dump").items()
+                if name != "logits" and not name.startswith("routes.")}
+
+    def names(self, family, weights, layers):
+        """Returns {name in the file: names in the checkpoint} by the tables of gguf-py."""
+        table = gguf.get_tensor_name_map(ARCHITECTURES[family], layers)
+        names = {}
+        for name in weights:
+            parts = name.split(".")
+            merged = name
+            if "experts" in parts:
+                at = parts.index("experts")
+                expert = int(parts[at + 1])
+                merged = ".".join(parts[:at + 1] + parts[at + 2:])
+                if family == "mixtral":
+                    merged = f"layers.{parts[2]}.feed_forward.experts.{'.'.join(parts[at + 2:])}"
+            mapped = table.get_name(merged, try_suffixes=(".weight", ".bias"))
+            self.assertIsNotNone(mapped, merged)
+            if "experts" in parts:
+                names.setdefault(mapped, {})[expert] = name
+            else:
+                names[mapped] = {0: name}
+        return {mapped: [of[i] for i in range(len(of))] for mapped, of in names.items()}
+
+    def check(self, family, checkpoint, file):
+        """Checks every tensor of the file. Returns the names of their types."""
+        config = json.loads((checkpoint / "config.json").read_text())
+        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+        weights = self.weights(checkpoint)
+        names = self.names(family, weights, config["num_hidden_layers"])
+        reader = gguf.GGUFReader(file)
+        tensors = {t.name: t for t in reader.tensors}
+        scales = {n for n in tensors if n.endswith(".scale")}
+        self.assertEqual(set(tensors) - scales, set(names))
+        for name in set(tensors) - scales:
+            tensor = tensors[name]
+            self.assertEqual(tensor.data_offset % 32, 0)
+            value = gguf.dequantize(tensor.data, tensor.tensor_type)
+            expected = numpy.stack([weights[n] for n in names[name]])
+            value = value.reshape(expected.shape)
+            of = name.split(".")[-2]
+            if family in SWAPPED and of in heads:
+                value = unswapped(value[0], heads[of])[None]
+            kind = tensor.tensor_type.name
+            if kind in ("Q4_1", "Q5_1"):  # scale x zero point is rounded to float16
+                blocks = tensor.data.reshape(-1, gguf.GGML_QUANT_SIZES[tensor.tensor_type][1])
+                step = blocks[:, :2].copy().view(numpy.float16).astype(numpy.float32)
+                if family in SWAPPED and of in heads:
+                    step = unswapped(step.reshape(expected.shape[1], -1), heads[of]).reshape(-1, 1)
+                error = numpy.abs((value - expected).reshape(-1, 32)) / step
+                self.assertLess(error.max(), 0.02, name)
+            elif kind == "NVFP4":  # 1 / the global scale is rounded to float32
+                scale = gguf.dequantize(tensors[name[:-6] + "scale"].data, gguf.GGMLQuantizationType.F32)
+                self.assertEqual(scale.shape, (len(expected),))
+                error = numpy.abs(value * scale[:, None, None] - expected)
+                self.assertLessEqual((error - 2.5e-7 * numpy.abs(expected)).max(), 0, name)
+            else:
+                self.assertTrue((value == expected).all(), f"{name} in {kind}")
+        self.check_metadata(family, checkpoint, reader, config)
+        return {t.tensor_type.name for t in reader.tensors}
+
+    def check_metadata(self, family, checkpoint, reader, config):
+        field = {name: f.contents() for name, f in reader.fields.items()}
+        arch = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]]
+        self.assertEqual(field["general.architecture"], arch)
+        self.assertEqual(field[f"{arch}.embedding_length"], config["hidden_size"])
+        self.assertEqual(field[f"{arch}.attention.head_count_kv"], config["num_key_value_heads"])
+        self.assertEqual(field[f"{arch}.expert_used_count"], config["num_experts_per_tok"])
+        tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        tokens = field["tokenizer.ggml.tokens"]
+        self.assertEqual(len(tokens), config["vocab_size"])
+        self.assertEqual({t: i for i, t in enumerate(tokens) if not t.startswith("[PAD")},
+                         tokenizer.get_vocab(with_added_tokens=True))
+        vocab = gguf.SpecialVocab(checkpoint, load_merges=family != "mixtral")
+        self.assertEqual(field.get("tokenizer.ggml.merges", []), vocab.merges)
+        for kind, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+            self.assertEqual(field.get(f"tokenizer.ggml.{key}_token_id"),
+                             vocab.special_token_ids.get(kind), kind)
+        self.assertEqual(field["tokenizer.ggml.add_bos_token"], vocab.add_special_token.get("bos", False))
+
+    def check_family(self, family, recipe):
+        export = self.rounded(TESTS / f"models/{family}-tiny", recipe)
+        convert(export, self.work / "m.gguf", "--overwrite")
+        return self.check(family, export, self.work / "m.gguf")
+
+    def check_dense(self, family):
+        model = TESTS / f"models/{family}-tiny"
+        convert(model, self.work / f"{family}.gguf")
+        self.assertEqual(self.check(family, model, self.work / f"{family}.gguf"), {"BF16", "F32"})
+
+    def test_types_of_a_mixed_export(self):
+        self.assertEqual(self.check_family("qwen2-moe", RECIPES["mixed"]),
+                         {"BF16", "F32", "Q4_0", "Q5_0", "Q8_0", "MXFP4"})
+
+    def test_rounded_minima_are_reported(self):
+        export = self.rounded(TESTS / "models/olmoe-tiny", RECIPES["zeros"])
+        done = convert(export, self.work / "zeros.gguf", "--json")
+        told = json.loads(done.stdout)
+        self.assertEqual((told["rounded_scales"], told["types"]["Q4_1"]), (0, 9))
+        self.assertGreater(told["rounded_minima"], 0)
+        self.assertLess(told["worst_minimum_change_in_steps"], 0.02)
+        self.assertIn("minima (scale x zero point) were rounded to float16", done.stderr)
+
+    def test_gptq_container(self):
+        export = self.rounded(TESTS / "models/olmoe-tiny", RECIPES["int4"], "--export", "gptq")
+        convert(export, self.work / "gptq.gguf")
+        self.assertIn("Q4_0", self.check("olmoe", export, self.work / "gptq.gguf"))
+
+    def test_run_with_export_gguf(self):
+        export = self.rounded(TESTS / "models/mixtral-tiny", RECIPES["int8"], "--export", "gguf")
+        self.assertIn("Q8_0", self.check("mixtral", export, export / "model.gguf"))
+        scales = {t.dtype for n, t in load_folder(export).items() if n.endswith("weight_scale")}
+        self.assertEqual({str(d) for d in scales}, {"torch.float16"})
+
+    def test_tied_embeddings(self):
+        """OLMoE's code in llama.cpp needs an output.weight."""
+        model = self.new()
+        for file in (TESTS / "models/olmoe-tiny").iterdir():
+            (model / file.name).write_bytes(file.read_bytes())
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+        tensors = load_file(model / "model.safetensors")
+        del tensors["lm_head.weight"]
+        save_file(tensors, model / "model.safetensors", {"format": "pt"})
+        convert(model, self.work / "tied.gguf")
+        tensors = {t.name: t for t in gguf.GGUFReader(self.work / "tied.gguf").tensors}
+        self.assertTrue((tensors["output.weight"].data == tensors["token_embd.weight"].data).all())
+
+    def check_refused(self, done, *words):
+        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        for word in words:
+            self.assertIn(word, done.stderr)
+        self.assertEqual(done.stdout, "")
+
+    def test_refused_before_anything_is_written(self):
+        olmoe = TESTS / "models/olmoe-tiny"
+        out = self.new()
+        cases = {
+            "{default: {wq: int3, group_size: 32}}":
+                ("q_proj", "no type for the numbers of int3 g32", "int4"),
+            "{default: {wq: int4, group_size: 16}}": ("q_proj", "Q4_0", "group_size: 32 fits"),
+            "{default: {wq: int4, group_size: 32}, overrides: [{pattern: '*.experts.3.up_proj', wq: int8}]}":
+                ("experts.0.up_proj is in int4 g32", "experts.3.up_proj in int8 g32"),
+            "{default: {wq: int4}, overrides: [{pattern: '*.mlp.gate', wq: int8}]}":
+                ("mlp.gate is in int8 g128", "routers"),
+            "{default: {wq: nvfp4}}": ("ignores the scale of a matrix", "mxfp4"),
+        }
+        for recipe, words in cases.items():
+            with self.subTest(recipe=recipe):
+                export = self.rounded(olmoe, recipe)
+                self.check_refused(convert(export, out / "m.gguf", "--log-level", "error", status=1), *words)
+                (out / "recipe.yaml").write_text(recipe)
+                plan = json.loads(aqhost("plan", "--model", olmoe, "--config", out / "recipe.yaml",
+                                         "--json").stdout)
+                self.assertIs(plan["gguf"]["fits"], False)
+                self.assertIn(words[-1], plan["gguf"]["problem"])
+                refused = aqhost("quantize", "--model", olmoe, "--config", out / "recipe.yaml",
+                                 "--algorithm", "rtn", "--export", "gguf", "--save", out / "export",
+                                 "--log-level", "error", status=1)
+                self.check_refused(refused, words[-1])
+                (out / "recipe.yaml").unlink()
+                self.assertEqual(list(out.iterdir()), [])
+
+    def test_plan_says_that_a_recipe_fits(self):
+        out = self.new()
+        (out / "recipe.yaml").write_text(RECIPES["int4"])
+        plan = aqhost("plan", "--model", TESTS / "models/olmoe-tiny", "--config", out / "recipe.yaml",
+                      "--json")
+        self.assertEqual(json.loads(plan.stdout)["gguf"]["types"], {"BF16": 2, "F32": 16, "Q4_0": 21})
+        text = aqhost("plan", "--config-only", TESTS / "models/olmoe-tiny/config.json", "--config",
+                      out / "recipe.yaml").stdout
+        self.assertRegex(text, r"fits GGUF \(llama.cpp\) +yes")
+
+    def test_an_existing_file_stays(self):
+        file = self.new() / "m.gguf"
+        file.write_text("mine")
+        done = convert(TESTS / "models/olmoe-tiny", file, status=1)
+        self.check_refused(done, "exists already", "--overwrite")
+        self.assertEqual(file.read_text(), "mine")
+
+
+for family in ARCHITECTURES:
+    setattr(Gguf, f"test_{family}_dense", lambda self, f=family: self.check_dense(f))
+    for recipe in RECIPES:
+        setattr(Gguf, f"test_{family}_{recipe}",
+                lambda self, f=family, r=recipe: self.assertIn("F32", self.check_family(f, RECIPES[r])))
+for family in NVFP4:
+    setattr(Gguf, f"test_{family}_nvfp4",
+            lambda self, f=family: self.assertIn("NVFP4", self.check_family(f, NVFP4[f])))
+
+
+if __name__ == "__main__":
+    unittest.main()
