@@ -29,7 +29,7 @@ MODEL = TESTS / "models/olmoe-tiny"
 CALIB = TESTS / "data/kjv_calib.txt"
 EVAL = TESTS / "data/kjv_eval.txt"
 RECIPE = ROOT / "configs/olmoe_int4.yaml"
-COMMANDS = ("inspect", "plan", "eval", "compare", "status", "tokenize", "verify", "plugins")
+COMMANDS = ("inspect", "plan", "eval", "compare", "convert", "status", "tokenize", "verify", "plugins")
 
 
 def aqhost(*arguments, plugins=BUILD / "plugins"):
@@ -131,6 +131,9 @@ class Usage(WorkFolder):
             self.fails(2, '--dtype "half": expected auto, float32 or bfloat16', *command, "--model", MODEL,
                        "--dtype", "half")
         self.fails(2, "--log-level", "inspect", "--model", MODEL, "--log-level", "loud")
+        self.fails(2, "--to: expected gguf", "convert", MODEL, "--out", self.work / "m.gguf")
+        self.fails(2, '--to "gptq": expected gguf', "convert", MODEL, "--to", "gptq", "--out", self.work / "m.gguf")
+        self.fails(2, "--out is missing", "convert", MODEL, "--to", "gguf")
 
 
 class OptionsThatApply(WorkFolder):
@@ -173,6 +176,7 @@ class OptionsThatApply(WorkFolder):
     def test_only_quantize_has_the_options_of_its_run(self):
         commands = {"inspect": ("--model", MODEL), "plan": ("--model", MODEL),
                     "eval": ("--model", MODEL, "--text", EVAL), "compare": (MODEL,),
+                    "convert": (MODEL, "--to", "gguf", "--out", self.work / "m.gguf"),
                     "tokenize": ("--model", MODEL, "--jsonl", "-"), "verify": ("--model", MODEL),
                     "plugins": ()}
         has = {"plan": {"--nsamples", "--seqlen", "--device"}, "eval": {"--dtype", "--device"},
@@ -186,7 +190,7 @@ class OptionsThatApply(WorkFolder):
                                plugins=None)
 
     def test_an_option_of_all_commands_is_unknown_to_those_that_ignore_it(self):
-        for command in ("inspect", "plan", "status", "tokenize", "verify", "plugins"):
+        for command in ("inspect", "plan", "convert", "status", "tokenize", "verify", "plugins"):
             self.fails(2, "unknown option --threads", command, "--threads", 1, plugins=None)
         self.fails(2, "unknown option --json", "tokenize", "--json", plugins=None)
 

@@ -39,7 +39,7 @@ void warn_of_rounded_inputs(const Source& source, const Model& model) {
 }
 
 void run(const ConvertOptions& options) {
-  if (options.to.empty()) throw UsageError("convert needs --to, the container to write: gguf");
+  if (options.to.empty()) throw UsageError("--to: expected gguf, the container to write");
   const auto registry = open_registry(options);
   const auto source = open_source(options.model, *registry);
   const auto model = registry->create_model(*source, options.model_type, options.strict);

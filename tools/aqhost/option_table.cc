@@ -42,9 +42,10 @@ po::typed_value<std::string>* OptionTable::text(const char* name, const char* va
 void OptionTable::choice(const char* name, const std::vector<std::string>& words,
                          std::string& field, const char* help) {
   text(name, "WORD", field, help)->notifier([name, words](const std::string& text) {
-    if (std::find(words.begin(), words.end(), text) == words.end())
-      throw UsageError(fmt::format("--{} \"{}\": expected {} or {}", name, text,
-                                   fmt::join(words.begin(), words.end() - 1, ", "), words.back()));
+    if (std::find(words.begin(), words.end(), text) != words.end()) return;
+    throw UsageError(fmt::format("--{} \"{}\": expected {}{}{}", name, text,
+                                 fmt::join(words.begin(), words.end() - 1, ", "),
+                                 words.size() > 1 ? " or " : "", words.back()));
   });
 }
 
