@@ -5,16 +5,15 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "plugin/registry.h"
+#include "export/all_plugins.h"
 
 namespace aqhost {
 namespace {
 
 std::shared_ptr<const Format> integers(int bits, int group_size, const Json& more = {}) {
-  static const Registry registry({AQ_BUILD_DIR "/plugins"});
   Json options{{"group_size", group_size}, {"scale_dtype", "float16"}};
   options.update(more.is_null() ? Json::object() : more);
-  return registry.create_format("int" + std::to_string(bits), options);
+  return all_plugins().create_format("int" + std::to_string(bits), options);
 }
 
 QuantizedMatrix some_matrix(const Format& format, int64_t rows, int64_t cols) {

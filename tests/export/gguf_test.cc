@@ -9,21 +9,16 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "export/all_plugins.h"
 #include "export/decoded_checkpoint.h"
 #include "export/gguf_convert.h"
 #include "export/gguf_tokenizer.h"
-#include "plugin/registry.h"
 #include "temp_folder.h"
 
 namespace aqhost {
 namespace {
 
 namespace fs = std::filesystem;
-
-const Registry& all_plugins() {
-  static const Registry registry({AQ_BUILD_DIR "/plugins"});
-  return registry;
-}
 
 std::shared_ptr<const Format> format_of(const std::string& id,
                                         const Json& options = Json::object()) {
@@ -70,6 +65,8 @@ float half_at(const std::byte* block, int i) {
 /// dequantize_row_*() in ggml-quants.c.
 float decoded(GgufType type, const std::byte* block, int j) {
   constexpr float kE2M1[] = {0, 0.5F, 1, 1.5F, 2, 3, 4, 6, 0, -0.5F, -1, -1.5F, -2, -3, -4, -6};
+  constexpr float kIq4Nl[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                              1,    13,   25,  38,  53,  69,  89,  113};
   const auto nibble = [block, j](int start) {
     return byte_at(block, start + j % 16) >> (j < 16 ? 0 : 4) & 15;
   };
@@ -86,6 +83,8 @@ float decoded(GgufType type, const std::byte* block, int j) {
       return half_at(block, 0) * number(nibble(8) | fifth(4) << 4) + half_at(block, 2);
     case GgufType::kQ8_0:
       return half_at(block, 0) * static_cast<float>(static_cast<int8_t>(byte_at(block, 2 + j)));
+    case GgufType::kIq4Nl:
+      return half_at(block, 0) * kIq4Nl[nibble(2)];
     case GgufType::kMxfp4:
       return std::ldexp(kE2M1[nibble(1)], static_cast<int>(byte_at(block, 0)) - 127);
     case GgufType::kNvfp4: {
@@ -249,6 +248,7 @@ TEST_CASE("blocks hold the codes and scales of every format that GGUF has") {
                                 {format_of("int5", with(64, false)), GgufType::kQ5_1},
                                 {format_of("int8", with(32)), GgufType::kQ8_0},
                                 {format_of("int8", with(-1)), GgufType::kQ8_0},
+                                {format_of("iq4_nl", half), GgufType::kIq4Nl},
                                 {format_of("mxfp4"), GgufType::kMxfp4},
                                 {format_of("nvfp4"), GgufType::kNvfp4}};
   for (const auto& [format, type] : cases) {
