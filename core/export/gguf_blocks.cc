@@ -172,7 +172,7 @@ void put_block(GgufType type, const FormatDesc& desc, const Block& block, BlockW
       return;
     case GgufType::kNvfp4:
       for (int g = 0; g < 4; g++) out.put(aq::e4m3_bits(block.params[g]), 1);
-      for (int g = 0; g < 4; g++) out.nibbles(codes + 16 * g, 8);
+      for (int64_t g = 0; g < 4; g++) out.nibbles(codes + 16 * g, 8);
       return;
     case GgufType::kF32:
     case GgufType::kF16:
