@@ -12,7 +12,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kPartBytes = int64_t{1} << 26;
+constexpr int64_t kPartBytes = int64_t{1} << 18;
 
 GgufSummary summary_of(const GgufModel& gguf) {
   GgufSummary summary;
