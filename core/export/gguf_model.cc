@@ -190,7 +190,7 @@ class OptionCheck {
     require(a.rope_dim() == a.head_dim && !a.rope_interleaved,
             "rotation of a part of a head, or of neighbours");
     require(a.rope_scale == 1 && plain_rope(a.rope_inv_freq).has_value(),
-            "rope scaling other than linear in what aqhost writes");
+            "rope scaling, other than linear, that aqhost can write");
     const float plain = 1 / std::sqrt(static_cast<float>(a.head_dim));
     require(std::fabs(a.scale / plain - 1) < 1e-6F, "other scale of attention");
   }
@@ -210,9 +210,9 @@ class OptionCheck {
     require(family_.routed_scale || f.routed_scale == 1, "factor of the experts' weights");
     require((f.shared_size > 0) == (family_.shared != SharedExpert::kNone),
             f.shared_size > 0 ? "shared experts" : "models without shared experts");
-    require(f.shared_gated == (family_.shared == SharedExpert::kGated), "such a shared expert");
+    require(f.shared_gated == (family_.shared == SharedExpert::kGated), "such shared experts");
     require(family_.shared != SharedExpert::kPlain || f.shared_size % f.inner_size == 0,
-            "such a size of shared experts");
+            "shared experts of such a size");
   }
 
   void check_bias(const Module& m) const {
