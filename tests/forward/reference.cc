@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "torch_doctest.h"
+
 namespace aqhost {
 namespace {
 
@@ -217,7 +219,11 @@ at::Tensor expert_output(const FakeModel& m, int32_t expert, const at::Tensor& x
   return linear(m, AQ_ROLE_FFN_DOWN, h, expert);
 }
 
+constexpr double kLeastLead = 1e-5;  // of scores; far above the rounding of float32
+
 /// The FFN's output for one token x [hidden]. FakeModel::route() chooses the experts and weights.
+/// The test fails if rounding to float32, which depends on the CPU, may change the choice: it then
+/// needs another input or another model.
 at::Tensor ffn(const FakeModel& m, const at::Tensor& x) {
   if (m.ffn.kind == AQ_FFN_DENSE) return expert_output(m, AQ_EXPERT_NONE, x);
   at::Tensor out = at::zeros_like(x);
@@ -229,6 +235,8 @@ at::Tensor ffn(const FakeModel& m, const at::Tensor& x) {
   const at::Tensor scores = m.router_bias ? logits + wide(m.tensor(AQ_ROLE_ROUTER_BIAS)) : logits;
   const at::Tensor order = scores.argsort(int64_t{0}, true);
   const int64_t used = m.ffn.top_k - (logits[0].item<double>() > 0 ? 1 : 0);
+  const at::Tensor lead = scores[order[used - 1]] - scores[order[used]];
+  REQUIRE(std::min(lead.item<double>(), std::abs(logits[0].item<double>())) > kLeastLead);
   for (int64_t slot = 0; slot < used; slot++) {
     const auto e = order[slot].item<int64_t>();
     const at::Tensor weight =
