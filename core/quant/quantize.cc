@@ -7,6 +7,7 @@
 #include "quant/factor.h"
 #include "quant/gpu.h"
 #include "quant/groups.h"
+#include "quant/products.h"
 #include "quant/solve.h"
 #include "quant/solve_by_callbacks.h"
 #include "quant/sweep.h"
@@ -40,7 +41,7 @@ at::Tensor row_losses(const at::Tensor& weights, const at::Tensor& values,
   for (int64_t begin = 0; begin < in; begin += block) {
     const int64_t n = std::min(block, in - begin), rest = in - begin - n;
     const at::Tensor here = d.narrow(2, begin, n), h = damped.narrow(2, begin, n);
-    at::Tensor products = at::bmm(here, h.narrow(1, begin, n));
+    at::Tensor products = row_products(here, h.narrow(1, begin, n));
     if (rest > 0)
       products.baddbmm_(d.narrow(2, begin + n, rest), h.narrow(1, begin + n, rest), 1, 2);
     losses += products.mul_(here).sum(2, false, at::kDouble);
@@ -54,7 +55,7 @@ at::Tensor rows_of(const at::Tensor& t, int64_t begin, int64_t count) {
 }
 
 /// Calls body(begin, count) for parts of `rows` rows. A part has `at_once` rows, and the last one
-/// up to kRows - 1 more: few rows would be multiplied by other kernels, which add in another order.
+/// up to kRows - 1 more, because the sums over few rows could be computed in another order.
 template <typename Body>
 void for_row_parts(int64_t rows, int64_t at_once, Body body) {
   for (int64_t begin = 0, n = 0; begin < rows; begin += n) {
@@ -72,7 +73,7 @@ at::Tensor permuted(const at::Tensor& t, const at::Tensor& order) {
 /// weights + products H^-1, with H^-1 = U^T U. Weights whose H has no factor stay as they are.
 at::Tensor shifted(const at::Tensor& weights, const at::Tensor& products, const Factors& factors) {
   at::Tensor change = permuted(products, factors.order);
-  change = at::bmm(at::bmm(change, factors.upper.transpose(1, 2)), factors.upper);
+  change = row_products(row_products(change, factors.upper.transpose(1, 2)), factors.upper);
   for (int64_t e = 0; e < weights.size(0); e++)
     if (factors.failed[static_cast<std::size_t>(e)]) change[e].zero_();
   return weights + permuted(change, factors.order.argsort(int64_t{1}));

@@ -15,7 +15,7 @@ struct GptqOptions {
   int64_t block = 128;       // columns solved between two updates of the columns after them
   int sweeps = 1;            // see sweep_described(); 0: only GPTQ
   double feedback = 0.75;    // share of the shift that is made up for
-  int64_t rows_at_once = 0;  // see quantize_gptq(); a multiple of 64, or 0: all rows
+  int64_t rows_at_once = 0;  // see quantize_gptq(); a multiple of kProductRows, or 0: all rows
   bool tf32 = true;          // a GPU may round the factors of matrix products to TF32
 };
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/interrupt.h"
+#include "quant/products.h"
 #include "quant/rounder.h"
 #include "quant/tile.h"
 
@@ -64,7 +65,7 @@ class RowSolver {
       });
       if (rest == 0) break;
       const at::Tensor upper = factors_.upper.narrow(1, begin, n).narrow(2, begin + n, rest);
-      weights_.narrow(2, begin + n, rest).baddbmm_(errors_.narrow(2, 0, n), upper, 1, -1);
+      add_row_products(weights_.narrow(2, begin + n, rest), errors_.narrow(2, 0, n), upper, -1);
     }
     const at::Tensor order = factors_.order.unsqueeze(1).expand({count_, rows_, in_});
     batch_.codes.scatter_(2, order, codes_);

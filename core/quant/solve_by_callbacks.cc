@@ -1,6 +1,7 @@
 #include "quant/solve_by_callbacks.h"
 
 #include "base/interrupt.h"
+#include "quant/products.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -36,12 +37,17 @@ class MatrixSolver {
       // Rounds dim columns at once. If D is their error, the columns after them change by -D
       // U_vv^-1 U_v,rest.
       const at::Tensor u = upper_.narrow(0, begin, dim);
-      const at::Tensor error = at::linalg_solve_triangular(u.narrow(1, begin, dim), delta,
-                                                           /*upper=*/true, /*left=*/false);
-      batch_.loss[e_].add_(error.to(at::kDouble).square().sum(1), 0.5);
       const int64_t rest = in - begin - dim;
-      if (rest > 0)
-        weights_.narrow(1, begin + dim, rest).addmm_(error, u.narrow(1, begin + dim, rest), 1, -1);
+      for_product_tiles(1, rows_, 1, [&](const ProductTile& t) {
+        const auto rows = [&](const at::Tensor& of) { return of.narrow(0, t.row, t.rows); };
+        const at::Tensor error = at::linalg_solve_triangular(u.narrow(1, begin, dim), rows(delta),
+                                                             /*upper=*/true, /*left=*/false);
+        rows(batch_.loss[e_]).add_(error.to(at::kDouble).square().sum(1), 0.5);
+        if (rest > 0)
+          rows(weights_)
+              .narrow(1, begin + dim, rest)
+              .addmm_(error, u.narrow(1, begin + dim, rest), 1, -1);
+      });
     }
   }
 

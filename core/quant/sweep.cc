@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/interrupt.h"
+#include "quant/products.h"
 #include "quant/rounder.h"
 #include "quant/tile.h"
 
@@ -47,7 +48,7 @@ class Sweeper {
         weights_(weights),
         hessians_(hessians),
         batch_(batch),
-        gradient_(at::bmm(batch.values - weights, hessians)),
+        gradient_(row_products(batch.values - weights, hessians)),
         change_(at::empty({count_, rows_, block_}, at::kFloat)) {}
 
   void sweep() {
@@ -60,7 +61,7 @@ class Sweeper {
         for (int64_t task = first; task < last; task++)
           sweep_rows(work, task / row_tasks, task % row_tasks * kRows, begin, n);
       });
-      gradient_.baddbmm_(change_.narrow(2, 0, n), hessians_.narrow(1, begin, n));
+      add_row_products(gradient_, change_.narrow(2, 0, n), hessians_.narrow(1, begin, n), 1);
     }
   }
 

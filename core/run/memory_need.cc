@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "quant/products.h"
 #include "quant/tile.h"
 
 namespace aqhost {
@@ -53,7 +54,7 @@ bool has_refined(const Plan& plan) {
                      [](const PlannedModule& m) { return m.format && m.recipe.refine_steps > 0; });
 }
 
-constexpr int64_t kLeastAtOnce = 2 * kRows - 1;  // see quantize_gptq()
+constexpr int64_t kLeastAtOnce = kProductRows + kRows - 1;  // see quantize_gptq()
 
 /// The bytes for solving the largest group of planned modules that share an input, with as few rows
 /// at once as possible: of those in layers, or if `head` of those outside.
@@ -137,9 +138,9 @@ int64_t rows_to_solve_at_once(int64_t features, int64_t rows, int64_t room) {
   if (room == 0 || solve_bytes(features, rows, rows) <= room) return 0;
   // the last part has up to kRows - 1 rows more than the others
   const int64_t fit = (room - solve_bytes(features, rows, kRows - 1)) / (40 * features);
-  const int64_t most = std::max(fit / kRows, int64_t{1}) * kRows;
+  const int64_t most = std::max(fit / kProductRows, int64_t{1}) * kProductRows;
   const int64_t parts = (rows + most - 1) / most;
-  return ((rows + parts - 1) / parts + kRows - 1) / kRows * kRows;
+  return ((rows + parts - 1) / parts + kProductRows - 1) / kProductRows * kProductRows;
 }
 
 }  // namespace aqhost

@@ -248,8 +248,8 @@ TEST_CASE("one thread count gives the same bytes every time, and any gives the r
 }
 
 TEST_CASE("rows that are solved in parts give the bytes of rows that are solved at once") {
-  Problem problem(2, 200, 96, 16);
-  problem.weights.narrow(1, 150, 50).mul_(3);  // so that parts differ in what matrices share
+  Problem problem(2, 840, 96, 16);
+  problem.weights.narrow(1, 600, 240).mul_(3);  // so that parts differ in what matrices share
   const double mean = problem.hessians[1].diagonal().mean().item<double>();
   problem.hessians[1][3][4] = problem.hessians[1][4][3] = mean * 1000;  // has no factor
   const at::Tensor shifts = 0.05 * problem.hessians;
@@ -271,7 +271,7 @@ TEST_CASE("rows that are solved in parts give the bytes of rows that are solved 
         return quantize_gptq(*format, problem.weights, problem.hessians, options, shifts);
       };
       const QuantizedBatch whole = solve(0);
-      for (const int64_t at_once : {64, 128}) {  // the last part has 72 rows
+      for (const int64_t at_once : {256, 512}) {  // the last part has 328 rows
         const QuantizedBatch parts = solve(at_once);
         CHECK(parts.codes.equal(whole.codes));
         CHECK(parts.params.equal(whole.params));

@@ -30,7 +30,7 @@ TEST_CASE("the memory need counts states, a layer, a solver's group and the embe
   const MemoryNeed need = need_of(open, "{default: {group_size: 16}}");
   const int64_t layer = 4 * 64 * 64 + 4 * 64 + 4 * 3 * 64 * 48;
   CHECK(need.layers == 1500 * 64 * (4 + 2) + 2 * layer);
-  CHECK(need.solver == 28 * 64 * 64 + 20 * 64 * 3 * 64 + 40 * 64 * 127);  // q, k and v
+  CHECK(need.solver == 28 * 64 * 64 + 20 * 64 * 3 * 64 + 40 * 64 * 3 * 64);  // q, k and v
   CHECK(need.states == 1500 * 64 * 4);
   CHECK(need.embedding == 2 * 2048 * 64);
 }
@@ -124,13 +124,13 @@ TEST_CASE(
   CHECK(rows_to_solve_at_once(features, rows, 0) == 0);  // no limit
   CHECK(rows_to_solve_at_once(features, rows, all) == 0);
   CHECK(rows_to_solve_at_once(features, rows, all - 1) == 512);  // two parts
-  for (const int64_t room : {all - 1, all - 10'000'000, all - 25'000'000, all - 34'000'000}) {
+  for (const int64_t room : {all - 1, all - 10'000'000, all - 25'000'000, all - 27'000'000}) {
     const int64_t at_once = rows_to_solve_at_once(features, rows, room);
-    CHECK(at_once % 64 == 0);
+    CHECK(at_once % 256 == 0);
     CHECK(solve_bytes(features, rows, at_once + 63) <= room);
   }
-  CHECK(rows_to_solve_at_once(features, rows, solve_bytes(features, rows, 127)) == 64);
-  CHECK(rows_to_solve_at_once(features, rows, 1) == 64);
+  CHECK(rows_to_solve_at_once(features, rows, solve_bytes(features, rows, 319)) == 256);
+  CHECK(rows_to_solve_at_once(features, rows, 1) == 256);
 }
 
 }  // namespace
