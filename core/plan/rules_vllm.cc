@@ -215,7 +215,28 @@ void check_gpt_oss_in_vllm(const Export& e, const ModelFacts& facts, Findings& f
     f.refuse("config.json", "vLLM supports gpt-oss only with a rotary embedding of type yarn");
 }
 
+/// models/deepseek_v2.py: DeepseekAttention gives its linear maps no names, so that vLLM finds
+/// their format only where it looks for none: in compressed-tensors of one scheme, whose target is
+/// Linear.
+void check_deepseek_attention(const Export& e, Findings& f) {
+  const bool gptq = e.plan.container->name() == "gptq";
+  const bool reads_quantized = !gptq && count_schemes(e.plan) == 1;
+  for (const PlannedModule& m : e.plan.modules) {
+    if (!is_role(m, {AQ_ROLE_ATTN_Q, AQ_ROLE_ATTN_K, AQ_ROLE_ATTN_V, AQ_ROLE_ATTN_O}) ||
+        (m.format != nullptr) == reads_quantized)
+      continue;
+    f.refuse(
+        m.module->name,
+        reads_quantized
+            ? "vLLM gives attention in DeepSeek-MoE no names, and takes it for quantized where "
+              "all quantized modules are of one format"
+            : "vLLM gives attention in DeepSeek-MoE no names, and takes it for dense in GPTQ's "
+              "layout, and where quantized modules are of several formats");
+  }
+}
+
 void check_deepseek_moe(const Export& e, Findings& f) {
+  check_deepseek_attention(e, f);
   if (e.has_file("configuration_deepseek.py") && e.original.config().contains("auto_map"))
     f.note("config.json", "vLLM reads configuration_deepseek.py: give --trust-remote-code");
   else

@@ -2,6 +2,7 @@
 // models have shapes and no weights.
 
 #include "base/error.h"
+#include "export/autogptq.h"
 #include "plan/loadable.h"
 #include "shapes_only.h"
 #include "small_model.h"
@@ -175,18 +176,31 @@ ShapesOnly minimax(const Json& changes) {
   return model;
 }
 
+/// One layer with routed and shared experts.
+ShapesOnly deepseek_moe() {
+  ShapesOnly model(config_of("deepseek", {{"n_routed_experts", kExperts}, {"n_shared_experts", 1}},
+                             Json::object()));
+  add_frame(model);
+  add_norms(model, kLayer);
+  add_attention(model, kLayer, kHidden / 4);
+  add_experts(model, kLayer + "mlp.");
+  model.ffn(kLayer + "mlp.shared_experts.", kInner, kHidden);
+  return model;
+}
+
 struct Loads {
   Loadable vllm, sglang, transformers;
 };
 
-Plan plan_of(const Model& model, const std::string& recipe) {
-  return make_plan(model, Recipe::parse(recipe, "r.yaml"), registry(), "");
+Plan plan_of(const Model& model, const std::string& recipe,
+             const Container& container = compressed_tensors()) {
+  return make_plan(model, Recipe::parse(recipe, "r.yaml"), registry(), "", container);
 }
 
-Loads loads_of(const ShapesOnly& source,
-               const std::string& recipe = "{default: {group_size: 64}}") {
+Loads loads_of(const ShapesOnly& source, const std::string& recipe = "{default: {group_size: 64}}",
+               const Container& container = compressed_tensors()) {
   const auto model = registry().create_model(source, "auto");
-  const auto loads = loadable(plan_of(*model, recipe), *model, source);
+  const auto loads = loadable(plan_of(*model, recipe, container), *model, source);
   return {loads[0], loads[1], loads[2]};
 }
 
@@ -196,6 +210,24 @@ bool says(const std::vector<std::string>& sentences, const std::string& text) {
 }
 
 const std::string kUniform = "{default: {group_size: 64}}";
+
+TEST_CASE("attention of DeepSeek-MoE has no names in vLLM; tests/engines holds it to that") {
+  const std::string dense = ", overrides: [{pattern: '*.self_attn.*', skip: true}";
+  const std::string int4 = "{default: {group_size: 64}", one_dense = int4 + dense + "]}";
+  const std::string other =
+      int4 + ", overrides: [{pattern: '*.shared_experts.*', group_size: 32}]}";
+  const std::string other_dense =
+      int4 + dense + ", {pattern: '*.shared_experts.*', group_size: 32}]}";
+  const auto refuses = [](const std::string& recipe, const Container& container) {
+    return says(loads_of(deepseek_moe(), recipe, container).vllm.refused, "gives attention");
+  };
+  CHECK(!refuses(kUniform, compressed_tensors()));
+  CHECK(refuses(one_dense, compressed_tensors()));
+  CHECK(refuses(other, compressed_tensors()));
+  CHECK(!refuses(other_dense, compressed_tensors()));
+  CHECK(refuses(kUniform, autogptq()));
+  CHECK(!refuses(one_dense, autogptq()));
+}
 
 TEST_CASE("published DeepSeek-V3 with a dense kv_b_proj loads in all three engines") {
   const ShapesOnly model = latent_model("deepseek_v3", 64, kPublishedV3);
