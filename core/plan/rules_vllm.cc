@@ -4,8 +4,8 @@
 // kernel runs experts), layers/quantization/utils/marlin_utils.py and
 // kernels/linear/mixed_precision (which sizes a kernel accepts), models/ and models/utils.py (the
 // options of each family; a bias without a parameter is silently skipped). They hold on a GPU;
-// without one, vLLM has few of these kernels. Exports of OLMoE, Mixtral, Qwen2-MoE and DeepSeek-MoE
-// in every format below were loaded in vLLM; of the other families, only the source was read.
+// without one, vLLM has few of these kernels. tests/engines loads exports of OLMoE, Mixtral,
+// Qwen2-MoE and DeepSeek-MoE in vLLM; of the other families, only the source was read.
 
 #include <fmt/format.h>
 
