@@ -1,6 +1,5 @@
 #include "calibrate/hessian.h"
 
-#include "base/error.h"
 #include "calibrate/gram.h"
 #include "tensor/bfloat16_tile.h"
 #include "tensor/kernels.h"
@@ -64,24 +63,6 @@ void Hessian::add_shift(const at::Tensor& x, const at::Tensor& weights, const at
   if (in_bfloat16(x)) return add_shift_products(shift_, x, weights, original, scale);
   const at::Tensor wide = x.to(at::kFloat);
   shift_.addmm_(weighted(original.to(at::kFloat) - wide, weights).t(), wide, 1, scale);
-}
-
-at::Tensor Hessian::is_finite() const {
-  // a float64 sum of float32 values is finite exactly if all of them are
-  at::Tensor sum = sum_.sum(at::kDouble);
-  if (shift_.defined()) sum += shift_.sum(at::kDouble);
-  return at::isfinite(sum);
-}
-
-void Hessian::check_finite(const std::string& module) const {
-  if (!is_finite().item<bool>()) fail_not_finite(module);
-}
-
-void Hessian::fail_not_finite(const std::string& module) {
-  fail(
-      "{}: the Hessian of its inputs is not finite: the model's activations overflow on the "
-      "calibration text",
-      module);
 }
 
 std::vector<double> Hessian::weights_of(const std::vector<Hessian>& hessians) {

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -34,12 +33,6 @@ class Hessian {
   /// `original` has the shape and type of x.
   void add_shift(const at::Tensor& x, const at::Tensor& weights, const at::Tensor& original,
                  double scale);
-
-  /// Whether both sums are finite, as a bool on their device.
-  at::Tensor is_finite() const;
-  /// Throws an Error that names `module` if a sum is not finite.
-  void check_finite(const std::string& module) const;
-  [[noreturn]] static void fail_not_finite(const std::string& module);
 
   int64_t tokens() const { return tokens_; }
   double weight() const { return weight_.item<double>(); }  // sum of s; waits for the device

@@ -43,14 +43,13 @@ void quantize_head(const Source& original, const Model& model, const Plan& plan,
     reduce_hessians(comm, hessians, {0});
     if (comm.rank() != 0) continue;
     hessian = std::move(hessians.front());
-    hessian.check_finite(module.name);
     Solution solution;
     solution.tokens = hessian.tokens();
     solution.weight = hessian.weight();
     std::vector<Hessian> of_head;
     of_head.push_back(std::move(hessian));
     const QuantizedBatch batch = solve_weights(
-        planned, plan.settings,
+        {&planned}, plan.settings,
         read_tensor(original, module.weight, {module.out_features, module.in_features})
             .unsqueeze(0),
         std::move(of_head), room);

@@ -7,6 +7,7 @@
 #include <map>
 #include <utility>
 
+#include "base/error.h"
 #include "quant/factor.h"
 #include "run/beside.h"
 #include "run/memory_need.h"
@@ -53,8 +54,10 @@ at::Tensor stack_shifts(const std::vector<Hessian>& hessians) {
 
 }  // namespace
 
-QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
-                             at::Tensor weights, std::vector<Hessian> hessians, int64_t room) {
+QuantizedBatch solve_weights(const std::vector<const PlannedModule*>& modules,
+                             const RunSettings& settings, at::Tensor weights,
+                             std::vector<Hessian> hessians, int64_t room) {
+  const PlannedModule& module = *modules.front();
   GptqOptions options;
   options.percdamp = settings.percdamp;
   options.actorder = settings.actorder;
@@ -63,15 +66,22 @@ QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& set
   for (const Hessian& h : hessians) sums.push_back(h.sum());
   at::Tensor stacked = stack(sums);
   sums.clear();
-  if (module.recipe.algorithm != "gptq")
-    return quantize_rtn(*module.format, weights, stacked, options);
-  at::Tensor shifts = stack_shifts(hessians);
-  hessians.clear();
-  options.rows_at_once =
-      rows_to_solve_at_once(weights.size(2), weights.size(1),
-                            room == 0 ? 0 : std::max<int64_t>(1, room / weights.size(0)));
-  return quantize_gptq(*module.format, std::move(weights), std::move(stacked), options,
-                       std::move(shifts));
+  try {
+    if (module.recipe.algorithm != "gptq")
+      return quantize_rtn(*module.format, weights, stacked, options);
+    at::Tensor shifts = stack_shifts(hessians);
+    hessians.clear();
+    options.rows_at_once =
+        rows_to_solve_at_once(weights.size(2), weights.size(1),
+                              room == 0 ? 0 : std::max<int64_t>(1, room / weights.size(0)));
+    return quantize_gptq(*module.format, std::move(weights), std::move(stacked), options,
+                         std::move(shifts));
+  } catch (const NotFinite& e) {
+    fail(
+        "{}: the Hessian of its inputs is not finite: the model's activations overflow on the "
+        "calibration text",
+        modules[e.matrix()]->module->name);
+  }
 }
 
 void reduce_hessians(Comm& comm, std::vector<Hessian>& hessians, const std::vector<int>& owners) {
@@ -191,9 +201,11 @@ std::vector<NewWeight> Solver::solve_here(SolveTask task) {
 /// Frees the Hessians of the groups as soon as it can.
 void Solver::solve_alike(std::vector<SolveGroup> groups, int64_t room,
                          std::vector<NewWeight>& weights) {
+  std::vector<const PlannedModule*> modules;  // the first of each group
   std::vector<at::Tensor> matrices;
   std::vector<Hessian> hessians;
   for (SolveGroup& group : groups) {
+    modules.push_back(group.members.front().planned);
     std::vector<at::Tensor> rows;
     for (const SolveGroup::Member& m : group.members) rows.push_back(m.weight);
     matrices.push_back(at::cat(rows).to(at::kFloat));
@@ -202,14 +214,9 @@ void Solver::solve_alike(std::vector<SolveGroup> groups, int64_t room,
   }
   at::Tensor stacked = stack(matrices);
   matrices.clear();
-  const PlannedModule& first = *groups.front().members.front().planned;
   timer_.begin("solve");
-  QuantizedBatch solved;
-  try {
-    solved = solve_weights(first, settings_, std::move(stacked), std::move(hessians), room);
-  } catch (const NotFinite& e) {
-    Hessian::fail_not_finite(groups[e.matrix()].members.front().planned->module->name);
-  }
+  const QuantizedBatch solved =
+      solve_weights(modules, settings_, std::move(stacked), std::move(hessians), room);
   for (std::size_t e = 0; e < groups.size(); e++) {
     int64_t row = 0;
     for (const SolveGroup::Member& m : groups[e].members) {

@@ -47,11 +47,12 @@ struct NewWeight {
   at::Tensor values;  // [out, in] f32, or of the layer's type if another rank has solved it; a view
 };
 
-/// Solves weights [E, out, in] of modules with the recipe of `module`, each matrix under its
-/// Hessian, within `room` bytes (see SolveTask). Memory is saved if the caller moves its tensors
-/// here.
-QuantizedBatch solve_weights(const PlannedModule& module, const RunSettings& settings,
-                             at::Tensor weights, std::vector<Hessian> hessians, int64_t room);
+/// Solves weights [E, out, in], each matrix under its Hessian, within `room` bytes (see SolveTask).
+/// modules[e] is one whose rows matrix e has; all have the same recipe. Throws an Error that names
+/// the module whose Hessian is not finite. Memory is saved if the caller moves its tensors here.
+QuantizedBatch solve_weights(const std::vector<const PlannedModule*>& modules,
+                             const RunSettings& settings, at::Tensor weights,
+                             std::vector<Hessian> hessians, int64_t room);
 
 /// Adds up the Hessians of all ranks (see Comm::reduce()): hessians[i] of rank owners[i] becomes
 /// the sum, and those of the other ranks lose their matrices. tokens() and weight() become the sums

@@ -3,6 +3,7 @@
 #include <map>
 #include <string>
 
+#include "base/error.h"
 #include "other_device.h"
 #include "torch_doctest.h"
 #include "walked_layer.h"
@@ -105,6 +106,21 @@ TEST_CASE(
     }
   }
   CHECK(at::isfinite(run.after).all().item<bool>());
+}
+
+TEST_CASE("the module whose Hessian is not finite is named") {
+  for (const char* algorithm : {"gptq", "rtn"}) {
+    CAPTURE(algorithm);
+    WalkedLayer run;
+    run.plan_role(AQ_ROLE_FFN_DOWN, algorithm, 1);
+    run.fake.tensor(AQ_ROLE_FFN_UP, 3).mul_(1e25);  // the squares of what it gives overflow
+    std::string name;
+    for (const Module& module : run.model->modules())
+      if (module.key.role == AQ_ROLE_FFN_DOWN && module.key.expert == 3) name = module.name;
+    const std::string message = name + ": the Hessian of its inputs is not finite";
+    CHECK_THROWS_WITH_AS(run.run(hidden_states(6, 40, 3)), doctest::Contains(message.c_str()),
+                         Error);
+  }
 }
 
 TEST_CASE("the original model's hidden states behind a layer are those of the original layer") {
