@@ -48,6 +48,13 @@ function(aq_precompiled target from)
   target_precompile_headers(${target} REUSE_FROM ${from})
 endfunction()
 
+# aq_plugin_precompiled(TARGET): the same with the precompiled header of the plugins, which has the
+# standard library and nlohmann/json, for a plugin or a test that sees nothing but the SDK.
+function(aq_plugin_precompiled target)
+  aq_precompiled(${target} aq_plugin_headers)
+  target_link_libraries(${target} PRIVATE aq_json_templates)
+endfunction()
+
 # aq_compile_quickly(TARGET): for code that a run spends no time in. The optimizer takes two thirds of
 # the time of a file that handles JSON or options.
 function(aq_compile_quickly target)
@@ -112,18 +119,19 @@ set(AQ_TEST_ENVIRONMENT GOMP_SPINCOUNT=5000)
 # ATEN: they include LibTorch's headers.
 function(aq_test module)
   cmake_parse_arguments(ARG "ATEN" "" "SOURCES;DEPS" ${ARGN})
-  add_executable(test_${module} ${ARG_SOURCES} ${PROJECT_SOURCE_DIR}/tests/main.cc)
+  add_executable(test_${module} ${ARG_SOURCES})
   target_include_directories(test_${module} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
-  target_link_libraries(test_${module} PRIVATE ${ARG_DEPS} doctest::doctest)
+  target_link_libraries(test_${module} PRIVATE ${ARG_DEPS} aq_doctest_main)
   target_compile_definitions(test_${module} PRIVATE
     AQ_TESTS_DIR="${PROJECT_SOURCE_DIR}/tests" AQ_BUILD_DIR="${PROJECT_BINARY_DIR}")
-  # it implements doctest, which must not have been included before
-  set_source_files_properties(${PROJECT_SOURCE_DIR}/tests/main.cc PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   aq_compile_options(test_${module})
   aq_compile_quickly(test_${module})
   if(ARG_ATEN)
     aq_precompiled(test_${module} aqhost_tensor)
-  elseif(NOT module MATCHES "^(sdk|formats)$")  # one sees the SDK alone, one is compiled for OpenMP
+  elseif(module STREQUAL sdk)  # it sees the SDK alone
+    set_target_properties(test_sdk PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+    aq_plugin_precompiled(test_sdk)
+  elseif(NOT module STREQUAL formats)  # this one is compiled for OpenMP
     aq_precompiled(test_${module} aqhost_base)
   endif()
   list(FILTER ARG_SOURCES INCLUDE REGEX "_test\\.cc$")
