@@ -14,6 +14,8 @@ namespace {
 
 constexpr uint32_t kMaximumGroupParams = 1u << 16, kMaximumTensorParams = 1u << 24;
 constexpr uint32_t kMaximumPacked = 16;
+constexpr uint32_t kKnownFlags =
+    AQ_FORMAT_ZERO_POINT | AQ_FORMAT_GLOBAL_SCALE | AQ_FORMAT_SIGNED_SCALE;
 constexpr uint32_t kMaximumSearch = 4096;
 constexpr uint32_t kMaximumGroupSizes = 64;
 
@@ -133,6 +135,10 @@ void Format::check_description() const {
     lie("scale_round {} does not go with scale_kind {}", d.scale_round, d.scale_kind);
   if (d.fit_rule == AQ_FIT_ABSMAX && !(d.scale_divisor > 0 && std::isfinite(d.scale_divisor)))
     lie("scale_divisor is {}, expected a positive number", d.scale_divisor);
+  if ((d.flags & ~kKnownFlags) != 0) lie("the flags {:#x} are not known", d.flags);
+  const bool has_real_scale = known(d.scale_kind, {AQ_SCALE_F32, AQ_SCALE_F16, AQ_SCALE_BF16});
+  if (d.signed_scale() && !(d.fit_rule == AQ_FIT_ABSMAX && has_real_scale))
+    lie("scales with a sign go with the absmax rule and scales of float32, float16 or bfloat16");
   if (d.zero_point() != (d.fit_rule == AQ_FIT_MINMAX) ||
       (d.zero_point() && d.element_kind != AQ_ELEM_INT))
     lie("zero points go with integers and the min-max rule");

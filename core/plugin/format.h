@@ -33,6 +33,7 @@ struct FormatDesc : aq_format_desc {
   std::span<const int32_t> allowed_group_sizes() const { return {group_sizes, n_group_sizes}; }
   bool zero_point() const { return (flags & AQ_FORMAT_ZERO_POINT) != 0; }
   bool global_scale() const { return (flags & AQ_FORMAT_GLOBAL_SCALE) != 0; }
+  bool signed_scale() const { return (flags & AQ_FORMAT_SIGNED_SCALE) != 0; }
   /// Whether the host can compute everything from this description.
   bool described() const { return element_kind != AQ_ELEM_CUSTOM && fit_rule != AQ_FIT_CUSTOM; }
   /// Whether the host rounds to this format itself (quant/rounder.h); otherwise it asks the plugin.

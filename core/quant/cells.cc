@@ -1,6 +1,8 @@
 #include "quant/cells.h"
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "quant/rounder.h"
 #include "tensor/tensor.h"
@@ -35,6 +37,7 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
   }
 
   level_ = at::empty({rows, cols}, at::kInt);
+  falls_.resize(static_cast<std::size_t>(rows * cols));
   for (at::Tensor* t : {&place_, &value_, &up_, &down_}) *t = at::empty({rows, cols});
   const float global = desc.tensor_params > 0 ? matrix.tensor_params[0] : 1.0f;
   const auto last = static_cast<int32_t>(levels_.size()) - 1;
@@ -47,15 +50,21 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
     const float here = levels_[static_cast<std::size_t>(level)];
     float up = level < last ? levels_[static_cast<std::size_t>(level) + 1] - here : 0;
     float down = level > 0 ? here - levels_[static_cast<std::size_t>(level) - 1] : 0;
+    float above = weights.data_ptr<float>()[i] / step + zero - here;
+    // With a negative scale, the value of a weight rises towards the lower levels.
+    falls_[static_cast<std::size_t>(i)] = step < 0;
+    if (step < 0) {
+      std::swap(up, down);
+      above = -above;
+    }
     level_.data_ptr<int32_t>()[i] = level;
     value_.data_ptr<float>()[i] = (here - zero) * step;
-    up_.data_ptr<float>()[i] = up * step;
-    down_.data_ptr<float>()[i] = down * step;
+    up_.data_ptr<float>()[i] = up * std::fabs(step);
+    down_.data_ptr<float>()[i] = down * std::fabs(step);
     if (up == 0) up = down;  // the outermost cells are as wide on their open side
     if (down == 0) down = up;
-    const float t = weights.data_ptr<float>()[i] / step + zero;
     place_.data_ptr<float>()[i] =
-        std::clamp((t - here + down / 2) / ((up + down) / 2), kInside, 1 - kInside);
+        std::clamp((above + down / 2) / ((up + down) / 2), kInside, 1 - kInside);
   }
   for (at::Tensor* t : {&place_, &value_, &up_, &down_}) *t = t->to(device);
   least_ = place_ - 0.5;
@@ -74,7 +83,8 @@ void Cells::store(QuantizedMatrix& matrix) const {
   const int32_t* level = level_.data_ptr<int32_t>();
   const auto last = static_cast<int32_t>(levels_.size()) - 1;
   for (std::size_t i = 0; i < matrix.codes.size(); i++) {
-    const int32_t to = level[i] + (place[i] >= 1 ? 1 : place[i] < 0 ? -1 : 0);
+    const int32_t step = place[i] >= 1 ? 1 : place[i] < 0 ? -1 : 0;
+    const int32_t to = level[i] + (falls_[i] ? -step : step);
     if (to == level[i] || to < 0 || to > last) continue;  // a -0 that did not move keeps its code
     matrix.codes[i] = static_cast<std::byte>(code_of_[static_cast<std::size_t>(to)]);
   }

@@ -34,6 +34,7 @@ class Cells {
   std::vector<float> levels_;     // distinct grid values, rising
   std::vector<uint8_t> code_of_;  // level -> code
   at::Tensor level_;              // [rows, cols] i32, level at the start
+  std::vector<bool> falls_;       // [rows * cols]: whether values fall as levels rise
   at::Tensor place_, least_;      // [rows, cols]; place_ is within [least_, least_ + 1]
   at::Tensor value_, up_, down_;  // [rows, cols]: value of level_, distances to the next ones
 };

@@ -29,7 +29,8 @@ NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.3949174880981
                 -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
                 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
                 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], F32)
-SHRINK = [F32(1.05) - F32(i) * F32(0.0125) for i in range(45)]
+INTEGER_FACTORS = [F32(1.05) - F32(i) * F32(0.0125) for i in range(45)]
+FLOAT_FACTORS = [F32(1.6) - F32(i) * F32(0.025) for i in range(45)]
 
 
 class Float:
@@ -89,8 +90,10 @@ class Oracle:
     """Follows the contract at the top of quantizer.h, for all groups of a matrix at once."""
     def __init__(self, name, options):
         rule = options.get("scale_rule", "mse")
-        self.search = SHRINK if rule == "mse" else [F32(1)]
+        factors = INTEGER_FACTORS if name.startswith("int") else FLOAT_FACTORS
+        self.search = factors if rule == "mse" else [F32(1)]
         self.symmetric = options.get("symmetric", True)
+        self.has_sign = name.startswith("int") and rule == "mse" and not options.get("dynamic")
         self.global_max = None
         types = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
         self.round_scale = real_scale(types[options.get("scale_dtype", "float32" if name == "fp8" else "bfloat16")])
@@ -120,7 +123,7 @@ class Oracle:
         if self.symmetric:
             absmax = np.maximum(-low, high)
             s = np.where(absmax > 0, self.round_scale(f * (absmax * scale / self.divisor)), one)
-            return s, none
+            return np.where(high > -low, -s, s) if self.has_sign else s, none
         minimum, maximum = self.element.minimum, self.element.maximum
         empty = (low == 0) & (high == 0)
         s = np.where(empty, one, self.round_scale(f * ((high - low) * scale / (maximum - minimum))))

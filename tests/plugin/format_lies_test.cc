@@ -60,6 +60,8 @@ const std::map<std::string, std::string> kSaidOfFormats{
     {"vector-described", "vector_dim 4 of a format that is no custom one"},
     {"fit-unknown", "fit_rule 7 is not known"},
     {"divisor-zero", "scale_divisor is 0, expected a positive number"},
+    {"flags-unknown", "the flags 0x200 are not known"},
+    {"sign-of-e4m3", "scales with a sign go with the absmax rule"},
     {"scale-unknown", "scale_kind 0 is not known"},
     {"round-mismatch", "scale_round 2 does not go with scale_kind 3"},
     {"group-not-own", "group_size 48 is not among its own group sizes"},

@@ -18,6 +18,7 @@ at::Tensor decoded(const Format& format, const QuantizedMatrix& m) {
 
 TEST_CASE("a weight that crosses a border takes the next code, at the end of the grid it stays") {
   for (const auto& format : {int_format(3, {{"group_size", 16}, {"symmetric", false}}),
+                             int_format(3, {{"group_size", 16}}),  // half its scales are negative
                              fp4_format("mx", 32), fp4_format("nv", 16), fp4_format("f32", 0)}) {
     const Problem problem(1, 6, 64, 1);
     const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
@@ -34,7 +35,7 @@ TEST_CASE("a weight that crosses a border takes the next code, at the end of the
       CHECK(at::allclose(cells.weights(), to));
       CHECK(moved.min().item<double>() >= 0);
       CHECK((moved > 0).sum().item<int64_t>() > 50);
-      if (format->desc().element_kind != AQ_ELEM_INT) continue;
+      if (!format->desc().zero_point()) continue;
       // a weight whose original lies beyond the value on that side takes the next code
       const at::Tensor beyond = (problem.weights[0] - from) * direction > 0;
       for (int64_t i = 0; i < beyond.numel(); i++) {

@@ -66,6 +66,7 @@ Params fit(const FormatDesc& d, const std::vector<float>& w, std::span<const flo
                      static_cast<float>(d.int_min), static_cast<float>(d.int_max));
     } else {
       p.scale = aq::round_scale(d, f * (std::max(-least, most) * global / d.scale_divisor));
+      if (d.signed_scale() && most > -least) p.scale = -p.scale;
     }
     double error = 0;
     for (std::size_t i = 0; i < w.size(); i++) {

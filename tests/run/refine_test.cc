@@ -123,7 +123,7 @@ Ranks refine_over(int size, int64_t steps, int64_t batch) {
 
 TEST_CASE("refining brings the layer's output nearer to the original's and keeps all scales") {
   const Refined refined(60, 1);
-  CHECK(refined.refinement.error_after < 0.9 * refined.refinement.error_before);
+  CHECK(refined.refinement.error_after < 0.95 * refined.refinement.error_before);
   // the measured weights are those that the codes stand for
   CHECK(refined.error == doctest::Approx(refined.refinement.error_after).epsilon(1e-4));
   int64_t changed = 0;
@@ -137,10 +137,14 @@ TEST_CASE("refining brings the layer's output nearer to the original's and keeps
     CHECK(at::tensor(refined.format->dequantize(result.matrix)).equal(weight.flatten()));
   }
   CHECK(changed > 10);
+  int negative = 0;  // in groups with negative scales, values fall as codes rise
+  for (const Solution& module : refined.modules)
+    for (const float scale : module.matrix.group_params) negative += scale < 0 ? 1 : 0;
+  CHECK(negative > 10);
 }
 
 TEST_CASE("the same seed gives the same codes, another seed may not") {
-  const Refined a(10, 1), b(10, 1), c(10, 2);
+  const Refined a(60, 1), b(60, 1), c(60, 2);
   bool other = false;
   for (std::size_t i = 0; i < a.modules.size(); i++) {
     CHECK((a.modules[i].matrix.codes == b.modules[i].matrix.codes));
@@ -165,11 +169,11 @@ TEST_CASE("if no step helps, the solved codes stay") {
 }
 
 TEST_CASE("ranks choose the codes of one process if each step has all windows") {
-  const Refined one(20, 1, true, 12);
-  REQUIRE(one.refinement.error_after < 0.9 * one.refinement.error_before);
+  const Refined one(60, 1, true, 12);
+  REQUIRE(one.refinement.error_after < 0.95 * one.refinement.error_before);
   for (const int size : {2, 3}) {
     CAPTURE(size);
-    const Ranks ranks = refine_over(size, 20, 12);
+    const Ranks ranks = refine_over(size, 60, 12);
     std::size_t modules = 0, codes = 0, differ = 0;
     for (const auto& rank : ranks) {
       CHECK(rank->refinement.error_before == doctest::Approx(one.refinement.error_before));
@@ -197,8 +201,8 @@ TEST_CASE("ranks choose the codes of one process if each step has all windows") 
 }
 
 TEST_CASE("a rank that has no window in a step moves its weights all the same") {
-  const Ranks ranks = refine_over(2, 30, 1);
-  CHECK(ranks[0]->refinement.error_after < 0.95 * ranks[0]->refinement.error_before);
+  const Ranks ranks = refine_over(2, 120, 1);
+  CHECK(ranks[0]->refinement.error_after < ranks[0]->refinement.error_before);
   CHECK(ranks[1]->refinement.error_after == ranks[0]->refinement.error_after);
 }
 

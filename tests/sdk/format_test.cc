@@ -98,6 +98,8 @@ TEST_CASE("a spec in which something is missing or contradicts itself is refused
          s.values = {0, 1}, s.integers = {}, s.scale.zero_point = true;
        },
        "only integers have zero points"},
+      {[](aq::FormatSpec& s) { s.scale.has_sign = s.scale.zero_point = true; },
+       "scales with a sign are of float32, float16 or bfloat16 and without zero points"},
       {[](aq::FormatSpec& s) { s.group_size = {}; },
        "the group size is not one of those that the format accepts"},
       {[](aq::FormatSpec& s) { s.packed.clear(); }, "the packed tensors are missing"},

@@ -2,6 +2,7 @@
 
 #include <aq/sdk/grid.hpp>
 #include <random>
+#include <utility>
 
 namespace {
 
@@ -120,9 +121,13 @@ TEST_CASE("a fit takes the first factor of the least weighted error") {
   desc.n_search = static_cast<uint32_t>(factors.size());
   std::mt19937 random(11);
   std::normal_distribution<float> normal;
-  for (const int32_t rule : {AQ_FIT_ABSMAX, AQ_FIT_MINMAX})
+  int negative = 0;
+  for (const auto& [rule, flags] : {std::pair<int32_t, uint32_t>{AQ_FIT_ABSMAX, 0},
+                                    {AQ_FIT_ABSMAX, AQ_FORMAT_SIGNED_SCALE},
+                                    {AQ_FIT_MINMAX, AQ_FORMAT_ZERO_POINT}})
     for (int round = 0; round < 200; round++) {
       desc.fit_rule = rule;
+      desc.flags = flags;
       const aq::Grid grid(desc);
       std::vector<float> weights(24), importance(24);
       for (float& w : weights) w = normal(random) + 0.5f;
@@ -145,13 +150,17 @@ TEST_CASE("a fit takes the first factor of the least weighted error") {
         aq::GroupParams p;
         p.scale = rule == AQ_FIT_ABSMAX ? f * (std::max(most, -least) / 3.5f)
                                         : f * ((most - least) / 7.0f);
+        if (flags == AQ_FORMAT_SIGNED_SCALE && most > -least) p.scale = -p.scale;
         if (rule == AQ_FIT_MINMAX)
           p.zero = std::clamp(std::nearbyint(-4 - f * least / p.scale), -4.0f, 3.0f);
         offered = offered || (p.scale == got.scale && p.zero == got.zero);
         REQUIRE(error(got) <= error(p) * (1 + 1e-6));
       }
       REQUIRE(offered);
+      negative += got.scale < 0 ? 1 : 0;
     }
+  CHECK(negative > 100);  // the mean of the weights is positive
+  CHECK(negative < 200);
 }
 
 TEST_CASE("zeros have scale 1 and global scale 1") {

@@ -15,7 +15,7 @@ struct Nvfp4 {
     spec.group_size = options.group_size(16, {16});
     spec.dynamic = options.dynamic();
     spec.scale = {.kind = AQ_SCALE_E4M3, .global_max = aq::kE4M3.max * aq::kE2M1.max};
-    spec.search = aq::scale_rule(options, spec.dynamic);
+    spec.search = aq::scale_rule(options, spec.dynamic, aq::float_factors());
     spec.packed = {aq::packed_codes("weight_packed", "U8"), aq::packed_scales(),
                    aq::packed_tensor_params("weight_global_scale", {1})};
     spec.config = {{"format", "nvfp4-pack-quantized"}};

@@ -6,6 +6,7 @@
  *   global     = global_max / absmax(matrix)  AQ_FORMAT_GLOBAL_SCALE, if the matrix is not all 0
  *              = 1                            otherwise
  *   scale      = round_scale(f * (absmax * global / scale_divisor))          AQ_FIT_ABSMAX
+ *                times -1 if AQ_FORMAT_SIGNED_SCALE is set and max > -min
  *              = round_scale(f * ((max - min) * global / (int_max - int_min))),
  *     zero     = clamp(rint(int_min - f * min / (scale / global)), int_min, int_max)  AQ_FIT_MINMAX
  *                where min <= 0 <= max
@@ -17,7 +18,9 @@
  *
  * Every line is computed in float32, in the order written. round_scale rounds to scale_kind in the
  * way that scale_round states, and clamps the result between the smallest positive and the largest
- * number of that kind. A group of zeros has scale 1.
+ * number of that kind. A group of zeros has scale 1. AQ_FORMAT_SIGNED_SCALE is for integers that
+ * reach one further below 0 than above: with the sign of the scale, the largest weight of a group
+ * lies on the side that reaches further.
  *
  * f takes the values of `search` (1 if there are none) in their order. The first f with the minimum
  * of sum(importance * (w - stored)^2) is used; the sum is computed as double over the columns in
@@ -25,8 +28,8 @@
  * are 1, 1/2 and 2, the result is the best of three neighbouring powers of 2.
  *
  * If a format is described and its scales are not E8M0, the host may then refine the scale, also a
- * float32 one, by least squares and store a scale between 1/2 and 2 times that of this formula.
- * Therefore pack() must store the scale that it is given.
+ * float32 one, by least squares and store a scale between 1/2 and 2 times that of this formula,
+ * with the same sign. Therefore pack() must store the scale that it is given.
  *
  * The host's fused GPTQ computes by itself whatever the description states. It calls the functions
  * below for the parts marked CUSTOM, and in tests, to check that both agree bit for bit. */
@@ -56,7 +59,11 @@ enum {
   AQ_ROUND_UP = 2,      /* E8M0: ceiling of the exponent, so that no weight saturates */
   AQ_ROUND_EVEN = 3,    /* E8M0: the mantissa is first rounded, half up, to scale_mantissa_bits */
 };
-enum { AQ_FORMAT_ZERO_POINT = 1 << 0, AQ_FORMAT_GLOBAL_SCALE = 1 << 1 };
+enum {
+  AQ_FORMAT_ZERO_POINT = 1 << 0,
+  AQ_FORMAT_GLOBAL_SCALE = 1 << 1,
+  AQ_FORMAT_SIGNED_SCALE = 1 << 2 /* since 1.1; a scale of float32, float16 or bfloat16 */
+};
 
 typedef struct aq_format_desc {
   uint32_t struct_size;

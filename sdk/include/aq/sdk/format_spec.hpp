@@ -91,6 +91,7 @@ struct ScaleSpec {
   int32_t mantissa_bits = 0;         // see AQ_ROUND_EVEN
   float divisor = 0;  // absmax / divisor is the scale; 0: the largest value, or half the int range
   bool zero_point = false;  // integers only; the scale then follows from minimum and maximum
+  bool has_sign = false;    // see AQ_FORMAT_SIGNED_SCALE
   float global_max = 0;     // above 0: each matrix has a global scale; see aq/quantizer.h
 };
 
@@ -123,10 +124,19 @@ struct FormatSpec {
   CustomSpec custom{};
 };
 
-/// Factors of the scale search for real-valued scales: 45 values from 1.05 down to 0.5.
+/// Factors of the scale search for real-valued scales of integers: 45 values from 1.05 down to 0.5.
 inline std::vector<float> shrink_factors() {
   std::vector<float> factors;
   for (int i = 0; i < 45; i++) factors.push_back(1.05f - static_cast<float>(i) * 0.0125f);
+  return factors;
+}
+
+/// The same for small floats: 45 values from 1.6 down to 0.5. Their values lie the closer to one
+/// another the smaller they are, so a group may lose less if its largest weight gets the second
+/// largest value instead of the largest one, such as 4 instead of 6 in E2M1.
+inline std::vector<float> float_factors() {
+  std::vector<float> factors;
+  for (int i = 0; i < 45; i++) factors.push_back(1.6f - static_cast<float>(i) * 0.025f);
   return factors;
 }
 
@@ -136,11 +146,13 @@ static_assert(std::is_trivially_destructible_v<ScaleSpec> &&
               std::is_trivially_destructible_v<CustomSpec> && !std::is_aggregate_v<GroupSize>);
 
 /// The factors that the option scale_rule asks for: mse (the default, except for activations)
-/// searches for the scale with the smallest error, and absmax takes the largest weight.
-inline std::vector<float> scale_rule(Options& options, bool dynamic) {
+/// searches for the scale with the smallest error among `factors`, and absmax takes the largest
+/// weight.
+inline std::vector<float> scale_rule(Options& options, bool dynamic,
+                                     std::vector<float> factors = shrink_factors()) {
   const bool search =
       options.choice("scale_rule", dynamic ? "absmax" : "mse", {"mse", "absmax"}) == "mse";
-  return search ? shrink_factors() : std::vector<float>();
+  return search ? std::move(factors) : std::vector<float>();
 }
 
 namespace detail {
@@ -161,6 +173,10 @@ inline FormatSpec checked(FormatSpec spec) {
          "the integers have more than 16 bits");
   expect(spec.scale.kind != 0, "the kind of scale is missing");
   expect(!spec.scale.zero_point || integers, "only integers have zero points");
+  const bool real = spec.scale.kind == AQ_SCALE_F32 || spec.scale.kind == AQ_SCALE_F16 ||
+                    spec.scale.kind == AQ_SCALE_BF16;
+  expect(!spec.scale.has_sign || (real && !spec.scale.zero_point),
+         "scales with a sign are of float32, float16 or bfloat16 and without zero points");
   const auto& sizes = spec.group_size.accepted;
   expect(std::find(sizes.begin(), sizes.end(), spec.group_size.chosen) != sizes.end(),
          "the group size is not one of those that the format accepts");
@@ -202,6 +218,7 @@ inline aq_format_desc description(const FormatSpec& spec) {
   const bool global = spec.scale.global_max > 0;
   if (spec.scale.zero_point) desc.flags |= AQ_FORMAT_ZERO_POINT;
   if (global) desc.flags |= AQ_FORMAT_GLOBAL_SCALE;
+  if (spec.scale.has_sign) desc.flags |= AQ_FORMAT_SIGNED_SCALE;
   desc.group_params = spec.custom.group_params > 0 ? spec.custom.group_params
                       : spec.scale.zero_point      ? 2
                                                    : 1;

@@ -80,19 +80,21 @@ AQ_BOTH constexpr SmallFloat f16() { return {10, -14, 65504.0f}; }
 AQ_BOTH constexpr SmallFloat bf16() { return {7, -126, 0x1.fep127f}; }
 AQ_BOTH constexpr SmallFloat e4m3() { return {3, -6, 448.0f}; }  // OCP FP8, no infinities
 
-/// round_scale() of aq/quantizer.h. x must be positive.
+/// round_scale() of aq/quantizer.h. x must not be 0; it is negative only if the format's scales
+/// have signs.
 AQ_BOTH float round_scale(const aq_format_desc& desc, float x) {
+  const float magnitude = fabsf(x);
   switch (desc.scale_kind) {
     case AQ_SCALE_F16:
-      return greater(f16().round(x), f16().smallest());
+      return copysignf(greater(f16().round(magnitude), f16().smallest()), x);
     case AQ_SCALE_BF16:
-      return greater(bf16().round(x), bf16().smallest());
+      return copysignf(greater(bf16().round(magnitude), bf16().smallest()), x);
     case AQ_SCALE_E4M3:
       return greater(e4m3().round(x), e4m3().smallest());
     case AQ_SCALE_E8M0:
       return ldexpf(1.0f, e8m0_exponent(x, desc.scale_round, desc.scale_mantissa_bits));
     default:
-      return lesser(greater(x, 0x1p-149f), 0x1.fffffep127f);
+      return copysignf(lesser(greater(magnitude, 0x1p-149f), 0x1.fffffep127f), x);
   }
 }
 
@@ -127,6 +129,8 @@ AQ_BOTH GroupParams params_for(const aq_format_desc& desc, const Extent& extent,
     params.zero = lesser(greater(zero, least), most);
   } else if (extent.absmax() > 0) {
     params.scale = round_scale(desc, f * (extent.absmax() * global / desc.scale_divisor));
+    if ((desc.flags & AQ_FORMAT_SIGNED_SCALE) != 0 && extent.max > -extent.min)
+      params.scale = -params.scale;
   }
   return params;
 }

@@ -42,7 +42,8 @@ inline void flip_signs(const uint8_t* from, int64_t n, uint8_t* to) {
 }  // namespace detail
 
 /// Integers of b = 2 to 8 bits in [-2^(b-1), 2^(b-1) - 1] with bf16 (or fp16) scales, either
-/// symmetric or with an integer zero point per group. Each module is stored in these tensors
+/// symmetric or with an integer zero point per group. Scales that a search finds for symmetric ones
+/// may be negative (the rule mse). Each module is stored in these tensors
 /// (compressed-tensors 0.20, "pack-quantized"):
 ///   weight_packed      i32 [rows, ceil(cols * b / 32)]    code = q + 2^(b-1)
 ///   weight_scale       bf16 [rows, groups]
@@ -62,6 +63,7 @@ inline FormatSpec int_format(int bits, Options& options) {
   spec.scale.kind = dynamic ? AQ_SCALE_F32 : half ? AQ_SCALE_F16 : AQ_SCALE_BF16;
   spec.search = scale_rule(options, dynamic);
   spec.scale.zero_point = !symmetric;
+  spec.scale.has_sign = symmetric && !plain && !dynamic && !spec.search.empty();
   std::vector<int32_t> sizes{16, 32, 64, 128, 256, -1};
   if (plain) sizes = {-1, 0};
   spec.group_size = options.group_size(dynamic || plain ? -1 : 128, std::move(sizes));
