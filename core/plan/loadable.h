@@ -22,19 +22,19 @@ struct Loadable {
   std::vector<std::string> notes{};    // what is worth knowing if it loads
 
   bool loads() const { return refused.empty() && wrong.empty(); }
-  /// "vLLM 0.32"
+  /// "vLLM 0.33"
   std::string name() const { return engine + " " + version; }
   /// `refused`, then `wrong`.
   std::vector<std::string> problems() const;
-  /// "vLLM 0.32 will not load the result", or "... will load the result and give wrong answers".
+  /// "vLLM 0.33 will not load the result", or "... will load the result and give wrong answers".
   std::string verdict() const;
 };
 
 /// Whether the export that `plan` makes of `model` will load in vLLM, SGLang and transformers. This
 /// is decided only from the plan, the model's options and the folder of `original`. The rules of
-/// each engine, and the source files from which they were derived, are in rules_vllm.cc,
-/// rules_sglang.cc and rules_transformers.cc. With `gpus` above 1, vLLM and SGLang are asked
-/// whether they can divide the model over that many GPUs (tensor parallelism; rules_split.cc).
+/// each engine, with the source file of each, are in engines/*.yaml (engine.h). With `gpus` above 1,
+/// vLLM and SGLang are asked whether they can divide the model over that many GPUs (tensor
+/// parallelism; rules_split.cc).
 std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original,
                                int32_t gpus = 1);
 

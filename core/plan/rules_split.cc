@@ -19,7 +19,8 @@ int64_t fitting_group(int64_t inputs) {
 
 /// A module whose input is divided, because what comes before it is divided by its outputs.
 bool has_divided_input(const PlannedModule& m) {
-  return is_role(m, {AQ_ROLE_ATTN_O, AQ_ROLE_FFN_DOWN, AQ_ROLE_DELTA_OUT});
+  const int32_t role = m.module->key.role;
+  return role == AQ_ROLE_ATTN_O || role == AQ_ROLE_FFN_DOWN || role == AQ_ROLE_DELTA_OUT;
 }
 
 void check_heads(const Export& e, int32_t gpus, Findings& f) {

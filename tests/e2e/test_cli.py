@@ -356,7 +356,7 @@ class Inspecting(WorkFolder):
         self.assertEqual(set(plan["problems_in"]), {"vllm", "sglang", "transformers"})
         self.assertIn("the experts of a layer must be of one format", plan["problems_in"]["vllm"][0])
         text = self.ok("plan", "--model", MODEL, "--config", recipe)
-        self.assertIn("loads in vLLM 0.32          no", text)
+        self.assertIn("loads in vLLM 0.33          no", text)
         self.assertIn("0-2 each", text)
 
     def test_plan_is_about_the_container_that_is_asked_for(self):
@@ -376,7 +376,7 @@ class Inspecting(WorkFolder):
         recipe.write_text("overrides: [{pattern: '*.experts.*.down_proj', group_size: 64}]\n")
         out = self.work / "out"
         for command in (("plan",), ("--algorithm", "rtn", "--save", out)):
-            self.fails(1, "vLLM 0.32 will not load the result", *command, "--model", MODEL,
+            self.fails(1, "vLLM 0.33 will not load the result", *command, "--model", MODEL,
                        "--config", recipe, "--target", "vllm")
             self.fails(1, "each of 4 GPUs has 32 inputs, which are no whole groups of 128; groups of 32 "
                        "fit", *command, "--model", MODEL, "--target", "vllm", "--tensor-parallel", "4")
@@ -384,7 +384,7 @@ class Inspecting(WorkFolder):
                    "vlm")
         done = aqhost("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("warning: vLLM 0.32 will not load the result", done.stderr)
+        self.assertIn("warning: vLLM 0.33 will not load the result", done.stderr)
         self.assertIn("loads in nothing but aqhost", done.stdout)
         self.ok("--model", MODEL, "--algorithm", "rtn", "--save", self.work / "two", "--target", "vllm")
 

@@ -126,18 +126,21 @@ TEST_CASE("what the engines make of each format, in experts and outside them") {
       {"{default: {group_size: 32}}", "yes", "yes", "yes"},
       {"{default: {group_size: -1}}", "yes", "yes", "yes"},
       {"{default: {wq: int8, group_size: 64}}", "yes", "yes", "yes"},
-      // zero points: of 4 bits in vLLM; SGLang takes them for AWQ's
+      // zero points: in vLLM, those of 8 bits need Humming; SGLang takes them for AWQ's
       {"{default: {group_size: 64, symmetric: false}}", "yes", "wrong", "no"},
-      {"{default: {wq: int8, group_size: 64, symmetric: false}}", "no+", "no", "no"},
+      {"{default: {wq: int8, group_size: 64, symmetric: false}}", "yes+", "no", "no"},
       // sizes and groups that Marlin has not
       {"{default: {group_size: 64}}", "yes+", "no", "yes", kOdd},
       {"{default: {wq: int8, group_size: 64}}", "yes+", "no", "yes", kOdd},
       {"{default: {group_size: -1}}", "no", "no", "yes", kOdd},
       {"{default: {group_size: 16}}", "yes+", "no", "yes"},
-      {"{default: {group_size: 16, symmetric: false}}", "no+", "no", "no"},
+      {"{default: {group_size: 16, symmetric: false}}", "yes+", "no", "no"},
       // other widths
-      {"{default: {wq: int3, group_size: 64}}", "no", "no", "yes"},
-      {"{default: {group_size: 64}, overrides: [{pattern: '*.o_proj', wq: int6}]}", "no", "no",
+      {"{default: {wq: int3, group_size: 64}}", "yes+", "no", "yes"},
+      {"{default: {wq: int3, group_size: 64, symmetric: false}}", "yes+", "no", "no"},
+      {"{default: {wq: int3, group_size: -1}}", "no+", "no", "yes"},
+      {"{default: {wq: int8, group_size: -1, symmetric: false}}", "no+", "no", "no"},
+      {"{default: {group_size: 64}, overrides: [{pattern: '*.o_proj', wq: int6}]}", "yes+", "no",
        "yes"},
       // rounded inputs
       {"{default: {group_size: 64, aq: int8}}", "no+", "no", "yes+"},
@@ -234,14 +237,15 @@ TEST_CASE("biases that an engine drops") {
   SmallModel sizes = kServable;
   sizes.biases = true;
   const auto loads = loads_of("{default: {group_size: 64}}", sizes);
-  CHECK(loads[0].wrong == Found{"config.json: vLLM drops the biases of the attention"});
+  CHECK(loads[0].wrong == Found{"config.json: vLLM drops the biases of the attention's o",
+                                "config.json: vLLM drops the biases of q, k and v"});
   CHECK(verdict(loads[1]) == "wrong");
   CHECK(verdict(loads[2]) == "yes");  // OLMoE has them there
 }
 
 TEST_CASE("the engines' names have the versions that the rules were read in") {
   const auto loads = loads_of("{default: {group_size: 64}}");
-  CHECK(loads[0].name() == "vLLM 0.32");
+  CHECK(loads[0].name() == "vLLM 0.33");
   CHECK(loads[0].run);
   CHECK(!loads[1].run);
   CHECK(loads[2].name() == "transformers 5.17");
@@ -288,7 +292,7 @@ TEST_CASE("a target makes a problem an error, a note none, and must be one that 
                         "model.layers.1.mlp.experts.0.gate_proj: all experts"),
       Error);
   CHECK_THROWS_WITH_AS(check_target(of("{default: {wq: mxfp6}}"), "vllm"),
-                       doctest::Contains("vLLM 0.32 will not load the result: "), Error);
+                       doctest::Contains("vLLM 0.33 will not load the result: "), Error);
   CHECK_NOTHROW(check_target(of("{default: {wq: mxfp4}}"), "vllm"));  // has a note
   CHECK_THROWS_WITH_AS(check_target(mixed, "vlm"), "--target \"vlm\", did you mean \"vllm\"?",
                        UsageError);

@@ -123,7 +123,7 @@ at::Device device(const QuantizeCommandOptions& options, const Plan& plan,
   return at::kCPU;
 }
 
-/// "vLLM 0.32, SGLang 0.5.23", or "nothing but aqhost".
+/// "vLLM 0.33, SGLang 0.5.23", or "nothing but aqhost".
 std::string readers(const std::vector<Loadable>& loads) {
   std::vector<std::string> names;
   for (const Loadable& l : loads)

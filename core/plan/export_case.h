@@ -1,0 +1,26 @@
+#pragma once
+
+#include <string>
+
+#include "checkpoint/source.h"
+#include "plan/engine_case.h"
+#include "plan/plan.h"
+#include "plugin/model.h"
+
+namespace aqhost {
+
+/// A plan and its model: the export that an engine is asked about.
+struct Export {
+  const Plan& plan;
+  const Model& model;
+  const Source& original;
+};
+
+/// How a module is stored, as text. Two modules that are stored alike have equal texts.
+std::string scheme(const PlannedModule& m);
+
+/// The export as the rules of engines see it.
+ModelCase model_case(const Export& exported);
+ModuleCase module_case(const PlannedModule& m, const Container& container);
+
+}  // namespace aqhost
