@@ -113,14 +113,18 @@ OneFormat read_one_format(const Field& row) {
 Engine read_engine(const std::string& text, const std::string& file) {
   const Json json = parse_yaml(text, file);
   const Field root(json, file);
-  refuse_unknown_keys(root, {"id", "engine", "version", "source", "run", "splits", "options",
-                             "families", "formats", "rules", "one_format"});
+  refuse_unknown_keys(root, {"id", "engine", "version", "source", "run", "reads", "splits",
+                             "options", "families", "formats", "rules", "one_format"});
   Engine engine{.id = root["id"].text(),
                 .name = root["engine"].text(),
                 .version = root["version"].text(),
                 .source = root["source"].text(),
                 .run = read_names(root["run"]),
                 .splits = root["splits"].flag_or(false)};
+  if (const Field reads = root["reads"]; !reads.is_null()) {
+    if (reads.text() != "gguf") reads.mismatch("\"gguf\"");
+    engine.reads_gguf = true;
+  }
   const auto items = [&](const char* key) {
     return root[key].is_null() ? std::vector<Field>{} : root[key].items();
   };

@@ -52,6 +52,7 @@ struct Engine {
   std::string version;          // whose source was read: "0.33"
   std::string source{};         // where the files lie that the rules name
   std::set<std::string> run{};  // families of which exports were loaded in it
+  bool reads_gguf = false;      // not the export, but the GGUF file that can be made of it
   bool splits = false;          // divides a model over GPUs by tensor parallelism
   std::vector<EngineFamily> families{};
   std::map<std::string, std::string> ignored{}, refused{};  // sentences about options
@@ -72,7 +73,7 @@ struct Engine {
 /// known, a value has a wrong type, or a row has no source or no example.
 Engine read_engine(const std::string& text, const std::string& file);
 
-/// vLLM, SGLang and transformers. Their files are compiled into the program.
+/// vLLM, SGLang, transformers and llama.cpp. Their files are compiled into the program.
 const std::vector<Engine>& engines();
 
 /// The text of such a file, and its name.

@@ -169,6 +169,7 @@ bool inputs_in_others(Wanted v, InModel, InModule m) { return !is_in(v, m.inputs
 bool sizes_fit(Wanted v, InModel, InModule m) {
   return divides_all(v, m.rows) && divides_all(v, m.cols);
 }
+bool fits_gguf(Wanted v, InModel, InModule m) { return is_in(v, m.gguf_problem.empty()); }
 bool odd_inputs(Wanted v, InModel, InModule m) { return !divides_all(v, m.cols); }
 
 constexpr Key kKeys[] = {
@@ -194,6 +195,7 @@ constexpr Key kKeys[] = {
     {"symmetric", true, is_flag, symmetric},
     {"inputs", true, is_text, inputs_in},  // the format to which they are rounded
     {"inputs_not", true, is_text, inputs_in_others},
+    {"gguf", true, is_flag, fits_gguf},                 // whether GGUF has a type for its numbers
     {"sizes_multiple_of", true, is_number, sizes_fit},  // rows and columns
     {"inputs_not_multiple_of", true, is_number, odd_inputs},
 };
@@ -269,6 +271,7 @@ std::map<std::string, std::string> placeholders(const ModelCase& model, const Mo
           {"inputs", module.inputs},
           {"family", model.family},
           {"model_type", model.type},
+          {"gguf_problem", module.gguf_problem},
           {"hidden_size", std::to_string(model.hidden_size)},
           {"latent_norm_eps", fmt::format("{:g}", model.latent_eps)},
           {"missing", fmt::format("{}", fmt::join(missing, ", "))}};
@@ -327,9 +330,9 @@ int64_t integer_of(const Field& field, int64_t missing) {
 
 std::pair<ModelCase, ModuleCase> read_example(const Field& example) {
   static const std::vector<std::string> kKnown{
-      "family",    "model_type", "has",       "config", "own_code", "hidden_size",
-      "container", "schemes",    "storages",  "of",     "dense",    "storage",
-      "bits",      "group",      "symmetric", "inputs", "rows",     "cols"};
+      "family",    "model_type", "has",  "config", "own_code",    "hidden_size", "container",
+      "schemes",   "storages",   "of",   "dense",  "storage",     "bits",        "group",
+      "symmetric", "inputs",     "rows", "cols",   "gguf_problem"};
   for (const auto& [key, value] : example.members())
     if (std::find(kKnown.begin(), kKnown.end(), key) == kKnown.end())
       fail("{}: unknown key \"{}\"{}", example.where(), key, did_you_mean(key, kKnown));
@@ -357,6 +360,7 @@ std::pair<ModelCase, ModuleCase> read_example(const Field& example) {
   module.inputs = example["inputs"].text_or(module.inputs);
   module.rows = integer_of(example["rows"], module.rows);
   module.cols = integer_of(example["cols"], module.cols);
+  module.gguf_problem = example["gguf_problem"].text_or("");
   module.text = "the example";
   return {model, module};
 }

@@ -37,7 +37,8 @@ struct ModuleCase {
   bool symmetric = true;
   std::string inputs = "bf16";  // the format to which its inputs are rounded; "bf16": not rounded
   int64_t rows = 256, cols = 256;
-  std::string text{};  // "int4 g128 aq=int8"
+  std::string gguf_problem{};  // why GGUF cannot hold it; "" if it can
+  std::string text{};          // "int4 g128 aq=int8"
 };
 
 /// The names that rules have for modules, such as "experts" and "linears", and for options of a

@@ -2,6 +2,9 @@
 
 #include <filesystem>
 
+#include "base/error.h"
+#include "export/gguf_blocks.h"
+
 namespace aqhost {
 namespace {
 
@@ -115,6 +118,15 @@ ModuleCase module_case(const PlannedModule& m, const Container& container) {
   result.bits = weights.value("num_bits", int64_t{0});
   result.symmetric = weights.value("symmetric", true);
   return result;
+}
+
+std::string gguf_problem(const PlannedModule& m) {
+  try {
+    (void)gguf_type(*m.format, m.module->in_features);
+    return {};
+  } catch (const Error& e) {
+    return e.what();
+  }
 }
 
 }  // namespace aqhost

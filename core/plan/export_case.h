@@ -22,5 +22,7 @@ std::string scheme(const PlannedModule& m);
 /// The export as the rules of engines see it.
 ModelCase model_case(const Export& exported);
 ModuleCase module_case(const PlannedModule& m, const Container& container);
+/// Why GGUF has no type for the numbers of a quantized module; "" if it has.
+std::string gguf_problem(const PlannedModule& m);
 
 }  // namespace aqhost

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/nearest.h"
+#include "export/gguf_convert.h"
 #include "plan/engine.h"
 #include "plan/engine_rules.h"
 
@@ -71,7 +72,8 @@ class EngineCheck {
         say(kConfigJson, rule, {});
     for (const OneFormat& rule : engine_.one_format) check_one_format(rule);
     for (const PlannedModule& m : plan_.modules) {
-      const ModuleCase module = module_case(m, *plan_.container);
+      ModuleCase module = module_case(m, *plan_.container);
+      if (engine_.reads_gguf && m.format) module.gguf_problem = gguf_problem(m);
       for (const Rule& rule : engine_.rules)
         if (rule.conditions.of_module() && rule.conditions.hold(model_, module))
           say(m.module->name, rule, module);
@@ -94,6 +96,7 @@ class EngineCheck {
   /// Checks whether the engine recognises the model as what it is, and has its options. The
   /// families of other plugins are not known here.
   void check_family() {
+    if (engine_.reads_gguf) return;  // gguf_model() knows the families and their options
     const EngineFamily* family = engine_.find_family(model_);
     if (family == nullptr) {
       findings_.note(kConfigJson,
@@ -149,6 +152,17 @@ class EngineCheck {
   Findings& findings_;
 };
 
+/// Checks what the host's own knowledge of llama.cpp says of the model as a whole.
+void check_gguf_model(const Export& exported, bool has_files, Loadable& loads) {
+  try {
+    describe_gguf(
+        exported.original, exported.model,
+        [&](const Module& m) { return exported.plan.modules[m.index].format; }, has_files);
+  } catch (const Error& e) {
+    loads.refused.emplace_back(e.what());
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> Loadable::problems() const {
@@ -163,18 +177,20 @@ std::string Loadable::verdict() const {
 }
 
 std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original,
-                               int32_t gpus) {
+                               int32_t gpus, bool has_files) {
   const Export exported{plan, model, original};
   std::vector<Loadable> loads;
   for (const Engine& engine : engines()) {
     Loadable& l = loads.emplace_back(Loadable{.engine = engine.name,
                                               .version = engine.version,
                                               .id = engine.id,
+                                              .gguf = engine.reads_gguf,
                                               .run = engine.run.contains(model.id())});
     Findings findings;
     EngineCheck(engine, exported, findings).run();
     if (gpus > 1 && engine.splits) check_split(exported, gpus, findings);
     findings.move_to(l);
+    if (l.gguf && l.refused.empty()) check_gguf_model(exported, has_files, l);
   }
   return loads;
 }

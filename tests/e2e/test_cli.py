@@ -353,7 +353,7 @@ class Inspecting(WorkFolder):
         self.assertEqual([l["layer"] for l in plan["layers"]], [0, 1, 2])
         saved = sum(l["bytes_before"] - l["bytes_after"] for l in plan["layers"])
         self.assertEqual(saved, plan["bytes_before"] - plan["bytes_after"])
-        self.assertEqual(set(plan["problems_in"]), {"vllm", "sglang", "transformers"})
+        self.assertEqual(set(plan["problems_in"]), {"vllm", "sglang", "transformers", "llamacpp"})
         self.assertIn("the experts of a layer must be of one format", plan["problems_in"]["vllm"][0])
         text = self.ok("plan", "--model", MODEL, "--config", recipe)
         self.assertIn("loads in vLLM 0.33          no", text)

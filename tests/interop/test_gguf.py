@@ -257,7 +257,7 @@ class Gguf(unittest.TestCase):
         self.assertEqual(json.loads(plan.stdout)["gguf"]["types"], {"BF16": 2, "F32": 16, "Q4_0": 21})
         text = aqhost("plan", "--config-only", TESTS / "models/olmoe-tiny/config.json", "--config",
                       out / "recipe.yaml").stdout
-        self.assertRegex(text, r"fits GGUF \(llama.cpp\) +yes")
+        self.assertRegex(text, r"loads in llama.cpp b\d+ +yes, as a GGUF file")
 
     def test_an_existing_file_stays(self):
         file = self.new() / "m.gguf"

@@ -19,10 +19,10 @@ const Rule* first(const std::vector<Rule>& rules, const ModelCase& model,
 }
 
 TEST_CASE("each row of the engines' files is the one that holds for its example") {
-  REQUIRE(engines().size() == 3);
+  REQUIRE(engines().size() == 4);
   for (const Engine& engine : engines()) {
     CAPTURE(engine.name);
-    CHECK(engine.formats.size() > 5);
+    CHECK(engine.formats.size() >= 5);
     for (const Rule& rule : engine.formats) {
       CAPTURE(rule.sentence);
       CAPTURE(rule.source);

@@ -16,10 +16,11 @@ std::vector<Loadable> loads_of(const std::string& recipe, SmallModel sizes = kSe
                                const Container& container = compressed_tensors()) {
   const OpenModel open(sizes);
   auto loads = loadable(open.plan(recipe, "", container), open.model(), open.reader());
-  REQUIRE(loads.size() == 3);
+  REQUIRE(loads.size() == 4);
   CHECK(loads[0].id == "vllm");
   CHECK(loads[1].id == "sglang");
   CHECK(loads[2].id == "transformers");
+  CHECK(loads[3].id == "llamacpp");
   return loads;
 }
 
@@ -227,6 +228,7 @@ TEST_CASE("a model_type that engines do not find the family by") {
     sizes.config = Json{{"model_type", type}}.dump();
     for (const Loadable& l : loads_of("{default: {group_size: 64}}", sizes)) {
       CAPTURE(l.id);
+      if (l.gguf) continue;  // the GGUF file names the family
       REQUIRE(!l.refused.empty());
       CHECK(l.refused.front().find("finds this family under \"olmoe\"") != std::string::npos);
     }
@@ -268,6 +270,28 @@ TEST_CASE("experts that transformers does not unpack; tests/interop holds it to 
   CHECK(found("{default: {wq: mxfp4}}").empty());
   CHECK(found("{default: {wq: fp8}}").empty());
   CHECK(found("{default: {wq: mxfp8}, overrides: [{pattern: '*.experts.*', wq: mxfp4}]}").empty());
+}
+
+TEST_CASE("llama.cpp: what GGUF has a type for, and what it knows of the model") {
+  const auto found = [](const std::string& recipe, SmallModel sizes = kServable) {
+    return loads_of(recipe, sizes)[3].problems();
+  };
+  const std::string first = "model.layers.0.self_attn.q_proj (and 31 more): ";
+  CHECK(found("{default: {group_size: 64}}").empty());
+  CHECK(found("{default: {wq: mxfp4}}").empty());
+  CHECK(found("{default: {wq: int3, group_size: 64}}")
+            .at(0)
+            .starts_with(first + "GGUF has no type for the numbers of int3 g64"));
+  CHECK(found("{default: {group_size: 64, aq: int8}}") ==
+        Found{first + "a GGUF file does not say how inputs are rounded; llama.cpp rounds them to 8 "
+                      "bits in its own way"});
+  SmallModel sizes = kServable;
+  sizes.config = Json{{"norm_topk_prob", true}}.dump();
+  CHECK(found("{default: {group_size: 64}}", sizes)
+            .at(0)
+            .find("llama.cpp's architecture olmoe has no norm_topk_prob: true") !=
+        std::string::npos);
+  CHECK(loads_of("{default: {group_size: 64}}")[3].name() == "llama.cpp b11434");
 }
 
 TEST_CASE("a quantized router loads nowhere") {

@@ -86,9 +86,11 @@ void add_export_options(OptionTable& table, ExportOptions& options) {
       "Write the export in this container: compressed-tensors, gptq for AutoGPTQ's, which "
       "stores only integer formats, or gguf: a compressed-tensors export whose formats GGUF "
       "can hold, with the file model.gguf for llama.cpp in it.");
-  table.text("target", "ENGINE", options.target,
-             "Fail if this engine (vllm, sglang or transformers) will not load the export, or will "
-             "load it and give wrong answers. With any, this is only reported.");
+  table.text(
+      "target", "ENGINE", options.target,
+      "Fail if this engine (vllm, sglang, transformers, or llamacpp, which reads a GGUF file "
+      "made of the export) will not load it, or will load it and give wrong answers. With "
+      "any, this is only reported.");
   table.integer(
       "tensor-parallel", "N", options.gpus, 1, 1024,
       "Say what vLLM and SGLang do with the export on N GPUs, over which they divide each "

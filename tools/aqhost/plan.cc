@@ -12,7 +12,6 @@
 #include "base/error.h"
 #include "checkpoint/reader.h"
 #include "command.h"
-#include "export/gguf.h"
 #include "gguf_report.h"
 #include "plan/loadable.h"
 #include "plugin/config_only.h"
@@ -154,7 +153,7 @@ void print_layers(const Sizes& sizes) {
 /// Whether an engine loads the export and gives right answers, and whether this is known only from
 /// its source.
 std::string answer(const Loadable& l) {
-  const std::string plain = l.loads()            ? "yes"
+  const std::string plain = l.loads()            ? l.gguf ? "yes, as a GGUF file" : "yes"
                             : !l.refused.empty() ? "no"
                                                  : "no: it would load and give wrong answers";
   return l.run ? plain : plain + " (according to its source; the engine was not run)";
@@ -174,22 +173,12 @@ struct GgufFit {
   GgufSummary summary;
 };
 
-GgufFit fit_gguf(const Plan& plan, const Model& model, const Source& source, bool has_files) {
-  const auto rounded = std::ranges::find_if(
-      plan.modules, [](const PlannedModule& m) { return m.activations != nullptr; });
-  if (rounded != plan.modules.end())
-    return {fmt::format("{}: {}", rounded->module->name, gguf().why_no_activations()), {}};
-  try {
-    const auto format_of = [&](const Module& m) { return plan.modules[m.index].format; };
-    return {"", describe_gguf(source, model, format_of, has_files)};
-  } catch (const Error& e) {
-    return {e.what(), {}};
-  }
-}
-
-void print(const GgufFit& fit) {
-  fmt::print("{:<26}  {}\n", "fits GGUF (llama.cpp)", fit.problem.empty() ? "yes" : "no");
-  fmt::print("  {}\n", fit.problem.empty() ? summary_text(fit.summary) : fit.problem);
+GgufFit fit_gguf(const Plan& plan, const Model& model, const Source& source,
+                 const std::vector<Loadable>& loads) {
+  for (const Loadable& l : loads)
+    if (l.gguf && !l.loads()) return {l.problems().front(), {}};
+  const auto format_of = [&](const Module& m) { return plan.modules[m.index].format; };
+  return {"", describe_gguf(source, model, format_of, false)};  // the tokenizer has been read
 }
 
 /// What a run with this recipe needs; "" if it needs nothing.
@@ -266,7 +255,7 @@ void print(const Plan& plan, const Sizes& sizes, const std::vector<Loadable>& lo
         std::any_of(plan.modules.begin(), plan.modules.end(),
                     [](const PlannedModule& m) { return m.refined(); }));
   print_loads(loads);
-  print(fit);
+  if (fit.problem.empty()) fmt::print("  {}\n", summary_text(fit.summary));
   for (const PlanWarning& w : plan.warnings) fmt::print("warning: {}\n", w.text());
 }
 
@@ -381,8 +370,8 @@ void run(const PlanOptions& options) {
     warn_of_no_effect(options.given, {"nsamples", "seqlen", "device"},
                       "every module is rounded to nearest, which needs no calibration");
   const Sizes sizes = sizes_of(*source, plan);
-  const std::vector<Loadable> loads =
-      loadable(plan, *model, *source, static_cast<int32_t>(options.result.gpus));
+  const std::vector<Loadable> loads = loadable(
+      plan, *model, *source, static_cast<int32_t>(options.result.gpus), !options.model.empty());
   check_target(loads, options.result.target);
   const auto [windows, seqlen] =
       std::pair(options.calibration.nsamples, options.calibration.seqlen);
@@ -390,7 +379,7 @@ void run(const PlanOptions& options) {
   const Prediction prediction{estimate_run(*source, *model, plan, windows, seqlen, rates), rates,
                               windows, seqlen};
   const int64_t parameters = parameters_of(*source);
-  const GgufFit fit = fit_gguf(plan, *model, *source, !options.model.empty());
+  const GgufFit fit = fit_gguf(plan, *model, *source, loads);
   if (makes_gguf(options.result) && !fit.problem.empty()) fail("{}", fit.problem);
   if (options.json) {
     fmt::print("{}\n", to_text(to_json(plan, sizes, loads, fit, *model, prediction, parameters)));

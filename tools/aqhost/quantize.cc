@@ -127,7 +127,7 @@ at::Device device(const QuantizeCommandOptions& options, const Plan& plan,
 std::string readers(const std::vector<Loadable>& loads) {
   std::vector<std::string> names;
   for (const Loadable& l : loads)
-    if (l.loads()) names.push_back(l.name());
+    if (l.loads() && !l.gguf) names.push_back(l.name());
   return names.empty() ? "nothing but aqhost" : fmt::format("{}", fmt::join(names, ", "));
 }
 
@@ -221,8 +221,10 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   if (makes_gguf(options.result)) check_gguf(plan, *model, *original);
   quantize_options.device = device(options, plan, opened);
   set_standard_limit(quantize_options);
-  for (const Loadable& l : loads)
+  for (const Loadable& l : loads) {
+    if (l.gguf) continue;  // who wants a GGUF file asks for it
     for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
+  }
   ConsoleObserver observer(quiet(options) || comm.rank() != 0);
   quantize_options.observer = &observer;
   quantize_options.plugins = registry->plugins();
