@@ -29,6 +29,12 @@ LAYER_1 = {  # {recipe: (its model, the formats of some modules of layer 1)}
     "mixtral_servable.yaml": ("mixtral", {
         **ATTENTION, "block_sparse_moe.experts.5.w1": "mxfp4 32", "block_sparse_moe.experts.5.w3":
         "mxfp4 32", "block_sparse_moe.experts.5.w2": "mxfp4 32", "block_sparse_moe.gate": None}),
+    "qwen2_moe_servable.yaml": ("qwen2-moe", {
+        **ATTENTION, "mlp.experts.5.up_proj": "mxfp4 32", "mlp.shared_expert.up_proj": "int4 128",
+        "mlp.gate": None, "mlp.shared_expert_gate": None}),
+    "deepseek_moe_servable.yaml": ("deepseek-moe", {
+        "self_attn.q_proj": "int4 64", "mlp.experts.5.up_proj": "int4 64",
+        "mlp.shared_experts.down_proj": "int4 64", "mlp.gate": None}),
     "deepseek_moe.yaml": ("deepseek-moe", {
         **ATTENTION, "mlp.experts.5.up_proj": "mxfp4 32", "mlp.shared_experts.up_proj": "mxfp6 32",
         "mlp.gate": None}),
@@ -40,17 +46,20 @@ WARNINGS = {"gptq_mixed_precision.json": ['"model.layers.0.*" has no effect'],
             "gptq_olmoe_mixed.json": ["mxfp6 has group size 32 only, 64 was asked",
                                       '"model.layers.*.mlp.shared_expert.*" matches no module'],
             "qwen2_moe.yaml": ["mxfp6 has group size 32 only, 64 was asked"]}
-ENGINES = {"vLLM": "vllm", "SGLang": "sglang", "transformers": "transformers"}
+CHECKPOINT_ENGINES = {"vLLM": "vllm", "SGLang": "sglang", "transformers": "transformers"}
+ENGINES = {**CHECKPOINT_ENGINES, "llama.cpp": "llamacpp"}
 
 
 def guide_of_engines():
-    """Returns {recipe: the engines that load its export, according to configs/README.md}."""
+    """Returns {recipe: (the engines that load its export, the recipe to use for vLLM or None)}, according to
+    configs/README.md."""
     rows = {}
     for line in (CONFIGS / "README.md").read_text().splitlines():
         cells = [c.strip() for c in line.split("|")[1:-1]]
         if len(cells) == 5:
             for recipe in re.findall(r"`([^`]*\.(?:yaml|json))`", cells[0]):
-                rows[recipe] = {ENGINES[name] for name in ENGINES if name in cells[4]}
+                loads, _, sibling = cells[4].partition("; for vLLM: ")
+                rows[recipe] = ({ENGINES[name] for name in ENGINES if name in loads}, sibling.strip("`") or None)
     return rows
 
 
@@ -60,19 +69,44 @@ class Engines(WorkFolder):
     def plan(self, model, *given):
         return json.loads(self.ok("plan", "--model", model, *given, "--json"))
 
+    def loading(self, model, recipe):
+        """The engines that load such a model in these formats."""
+        problems = self.plan(TESTS / "models" / (model + "-tiny"), "--config", recipe)["problems_in"]
+        return {engine for engine, found in problems.items()
+                if not [p for p in found if not p.startswith("config.json: ")]}
+
     def test_the_guide_agrees_with_plan_about_every_recipe(self):
         guide = guide_of_engines()
         self.assertEqual(set(guide), set(LAYER_1))
         for recipe, (model, _) in LAYER_1.items():
-            problems = self.plan(TESTS / "models" / (model + "-tiny"), "--config",
-                                 CONFIGS / recipe)["problems_in"]
-            loading = {engine for engine, found in problems.items()
-                    if not [p for p in found if not p.startswith("config.json: ")]}
-            self.assertEqual(loading, guide[recipe], recipe)
+            self.assertEqual(self.loading(model, CONFIGS / recipe), guide[recipe][0], recipe)
+
+    def test_every_recipe_loads_in_vllm_or_names_one_that_does(self):
+        for recipe, (engines, sibling) in guide_of_engines().items():
+            with self.subTest(recipe=recipe):
+                self.assertEqual(sibling is None, "vllm" in engines)
+                if sibling is not None:
+                    self.assertIn(sibling, (CONFIGS / recipe).read_text())
+                    self.assertEqual(LAYER_1[sibling][0], LAYER_1[recipe][0])
+                    self.assertIn("vllm", self.loading(LAYER_1[sibling][0], CONFIGS / sibling))
+
+    def test_the_first_recipes_load_in_every_engine(self):
+        """The recipe of README.md's first command, its example, and what is done without a recipe."""
+        readme = (ROOT / "README.md").read_text()
+        first = CONFIGS / re.search(r"--config configs/(\S+)", readme)[1]
+        example = self.work / "example.yaml"
+        example.write_text(re.search(r"```yaml\n(.*?)```", readme, re.DOTALL)[1])
+        none = self.work / "none.yaml"
+        none.write_text("{}")
+        for recipe in (first, example, none):
+            for model in ("olmoe", "qwen2-moe", *(() if recipe == example else ("mixtral",))):
+                self.assertEqual(self.loading(model, recipe), set(ENGINES.values()), (recipe, model))
+        for recipe in (first, none):  # vLLM wants one format in DeepSeek-MoE, and SGLang has none
+            self.assertEqual(self.loading("deepseek-moe", recipe), set(ENGINES.values()) - {"sglang"})
 
     def test_deepseek_moe_is_loaded_only_with_its_own_code(self):
         model = TESTS / "models/deepseek-moe-tiny"
-        for engine in ENGINES.values():
+        for engine in CHECKPOINT_ENGINES.values():
             self.fails(1, "deepseek" if engine != "sglang" else "DeepSeek", "plan", "--model", model,
                        "--target", engine)
         own = self.work / "own"
@@ -120,7 +154,8 @@ class Engines(WorkFolder):
     def test_biases_that_an_engine_drops_make_its_answers_wrong(self):
         for name, roles in (("mixtral-tiny", "qkvo"), ("qwen2-moe-tiny", "o")):
             plan = self.plan(self.with_biases(name, roles))
-            for engine, problems in plan["problems_in"].items():
+            for engine in CHECKPOINT_ENGINES.values():
+                problems = plan["problems_in"][engine]
                 self.assertIn("drops the biases", " ".join(problems), (name, engine))
                 self.assertTrue(plan["engines"][engine]["loads"])
                 self.assertFalse(plan["engines"][engine]["right"])
