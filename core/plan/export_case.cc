@@ -66,10 +66,20 @@ void add_ffns(const Model& model, std::set<std::string>& options) {
   }
 }
 
-}  // namespace
-
+/// How a module is stored, as text. Two modules that are stored alike have equal texts.
 std::string scheme(const PlannedModule& m) {
   return m.format ? m.format->config().dump() + m.recipe.aq : "";
+}
+
+/// The same for most modules that are stored alike, and quicker.
+std::pair<const Format*, std::string> quick_scheme(const PlannedModule& m) {
+  return {m.format.get(), m.recipe.aq};
+}
+
+}  // namespace
+
+bool same_scheme(const PlannedModule& a, const PlannedModule& b) {
+  return quick_scheme(a) == quick_scheme(b) || scheme(a) == scheme(b);
 }
 
 ModelCase model_case(const Export& exported) {
@@ -92,8 +102,9 @@ ModelCase model_case(const Export& exported) {
   add_attention(model, result.options);
   add_ffns(model, result.options);
   std::set<std::string> schemes, storages;
+  std::set<std::pair<const Format*, std::string>> seen;
   for (const PlannedModule& m : exported.plan.modules) {
-    if (!m.format) continue;
+    if (!m.format || !seen.insert(quick_scheme(m)).second) continue;
     schemes.insert(scheme(m));
     storages.insert(module_case(m, *exported.plan.container).storage);
   }

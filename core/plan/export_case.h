@@ -16,8 +16,8 @@ struct Export {
   const Source& original;
 };
 
-/// How a module is stored, as text. Two modules that are stored alike have equal texts.
-std::string scheme(const PlannedModule& m);
+/// Whether two modules are stored alike.
+bool same_scheme(const PlannedModule& a, const PlannedModule& b);
 
 /// The export as the rules of engines see it.
 ModelCase model_case(const Export& exported);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/nearest.h"
@@ -36,61 +37,56 @@ using Modules = std::vector<const PlannedModule*>;
 
 constexpr const char* kConfigJson = "config.json";
 
-/// The group size that fits both modules, if they have one format and differ only because the
-/// usual group did not fit both; else 0.
-int32_t common_group(const PlannedModule& a, const PlannedModule& b) {
-  if (!a.format || !b.format || a.recipe.wq != b.recipe.wq) return 0;
-  if (a.recipe.group_size_asked && b.recipe.group_size_asked) return 0;
-  const FormatDesc &of_a = a.format->desc(), &of_b = b.format->desc();
-  int32_t best = 0;
-  for (const int32_t size : of_a.allowed_group_sizes())
-    if (size > best && size <= std::max(of_a.group_size, of_b.group_size) &&
-        a.module->in_features % size == 0 && b.module->in_features % size == 0)
-      best = size;
-  return best;
-}
-
-/// "... must be of one format, and are int4 g128 and int4 g64; group_size: 64 fits all of them".
-/// The last part is there if the recipe asks for no size.
+/// "... must be of one format, and are int4 g128 and int4 g64".
 std::string mixed(const std::string& what, const PlannedModule& a, const PlannedModule& b) {
-  const int32_t common = common_group(a, b);
-  return fmt::format("{} must be of one format, and are {} and {}{}", what, describe(a),
-                     describe(b),
-                     common > 0 ? fmt::format("; group_size: {} fits all of them", common) : "");
+  return fmt::format("{} must be of one format, and are {} and {}", what, describe(a), describe(b));
 }
 
 /// Applies the rules of one engine to one export.
 class EngineCheck {
  public:
-  EngineCheck(const Engine& engine, const Export& exported, Findings& findings)
-      : engine_(engine), plan_(exported.plan), model_(model_case(exported)), findings_(findings) {}
+  EngineCheck(const Engine& engine, const Plan& plan, const ModelCase& model, Findings& findings)
+      : engine_(engine), plan_(plan), model_(model), findings_(findings) {}
 
   void run() {
     check_family();
     for (const Rule& rule : engine_.rules)
       if (!rule.conditions.of_module() && rule.conditions.hold(model_, {}))
-        say(kConfigJson, rule, {});
+        say(kConfigJson, rule.verdict, text(rule, {}));
     for (const OneFormat& rule : engine_.one_format) check_one_format(rule);
-    for (const PlannedModule& m : plan_.modules) {
-      ModuleCase module = module_case(m, *plan_.container);
-      if (engine_.reads_gguf && m.format) module.gguf_problem = gguf_problem(m);
-      for (const Rule& rule : engine_.rules)
-        if (rule.conditions.of_module() && rule.conditions.hold(model_, module))
-          say(m.module->name, rule, module);
-      if (m.format) say(m.module->name, engine_.format_rule(model_, module), module);
-    }
+    for (const PlannedModule& m : plan_.modules)
+      for (const auto& [verdict, sentence] : of_module(m)) say(m.module->name, verdict, sentence);
   }
 
  private:
+  using Said = std::vector<std::pair<Verdict, std::string>>;
+
+  /// What is said of a module. It is the same for all modules of a kind, in a format, of a size.
+  const Said& of_module(const PlannedModule& m) {
+    const Module& module = *m.module;
+    const auto [found, is_new] =
+        said_.try_emplace({m.format.get(), m.recipe.aq, module.key.role, module.key.expert >= 0,
+                           module.out_features, module.in_features});
+    if (!is_new) return found->second;
+    ModuleCase asked = module_case(m, *plan_.container);
+    if (engine_.reads_gguf && m.format) asked.gguf_problem = gguf_problem(m);
+    const auto add = [&](const Rule& rule) {
+      found->second.emplace_back(rule.verdict, text(rule, asked));
+    };
+    for (const Rule& rule : engine_.rules)
+      if (rule.conditions.of_module() && rule.conditions.hold(model_, asked)) add(rule);
+    if (m.format) add(engine_.format_rule(model_, asked));
+    return found->second;
+  }
+
+  std::string text(const Rule& rule, const ModuleCase& module) const {
+    return fill_in(rule.sentence, model_, module, rule.conditions.missing(model_));
+  }
+
   void say(const std::string& where, Verdict verdict, const std::string& sentence) {
     if (verdict == Verdict::kNote) findings_.note(where, sentence);
     if (verdict == Verdict::kRefused) findings_.refuse(where, sentence);
     if (verdict == Verdict::kWrong) findings_.wrong(where, sentence);
-  }
-
-  void say(const std::string& where, const Rule& rule, const ModuleCase& module) {
-    say(where, rule.verdict,
-        fill_in(rule.sentence, model_, module, rule.conditions.missing(model_)));
   }
 
   /// Checks whether the engine recognises the model as what it is, and has its options. The
@@ -140,7 +136,7 @@ class EngineCheck {
       if (!rule.storage.empty() && module_case(first, *plan_.container).storage != rule.storage)
         continue;
       const auto other = std::find_if(modules.begin(), modules.end(),
-                                      [&](const auto* m) { return scheme(*m) != scheme(first); });
+                                      [&](const auto* m) { return !same_scheme(*m, first); });
       if (other != modules.end())
         say((*other)->module->name, rule.verdict, mixed(rule.name, first, **other));
     }
@@ -148,8 +144,9 @@ class EngineCheck {
 
   const Engine& engine_;
   const Plan& plan_;
-  const ModelCase model_;
+  const ModelCase& model_;
   Findings& findings_;
+  std::map<std::tuple<const Format*, std::string, int32_t, bool, int64_t, int64_t>, Said> said_;
 };
 
 /// Checks what the host's own knowledge of llama.cpp says of the model as a whole.
@@ -179,6 +176,7 @@ std::string Loadable::verdict() const {
 std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original,
                                int32_t gpus, bool has_files) {
   const Export exported{plan, model, original};
+  const ModelCase asked = model_case(exported);
   std::vector<Loadable> loads;
   for (const Engine& engine : engines()) {
     Loadable& l = loads.emplace_back(Loadable{.engine = engine.name,
@@ -187,7 +185,7 @@ std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Sourc
                                               .gguf = engine.reads_gguf,
                                               .run = engine.run.contains(model.id())});
     Findings findings;
-    EngineCheck(engine, exported, findings).run();
+    EngineCheck(engine, plan, asked, findings).run();
     if (gpus > 1 && engine.splits) check_split(exported, gpus, findings);
     findings.move_to(l);
     if (l.gguf && l.refused.empty()) check_gguf_model(exported, has_files, l);
@@ -195,11 +193,61 @@ std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Sourc
   return loads;
 }
 
+namespace {
+
+/// The plan with groups of `size` in all modules whose format has that size. Adds the ids of these
+/// formats to `formats`. Throws an Error if a module cannot be stored so.
+Plan with_groups_of(const Plan& plan, int32_t size, const Registry& registry,
+                    std::set<std::string>& formats) {
+  Plan changed = plan;
+  std::map<std::string, std::shared_ptr<const Format>> made;
+  for (PlannedModule& m : changed.modules) {
+    if (!m.format) continue;
+    const auto sizes = m.format->desc().allowed_group_sizes();
+    if (std::find(sizes.begin(), sizes.end(), size) == sizes.end()) continue;
+    if (m.module->in_features % size != 0)
+      fail("{}: groups of {} do not divide its rows", m.module->name, size);
+    formats.insert(m.recipe.wq);
+    Json options = m.recipe.options;
+    options.update(plan.container->options_for(*m.format));
+    options["group_size"] = size;
+    auto& format = made[m.recipe.wq + options.dump()];
+    if (!format) format = registry.create_format(m.recipe.wq, options);
+    m.format = format;
+    (void)plan.container->tensors_of(m.stored());
+  }
+  return changed;
+}
+
+}  // namespace
+
+void suggest_group_sizes(std::vector<Loadable>& loads, const Plan& plan, const Model& model,
+                         const Source& original, const Registry& registry, int32_t gpus,
+                         bool has_files) {
+  const auto lacks = [](const Loadable& l) { return !l.loads() && l.remedy.empty(); };
+  for (const int32_t size : {128, 64, 32, 16}) {
+    if (std::none_of(loads.begin(), loads.end(), lacks)) return;
+    try {
+      std::set<std::string> formats;
+      const Plan changed = with_groups_of(plan, size, registry, formats);
+      if (formats.empty()) continue;
+      const auto others = loadable(changed, model, original, gpus, has_files);
+      for (std::size_t i = 0; i < loads.size(); i++)
+        if (lacks(loads[i]) && others[i].loads())
+          loads[i].remedy =
+              fmt::format("group_size: {} for all modules in {} would make it loadable", size,
+                          fmt::join(formats, " and "));
+    } catch (const Error&) {  // not this size
+    }
+  }
+}
+
 void check_target(const std::vector<Loadable>& loads, const std::string& target) {
   std::vector<std::string> known{"any"};
   for (const Loadable& l : loads) {
     known.push_back(l.id);
-    if (l.id == target && !l.loads()) fail("{}: {}", l.verdict(), l.problems().front());
+    if (l.id == target && !l.loads())
+      fail("{}: {}{}", l.verdict(), l.problems().front(), l.remedy.empty() ? "" : "; " + l.remedy);
   }
   if (std::find(known.begin(), known.end(), target) == known.end())
     throw UsageError(fmt::format("--target \"{}\"{}", target, did_you_mean(target, known)));

@@ -7,6 +7,7 @@
 #include "checkpoint/source.h"
 #include "plan/plan.h"
 #include "plugin/model.h"
+#include "plugin/registry.h"
 
 namespace aqhost {
 
@@ -20,7 +21,8 @@ struct Loadable {
   bool run = false;     // exports of this family were loaded in it; false: source only read
   std::vector<std::string> refused{};  // why it does not load
   std::vector<std::string> wrong{};    // why it loads but silently computes something else
-  std::vector<std::string> notes{};    // what is worth knowing if it loads
+  std::string remedy{};  // "group_size: 64 for all modules in int4 would make it loadable"
+  std::vector<std::string> notes{};  // what is worth knowing if it loads
 
   bool loads() const { return refused.empty() && wrong.empty(); }
   /// "vLLM 0.33"
@@ -40,6 +42,12 @@ struct Loadable {
 /// in the folder of `original`.
 std::vector<Loadable> loadable(const Plan& plan, const Model& model, const Source& original,
                                int32_t gpus = 1, bool has_files = true);
+
+/// For each engine that does not load the export, or not rightly, but would if all modules whose
+/// format has it had one group size, sets `remedy` to the largest such size.
+void suggest_group_sizes(std::vector<Loadable>& loads, const Plan& plan, const Model& model,
+                         const Source& original, const Registry& registry, int32_t gpus = 1,
+                         bool has_files = true);
 
 /// Throws an Error that names the first problem if the engine `target` will not load what `plan`
 /// writes, or will compute something else. `target` is an id, or "any" for no particular engine. An

@@ -357,6 +357,9 @@ class Inspecting(WorkFolder):
         self.assertIn("the experts of a layer must be of one format", plan["problems_in"]["vllm"][0])
         text = self.ok("plan", "--model", MODEL, "--config", recipe)
         self.assertIn("loads in vLLM 0.33          no", text)
+        self.assertIn("  group_size: 128 for all modules in int4 would make it loadable\n", text)
+        self.assertIn("group_size: 128", plan["engines"]["vllm"]["remedy"])
+        self.assertNotIn("remedy", plan["engines"]["llamacpp"])
         self.assertIn("0-2 each", text)
 
     def test_plan_is_about_the_container_that_is_asked_for(self):
@@ -385,6 +388,9 @@ class Inspecting(WorkFolder):
         done = aqhost("--model", MODEL, "--config", recipe, "--algorithm", "rtn", "--save", out)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("warning: vLLM 0.33 will not load the result", done.stderr)
+        self.assertIn("warning: vLLM 0.33: group_size: 128 for all modules in int4 would make it loadable\n",
+                      done.stderr)
+        self.assertNotIn("llama.cpp", done.stderr)
         self.assertIn("loads in nothing but aqhost", done.stdout)
         self.ok("--model", MODEL, "--algorithm", "rtn", "--save", self.work / "two", "--target", "vllm")
 

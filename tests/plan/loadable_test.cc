@@ -15,7 +15,9 @@ const SmallModel kServable{.hidden = 128, .inner = 64};
 std::vector<Loadable> loads_of(const std::string& recipe, SmallModel sizes = kServable,
                                const Container& container = compressed_tensors()) {
   const OpenModel open(sizes);
-  auto loads = loadable(open.plan(recipe, "", container), open.model(), open.reader());
+  const Plan plan = open.plan(recipe, "", container);
+  auto loads = loadable(plan, open.model(), open.reader());
+  suggest_group_sizes(loads, plan, open.model(), open.reader(), registry());
   REQUIRE(loads.size() == 4);
   CHECK(loads[0].id == "vllm");
   CHECK(loads[1].id == "sglang");
@@ -51,11 +53,41 @@ TEST_CASE("layers may differ in vLLM, not in transformers") {
               "format, and are int4 g64 and int4 g32"});
 }
 
-TEST_CASE("if the usual group does not fit all experts, the size that does is named") {
-  const auto [vllm, transformers] = problems("{}", {.hidden = 192, .inner = 128});
-  CHECK(vllm == Found{"model.layers.0.mlp.experts.0.down_proj (and 1 more): the experts of a layer "
-                      "must be of one format, and are int4 g64 and int4 g128; group_size: 64 fits "
-                      "all of them"});
+TEST_CASE("if another group size would make an export loadable, the largest is named") {
+  const auto remedies = [](const std::string& recipe, SmallModel sizes,
+                           const Container& container = compressed_tensors()) {
+    Found found;
+    for (const Loadable& l : loads_of(recipe, sizes, container)) found.push_back(l.remedy);
+    return found;
+  };
+  const std::string g64 = "group_size: 64 for all modules in int4 would make it loadable";
+  const SmallModel odd{.hidden = 192, .inner = 128};
+  CHECK(problems("{}", odd).first ==
+        Found{"model.layers.0.mlp.experts.0.down_proj (and 1 more): the experts of a layer must be "
+              "of one format, and are int4 g64 and int4 g128"});
+  // Marlin has no kernel for the hidden size, which no group size changes in SGLang
+  CHECK(remedies("{}", odd) == Found{g64, "", g64, ""});
+  CHECK(remedies("{default: {group_size: -1}}", odd) == Found{g64, "", "", ""});
+  CHECK(remedies("{default: {group_size: 16}}", kServable, autogptq()) == Found{g64, g64, "", g64});
+  CHECK(remedies("{default: {group_size: 64}}", kServable) == Found{"", "", "", ""});
+  CHECK(remedies("{default: {wq: mxfp6}}", kServable) == Found{"", "", "", ""});
+  // formats of one size stay as they are
+  const auto mxfp4 = remedies(
+      "{default: {group_size: 64}, overrides: [{pattern: '*.experts.*', wq: mxfp4}, {pattern: "
+      "'*.k_proj', group_size: 32}]}",
+      kServable);
+  CHECK(mxfp4[0] == "group_size: 128 for all modules in int4 would make it loadable");
+  CHECK_THROWS_WITH_AS(check_target(loads_of("{}", odd), "vllm"), doctest::Contains(g64.c_str()),
+                       Error);
+}
+
+TEST_CASE("with tensor parallelism, the size that is named fits there, too") {
+  const OpenModel open(kServable);
+  const Plan plan = open.plan("{default: {group_size: 64}}");
+  auto loads = loadable(plan, open.model(), open.reader(), 2);
+  suggest_group_sizes(loads, plan, open.model(), open.reader(), registry(), 2);
+  CHECK(loads[0].remedy == "group_size: 32 for all modules in int4 would make it loadable");
+  CHECK(loads[2].remedy.empty());
 }
 
 TEST_CASE("tensor parallelism needs whole heads and whole groups on every GPU") {

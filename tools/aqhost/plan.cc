@@ -163,6 +163,7 @@ void print_loads(const std::vector<Loadable>& loads) {
   for (const Loadable& l : loads) {
     fmt::print("loads in {:<17}  {}\n", l.name(), answer(l));
     for (const std::string& problem : l.problems()) fmt::print("  {}\n", problem);
+    if (!l.remedy.empty()) fmt::print("  {}\n", l.remedy);
     for (const std::string& note : l.notes) fmt::print("  note: {}\n", note);
   }
 }
@@ -270,6 +271,7 @@ Json to_json(const std::vector<Loadable>& loads) {
                              {"rules_were_run", l.run},
                              {"loads", l.refused.empty()},
                              {"right", l.loads()}};
+    if (!l.remedy.empty()) json["engines"][l.id]["remedy"] = l.remedy;
   }
   return json;
 }
@@ -370,8 +372,10 @@ void run(const PlanOptions& options) {
     warn_of_no_effect(options.given, {"nsamples", "seqlen", "device"},
                       "every module is rounded to nearest, which needs no calibration");
   const Sizes sizes = sizes_of(*source, plan);
-  const std::vector<Loadable> loads = loadable(
-      plan, *model, *source, static_cast<int32_t>(options.result.gpus), !options.model.empty());
+  const auto gpus = static_cast<int32_t>(options.result.gpus);
+  const bool has_files = !options.model.empty();
+  std::vector<Loadable> loads = loadable(plan, *model, *source, gpus, has_files);
+  suggest_group_sizes(loads, plan, *model, *source, *registry, gpus, has_files);
   check_target(loads, options.result.target);
   const auto [windows, seqlen] =
       std::pair(options.calibration.nsamples, options.calibration.seqlen);

@@ -215,8 +215,9 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   const Plan plan =
       make_plan(*model, recipe, *registry, options.algorithm, container_of(options.result));
   for (const PlanWarning& w : plan.warnings) spdlog::warn("{}", w.text());
-  const std::vector<Loadable> loads =
-      loadable(plan, *model, *original, static_cast<int32_t>(options.result.gpus));
+  const auto gpus = static_cast<int32_t>(options.result.gpus);
+  std::vector<Loadable> loads = loadable(plan, *model, *original, gpus);
+  suggest_group_sizes(loads, plan, *model, *original, *registry, gpus);
   check_target(loads, options.result.target);
   if (makes_gguf(options.result)) check_gguf(plan, *model, *original);
   quantize_options.device = device(options, plan, opened);
@@ -224,6 +225,7 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   for (const Loadable& l : loads) {
     if (l.gguf) continue;  // who wants a GGUF file asks for it
     for (const std::string& problem : l.problems()) spdlog::warn("{}: {}", l.verdict(), problem);
+    if (!l.remedy.empty()) spdlog::warn("{}: {}", l.name(), l.remedy);
   }
   ConsoleObserver observer(quiet(options) || comm.rank() != 0);
   quantize_options.observer = &observer;
