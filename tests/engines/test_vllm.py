@@ -13,16 +13,12 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import traceback
 import unittest
 
-TESTS = pathlib.Path(__file__).resolve().parent.parent
-BUILD = pathlib.Path(os.environ["AQ_BUILD"])
-WINDOWS, LENGTH = 20, 256
-MODELS = ("olmoe", "mixtral", "qwen2-moe", "deepseek-moe")
+from common import LENGTH, MODELS, TESTS, WINDOWS, aqhost, window_ids, without_avx2
 
 INT4 = "{wq: int4, group_size: 128}"
 # vLLM's classes of schemes and layouts, each with the sizes of groups that differ in it
@@ -80,14 +76,6 @@ class DeepseekConfig(PretrainedConfig):
 """
 
 
-def aqhost(*arguments):
-    command = [BUILD / "bin/aqhost", *arguments, "--plugin-dir", BUILD / "plugins"]
-    done = subprocess.run([str(a) for a in command], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise AssertionError(done.stderr)
-    return done.stdout
-
-
 def serve(model, use):
     """Loads the model in vLLM, and returns use(vLLM's object). One model can be there at a time."""
     import vllm
@@ -96,7 +84,7 @@ def serve(model, use):
     try:
         server = vllm.LLM(str(model), enforce_eager=True, max_model_len=LENGTH + 1, max_num_seqs=4,
                           enable_prefix_caching=False, gpu_memory_utilization=0.1,
-                          trust_remote_code=True, use_tqdm_on_load=False)
+                          trust_remote_code=True, use_tqdm_on_load=False, skip_tokenizer_init=True)
         return use(server)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold parts of vLLM, whose end would disturb the next model
@@ -110,6 +98,7 @@ def serve(model, use):
 class VLLM(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
+        import numpy
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.work = pathlib.Path(folder.name)
@@ -120,6 +109,7 @@ class VLLM(unittest.TestCase):
         import plain_kernels
         plain_kernels.install()
         cls.replaced = plain_kernels.replaced
+        gc.freeze()  # serve() collects garbage for each model, and need not look at vLLM's modules each time
         cls.originals, cls.ids = {}, {}
         for model in MODELS:
             cls.originals[model] = original = cls.work / model
@@ -129,18 +119,8 @@ class VLLM(unittest.TestCase):
                 config = json.loads((original / "config.json").read_text())
                 config["auto_map"] = {"AutoConfig": "configuration_deepseek.DeepseekConfig"}
                 (original / "config.json").write_text(json.dumps(config))
-            cls.ids[model] = cls.write_ids(original)
-
-    @classmethod
-    def write_ids(cls, original):
-        """The file with the ids of the windows, which both programs run."""
-        import numpy
-        from tokenizers import Tokenizer
-        text = (TESTS / "data/kjv_eval.txt").read_text()
-        ids = Tokenizer.from_file(str(original / "tokenizer.json")).encode(text).ids[:WINDOWS * LENGTH]
-        path = original.with_suffix(".npy")
-        numpy.save(path, numpy.array(ids, dtype=numpy.int64))
-        return path
+            cls.ids[model] = original.with_suffix(".npy")
+            numpy.save(cls.ids[model], window_ids(original).reshape(-1))
 
     def plan(self, model, scheme, recipe):
         """Writes the recipe, and returns the options of aqhost with it and what `plan` says of vLLM."""
@@ -163,7 +143,7 @@ class VLLM(unittest.TestCase):
         told = json.loads(aqhost("eval", "--model", folder, "--text", self.ids[model], "--window", LENGTH,
                                  "--json"))
         self.assertEqual(told["tokens"], WINDOWS * (LENGTH - 1))
-        sampling = vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1)
+        sampling = vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
 
         def mean(server):
             answers = server.generate([{"prompt_token_ids": ids} for ids in windows], sampling,
@@ -218,7 +198,9 @@ add_tests(VLLM.check_refused, "deepseek-moe", REFUSED_DEEPSEEK)
 
 
 if __name__ == "__main__":
-    if importlib.util.find_spec("vllm") is None:
-        print("SKIPPED: this Python has no vLLM; tools/test --engines installs it")
+    missing = without_avx2() if importlib.util.find_spec("vllm") else \
+        "this Python has no vLLM; tools/test --engines installs it"
+    if missing:
+        print(f"SKIPPED: {missing}")
         sys.exit(77)
     unittest.main()
