@@ -19,6 +19,7 @@ GgufSummary summary_of(const GgufModel& gguf) {
   summary.architecture = gguf.architecture;
   summary.tensors = static_cast<int64_t>(gguf.tensors.size());
   summary.left_out = gguf.left_out;
+  summary.rounded_rope = gguf.rounded_rope;
   for (const GgufTensor& tensor : gguf.tensors) {
     summary.types[info_of(tensor.type).name]++;
     summary.bytes += tensor.bytes();
@@ -108,6 +109,10 @@ class TensorWriter {
     if (tensor.modules.empty()) write_dense(index, tensor, tensor.ref, tensor.shape.front(), cols);
     for (const Module* module : tensor.modules) {
       check_interrupt();
+      if (tensor.part == GgufPart::kBiases) {
+        write_dense(index, tensor, *module->bias, module->out_features, 1);
+        continue;
+      }
       const StoredModule* stored =
           quantized_ == nullptr ? nullptr : quantized_->find_module(module->name);
       if (stored == nullptr)
@@ -138,7 +143,7 @@ class TensorWriter {
 
   void write_quantized(std::size_t index, const GgufTensor& tensor, const StoredModule& module) {
     const QuantizedMatrix matrix = quantized_->read(module);
-    if (tensor.matrix_scales) {
+    if (tensor.part == GgufPart::kMatrixScales) {
       const float scale = matrix_scale(matrix);
       return writer_.write(index, std::as_bytes(std::span(&scale, 1)));
     }

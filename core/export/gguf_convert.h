@@ -20,6 +20,7 @@ struct GgufSummary {
   int64_t tensors = 0, bytes = 0;        // of the whole file
   GgufRounding rounding;
   std::vector<std::string> left_out;  // tensors of the checkpoint that the file does not contain
+  double rounded_rope = 0;            // see GgufRope::rounded
 };
 
 /// The same before the file is written: everything but `rounding`; `bytes` is that of the tensors.

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "export/gguf.h"
+#include "export/gguf_rope.h"
 
 namespace aqhost {
 namespace {
@@ -20,72 +21,59 @@ enum class SharedExpert : uint8_t { kNone, kGated, kPlain };
 struct GgufFamily {
   const char* id;            // of the model plugin
   const char* architecture;  // "general.architecture"
-  bool swaps_heads;          // see GgufTensor::swapped_heads
-  bool norm_topk;
-  int32_t qk_norm;
-  SharedExpert shared;
-  bool dense_layers;  // the first layers may be dense
-  bool out_bias;      // o may have a bias
-  bool head_dim;      // number of heads x head_dim may differ from the hidden size
-  bool fewer_kv;      // there may be fewer heads for keys than for queries
-  bool tied;          // "output" may be absent
-  bool routed_scale;  // reads expert_weights_scale
-  bool ffn_scales;    // multiplies FFNs by their matrix scales (see has_matrix_scale())
+  bool swaps_heads = false;  // see GgufTensor::swapped_heads
+  bool norm_topk = false;
+  int32_t qk_norm = AQ_QK_NORM_NONE;
+  SharedExpert shared = SharedExpert::kNone;
+  bool dense_layers = false;  // the first layers may be dense
+  bool out_bias = false;      // o may have a bias
+  bool head_dim = false;      // number of heads x head_dim may differ from the hidden size
+  bool fewer_kv = true;       // there may be fewer heads for keys than for queries
+  bool tied = false;          // "output" may be absent
+  bool routed_scale = false;  // reads expert_weights_scale
+  bool ffn_scales = false;    // multiplies FFNs by their matrix scales (see has_matrix_scale())
+  bool sinks = false;         // every layer has sinks
+  bool windows = false;       // every second layer has a window, from the first on
+  bool ffn_biases = false;    // o, the router and the experts have biases
+  int32_t activation = AQ_ACT_SILU_GLU;
+  const char* ffn_norm = "ffn_norm";  // the name of the norm before the FFN
 };
 
 constexpr GgufFamily kFamilies[] = {
-    {.id = "olmoe",
-     .architecture = "olmoe",
-     .swaps_heads = false,
-     .norm_topk = false,
-     .qk_norm = AQ_QK_NORM_FULL,
-     .shared = SharedExpert::kNone,
-     .dense_layers = false,
-     .out_bias = false,
-     .head_dim = false,
-     .fewer_kv = false,
-     .tied = false,
-     .routed_scale = false,
-     .ffn_scales = false},
+    {.id = "olmoe", .architecture = "olmoe", .qk_norm = AQ_QK_NORM_FULL, .fewer_kv = false},
     {.id = "mixtral",
      .architecture = "llama",
      .swaps_heads = true,
      .norm_topk = true,
-     .qk_norm = AQ_QK_NORM_NONE,
-     .shared = SharedExpert::kNone,
-     .dense_layers = false,
      .out_bias = true,
      .head_dim = true,
-     .fewer_kv = true,
      .tied = true,
-     .routed_scale = false,
      .ffn_scales = true},
-    {.id = "qwen2_moe",
-     .architecture = "qwen2moe",
-     .swaps_heads = false,
-     .norm_topk = false,
-     .qk_norm = AQ_QK_NORM_NONE,
-     .shared = SharedExpert::kGated,
-     .dense_layers = false,
-     .out_bias = false,
-     .head_dim = false,
-     .fewer_kv = true,
-     .tied = false,
-     .routed_scale = false,
-     .ffn_scales = false},
+    {.id = "qwen2_moe", .architecture = "qwen2moe", .shared = SharedExpert::kGated},
     {.id = "deepseek_moe",
      .architecture = "deepseek",
      .swaps_heads = true,
-     .norm_topk = false,
-     .qk_norm = AQ_QK_NORM_NONE,
      .shared = SharedExpert::kPlain,
      .dense_layers = true,
-     .out_bias = false,
-     .head_dim = false,
-     .fewer_kv = true,
      .tied = true,
-     .routed_scale = true,
-     .ffn_scales = false},
+     .routed_scale = true},
+    {.id = "qwen3_moe",
+     .architecture = "qwen3moe",
+     .norm_topk = true,
+     .qk_norm = AQ_QK_NORM_HEAD,
+     .head_dim = true,
+     .tied = true,
+     .ffn_scales = true},
+    {.id = "gpt_oss",
+     .architecture = "gpt-oss",
+     .norm_topk = true,
+     .out_bias = true,
+     .head_dim = true,
+     .sinks = true,
+     .windows = true,
+     .ffn_biases = true,
+     .activation = AQ_ACT_CLAMPED_SWIGLU,
+     .ffn_norm = "post_attention_norm"},
 };
 
 const GgufFamily& gguf_family(const Model& model) {
@@ -102,60 +90,34 @@ struct RoleName {
   const char* name;
 };
 
-constexpr RoleName kLayerNames[] = {{AQ_ROLE_ATTN_NORM, "attn_norm"},
-                                    {AQ_ROLE_ATTN_Q, "attn_q"},
-                                    {AQ_ROLE_ATTN_K, "attn_k"},
-                                    {AQ_ROLE_ATTN_V, "attn_v"},
-                                    {AQ_ROLE_ATTN_O, "attn_output"},
-                                    {AQ_ROLE_ATTN_Q_NORM, "attn_q_norm"},
-                                    {AQ_ROLE_ATTN_K_NORM, "attn_k_norm"},
-                                    {AQ_ROLE_FFN_NORM, "ffn_norm"},
-                                    {AQ_ROLE_FFN_GATE, "ffn_gate"},
-                                    {AQ_ROLE_FFN_UP, "ffn_up"},
-                                    {AQ_ROLE_FFN_DOWN, "ffn_down"},
-                                    {AQ_ROLE_ROUTER, "ffn_gate_inp"},
-                                    {AQ_ROLE_SHARED_ROUTER, "ffn_gate_inp_shexp"}};
+constexpr RoleName kLayerNames[] = {
+    {AQ_ROLE_ATTN_NORM, "attn_norm"},     {AQ_ROLE_ATTN_Q, "attn_q"},
+    {AQ_ROLE_ATTN_K, "attn_k"},           {AQ_ROLE_ATTN_V, "attn_v"},
+    {AQ_ROLE_ATTN_O, "attn_output"},      {AQ_ROLE_ATTN_Q_NORM, "attn_q_norm"},
+    {AQ_ROLE_ATTN_K_NORM, "attn_k_norm"}, {AQ_ROLE_ATTN_SINKS, "attn_sinks"},
+    {AQ_ROLE_FFN_NORM, "ffn_norm"},       {AQ_ROLE_FFN_GATE, "ffn_gate"},
+    {AQ_ROLE_FFN_UP, "ffn_up"},           {AQ_ROLE_FFN_DOWN, "ffn_down"},
+    {AQ_ROLE_ROUTER, "ffn_gate_inp"},     {AQ_ROLE_SHARED_ROUTER, "ffn_gate_inp_shexp"}};
 
 /// "blk.3.ffn_up_exps", without ".weight".
-std::string gguf_stem(const aq_tensor_key& key) {
+std::string gguf_stem(const aq_tensor_key& key, const GgufFamily& family) {
   if (key.role == AQ_ROLE_LM_HEAD) return "output";
   const auto* name = std::ranges::find(kLayerNames, key.role, &RoleName::role);
   if (name == std::end(kLayerNames) || key.layer < 0)
     fail("GGUF has no name for the tensor of {}", key_text(key));
   const char* suffix = key.expert >= 0 ? "_exps" : key.expert == AQ_EXPERT_SHARED ? "_shexp" : "";
-  return fmt::format("blk.{}.{}{}", key.layer, name->name, suffix);
-}
-
-/// The frequencies of a rotation as GGUF has them: theta, and the factor of linear scaling.
-struct PlainRope {
-  float theta = 0, factor = 1;
-};
-
-/// Finds theta and factor so that frequency i of n is theta^(-i / n) / factor, to within what
-/// float32 can tell; nullopt if there are none.
-std::optional<PlainRope> plain_rope(const std::vector<float>& frequencies) {
-  const std::size_t n = frequencies.size();
-  if (n < 2 || !(frequencies.front() > 0) || !(frequencies.back() > 0)) return {};
-  const double first = frequencies.front(), last = frequencies.back();
-  const double power = static_cast<double>(n) / static_cast<double>(n - 1);
-  const double exact = std::pow(first / last, power);
-  // written thetas have few digits, and the last digits of this one come from rounding
-  const double unit = std::pow(10.0, std::floor(std::log10(exact)) - 5);
-  const double round = std::round(exact / unit) * unit;
-  const double theta = std::fabs(round / exact - 1) < 1e-6 ? round : exact;
-  for (std::size_t i = 0; i < n; i++) {
-    const double expected =
-        first * std::pow(theta, -static_cast<double>(i) / static_cast<double>(n));
-    if (std::fabs(frequencies[i] / expected - 1) > 1e-5) return {};
-  }
-  return PlainRope{static_cast<float>(theta), static_cast<float>(1 / first)};
+  return fmt::format("blk.{}.{}{}", key.layer,
+                     key.role == AQ_ROLE_FFN_NORM ? family.ffn_norm : name->name, suffix);
 }
 
 /// Refuses options of the model that llama.cpp's code for the architecture does not have.
 class OptionCheck {
  public:
   OptionCheck(const Source& source, const Model& model, const GgufFamily& family)
-      : file_(source.directory() + "/config.json"), model_(model), family_(family) {}
+      : file_(source.directory() + "/config.json"),
+        config_(source.config()),
+        model_(model),
+        family_(family) {}
 
   void run() const {
     const ModelDesc& desc = model_.desc();
@@ -164,7 +126,7 @@ class OptionCheck {
             "multipliers of embeddings, residuals or logits");
     require(desc.max_positions > 0, "models without max_position_embeddings");
     for (int32_t l = 0; l < desc.n_layers; l++) {
-      check_attention(model_.attention(l, desc.max_positions));
+      check_attention(l);
       check_ffn(l);
     }
     for (const Module& m : model_.modules()) check_bias(m);
@@ -176,28 +138,41 @@ class OptionCheck {
       fail("{}: llama.cpp's architecture {} has no {}", file_, family_.architecture, what);
   }
 
-  void check_attention(const AttentionDesc& a) const {
-    require(a.kind == AQ_ATTN_STANDARD && !a.output_gate && !a.sinks,
+  void check_attention(int32_t layer) const {
+    const int64_t positions = model_.desc().max_positions;
+    const AttentionDesc a = model_.attention(layer, positions);
+    require(a.kind == AQ_ATTN_STANDARD && !a.output_gate && a.sinks == family_.sinks,
             "other attention than softmax attention");
     require(a.qk_norm == family_.qk_norm, "such norms of q and k");
     require(a.clip_qkv == 0, "clip_qkv");
-    require(a.sliding_window == 0 || a.sliding_window >= model_.desc().max_positions,
-            fmt::format("sliding_window ({})", a.sliding_window));
+    check_window(layer, a.sliding_window);
     require(family_.fewer_kv || a.n_heads == a.n_kv_heads,
             "num_key_value_heads other than num_attention_heads");
     require(family_.head_dim || int64_t{a.n_heads} * a.head_dim == model_.desc().hidden_size,
             "head_dim other than hidden_size / num_attention_heads");
     require(a.rope_dim() == a.head_dim && !a.rope_interleaved,
             "rotation of a part of a head, or of neighbours");
-    require(a.rope_scale == 1 && plain_rope(a.rope_inv_freq).has_value(),
-            "rope scaling, other than linear, that aqhost can write");
+    require(gguf_rope(config_, a).has_value(),
+            "rope scaling other than linear, and YaRN with beta_fast 32 and beta_slow 1");
+    require(a.rope_inv_freq == model_.attention(0, positions).rope_inv_freq,
+            "rotations that differ among layers");
     const float plain = 1 / std::sqrt(static_cast<float>(a.head_dim));
     require(std::fabs(a.scale / plain - 1) < 1e-6F, "other scale of attention");
   }
 
+  void check_window(int32_t layer, int32_t window) const {
+    const bool none = window == 0 || (window >= model_.desc().max_positions && !family_.windows);
+    require(family_.windows || none, fmt::format("sliding_window ({})", window));
+    require(!family_.windows || none == (layer % 2 == 1),
+            "layer_types other than sliding_attention in every second layer, from the first on");
+  }
+
   void check_ffn(int32_t layer) const {
     const FfnDesc& f = model_.ffn(layer);
-    require(f.activation == AQ_ACT_SILU_GLU, "hidden_act other than silu");
+    require(f.activation == family_.activation, "such a hidden_act");
+    require(
+        family_.activation != AQ_ACT_CLAMPED_SWIGLU || (f.act_alpha == 1.702F && f.act_limit == 7),
+        "swiglu_limit other than 7");
     if (f.kind == AQ_FFN_DENSE) {
       require(family_.dense_layers && (layer == 0 || model_.ffn(layer - 1).kind == AQ_FFN_DENSE),
               family_.dense_layers ? "dense layers after the first layer with experts"
@@ -216,13 +191,15 @@ class OptionCheck {
   }
 
   void check_bias(const Module& m) const {
-    if (!m.bias) return;
     const int32_t role = m.key.role;
-    const bool qkv = role == AQ_ROLE_ATTN_Q || role == AQ_ROLE_ATTN_K || role == AQ_ROLE_ATTN_V;
-    require(qkv || (role == AQ_ROLE_ATTN_O && family_.out_bias), "bias in " + m.name);
+    if (role == AQ_ROLE_ATTN_Q || role == AQ_ROLE_ATTN_K || role == AQ_ROLE_ATTN_V) return;
+    const bool needed = family_.ffn_biases && role != AQ_ROLE_LM_HEAD;
+    require(m.bias || !needed, m.name + " without a bias");
+    require(!m.bias || needed || (role == AQ_ROLE_ATTN_O && family_.out_bias), "bias in " + m.name);
   }
 
   const std::string file_;
+  const Json& config_;
   const Model& model_;
   const GgufFamily& family_;
 };
@@ -234,7 +211,18 @@ int32_t first_expert_layer(const Model& model) {
   return layer;
 }
 
-void add_attention(const AttentionDesc& a, const GgufFamily& family, GgufMetadata& metadata) {
+void add_rope(const GgufRope& rope, const std::string& arch, GgufMetadata& metadata) {
+  metadata.f32(arch + ".rope.freq_base", rope.theta);
+  const std::string scaling = arch + ".rope.scaling.";
+  metadata.text(scaling + "type", rope.scaling);
+  if (rope.scaling != "none") metadata.f32(scaling + "factor", rope.factor);
+  if (rope.scaling != "yarn") return;
+  metadata.u32(scaling + "original_context_length", rope.original_positions);
+  metadata.f32(scaling + "attn_factor", rope.attention_factor);
+}
+
+void add_attention(const AttentionDesc& a, const GgufRope& rope, const GgufFamily& family,
+                   GgufMetadata& metadata) {
   const std::string arch = family.architecture;
   metadata.u32(arch + ".attention.head_count", a.n_heads);
   metadata.u32(arch + ".attention.head_count_kv", a.n_kv_heads);
@@ -242,27 +230,20 @@ void add_attention(const AttentionDesc& a, const GgufFamily& family, GgufMetadat
     metadata.u32(arch + ".attention.key_length", a.head_dim);
     metadata.u32(arch + ".attention.value_length", a.head_dim);
   }
+  if (family.windows) metadata.u32(arch + ".attention.sliding_window", a.sliding_window);
   metadata.u32(arch + ".rope.dimension_count", a.rope_dim());
-  const PlainRope rope = *plain_rope(a.rope_inv_freq);
-  metadata.f32(arch + ".rope.freq_base", rope.theta);
-  if (rope.factor != 1) {
-    metadata.text(arch + ".rope.scaling.type", "linear");
-    metadata.f32(arch + ".rope.scaling.factor", rope.factor);
-  } else {
-    metadata.text(arch + ".rope.scaling.type", "none");
-  }
+  add_rope(rope, arch, metadata);
 }
 
 void add_ffn(const Model& model, const GgufFamily& family, GgufMetadata& metadata) {
   const std::string arch = family.architecture;
   const int32_t first = first_expert_layer(model);
   const FfnDesc& moe = model.ffn(first);
-  // architectures without dense layers take this for the size of an expert, or do not use it
+  // olmoe and llama take this for the size of an expert
   metadata.u32(arch + ".feed_forward_length", model.ffn(0).inner_size);
+  metadata.u32(arch + ".expert_feed_forward_length", moe.inner_size);
   metadata.u32(arch + ".expert_count", moe.n_experts);
   metadata.u32(arch + ".expert_used_count", moe.top_k);
-  if (family.shared != SharedExpert::kNone)
-    metadata.u32(arch + ".expert_feed_forward_length", moe.inner_size);
   if (family.shared == SharedExpert::kGated)
     metadata.u32(arch + ".expert_shared_feed_forward_length", moe.shared_size);
   if (family.shared == SharedExpert::kPlain)
@@ -298,7 +279,10 @@ void add_metadata(const Source& source, const Model& model, const GgufFamily& fa
   metadata.u32(arch + ".embedding_length", desc.hidden_size);
   metadata.u32(arch + ".vocab_size", desc.vocab_size);
   metadata.f32(arch + ".attention.layer_norm_rms_epsilon", desc.norm_eps);
-  add_attention(model.attention(0, desc.max_positions), family, metadata);
+  const AttentionDesc attention = model.attention(0, desc.max_positions);
+  const GgufRope rope = *gguf_rope(source.config(), attention);
+  add_attention(attention, rope, family, metadata);
+  result.rounded_rope = rope.rounded;
   add_ffn(model, family, metadata);
 }
 
@@ -322,7 +306,7 @@ class TensorList {
     std::map<std::string, std::vector<const Module*>> matrices;  // by gguf_stem()
     std::vector<std::string> order;
     for (const Module& m : model_.modules()) {
-      const std::string stem = gguf_stem(m.key);
+      const std::string stem = gguf_stem(m.key, family_);
       if (!matrices.contains(stem)) order.push_back(stem);
       matrices[stem].push_back(&m);
     }
@@ -363,13 +347,17 @@ class TensorList {
     const AttentionDesc a = model_.attention(layer, 1);
     const auto add = [&](int32_t role, int64_t size) {
       const aq_tensor_key key{layer, role, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
-      add_vector(key, gguf_stem(key) + ".weight", size);
+      add_vector(key, gguf_stem(key, family_) + ".weight", size);
     };
     add(AQ_ROLE_ATTN_NORM, model_.desc().hidden_size);
     if (a.qk_norm == AQ_QK_NORM_FULL) {
       add(AQ_ROLE_ATTN_Q_NORM, int64_t{a.n_heads} * a.head_dim);
       add(AQ_ROLE_ATTN_K_NORM, int64_t{a.n_kv_heads} * a.head_dim);
+    } else if (a.qk_norm == AQ_QK_NORM_HEAD) {
+      add(AQ_ROLE_ATTN_Q_NORM, a.head_dim);
+      add(AQ_ROLE_ATTN_K_NORM, a.head_dim);
     }
+    if (a.sinks) add(AQ_ROLE_ATTN_SINKS, a.n_heads);
     add(AQ_ROLE_FFN_NORM, model_.desc().hidden_size);
     if (model_.find_ref({layer, AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, AQ_PART_WEIGHT}))
       fail("{}: llama.cpp's architecture {} has no correction bias of experts", source_.directory(),
@@ -426,16 +414,16 @@ class TensorList {
     if (first.key.expert >= 0) shape.insert(shape.begin(), static_cast<int64_t>(modules.size()));
     if (first.key.role == AQ_ROLE_SHARED_ROUTER) shape = {first.in_features};
     const int64_t swapped = swapped_heads(first.key);
+    const auto count = static_cast<int64_t>(modules.size());
     tensors_.push_back({{stem + ".weight", type, shape}, modules, {}, swapped});
     if (has_matrix_scale(type))
-      tensors_.push_back({{stem + ".scale", GgufType::kF32, {static_cast<int64_t>(modules.size())}},
-                          modules,
-                          {},
-                          0,
-                          true});
-    if (first.bias)
       tensors_.push_back(
-          {{stem + ".bias", GgufType::kF32, {first.out_features}}, {}, *first.bias, swapped});
+          {{stem + ".scale", GgufType::kF32, {count}}, modules, {}, 0, GgufPart::kMatrixScales});
+    if (!first.bias) return;
+    std::vector<int64_t> biases{first.out_features};
+    if (first.key.expert >= 0) biases.insert(biases.begin(), count);
+    tensors_.push_back(
+        {{stem + ".bias", GgufType::kF32, biases}, modules, {}, swapped, GgufPart::kBiases});
   }
 
   const Source& source_;

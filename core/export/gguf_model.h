@@ -13,6 +13,9 @@
 
 namespace aqhost {
 
+/// What a tensor holds of its modules: their weights, their biases, or their matrix_scale()s.
+enum class GgufPart : uint8_t { kWeights, kBiases, kMatrixScales };
+
 /// A tensor of a GGUF file, and what it is made of.
 struct GgufTensor : GgufTensorInfo {
   /// The matrices that it holds, one after another: one module, or the same one of every expert. If
@@ -23,8 +26,7 @@ struct GgufTensor : GgufTensorInfo {
   /// rotates element i of a head with element i + head_dim / 2: the number of heads whose rows are
   /// stored in that order. See stored_row().
   int64_t swapped_heads = 0;
-  /// Whether this holds the matrix_scale() of each of `modules`, and not their weights.
-  bool matrix_scales = false;
+  GgufPart part = GgufPart::kWeights;
 };
 
 /// A model as llama.cpp reads it.
@@ -34,15 +36,17 @@ struct GgufModel {
   std::vector<GgufTensor> tensors;
   /// Tensors of the checkpoint that llama.cpp does not have, and the file does not contain.
   std::vector<std::string> left_out;
+  double rounded_rope = 0;  // see GgufRope::rounded
 };
 
 /// The format of a module; null if it is dense.
 using GgufFormatOf = std::function<std::shared_ptr<const Format>(const Module& module)>;
 
-/// Describes the model for llama.cpp, of which the families OLMoE, Mixtral, Qwen2-MoE and
-/// DeepSeek-MoE are known here. Nothing is read but config.json and the headers. Throws an Error
-/// that names the option of the model or the module, with its format, that llama.cpp or GGUF lacks.
-/// Names, shapes and options: src/models/*.cpp and llama-model.cpp of llama.cpp b11434.
+/// Describes the model for llama.cpp, of which the families OLMoE, Mixtral, Qwen2-MoE,
+/// DeepSeek-MoE, Qwen3-MoE and gpt-oss are known here. Nothing is read but config.json and the
+/// headers. Throws an Error that names the option of the model or the module, with its format, that
+/// llama.cpp or GGUF lacks. Names, shapes and options: src/models/*.cpp and llama-model.cpp of
+/// llama.cpp b11434.
 GgufModel gguf_model(const Source& source, const Model& model, const GgufFormatOf& format_of);
 
 /// The row of the checkpoint's matrix that is stored as row `row` of a tensor with `rows` rows.

@@ -54,8 +54,18 @@ std::string step_of(const Field& step) {
   step["type"].unsupported();
 }
 
+/// Words with one change from upper to lower case.
+std::string gpt_4o_regex() {
+  const std::string start = "[^\\r\\n\\p{L}\\p{N}]?", end = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|";
+  const std::string upper = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]";
+  const std::string lower = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]";
+  return start + upper + "*" + lower + "+" + end + start + upper + "+" + lower + "*" + end +
+         "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+}
+
 /// The steps of the pre-tokenizers of which llama.cpp has an equal one, by its name there
-/// (llama-vocab.cpp). That of deepseek-llm joins digits, which no merge does.
+/// (llama-vocab.cpp). That of deepseek-llm joins digits, which no merge does. That of gpt-4o is
+/// llama.cpp's for this regex, but separates a combining mark from its letter.
 const std::map<std::string, std::vector<std::string>>& known_pre_tokenizers() {
   constexpr const char* kWords = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
   constexpr const char* kRest = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
@@ -63,6 +73,7 @@ const std::map<std::string, std::vector<std::string>>& known_pre_tokenizers() {
       {"gpt-2", {"gpt2"}},
       {"qwen2", {fmt::format("split {}\\p{{N}}{}", kWords, kRest), "bytes"}},
       {"llama-bpe", {fmt::format("split {}\\p{{N}}{{1,3}}{}", kWords, kRest), "bytes"}},
+      {"gpt-4o", {"split " + gpt_4o_regex(), "bytes"}},
       {"deepseek-llm",
        {"split [\\r\\n]", "split \\s?\\p{L}+", "split \\s?\\p{P}+",
         "split [\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", "digits", "bytes"}}};

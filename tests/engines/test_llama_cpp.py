@@ -20,6 +20,10 @@ from tokenizers import Tokenizer
 
 from common import BUILD, LENGTH, MODELS, TESTS, WINDOWS, aqhost, window_ids, without_avx2
 
+sys.path.append(str(TESTS / "interop"))
+import gguf_checkpoints
+import random_checkpoints
+
 LLAMA_CPP = pathlib.Path(os.environ["AQ_LLAMA_CPP"])
 # what llama.cpp has kernels for, each with the type that the file must have
 RECIPES = {
@@ -128,7 +132,7 @@ class LlamaCpp(unittest.TestCase):
         self.compare(name, "original in F32", file, checkpoint, 2e-5)
         self.compare_logits(name, "original in F32", file, checkpoint, self.ids[name][0], 1e-4)
 
-    def compare_logits(self, name, what, file, checkpoint, ids, tolerance):
+    def compare_logits(self, name, what, file, checkpoint, ids, tolerance, summary=numpy.max):
         text, dump = self.work / "ids.txt", pathlib.Path(tempfile.mkdtemp(dir=self.work))
         text.write_text(" ".join(map(str, ids)))
         self.run_program(BUILD / "bin/interop_dump", BUILD / "plugins", checkpoint, text, dump, "float32")
@@ -137,7 +141,21 @@ class LlamaCpp(unittest.TestCase):
         errors = numpy.linalg.norm(there - here, axis=-1) / numpy.linalg.norm(here, axis=-1)
         print(f"{name} {what}: the logits of a token differ by {numpy.median(errors):.1e} of their norm, at most "
               f"by {errors.max():.1e}", flush=True)
-        self.assertLess(errors.max(), tolerance)
+        self.assertLess(summary(errors), tolerance)
+
+    def check_random(self, name):
+        """A family of which there is only a checkpoint with random weights."""
+        original = self.work / name
+        gguf_checkpoints.write(name, original)
+        case = gguf_checkpoints.CASES[name]
+        ids = random_checkpoints.reference(random_checkpoints.load(case, original), LENGTH)[0].numpy()
+        self.compare_logits(name, "original", self.converted(original, name), original, ids, 1e-4)
+        self.models[name] = original
+        self.compare_tokens(original, self.work / f"{name}.gguf")
+        # llama.cpp rounds inputs to 8 bits, and random routers then choose other experts for some tokens
+        for what in ("Q8_0", "NVFP4" if name == "qwen3-moe" else "MXFP4"):
+            out = self.export(name, RECIPES[what])
+            self.compare_logits(name, what, out / "model.gguf", out, ids, 0.1, numpy.median)
 
     def check_bfloat16(self, name):
         """llama.cpp rounds the inputs of these matrices to bfloat16."""
@@ -171,9 +189,11 @@ class LlamaCpp(unittest.TestCase):
         self.fail("close choices after every prompt")
 
     def check_tokens(self, name):
-        tokenizer = Tokenizer.from_file(str(self.models[name] / "tokenizer.json"))
+        self.compare_tokens(*self.in_float32[name])
+
+    def compare_tokens(self, checkpoint, file):
+        tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
         text = TEXT + (TESTS / "data/kjv_eval.txt").read_text()[:20000]
-        _, file = self.in_float32[name]
         tokens = numpy.frombuffer(self.probe(file, "tokens", given=text.encode()), dtype=numpy.int32)
         self.assertEqual(tokens.tolist(), tokenizer.encode(text).ids)
 
@@ -189,6 +209,10 @@ for n in MODELS:
     for format_ in RECIPES:
         if format_ != "NVFP4" or n == "mixtral":  # in others, llama.cpp has NVFP4 in attention alone
             add_test(n, format_, LlamaCpp.check_recipe, format_)
+
+
+for n in gguf_checkpoints.CASES:
+    add_test(n, "random weights", LlamaCpp.check_random)
 
 
 if __name__ == "__main__":

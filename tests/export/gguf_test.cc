@@ -493,9 +493,17 @@ TEST_CASE("an option that llama.cpp does not have is refused by its name") {
   CHECK(contains(refusal("olmoe-tiny", {{"clip_qkv", 8.0}}), "clip_qkv"));
   CHECK(contains(refusal("mixtral-tiny", {{"sliding_window", 64}}), "sliding_window (64)"));
   CHECK(contains(refusal("mixtral-tiny", {{"hidden_act", "gelu"}}), "hidden_act"));
-  const Json yarn{
-      {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 256}};
-  CHECK(contains(refusal("deepseek-moe-tiny", {{"rope_scaling", yarn}}), "rope scaling"));
+  Json yarn{{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 256}};
+  const ReadGguf stretched =
+      written(ChangedModel("deepseek-moe-tiny", {{"rope_scaling", yarn}}).path());
+  CHECK(stretched.value.at("deepseek.rope.scaling.type") == "yarn");
+  CHECK(stretched.value.at("deepseek.rope.scaling.factor") == 4);
+  CHECK(stretched.value.at("deepseek.rope.scaling.original_context_length") == 256);
+  CHECK(stretched.value.at("deepseek.rope.scaling.attn_factor").get<double>() ==
+        doctest::Approx(1));
+  CHECK(stretched.value.at("deepseek.rope.freq_base") == 10000);
+  yarn["beta_slow"] = 2.0;  // llama.cpp does not read it
+  CHECK(contains(refusal("deepseek-moe-tiny", {{"rope_scaling", yarn}}), "beta_slow 1"));
   const Json linear{{"rope_type", "linear"}, {"factor", 4.0}};
   CHECK(refusal("deepseek-moe-tiny", {{"rope_scaling", linear}}).empty());
   const ReadGguf scaled =

@@ -17,13 +17,15 @@ import numpy
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+import gguf_checkpoints
 from stored import load_folder
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 PLUGINS = BUILD / "plugins"
 ARCHITECTURES = {"olmoe": gguf.MODEL_ARCH.OLMOE, "mixtral": gguf.MODEL_ARCH.LLAMA,
-                 "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE, "deepseek-moe": gguf.MODEL_ARCH.DEEPSEEK}
+                 "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE, "deepseek-moe": gguf.MODEL_ARCH.DEEPSEEK,
+                 "qwen3-moe": gguf.MODEL_ARCH.QWEN3MOE, "gpt-oss": gguf.MODEL_ARCH.GPT_OSS}
 SWAPPED = ("mixtral", "deepseek-moe")  # llama.cpp rotates neighbours in these
 RECIPES = {
     "int4": "{default: {wq: int4, group_size: 32}}",
@@ -38,6 +40,7 @@ RECIPES = {
 }
 logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of templates for pairs of texts
 NVFP4 = {"mixtral": "{default: {wq: nvfp4}}",  # in others, llama.cpp has the scale in attention alone
+         "qwen3-moe": "{default: {wq: nvfp4}}",
          "olmoe": "{default: {wq: mxfp4}, overrides: [{pattern: '*.self_attn.*', wq: nvfp4}]}"}
 
 
@@ -55,6 +58,22 @@ def convert(folder, file, *arguments, status=0):
     return aqhost("convert", folder, "--to", "gguf", "--out", file, *arguments, status=status)
 
 
+def each_expert(weights):
+    """Splits what gpt-oss has in one tensor for all experts: [experts, in, out] and [experts, out], with
+    rows of gate_proj and up_proj in turn."""
+    for name, tensor in weights.items():
+        stem, _, kind = name.rpartition(".experts.")
+        if not kind.startswith(("gate_up_proj", "down_proj")):
+            yield name + (".weight" if name.endswith(".sinks") else ""), tensor
+            continue
+        bias = kind.endswith("_bias")
+        for expert, matrix in enumerate(tensor if bias else tensor.swapaxes(1, 2)):
+            parts = {"down_proj": matrix} if kind.startswith("down") else \
+                {"gate_proj": matrix[::2], "up_proj": matrix[1::2]}
+            for part, rows in parts.items():
+                yield f"{stem}.experts.{expert}.{part}.{'bias' if bias else 'weight'}", rows
+
+
 def unswapped(weight, heads):
     """Undoes what LlamaModel.permute() of llama.cpp's converter does to the rows of q and k."""
     size = weight.shape[0] // heads
@@ -66,6 +85,7 @@ class Gguf(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
         cls.work = pathlib.Path(cls.folder.name)
+        cls.originals = {}
 
     @classmethod
     def tearDownClass(cls):
@@ -73,6 +93,15 @@ class Gguf(unittest.TestCase):
 
     def new(self):
         return pathlib.Path(tempfile.mkdtemp(dir=self.work))
+
+    def original(self, family):
+        """Returns the small model of a family: that of tests/models, or one with random weights."""
+        if family not in gguf_checkpoints.CASES:
+            return TESTS / f"models/{family}-tiny"
+        if family not in self.originals:
+            self.originals[family] = self.new() / family
+            gguf_checkpoints.write(family, self.originals[family])
+        return self.originals[family]
 
     def rounded(self, model, recipe, *arguments):
         out = self.new()
@@ -86,8 +115,8 @@ class Gguf(unittest.TestCase):
         out = self.new()
         (out / "ids.txt").write_text("1 2 3")
         run(BUILD / "bin/interop_dump", PLUGINS, checkpoint, out / "ids.txt", out / "dump", "float32")
-        return {name: tensor.numpy() for name, tensor in load_folder(out / "dump").items()
-                if name != "logits" and not name.startswith("routes.")}
+        return dict(each_expert({name: tensor.numpy() for name, tensor in load_folder(out / "dump").items()
+                                 if name != "logits" and not name.startswith("routes.")}))
 
     def names(self, family, weights, layers):
         """Returns {name in the file: names in the checkpoint} by the tables of gguf-py."""
@@ -159,6 +188,8 @@ class Gguf(unittest.TestCase):
         self.assertEqual(len(tokens), config["vocab_size"])
         self.assertEqual({t: i for i, t in enumerate(tokens) if not t.startswith("[PAD")},
                          tokenizer.get_vocab(with_added_tokens=True))
+        if family == "gpt-oss":
+            self.assertEqual(field["tokenizer.ggml.pre"], "gpt-4o")
         vocab = gguf.SpecialVocab(checkpoint, load_merges=family != "mixtral")
         self.assertEqual(field.get("tokenizer.ggml.merges", []), vocab.merges)
         for kind, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
@@ -167,14 +198,15 @@ class Gguf(unittest.TestCase):
         self.assertEqual(field["tokenizer.ggml.add_bos_token"], vocab.add_special_token.get("bos", False))
 
     def check_family(self, family, recipe):
-        export = self.rounded(TESTS / f"models/{family}-tiny", recipe)
+        export = self.rounded(self.original(family), recipe)
         convert(export, self.work / "m.gguf", "--overwrite")
         return self.check(family, export, self.work / "m.gguf")
 
     def check_dense(self, family):
-        model = TESTS / f"models/{family}-tiny"
+        model = self.original(family)
         convert(model, self.work / f"{family}.gguf")
-        self.assertEqual(self.check(family, model, self.work / f"{family}.gguf"), {"BF16", "F32"})
+        stored = {"F32"} if family in gguf_checkpoints.CASES else {"BF16", "F32"}
+        self.assertEqual(self.check(family, model, self.work / f"{family}.gguf"), stored)
 
     def test_types_of_a_mixed_export(self):
         self.assertEqual(self.check_family("qwen2-moe", RECIPES["mixed"]),
@@ -248,6 +280,39 @@ class Gguf(unittest.TestCase):
                 self.check_refused(refused, words[-1])
                 (out / "recipe.yaml").unlink()
                 self.assertEqual(list(out.iterdir()), [])
+
+    def changed(self, family, **changes):
+        """Returns a copy of the model with changes of its config.json."""
+        copy = self.new()
+        for file in self.original(family).iterdir():
+            (copy / file.name).symlink_to(file)
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").unlink()
+        (copy / "config.json").write_text(json.dumps({**config, **changes}))
+        return copy
+
+    def test_options_that_llama_cpp_does_not_read(self):
+        rope = gguf_checkpoints.CASES["gpt-oss"].options["rope_parameters"]
+        cases = (("qwen3-moe", "norm_topk_prob: false", {"norm_topk_prob": False}),
+                 ("qwen3-moe", "sliding_window (40)", {"use_sliding_window": True, "sliding_window": 40}),
+                 ("gpt-oss", "layer_types other than sliding_attention in every second layer",
+                  {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+                 ("gpt-oss", "YaRN with beta_fast 32", {"rope_parameters": {**rope, "beta_fast": 8.0}}))
+        for family, word, changes in cases:
+            with self.subTest(word):
+                model = self.changed(family, **changes)
+                self.check_refused(convert(model, model / "m.gguf", status=1), "config.json", word)
+                self.assertFalse((model / "m.gguf").exists())
+
+    def test_bounds_of_yarn_that_llama_cpp_rounds(self):
+        rope = gguf_checkpoints.CASES["gpt-oss"].options["rope_parameters"]
+        model = self.changed("gpt-oss", rope_parameters={**rope, "truncate": False})
+        done = convert(model, model / "m.gguf", "--json")
+        self.assertIn("truncate: false", done.stderr)
+        change = json.loads(done.stdout)["worst_frequency_change"]
+        self.assertTrue(0.01 < change < 0.5, change)
+        exact = convert(self.original("gpt-oss"), model / "exact.gguf", "--json")
+        self.assertEqual(json.loads(exact.stdout)["worst_frequency_change"], 0)
 
     def test_plan_says_that_a_recipe_fits(self):
         out = self.new()

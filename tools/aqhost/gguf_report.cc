@@ -30,7 +30,8 @@ Json to_json(const GgufSummary& summary) {
           {"worst_scale_change", r.worst_scale},
           {"minima", r.minima},
           {"rounded_minima", r.rounded_minima},
-          {"worst_minimum_change_in_steps", r.worst_minimum}};
+          {"worst_minimum_change_in_steps", r.worst_minimum},
+          {"worst_frequency_change", summary.rounded_rope}};
 }
 
 void warn_of_changes(const GgufSummary& summary, const std::string& directory) {
@@ -43,6 +44,11 @@ void warn_of_changes(const GgufSummary& summary, const std::string& directory) {
   }
   if (const std::string text = rounding_text(summary.rounding); !text.empty())
     spdlog::warn("{}: {}", directory, text);
+  if (summary.rounded_rope > 0)
+    spdlog::warn(
+        "{}: config.json has YaRN with truncate: false, and llama.cpp always rounds the bounds of "
+        "YaRN; this changes frequencies of the rotation by up to {:.2g} %",
+        directory, 100 * summary.rounded_rope);
 }
 
 }  // namespace aqhost

@@ -1,0 +1,42 @@
+"""Checkpoints with random weights of the families that have no small trained model in tests/models, with
+options that llama.cpp has, too. See random_checkpoints.py."""
+import json
+
+import random_checkpoints
+from random_checkpoints import ROPE, YARN, Case
+
+CASES = {
+    "qwen3-moe": Case("qwen3_moe", {
+        "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True,
+        "moe_intermediate_size": 64, "intermediate_size": 96, "rope_parameters": ROPE}),
+    "qwen3-moe-tied": Case("qwen3_moe", {
+        "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True,
+        "moe_intermediate_size": 32, "num_key_value_heads": 4, "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}, stacked=True),
+    "gpt-oss": Case("gpt_oss", {
+        "num_hidden_layers": 4, "head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 3,
+        "intermediate_size": 64, "sliding_window": 40, "rope_parameters": {**YARN, "truncate": True}}),
+    "gpt-oss-tied": Case("gpt_oss", {
+        "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32,
+        "sliding_window": 17, "tie_word_embeddings": True,
+        "rope_parameters": {**YARN, "attention_factor": 1.3, "truncate": True}}),
+}
+
+
+# the pre-tokenizer in the tokenizer.json of the family, if it is not that of tests/models/olmoe-tiny
+WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+SPLITS = {"gpt-oss": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{WORD}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{WORD}|"
+                     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"}
+
+
+def write(name, folder):
+    """Writes the checkpoint `name` to `folder`, which must not exist."""
+    random_checkpoints.write(CASES[name], folder)
+    if name not in SPLITS:
+        return
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": SPLITS[name]}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
