@@ -36,12 +36,12 @@ std::string read_sentence(const Field& field) {
 
 struct VerdictKey {
   const char* key;
-  Verdict verdict;
+  EngineVerdict verdict;
 };
-constexpr VerdictKey kVerdicts[] = {{"loads", Verdict::kLoads},
-                                    {"note", Verdict::kNote},
-                                    {"refused", Verdict::kRefused},
-                                    {"wrong", Verdict::kWrong}};
+constexpr VerdictKey kVerdicts[] = {{"loads", EngineVerdict::kLoads},
+                                    {"note", EngineVerdict::kNote},
+                                    {"refused", EngineVerdict::kRefused},
+                                    {"wrong", EngineVerdict::kWrong}};
 
 Rule read_rule(const Field& row) {
   Names known = Conditions::keys();
@@ -54,7 +54,7 @@ Rule read_rule(const Field& row) {
     if (said.is_null()) continue;
     verdicts++;
     rule.verdict = verdict;
-    if (verdict != Verdict::kLoads)
+    if (verdict != EngineVerdict::kLoads)
       rule.sentence = read_sentence(said);
     else if (!said.flag())
       said.mismatch("true");
@@ -71,8 +71,8 @@ EngineFamily read_family(const Field& row, const Engine& engine) {
   EngineFamily family{.family = row["family"].text(),
                       .types = read_names(row["model_types"]),
                       .ignores = read_names(row["ignores"], model_option_names()),
-                      .refuses = read_names(row["refuses"], model_option_names()),
-                      .source = row["source"].text()};
+                      .refuses = read_names(row["refuses"], model_option_names())};
+  (void)row["source"].text();  // for readers of the file
   for (const auto& [options, sentences, key] :
        {std::tuple(&family.ignores, &engine.ignored, "ignored"),
         std::tuple(&family.refuses, &engine.refused, "refused")})
@@ -99,12 +99,12 @@ OneFormat read_one_format(const Field& row) {
   refuse_unknown_keys(row, {"of", "name", "within", "storage", "verdict", "source"});
   OneFormat result{.name = row["name"].text(),
                    .of_model = row["within"].text_or("layer") == "model",
-                   .storage = row["storage"].text_or(""),
-                   .source = row["source"].text()};
+                   .storage = row["storage"].text_or("")};
+  (void)row["source"].text();
   for (const std::string& name : read_names(row["of"], module_names())) result.of.push_back(name);
   const std::string verdict = row["verdict"].text_or("refused");
   if (verdict != "refused" && verdict != "wrong") row["verdict"].mismatch("refused or wrong");
-  if (verdict == "wrong") result.verdict = Verdict::kWrong;
+  if (verdict == "wrong") result.verdict = EngineVerdict::kWrong;
   return result;
 }
 
@@ -118,13 +118,13 @@ Engine read_engine(const std::string& text, const std::string& file) {
   Engine engine{.id = root["id"].text(),
                 .name = root["engine"].text(),
                 .version = root["version"].text(),
-                .source = root["source"].text(),
                 .run = read_names(root["run"]),
                 .splits = root["splits"].flag_or(false)};
   if (const Field reads = root["reads"]; !reads.is_null()) {
     if (reads.text() != "gguf") reads.mismatch("\"gguf\"");
     engine.reads_gguf = true;
   }
+  (void)root["source"].text();
   const auto items = [&](const char* key) {
     return root[key].is_null() ? std::vector<Field>{} : root[key].items();
   };

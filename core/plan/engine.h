@@ -10,7 +10,7 @@
 namespace aqhost {
 
 /// What an engine does with what a rule describes.
-enum class Verdict : uint8_t {
+enum class EngineVerdict : uint8_t {
   kLoads,
   kNote,     // it loads, and there is something to know
   kRefused,  // it does not load
@@ -21,9 +21,9 @@ enum class Verdict : uint8_t {
 /// read.
 struct Rule {
   Conditions conditions{};
-  Verdict verdict = Verdict::kLoads;
+  EngineVerdict verdict = EngineVerdict::kLoads;
   std::string sentence{};  // for the user, with names in braces (fill_in()); "" if it loads
-  std::string source{};    // the file of the engine, below Engine::source
+  std::string source{};    // the file of the engine, below the `source` at the top
   Json example{};          // a case in which the rule is the one that holds (read_example())
 };
 
@@ -33,7 +33,6 @@ struct EngineFamily {
   std::set<std::string> types{};    // the values of model_type by which the engine finds it
   std::set<std::string> ignores{};  // options that it silently does not have
   std::set<std::string> refuses{};  // options with which it stops
-  std::string source{};
 };
 
 /// Modules that must be stored alike, because an engine has one kernel, or one matrix, for them.
@@ -42,15 +41,13 @@ struct OneFormat {
   std::string name;               // what messages call them: "q, k and v"
   bool of_model = false;          // those of all layers, not of one
   std::string storage;            // only where they are stored so; "": always
-  Verdict verdict = Verdict::kRefused;
-  std::string source{};
+  EngineVerdict verdict = EngineVerdict::kRefused;
 };
 
 /// What is known of an engine: the content of core/plan/engines/ID.yaml.
 struct Engine {
   std::string id, name;         // "vllm", "vLLM"
   std::string version;          // whose source was read: "0.33"
-  std::string source{};         // where the files lie that the rules name
   std::set<std::string> run{};  // families of which exports were loaded in it
   bool reads_gguf = false;      // not the export, but the GGUF file that can be made of it
   bool splits = false;          // divides a model over GPUs by tensor parallelism

@@ -59,34 +59,33 @@ class EngineCheck {
   }
 
  private:
-  using Said = std::vector<std::pair<Verdict, std::string>>;
+  using Said = std::vector<std::pair<EngineVerdict, std::string>>;
 
   /// What is said of a module. It is the same for all modules of a kind, in a format, of a size.
   const Said& of_module(const PlannedModule& m) {
     const Module& module = *m.module;
-    const auto [found, is_new] =
+    const auto entry =
         said_.try_emplace({m.format.get(), m.recipe.aq, module.key.role, module.key.expert >= 0,
                            module.out_features, module.in_features});
-    if (!is_new) return found->second;
+    Said& said = entry.first->second;
+    if (!entry.second) return said;
     ModuleCase asked = module_case(m, *plan_.container);
     if (engine_.reads_gguf && m.format) asked.gguf_problem = gguf_problem(m);
-    const auto add = [&](const Rule& rule) {
-      found->second.emplace_back(rule.verdict, text(rule, asked));
-    };
+    const auto add = [&](const Rule& rule) { said.emplace_back(rule.verdict, text(rule, asked)); };
     for (const Rule& rule : engine_.rules)
       if (rule.conditions.of_module() && rule.conditions.hold(model_, asked)) add(rule);
     if (m.format) add(engine_.format_rule(model_, asked));
-    return found->second;
+    return said;
   }
 
   std::string text(const Rule& rule, const ModuleCase& module) const {
     return fill_in(rule.sentence, model_, module, rule.conditions.missing(model_));
   }
 
-  void say(const std::string& where, Verdict verdict, const std::string& sentence) {
-    if (verdict == Verdict::kNote) findings_.note(where, sentence);
-    if (verdict == Verdict::kRefused) findings_.refuse(where, sentence);
-    if (verdict == Verdict::kWrong) findings_.wrong(where, sentence);
+  void say(const std::string& where, EngineVerdict verdict, const std::string& sentence) {
+    if (verdict == EngineVerdict::kNote) findings_.note(where, sentence);
+    if (verdict == EngineVerdict::kRefused) findings_.refuse(where, sentence);
+    if (verdict == EngineVerdict::kWrong) findings_.wrong(where, sentence);
   }
 
   /// Checks whether the engine recognises the model as what it is, and has its options. The
