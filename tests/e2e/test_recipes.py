@@ -82,7 +82,10 @@ class Engines(WorkFolder):
             self.assertEqual(self.loading(model, CONFIGS / recipe), guide[recipe][0], recipe)
 
     def test_every_recipe_loads_in_vllm_or_names_one_that_does(self):
-        for recipe, (engines, sibling) in guide_of_engines().items():
+        guide = guide_of_engines()
+        self.assertEqual({LAYER_1[recipe][0] for recipe, (engines, _) in guide.items() if "vllm" in engines},
+                         {"olmoe", "mixtral", "qwen2-moe", "deepseek-moe"})
+        for recipe, (engines, sibling) in guide.items():
             with self.subTest(recipe=recipe):
                 self.assertEqual(sibling is None, "vllm" in engines)
                 if sibling is not None:
