@@ -94,6 +94,7 @@ void check_name(const Field& value, const std::vector<std::string>& known) {
 }
 void is_text(const Field& value) { (void)value.text(); }
 void is_number(const Field& value) { (void)value.integer(-1, 1 << 20); }
+void is_divisor(const Field& value) { (void)value.integer(1, 1 << 20); }
 void is_flag(const Field& value) { (void)value.flag(); }
 void is_module(const Field& value) { check_name(value, module_names()); }
 void is_option(const Field& value) { check_name(value, kOptionNames); }
@@ -185,7 +186,7 @@ constexpr Key kKeys[] = {
     {"container", false, is_text, in_container},  // of the export
     {"schemes", false, is_count, of_schemes},     // one, or several
     {"storages", false, is_count, of_storages},
-    {"hidden_not_multiple_of", false, is_number, odd_hidden},
+    {"hidden_not_multiple_of", false, is_divisor, odd_hidden},
     {"of", true, is_module, of_modules},
     {"dense", true, is_flag, is_dense},  // false, if it is not there
     {"storage", true, is_storage, stored_as},
@@ -195,9 +196,9 @@ constexpr Key kKeys[] = {
     {"symmetric", true, is_flag, symmetric},
     {"inputs", true, is_text, inputs_in},  // the format to which they are rounded
     {"inputs_not", true, is_text, inputs_in_others},
-    {"gguf", true, is_flag, fits_gguf},                 // whether GGUF has a type for its numbers
-    {"sizes_multiple_of", true, is_number, sizes_fit},  // rows and columns
-    {"inputs_not_multiple_of", true, is_number, odd_inputs},
+    {"gguf", true, is_flag, fits_gguf},                  // whether GGUF has a type for its numbers
+    {"sizes_multiple_of", true, is_divisor, sizes_fit},  // rows and columns
+    {"inputs_not_multiple_of", true, is_divisor, odd_inputs},
 };
 
 }  // namespace

@@ -75,6 +75,8 @@ TEST_CASE("a wrong row is refused by its file and field") {
   CHECK(said("{bits: three, refused: no" + rest)
             .starts_with("x.yaml: formats[0].bits: expected an integer"));
   CHECK(said("{bits: [3, x], refused: no" + rest).starts_with("x.yaml: formats[0].bits[1]: "));
+  CHECK(said("{sizes_multiple_of: 0, refused: no" + rest)
+            .starts_with("x.yaml: formats[0].sizes_multiple_of: expected an integer from 1"));
   CHECK(said("{bits: [], refused: no" + rest) ==
         "x.yaml: formats[0].bits: expected a value, or a list of some, found array");
   CHECK(said("{of: expert, refused: no" + rest) ==

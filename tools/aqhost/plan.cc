@@ -153,7 +153,8 @@ void print_layers(const Sizes& sizes) {
 /// Whether an engine loads the export and gives right answers, and whether this is known only from
 /// its source.
 std::string answer(const Loadable& l) {
-  const std::string plain = l.loads()            ? l.gguf ? "yes, as a GGUF file" : "yes"
+  const std::string yes = l.gguf ? "yes, as a GGUF file" : "yes";
+  const std::string plain = l.loads()            ? yes
                             : !l.refused.empty() ? "no"
                                                  : "no: it would load and give wrong answers";
   return l.run ? plain : plain + " (according to its source; the engine was not run)";
