@@ -101,7 +101,7 @@ std::vector<std::byte> in_order(const GgufTensor& tensor, std::vector<std::byte>
 /// Writes the content of tensors.
 class TensorWriter {
  public:
-  TensorWriter(const Source& source, const DecodedCheckpoint* quantized, GgufWriter& writer)
+  TensorWriter(const Source& source, const DecodedCheckpoint* quantized, GgufFiles& writer)
       : source_(source), quantized_(quantized), writer_(writer) {}
 
   void write(std::size_t index, const GgufTensor& tensor) {
@@ -158,7 +158,7 @@ class TensorWriter {
 
   const Source& source_;
   const DecodedCheckpoint* quantized_;
-  GgufWriter& writer_;
+  GgufFiles& writer_;
   GgufRounding rounding_;
 };
 
@@ -172,7 +172,7 @@ GgufSummary describe_gguf(const Source& source, const Model& model, const GgufFo
 }
 
 GgufSummary write_gguf(const Source& source, const Model& model, const std::filesystem::path& file,
-                       bool overwrite, RunObserver& observer) {
+                       bool overwrite, RunObserver& observer, int64_t max_file_bytes) {
   const auto* quantized = dynamic_cast<const DecodedCheckpoint*>(&source);
   const auto format_of = [quantized](const Module& m) -> std::shared_ptr<const Format> {
     const StoredModule* stored = quantized == nullptr ? nullptr : quantized->find_module(m.name);
@@ -182,7 +182,8 @@ GgufSummary write_gguf(const Source& source, const Model& model, const std::file
   gguf.metadata.append(
       gguf_tokenizer(source.directory(), source.config(), model.desc().vocab_size));
   GgufSummary summary = summary_of(gguf);
-  GgufWriter writer(file, gguf.metadata, {gguf.tensors.begin(), gguf.tensors.end()}, overwrite);
+  GgufFiles writer(file, gguf.metadata, {gguf.tensors.begin(), gguf.tensors.end()}, max_file_bytes,
+                   overwrite);
   TensorWriter tensors(source, quantized, writer);
   observer.begin("writing " + file.filename().string(), static_cast<double>(summary.bytes),
                  "bytes");
@@ -196,7 +197,8 @@ GgufSummary write_gguf(const Source& source, const Model& model, const std::file
   observer.end();
   source.check_unchanged();
   writer.finish();
-  summary.bytes = writer.file_bytes();
+  summary.bytes = writer.bytes();
+  summary.files = writer.paths();
   summary.rounding = tensors.rounding();
   return summary;
 }

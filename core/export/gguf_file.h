@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,7 +18,10 @@ namespace aqhost {
 class GgufMetadata {
  public:
   void text(std::string_view key, std::string_view value);
-  void u32(std::string_view key, int64_t value);  // throws an Error if it does not fit
+  // these throw an Error if the value does not fit
+  void u16(std::string_view key, int64_t value);
+  void u32(std::string_view key, int64_t value);
+  void i32(std::string_view key, int64_t value);
   void f32(std::string_view key, float value);
   void flag(std::string_view key, bool value);
   void texts(std::string_view key, const std::vector<std::string>& values);
@@ -62,8 +66,12 @@ class GgufWriter {
 
   /// Writes the next bytes of a tensor.
   void write(std::size_t tensor, std::span<const std::byte> bytes);
-  /// To be called when every tensor is written to its end.
+  /// To be called when every tensor is written to its end: flush(), then publish().
   void finish();
+  /// Brings the content to the disk. Throws an Error if a tensor lacks bytes.
+  void flush();
+  /// Gives the file its name.
+  void publish();
 
   int64_t file_bytes() const { return file_bytes_; }
 
@@ -80,6 +88,30 @@ class GgufWriter {
   std::vector<Place> places_;
   int64_t file_bytes_ = 0;
   int fd_ = -1;
+};
+
+/// Writes a model to one GGUF file, or to several as llama.cpp reads them: NAME-00001-of-00003.gguf
+/// and so on, of which the first has the key-values.
+class GgufFiles {
+ public:
+  /// A file has at most `max_bytes`, unless it has one tensor alone; 0: all are in one file, which
+  /// is `path`. Throws the Errors of GgufWriter(), and one if there are more files than llama.cpp
+  /// counts.
+  GgufFiles(const std::filesystem::path& path, const GgufMetadata& metadata,
+            std::vector<GgufTensorInfo> tensors, int64_t max_bytes, bool overwrite);
+
+  /// Writes the next bytes of a tensor.
+  void write(std::size_t tensor, std::span<const std::byte> bytes);
+  /// To be called when every tensor is written to its end. Either all files appear, or none.
+  void finish();
+
+  const std::vector<std::filesystem::path>& paths() const { return paths_; }
+  int64_t bytes() const;
+
+ private:
+  std::vector<std::filesystem::path> paths_;
+  std::vector<std::size_t> first_;  // tensor of each file
+  std::vector<std::unique_ptr<GgufWriter>> writers_;
 };
 
 }  // namespace aqhost

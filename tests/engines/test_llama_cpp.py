@@ -198,6 +198,16 @@ class LlamaCpp(unittest.TestCase):
         self.assertEqual(tokens.tolist(), tokenizer.encode(text).ids)
 
 
+    def test_several_files(self):
+        _, one = self.in_float32["olmoe"]
+        checkpoint, ids = self.in_float32["olmoe"][0], self.ids["olmoe"][:1]
+        told = aqhost("convert", checkpoint, "--to", "gguf", "--out", self.work / "several.gguf",
+                      "--max-shard-size", 2, "--json")
+        files = json.loads(told)["files"]
+        self.assertGreater(len(files), 3)
+        self.assertTrue((self.logits(files[0], ids) == self.logits(one, ids)).all())
+
+
 def add_test(name, what, check, *arguments):
     setattr(LlamaCpp, re.sub(r"\W+", "_", f"test_{name}_{what}"), lambda self: check(self, name, *arguments))
 

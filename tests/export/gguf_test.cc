@@ -172,6 +172,7 @@ class ReadGguf {
     return text;
   }
   Json take_value(uint32_t type) {
+    if (type == 2) return take<uint16_t>();
     if (type == 4) return take<uint32_t>();
     if (type == 5) return take<int32_t>();
     if (type == 6) return take<float>();
@@ -393,6 +394,57 @@ TEST_CASE("a file has its key-values and tensors in order, aligned, and appears 
                  "has 64 bytes"));
   CHECK(fs::exists(path));
   CHECK(!fs::exists(folder / "a.gguf.part"));
+}
+
+TEST_CASE("a model in several files, which appear together or not at all") {
+  const TempFolder folder;
+  GgufMetadata metadata;
+  metadata.text("t", std::string(1000, 'x'));
+  std::vector<GgufTensorInfo> tensors;
+  for (const int64_t size : {300, 300, 5000, 10, 10})
+    tensors.push_back({fmt::format("x{}", tensors.size()), GgufType::kF32, {size}});
+  const auto write = [&](GgufFiles& files) {
+    for (std::size_t i = 0; i < tensors.size(); i++) {
+      const std::vector<float> values(static_cast<std::size_t>(tensors[i].shape[0]),
+                                      static_cast<float>(i));
+      files.write(i, std::as_bytes(std::span(values)));
+    }
+  };
+  constexpr int64_t kLimit = 3000;
+  {
+    GgufFiles files(folder / "a.gguf", metadata, tensors, kLimit, false);
+    write(files);
+    fs::create_directories(folder / "a-00003-of-00004.gguf/in the way");
+    CHECK(contains(message_of([&] { files.finish(); }), "a-00003-of-00004.gguf"));
+    fs::remove_all(folder / "a-00003-of-00004.gguf");
+  }
+  CHECK(fs::is_empty(folder.path()));
+  GgufFiles files(folder / "a.gguf", metadata, tensors, kLimit, false);
+  write(files);
+  files.finish();
+  CHECK(files.paths().size() == 4);
+  const std::vector<std::vector<std::string>> expected{{"x0"}, {"x1"}, {"x2"}, {"x3", "x4"}};
+  int64_t bytes = 0;
+  for (std::size_t i = 0; i < expected.size(); i++) {
+    const fs::path path = folder / fmt::format("a-{:05}-of-00004.gguf", i + 1);
+    CHECK(files.paths()[i] == path);
+    const ReadGguf file(read_file(path));
+    bytes += static_cast<int64_t>(file.size());
+    CHECK((i == 2 || file.size() <= kLimit));
+    CHECK(file.value.at("split.no") == i);
+    CHECK(file.value.at("split.count") == 4);
+    CHECK(file.value.at("split.tensors.count") == 5);
+    CHECK(file.value.contains("t") == (i == 0));
+    REQUIRE(file.tensor.size() == expected[i].size());
+    for (const std::string& name : expected[i]) {
+      float first = -1;
+      std::memcpy(&first, file.bytes(file.tensor.at(name), 4).data(), 4);
+      CHECK(first == static_cast<float>(name[1] - '0'));
+    }
+  }
+  CHECK(files.bytes() == bytes);
+  const GgufFiles one(folder / "b.gguf", metadata, tensors, 1 << 20, false);
+  CHECK(one.paths() == std::vector<fs::path>{folder / "b.gguf"});
 }
 
 TEST_CASE("rows of a head whose halves rotate are stored as neighbours") {

@@ -324,6 +324,28 @@ class Gguf(unittest.TestCase):
                       out / "recipe.yaml").stdout
         self.assertRegex(text, r"loads in llama.cpp b\d+ +yes, as a GGUF file")
 
+    def test_several_files(self):
+        model, out = self.original("olmoe"), self.new()
+        convert(model, out / "one.gguf")
+        told = json.loads(convert(model, out / "m.gguf", "--max-shard-size", 1, "--json").stdout)
+        paths = [out / f"m-{i + 1:05}-of-{len(told['files']):05}.gguf" for i in range(len(told["files"]))]
+        self.assertEqual([str(p) for p in paths], told["files"])
+        self.assertEqual(set(out.iterdir()), {out / "one.gguf", *paths})
+        self.assertGreater(len(paths), 3)
+        one = gguf.GGUFReader(out / "one.gguf")
+        parts = [gguf.GGUFReader(path) for path in paths]
+        for i, part in enumerate(parts):
+            self.assertLessEqual(paths[i].stat().st_size, 10**6)
+            field = {name: f.contents() for name, f in part.fields.items()}
+            self.assertEqual([field[f"split.{key}"] for key in ("no", "count", "tensors.count")],
+                             [i, len(parts), len(one.tensors)])
+        self.assertLessEqual(set(one.fields), set(parts[0].fields) | {"GGUF.kv_count"})
+        tensors = [t for part in parts for t in part.tensors]
+        self.assertEqual([t.name for t in tensors], [t.name for t in one.tensors])
+        for ours, expected in zip(tensors, one.tensors):
+            self.assertTrue((ours.data == expected.data).all(), ours.name)
+        self.check_refused(convert(model, out / "m.gguf", "--max-shard-size", 1, status=1), "exists already")
+
     def test_an_existing_file_stays(self):
         file = self.new() / "m.gguf"
         file.write_text("mine")

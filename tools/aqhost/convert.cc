@@ -16,6 +16,7 @@ namespace {
 
 struct ConvertOptions : ModelOptions {
   std::string to, out;
+  int64_t max_shard_mb = 0;
   bool overwrite = false;
 };
 
@@ -24,6 +25,11 @@ void add_options(OptionTable& table, ConvertOptions& options) {
   table.take_bare_arguments("model");
   table.choice("to", {"gguf"}, options.to, "Write this container: gguf.");
   table.required_text("out", "FILE", options.out, "Write this file.");
+  table.integer(
+      "max-shard-size", "MB", options.max_shard_mb, 0, int64_t{1} << 40,
+      "Write files of at most this size (or of one tensor), in units of 10^6 bytes, which "
+      "are named FILE-00001-of-00003.gguf and so on if there are several. 0 means one "
+      "file.");
   table.flag("overwrite", options.overwrite, "Replace the file if it exists.");
 }
 
@@ -46,13 +52,16 @@ void run(const ConvertOptions& options) {
   if (options.strict)
     check_extra_tensors(model->extra_tensors(), model->extra_note(), options.model, options);
   ConsoleObserver observer(quiet(options));
-  const GgufSummary summary = write_gguf(*source, *model, options.out, options.overwrite, observer);
+  const GgufSummary summary = write_gguf(*source, *model, options.out, options.overwrite, observer,
+                                         options.max_shard_mb * 1'000'000);
   warn_of_rounded_inputs(*source, *model);
   warn_of_changes(summary, options.model);
   if (options.json)
     fmt::print("{}\n", to_text(to_json(summary)));
   else
-    fmt::print("{}\nwritten to {}\n", summary_text(summary), options.out);
+    fmt::print(
+        "{}\nwritten to {}{}\n", summary_text(summary), summary.files.front().string(),
+        summary.files.size() > 1 ? fmt::format(" and {} more", summary.files.size() - 1) : "");
 }
 
 }  // namespace

@@ -19,11 +19,14 @@ std::string summary_text(const GgufSummary& summary) {
 }
 
 Json to_json(const GgufSummary& summary) {
+  Json files = Json::array();
+  for (const auto& file : summary.files) files.push_back(file.string());
   const GgufRounding& r = summary.rounding;
   return {{"architecture", summary.architecture},
           {"tensors", summary.tensors},
           {"types", summary.types},
           {"bytes", summary.bytes},
+          {"files", files},
           {"left_out", summary.left_out},
           {"scales", r.scales},
           {"rounded_scales", r.rounded_scales},
