@@ -23,7 +23,9 @@ struct GgufFamily {
   const char* architecture;  // "general.architecture"
   bool swaps_heads = false;  // see GgufTensor::swapped_heads
   bool norm_topk = false;
+  bool reads_norm_topk = false;  // from expert_weights_norm, in place of norm_topk
   int32_t qk_norm = AQ_QK_NORM_NONE;
+  bool may_lack_qk_norm = false;
   SharedExpert shared = SharedExpert::kNone;
   bool dense_layers = false;  // the first layers may be dense
   bool out_bias = false;      // o may have a bias
@@ -35,6 +37,8 @@ struct GgufFamily {
   bool sinks = false;         // every layer has sinks
   bool windows = false;       // every second layer has a window, from the first on
   bool ffn_biases = false;    // o, the router and the experts have biases
+  bool partial_rope = false;  // a part of a head may rotate
+  int32_t router = AQ_ROUTER_SOFTMAX_TOPK;  // AQ_ROUTER_SIGMOID_TOPK: with correction biases
   int32_t activation = AQ_ACT_SILU_GLU;
   const char* ffn_norm = "ffn_norm";  // the name of the norm before the FFN
 };
@@ -73,6 +77,26 @@ constexpr GgufFamily kFamilies[] = {
      .windows = true,
      .ffn_biases = true,
      .activation = AQ_ACT_CLAMPED_SWIGLU,
+     .ffn_norm = "post_attention_norm"},
+    {.id = "minimax_m2",
+     .architecture = "minimax-m2",
+     .norm_topk = true,
+     .qk_norm = AQ_QK_NORM_FULL,
+     .head_dim = true,
+     .partial_rope = true,
+     .router = AQ_ROUTER_SIGMOID_TOPK},
+    {.id = "glm4_moe",
+     .architecture = "glm4moe",
+     .reads_norm_topk = true,
+     .qk_norm = AQ_QK_NORM_HEAD,
+     .may_lack_qk_norm = true,
+     .shared = SharedExpert::kPlain,
+     .dense_layers = true,
+     .head_dim = true,
+     .tied = true,
+     .routed_scale = true,
+     .partial_rope = true,
+     .router = AQ_ROUTER_SIGMOID_TOPK,
      .ffn_norm = "post_attention_norm"},
 };
 
@@ -143,14 +167,15 @@ class OptionCheck {
     const AttentionDesc a = model_.attention(layer, positions);
     require(a.kind == AQ_ATTN_STANDARD && !a.output_gate && a.sinks == family_.sinks,
             "other attention than softmax attention");
-    require(a.qk_norm == family_.qk_norm, "such norms of q and k");
+    const bool lacks_norm = family_.may_lack_qk_norm && a.qk_norm == AQ_QK_NORM_NONE;
+    require(lacks_norm || a.qk_norm == family_.qk_norm, "such norms of q and k");
     require(a.clip_qkv == 0, "clip_qkv");
     check_window(layer, a.sliding_window);
     require(family_.fewer_kv || a.n_heads == a.n_kv_heads,
             "num_key_value_heads other than num_attention_heads");
     require(family_.head_dim || int64_t{a.n_heads} * a.head_dim == model_.desc().hidden_size,
             "head_dim other than hidden_size / num_attention_heads");
-    require(a.rope_dim() == a.head_dim && !a.rope_interleaved,
+    require((family_.partial_rope || a.rope_dim() == a.head_dim) && !a.rope_interleaved,
             "rotation of a part of a head, or of neighbours");
     require(gguf_rope(config_, a).has_value(),
             "rope scaling other than linear, and YaRN with beta_fast 32 and beta_slow 1");
@@ -179,9 +204,11 @@ class OptionCheck {
                                    : "dense layers");
       return;
     }
-    require(f.kind == AQ_FFN_MOE && f.router == AQ_ROUTER_SOFTMAX_TOPK && f.n_groups == 0,
-            "router other than softmax over all experts");
-    require(f.norm_topk == family_.norm_topk, fmt::format("norm_topk_prob: {}", f.norm_topk));
+    require(f.kind == AQ_FFN_MOE && f.router == family_.router && f.n_groups <= 1,
+            fmt::format("router other than {} over all experts",
+                        family_.router == AQ_ROUTER_SOFTMAX_TOPK ? "softmax" : "a sigmoid"));
+    require(family_.reads_norm_topk || f.norm_topk == family_.norm_topk,
+            fmt::format("norm_topk_prob: {}", f.norm_topk));
     require(family_.routed_scale || f.routed_scale == 1, "factor of the experts' weights");
     require((f.shared_size > 0) == (family_.shared != SharedExpert::kNone),
             f.shared_size > 0 ? "shared experts" : "models without shared experts");
@@ -249,6 +276,9 @@ void add_ffn(const Model& model, const GgufFamily& family, GgufMetadata& metadat
   if (family.shared == SharedExpert::kPlain)
     metadata.u32(arch + ".expert_shared_count", moe.shared_size / moe.inner_size);
   if (family.routed_scale) metadata.f32(arch + ".expert_weights_scale", moe.routed_scale);
+  if (family.reads_norm_topk) metadata.flag(arch + ".expert_weights_norm", moe.norm_topk);
+  if (family.router == AQ_ROUTER_SIGMOID_TOPK)
+    metadata.u32(arch + ".expert_gating_func", 2);  // LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID
   if (family.dense_layers) metadata.u32(arch + ".leading_dense_block_count", first);
 }
 
@@ -359,9 +389,14 @@ class TensorList {
     }
     if (a.sinks) add(AQ_ROLE_ATTN_SINKS, a.n_heads);
     add(AQ_ROLE_FFN_NORM, model_.desc().hidden_size);
-    if (model_.find_ref({layer, AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, AQ_PART_WEIGHT}))
+    const aq_tensor_key correction{layer, AQ_ROLE_ROUTER_BIAS, AQ_EXPERT_NONE, AQ_PART_WEIGHT};
+    const bool has = model_.find_ref(correction).has_value();
+    if (has && family_.router == AQ_ROUTER_SOFTMAX_TOPK)
       fail("{}: llama.cpp's architecture {} has no correction bias of experts", source_.directory(),
            family_.architecture);
+    if (has)
+      add_vector(correction, fmt::format("blk.{}.exp_probs_b.bias", layer),
+                 model_.ffn(layer).n_experts);
   }
 
   /// "int4 g32", or "bfloat16" and so on.

@@ -20,6 +20,19 @@ CASES = {
         "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32,
         "sliding_window": 17, "tie_word_embeddings": True,
         "rope_parameters": {**YARN, "attention_factor": 1.3, "truncate": True}}),
+    "minimax-m2": Case("minimax_m2", {
+        "head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}}),
+    "glm4-moe": Case("glm4_moe", {
+        "head_dim": 32, "n_routed_experts": 12, "num_experts_per_tok": 3, "n_shared_experts": 1, "n_group": 1,
+        "topk_group": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5, "use_qk_norm": True,
+        "attention_bias": True, "intermediate_size": 96, "moe_intermediate_size": 64,
+        "rope_parameters": {**ROPE, "partial_rotary_factor": 0.25}}, mtp=True),
+    "glm4-moe-plain": Case("glm4_moe", {
+        "head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 2, "n_group": 1,
+        "topk_group": 1, "first_k_dense_replace": 2, "norm_topk_prob": False, "intermediate_size": 96,
+        "moe_intermediate_size": 32, "tie_word_embeddings": True,
+        "rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}, stacked=True),
 }
 
 

@@ -25,7 +25,8 @@ BUILD = pathlib.Path(os.environ["AQ_BUILD"])
 PLUGINS = BUILD / "plugins"
 ARCHITECTURES = {"olmoe": gguf.MODEL_ARCH.OLMOE, "mixtral": gguf.MODEL_ARCH.LLAMA,
                  "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE, "deepseek-moe": gguf.MODEL_ARCH.DEEPSEEK,
-                 "qwen3-moe": gguf.MODEL_ARCH.QWEN3MOE, "gpt-oss": gguf.MODEL_ARCH.GPT_OSS}
+                 "qwen3-moe": gguf.MODEL_ARCH.QWEN3MOE, "gpt-oss": gguf.MODEL_ARCH.GPT_OSS,
+                 "minimax-m2": gguf.MODEL_ARCH.MINIMAXM2, "glm4-moe": gguf.MODEL_ARCH.GLM4_MOE}
 SWAPPED = ("mixtral", "deepseek-moe")  # llama.cpp rotates neighbours in these
 RECIPES = {
     "int4": "{default: {wq: int4, group_size: 32}}",
@@ -124,7 +125,9 @@ class Gguf(unittest.TestCase):
         names = {}
         for name in weights:
             parts = name.split(".")
-            merged = name
+            if f".layers.{layers}." in name:  # of multi-token prediction, which the file leaves out
+                continue
+            merged = name.replace("e_score_correction_bias", "e_score_correction.bias")
             if "experts" in parts:
                 at = parts.index("experts")
                 expert = int(parts[at + 1])
@@ -297,6 +300,7 @@ class Gguf(unittest.TestCase):
                  ("qwen3-moe", "sliding_window (40)", {"use_sliding_window": True, "sliding_window": 40}),
                  ("gpt-oss", "layer_types other than sliding_attention in every second layer",
                   {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+                 ("glm4-moe", "router other than a sigmoid over all experts", {"n_group": 3, "topk_group": 2}),
                  ("gpt-oss", "YaRN with beta_fast 32", {"rope_parameters": {**rope, "beta_fast": 8.0}}))
         for family, word, changes in cases:
             with self.subTest(word):
