@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <aq/sdk/grid.hpp>
+#include <aq/sdk/two_level.hpp>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -60,6 +61,33 @@ std::vector<T> cut(const std::vector<T>& from, int64_t rows, int64_t cols, int64
   return part;
 }
 
+/// The parameters of a matrix [rows, cols] as fit() gives them, group by group, or super-group by
+/// super-group.
+std::vector<float> fitted(const Format& format, const std::vector<float>& weights, int64_t rows,
+                          int64_t cols, const std::vector<float>& tensor_params) {
+  const FormatDesc& desc = format.desc();
+  const int64_t groups = desc.groups(cols), n_params = desc.group_params;
+  std::vector<float> all(static_cast<std::size_t>(rows * groups * n_params));
+  if (desc.group_size == 0) {  // one group of all rows, whose parameters are repeated in each row
+    format.fit(weights, 1, rows * cols, {}, tensor_params,
+               std::span(all).first(static_cast<std::size_t>(n_params)));
+    for (auto i = static_cast<std::size_t>(n_params); i < all.size(); i++)
+      all[i] = all[i - static_cast<std::size_t>(n_params)];
+    return all;
+  }
+  const int64_t width = desc.fit_width(cols);
+  for (int64_t begin = 0; begin < cols; begin += width) {
+    const int64_t n = std::min(width, cols - begin);
+    const int64_t count = n_params * (desc.two_level() ? desc.groups(n) : 1);
+    std::vector<float> params(static_cast<std::size_t>(rows * count));
+    format.fit(cut(weights, rows, cols, begin, n), rows, n, {}, tensor_params, params);
+    for (int64_t r = 0; r < rows; r++)
+      std::copy_n(params.begin() + r * count, count,
+                  all.begin() + (r * groups + begin / desc.width(cols)) * n_params);
+  }
+  return all;
+}
+
 /// Takes a matrix through fit and quantize, group by group.
 Encoded encode(const Format& format, const std::vector<float>& weights, int64_t rows,
                int64_t cols) {
@@ -73,28 +101,21 @@ Encoded encode(const Format& format, const std::vector<float>& weights, int64_t 
                format.fit_tensor(weights, rows, cols, {})},
               std::vector<float>(weights.size())};
   const std::size_t n_params = desc.group_params;
-  out.matrix.group_params.resize(static_cast<std::size_t>(rows * groups) * n_params);
+  out.matrix.group_params = fitted(format, weights, rows, cols, out.matrix.tensor_params);
   for (int64_t g = 0; g < groups; g++) {
     const int64_t begin = g * width, n = std::min(width, cols - begin);
     const std::vector<float> part = cut(weights, rows, cols, begin, n);
-    std::vector<float> params(static_cast<std::size_t>(rows) * n_params), values(part.size());
+    const std::vector<float> params =
+        cut(out.matrix.group_params, rows, groups * static_cast<int64_t>(n_params),
+            g * static_cast<int64_t>(n_params), static_cast<int64_t>(n_params));
+    std::vector<float> values(part.size());
     std::vector<std::byte> codes(static_cast<std::size_t>(rows * (n / dim) * bytes));
-    if (desc.group_size == 0) {  // one group of all rows, whose parameters are repeated in each row
-      format.fit(weights, 1, rows * cols, {}, out.matrix.tensor_params,
-                 std::span(params).first(n_params));
-      for (std::size_t i = n_params; i < params.size(); i++) params[i] = params[i - n_params];
-    } else {
-      format.fit(part, rows, n, {}, out.matrix.tensor_params, params);
-    }
     format.quantize(part, rows, n, params, out.matrix.tensor_params, codes, values);
     for (int64_t r = 0; r < rows; r++) {
       const int64_t count = n / dim * bytes;
       std::copy_n(codes.begin() + r * count, count,
                   out.matrix.codes.begin() + r * row_bytes + begin / dim * bytes);
       std::copy_n(values.begin() + r * n, n, out.values.begin() + r * cols + begin);
-      std::copy_n(
-          params.begin() + r * static_cast<int64_t>(n_params), n_params,
-          out.matrix.group_params.begin() + (r * groups + g) * static_cast<int64_t>(n_params));
     }
   }
   return out;
@@ -108,6 +129,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 /// Widths of matrices that the format must support.
 std::vector<int64_t> widths(const FormatDesc& desc) {
+  if (desc.two_level()) return {desc.super_size, 2 * int64_t{desc.super_size}};
   if (desc.group_size > 0) return {desc.group_size, 3 * int64_t{desc.group_size}};
   const int64_t dim = desc.vector_dim;
   return {32 * dim, 45 * dim};
@@ -225,22 +247,50 @@ class FormatRules {
     const bool whole = desc.group_size == 0;  // then each row has the fit of the whole matrix
     for (int64_t i = 0; i < kRows * groups; i++) {
       const int64_t begin = i / groups * cols + i % groups * width;
-      const aq::GroupParams p = aq::fit_group(desc, grid, weights.data() + (whole ? 0 : begin),
-                                              whole ? size : width, nullptr, global);
       const float* own = &got.matrix.group_params[static_cast<std::size_t>(i) * desc.group_params];
-      expect(own[0] == p.scale && (desc.group_params < 2 || own[1] == p.zero),
-             "of {}: a group's scale is {}, the description makes it {}", kind, own[0], p.scale);
+      aq::GroupParams p;
+      if (desc.two_level()) {
+        const int64_t first =
+            i / groups * groups + i % groups * width / desc.super_size * (desc.super_size / width);
+        expect_on_lattice(kind, desc, own,
+                          &got.matrix.group_params[static_cast<std::size_t>(first) * 4]);
+        p = {own[0], own[1]};
+      } else {
+        p = aq::fit_group(desc, grid, weights.data() + (whole ? 0 : begin), whole ? size : width,
+                          nullptr, global);
+        expect(own[0] == p.scale && (desc.group_params < 2 || own[1] == p.zero),
+               "of {}: a group's scale is {}, the description makes it {}", kind, own[0], p.scale);
+      }
       const float step = p.scale / global;
       for (int64_t j = begin; j < begin + width; j++) {
         const auto at = static_cast<std::size_t>(j);
-        const uint32_t code = grid.code(weights[at] / step, p.zero);
-        const float value = grid.value(code, p.zero) * step;
+        const uint32_t code = grid.code_of(weights[at], step, p.zero);
+        const float value = grid.weight_of(code, step, p.zero);
         expect(code_at(format, got.matrix, at) == code &&
                    std::memcmp(&got.values[at], &value, sizeof value) == 0,
                "of {}: {} becomes the code {} and {}, the description makes it {} and {}", kind,
                weights[at], code_at(format, got.matrix, at), got.values[at], code, value);
       }
     }
+  }
+
+  /// Checks the parameters of a group; those of the first one in its super-group are `first`. How
+  /// they are found is the plugin's business.
+  static void expect_on_lattice(const char* kind, const FormatDesc& desc, const float* own,
+                                const float* first) {
+    const aq::TwoLevelFit lattice(desc);
+    const aq::TwoLevelParams p{own[0], own[1], own[2], own[3]};
+    expect(
+        p.d != 0 && aq::round_scale(desc, std::fabs(p.d)) == std::fabs(p.d) && p.dmin >= 0 &&
+            (p.dmin == 0 || aq::round_scale(desc, p.dmin) == p.dmin) && p.d == first[2] &&
+            p.dmin == first[3],
+        "of {}: d is {} and dmin {}, expected numbers of scale_kind, the same in all groups of a "
+        "super-group",
+        kind, p.d, p.dmin);
+    expect(p.scale == static_cast<float>(lattice.k_of(p)) * p.d,
+           "of {}: a scale is {}, no allowed multiple of d {}", kind, p.scale, p.d);
+    expect(p.minimum == static_cast<float>(lattice.m_of(p)) * p.dmin,
+           "of {}: a minimum is {}, no allowed multiple of dmin {}", kind, p.minimum, p.dmin);
   }
 
   static uint32_t code_at(const Format& format, const QuantizedMatrix& matrix, std::size_t i) {
@@ -257,7 +307,8 @@ class FormatRules {
     Encoded encoded;
   };
   static Group one_group(const Format& format) {
-    const int64_t n = widths(format.desc()).front();
+    const FormatDesc& desc = format.desc();
+    const int64_t n = desc.two_level() ? desc.group_size : widths(desc).front();
     std::vector<float> weights = filled(kWeights[0], kRows, n);
     Encoded encoded = encode(format, weights, kRows, n);
     return {n, std::move(weights), std::move(encoded)};

@@ -68,10 +68,16 @@ std::optional<GgufType> type_of_numbers(const FormatDesc& desc) {
   return {};
 }
 
-/// The format with the nearest number of bits that has a type.
-const char* nearest_format(int32_t bits) {
-  if (bits <= 4) return "int4 (Q4_0, or Q4_1 with zero points) or mxfp4 (MXFP4)";
-  return bits == 5 ? "int5 (Q5_0, or Q5_1 with zero points)" : "int8 without zero points (Q8_0)";
+/// The formats with about so many bits that have a type for rows of `cols` weights.
+std::string nearest_formats(int32_t bits, int64_t cols) {
+  std::string text;
+  if (cols % 256 == 0 && bits <= 3)
+    text = bits <= 2 ? "q2_k (Q2_K), " : "q3_k (Q3_K), ";
+  else if (cols % 256 == 0 && bits == 6)
+    text = "q6_k (Q6_K) or ";
+  if (bits <= 4) return text + "int4 (Q4_0, or Q4_1 with zero points) or mxfp4 (MXFP4)";
+  return text +
+         (bits == 5 ? "int5 (Q5_0, or Q5_1 with zero points)" : "int8 without zero points (Q8_0)");
 }
 
 /// The bytes of blocks, written one after another.
@@ -174,26 +180,46 @@ void put_block(GgufType type, const FormatDesc& desc, const Block& block, BlockW
       for (int g = 0; g < 4; g++) out.put(aq::e4m3_bits(block.params[g]), 1);
       for (int64_t g = 0; g < 4; g++) out.nibbles(codes + 16 * g, 8);
       return;
-    case GgufType::kF32:
-    case GgufType::kF16:
-    case GgufType::kBF16:
-      break;
+    default:
+      fail("GGUF's type {} has no blocks that aqhost packs", info_of(type).name);
   }
-  fail("GGUF's type {} has no blocks", info_of(type).name);
 }
 
 }  // namespace
 
 const GgufTypeInfo& info_of(GgufType type) {
   static const std::map<GgufType, GgufTypeInfo> kTypes{
-      {GgufType::kF32, {"F32", 1, 4, 0}},        {GgufType::kF16, {"F16", 1, 2, 1}},
-      {GgufType::kQ4_0, {"Q4_0", 32, 18, 2}},    {GgufType::kQ4_1, {"Q4_1", 32, 20, 3}},
-      {GgufType::kQ5_0, {"Q5_0", 32, 22, 8}},    {GgufType::kQ5_1, {"Q5_1", 32, 24, 9}},
-      {GgufType::kQ8_0, {"Q8_0", 32, 34, 7}},    {GgufType::kIq4Nl, {"IQ4_NL", 32, 18, 25}},
-      {GgufType::kBF16, {"BF16", 1, 2, 32}},     {GgufType::kMxfp4, {"MXFP4", 32, 17, 38}},
+      {GgufType::kF32, {"F32", 1, 4, 0}},
+      {GgufType::kF16, {"F16", 1, 2, 1}},
+      {GgufType::kQ4_0, {"Q4_0", 32, 18, 2}},
+      {GgufType::kQ4_1, {"Q4_1", 32, 20, 3}},
+      {GgufType::kQ5_0, {"Q5_0", 32, 22, 8}},
+      {GgufType::kQ5_1, {"Q5_1", 32, 24, 9}},
+      {GgufType::kQ8_0, {"Q8_0", 32, 34, 7}},
+      {GgufType::kIq4Nl, {"IQ4_NL", 32, 18, 25}},
+      {GgufType::kBF16, {"BF16", 1, 2, 32}},
+      {GgufType::kMxfp4, {"MXFP4", 32, 17, 38}},
       {GgufType::kNvfp4, {"NVFP4", 64, 36, 39}},
+      // those that plugins may have
+      {GgufType{10}, {"Q2_K", 256, 84, 10}},
+      {GgufType{11}, {"Q3_K", 256, 110, 12}},
+      {GgufType{12}, {"Q4_K", 256, 144, 15}},
+      {GgufType{13}, {"Q5_K", 256, 176, 17}},
+      {GgufType{14}, {"Q6_K", 256, 210, 18}},
+      {GgufType{16}, {"IQ2_XXS", 256, 66, 19}},
+      {GgufType{17}, {"IQ2_XS", 256, 74, 20}},
+      {GgufType{18}, {"IQ3_XXS", 256, 98, 23}},
+      {GgufType{19}, {"IQ1_S", 256, 50, 24}},
+      {GgufType{21}, {"IQ3_S", 256, 110, 26}},
+      {GgufType{22}, {"IQ2_S", 256, 82, 28}},
+      {GgufType{23}, {"IQ4_XS", 256, 136, 30}},
+      {GgufType{29}, {"IQ1_M", 256, 56, 31}},
+      {GgufType{34}, {"TQ1_0", 256, 54, 36}},
+      {GgufType{35}, {"TQ2_0", 256, 66, 37}},
   };
-  return kTypes.at(type);
+  const auto found = kTypes.find(type);
+  if (found == kTypes.end()) fail("ggml has no type {} of quantized weights", uint32_t(type));
+  return found->second;
 }
 
 std::optional<GgufType> gguf_type(DType dtype) {
@@ -208,12 +234,31 @@ std::string gguf_label(const Format& format) {
                      desc.zero_point() ? " with zero points" : "");
 }
 
+namespace {
+
+/// The type of a format whose first packed tensor consists of blocks, which is checked.
+GgufType type_of_plugin(const Format& format, int64_t cols) {
+  const auto type = static_cast<GgufType>(*format.gguf_type());
+  const GgufTypeInfo& info = info_of(type);
+  const std::vector<TensorInfo> packed = format.packed(1, cols);
+  if (packed[0].dtype != DType::kU8 ||
+      packed[0].shape != std::vector<int64_t>{1, cols / info.weights * info.bytes})
+    fail(
+        "the plugin of {} says that it packs rows as blocks of {}, but its first packed tensor is "
+        "another one",
+        gguf_label(format), info.name);
+  return type;
+}
+
+}  // namespace
+
 GgufType gguf_type(const Format& format, int64_t cols) {
+  if (format.gguf_type()) return type_of_plugin(format, cols);
   const FormatDesc& desc = format.desc();
   const std::optional<GgufType> type = type_of_numbers(desc);
   if (!type)
     fail("GGUF has no type for the numbers of {}; it has one for {}", gguf_label(format),
-         nearest_format(desc.element_bits));
+         nearest_formats(desc.element_bits, cols));
   const GgufTypeInfo& info = info_of(*type);
   if (*type != GgufType::kNvfp4 && !holds_groups(desc, info.weights))
     fail(
@@ -240,6 +285,7 @@ void GgufRounding::add(const GgufRounding& other) {
 
 std::vector<std::byte> pack_blocks(GgufType type, const Format& format,
                                    const QuantizedMatrix& matrix, GgufRounding& rounding) {
+  if (format.gguf_type()) return std::move(format.pack(matrix).at(0).bytes);
   const FormatDesc& desc = format.desc();
   const GgufTypeInfo& info = info_of(type);
   const int64_t blocks = matrix.cols / info.weights, groups = desc.groups(matrix.cols);

@@ -11,7 +11,8 @@
 
 namespace aqhost {
 
-/// The types of tensors in GGUF files that aqhost writes, by their numbers in ggml.h.
+/// The types of tensors in GGUF files that aqhost writes, by their numbers in ggml.h. Formats of
+/// plugins may have types of other numbers, which info_of() knows.
 enum class GgufType : uint32_t {
   kF32 = 0,
   kF16 = 1,
@@ -32,14 +33,15 @@ struct GgufTypeInfo {
   int64_t weights, bytes;  // of one block
   uint32_t file_type;      // "general.file_type" of a file that has mostly this type
 };
+/// Throws an Error if ggml has no type of this number that holds quantized weights.
 const GgufTypeInfo& info_of(GgufType type);
 
 /// The type of a dense tensor; nullopt unless it is F32, F16 or BF16.
 std::optional<GgufType> gguf_type(DType dtype);
 
-/// The type whose blocks hold the codes of `format` exactly, in rows of `cols` weights. This
-/// depends on the description of the format alone, and not on its id. Throws an Error that says why
-/// there is none, and what fits.
+/// The type whose blocks hold the codes of `format` exactly, in rows of `cols` weights: the one
+/// that its plugin names (aq/ext/gguf.h), or else one that follows from the description of the
+/// format, and not from its id. Throws an Error that says why there is none, and what fits.
 GgufType gguf_type(const Format& format, int64_t cols);
 
 /// Whether a type has one more scale, the same for the whole matrix, in a tensor of its own.
@@ -56,7 +58,8 @@ struct GgufRounding {
 };
 
 /// The rows of a matrix as blocks of `type`, which is gguf_type(format, matrix.cols). Adds what was
-/// rounded to `rounding`. Throws an Error if a scale exceeds the range of float16.
+/// rounded to `rounding`. Throws an Error if a scale exceeds the range of float16. If the plugin
+/// has blocks of its own, they are what it packs.
 ///
 /// Layouts: ggml-common.h of llama.cpp. In a block of 32 weights of 4 bits, byte j has weight j in
 /// its low nibble and weight j + 16 in its high one. All scales are d:

@@ -167,7 +167,9 @@ void choose_format(PlannedModule& planned, FormatCache& cache, bool strict,
 }
 
 /// Whether inputs can be rounded to a format (made with "dynamic").
-bool rounds_inputs(const FormatDesc& desc) { return desc.host_rounds() && desc.group_size != 0; }
+bool rounds_inputs(const FormatDesc& desc) {
+  return desc.host_rounds() && !desc.two_level() && desc.group_size != 0;
+}
 
 /// Makes the format to which the input of one module is rounded.
 void choose_activations(PlannedModule& planned, FormatCache& cache) {

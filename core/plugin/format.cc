@@ -1,5 +1,7 @@
 #include "plugin/format.h"
 
+#include <aq/ext/gguf.h>
+
 #include <algorithm>
 #include <cmath>
 #include <set>
@@ -71,6 +73,10 @@ Format::Format(const aq_quantizer* raw, std::string id, std::string plugin_path,
     const char* config = call_or_fail("config_json", [&] { return raw->config_json(raw); });
     if (config == nullptr) fail("config_json is NULL");
     config_ = parse_json(config, "config_json");
+    const void* gguf = nullptr;
+    if (AQ_HAS(raw, get_extension))
+      gguf = call_or_fail("get_extension", [&] { return raw->get_extension(raw, AQ_EXT_GGUF); });
+    if (gguf != nullptr) gguf_type_ = static_cast<const aq_gguf_type*>(gguf)->number;
   } catch (const Error& e) {
     lie("{}", e.what());
   }
@@ -107,7 +113,7 @@ void Format::describe() {
 
 void Format::check_description() const {
   const FormatDesc& d = desc_;
-  if (!known(d.fit_rule, {AQ_FIT_ABSMAX, AQ_FIT_MINMAX, AQ_FIT_CUSTOM}))
+  if (!known(d.fit_rule, {AQ_FIT_ABSMAX, AQ_FIT_MINMAX, AQ_FIT_TWO_LEVEL, AQ_FIT_CUSTOM}))
     lie("fit_rule {} is not known", d.fit_rule);
   const auto sizes = d.allowed_group_sizes();
   if (std::find(sizes.begin(), sizes.end(), d.group_size) == sizes.end())
@@ -139,6 +145,9 @@ void Format::check_description() const {
   const bool has_real_scale = known(d.scale_kind, {AQ_SCALE_F32, AQ_SCALE_F16, AQ_SCALE_BF16});
   if (d.signed_scale() && !(d.fit_rule == AQ_FIT_ABSMAX && has_real_scale))
     lie("scales with a sign go with the absmax rule and scales of float32, float16 or bfloat16");
+  if (d.two_level()) return check_two_level();
+  if (d.super_size != 0 || d.sub_min != 0 || d.sub_max != 0 || d.sub_minimum_max != 0)
+    lie("super-groups of {} go with two-level scales alone", d.super_size);
   if (d.zero_point() != (d.fit_rule == AQ_FIT_MINMAX) ||
       (d.zero_point() && d.element_kind != AQ_ELEM_INT))
     lie("zero points go with integers and the min-max rule");
@@ -150,6 +159,27 @@ void Format::check_description() const {
   if (d.tensor_params != (d.global_scale() ? 1u : 0u) || (d.global_scale() && !(d.global_max > 0)))
     lie("{} tensor_params and global_max {} do not go with its global scale", d.tensor_params,
         d.global_max);
+}
+
+void Format::check_two_level() const {
+  constexpr int32_t kMaximum = 1 << 12;  // so that k * d is exact in float32
+  const FormatDesc& d = desc_;
+  if (d.element_kind != AQ_ELEM_INT || d.element_bits > 8 || d.flags != 0)
+    lie("two-level scales go with integers of at most 8 bits, without zero points or a global "
+        "scale");
+  if (d.scale_kind == AQ_SCALE_E8M0 || d.scale_kind == AQ_SCALE_F32)
+    lie("two-level scales of scale_kind {}, expected F16, BF16 or E4M3", d.scale_kind);
+  const auto sizes = d.allowed_group_sizes();
+  if (d.super_size <= 0 || std::any_of(sizes.begin(), sizes.end(), [&](int32_t size) {
+        return size <= 0 || d.super_size % size != 0;
+      }))
+    lie("super-groups of {}, expected whole groups of each of its group sizes", d.super_size);
+  if (d.sub_max < 1 || d.sub_max > kMaximum || d.sub_min > 1 || d.sub_min < -kMaximum ||
+      d.sub_minimum_max < 0 || d.sub_minimum_max > kMaximum)
+    lie("scales of {} to {} and minima of up to {} steps", d.sub_min, d.sub_max, d.sub_minimum_max);
+  if (d.group_params != 4 || d.tensor_params != 0)
+    lie("{} group_params and {} tensor_params, expected scale, minimum, d and dmin", d.group_params,
+        d.tensor_params);
 }
 
 void Format::check_codes(std::span<const std::byte> codes, const char* function) const {
@@ -184,7 +214,8 @@ void Format::fit(std::span<const float> weight, int64_t rows, int64_t n,
   DlTensor w(weight.data(), kDlF32, {rows, n});
   DlTensor h(importance.data(), kDlF32, {n});
   DlTensor t(tensor_params.data(), kDlF32, {static_cast<int64_t>(tensor_params.size())});
-  DlTensor out(params.data(), kDlF32, {rows, int64_t{desc_.group_params}});
+  const int64_t groups = desc_.two_level() ? desc_.groups(n) : 1;
+  DlTensor out(params.data(), kDlF32, {rows, groups * desc_.group_params});
   std::fill(params.begin(), params.end(), NAN);
   const aq_fit_args args{sizeof args, 0, w.get(), h.get_or_null(), t.get_or_null(), out.get()};
   aq_error error;

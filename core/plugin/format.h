@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,6 +35,9 @@ struct FormatDesc : aq_format_desc {
   bool zero_point() const { return (flags & AQ_FORMAT_ZERO_POINT) != 0; }
   bool global_scale() const { return (flags & AQ_FORMAT_GLOBAL_SCALE) != 0; }
   bool signed_scale() const { return (flags & AQ_FORMAT_SIGNED_SCALE) != 0; }
+  bool two_level() const { return fit_rule == AQ_FIT_TWO_LEVEL; }
+  /// Whether groups have minima, which are two-level like their scales.
+  bool minima() const { return two_level() && sub_minimum_max > 0; }
   /// Whether the host can compute everything from this description.
   bool described() const { return element_kind != AQ_ELEM_CUSTOM && fit_rule != AQ_FIT_CUSTOM; }
   /// Whether the host rounds to this format itself (quant/rounder.h); otherwise it asks the plugin.
@@ -42,6 +46,8 @@ struct FormatDesc : aq_format_desc {
   /// row of `cols` columns.
   int64_t width(int64_t cols) const { return group_size > 0 ? group_size : cols; }
   int64_t groups(int64_t cols) const { return (cols + width(cols) - 1) / width(cols); }
+  /// The number of columns whose groups are fitted together: a super-group, or else one group.
+  int64_t fit_width(int64_t cols) const { return two_level() ? super_size : width(cols); }
   int64_t code_bytes() const { return element_bits > 8 ? 2 : 1; }
 
  private:
@@ -84,12 +90,14 @@ class Format {
   const FormatDesc& desc() const { return desc_; }
   /// The plugin's config_json(), an object.
   const Json& config() const { return config_; }
+  /// The type of ggml whose blocks the first packed tensor consists of (aq/ext/gguf.h), if it does.
+  std::optional<uint32_t> gguf_type() const { return gguf_type_; }
 
   /// Computes [tensor_params] for a matrix [rows, cols]; the result is empty if the format has
   /// none. `importance` is [cols] or empty.
   std::vector<float> fit_tensor(std::span<const float> weight, int64_t rows, int64_t cols,
                                 std::span<const float> importance) const;
-  /// Computes `params` [rows, group_params] for one group [rows, n].
+  /// Computes `params` [rows, groups(n), group_params] for one group or super-group [rows, n].
   void fit(std::span<const float> weight, int64_t rows, int64_t n,
            std::span<const float> importance, std::span<const float> tensor_params,
            std::span<float> params) const;
@@ -118,6 +126,7 @@ class Format {
  private:
   void describe();
   void check_description() const;
+  void check_two_level() const;
   void check_codes(std::span<const std::byte> codes, const char* function) const;
   std::vector<PackedTensor> buffers(int64_t rows, int64_t cols) const;
   template <typename... Args>
@@ -132,6 +141,7 @@ class Format {
   std::string id_, plugin_path_;
   Json options_, config_;
   FormatDesc desc_;
+  std::optional<uint32_t> gguf_type_;
 };
 
 }  // namespace aqhost

@@ -50,7 +50,8 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
     const float here = levels_[static_cast<std::size_t>(level)];
     float up = level < last ? levels_[static_cast<std::size_t>(level) + 1] - here : 0;
     float down = level > 0 ? here - levels_[static_cast<std::size_t>(level) - 1] : 0;
-    float above = weights.data_ptr<float>()[i] / step + zero - here;
+    const float weight = weights.data_ptr<float>()[i];
+    float above = (desc.two_level() ? (weight + zero) / step : weight / step + zero) - here;
     // With a negative scale, the value of a weight rises towards the lower levels.
     falls_[static_cast<std::size_t>(i)] = step < 0;
     if (step < 0) {
@@ -58,7 +59,7 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
       above = -above;
     }
     level_.data_ptr<int32_t>()[i] = level;
-    value_.data_ptr<float>()[i] = (here - zero) * step;
+    value_.data_ptr<float>()[i] = desc.two_level() ? here * step - zero : (here - zero) * step;
     up_.data_ptr<float>()[i] = up * std::fabs(step);
     down_.data_ptr<float>()[i] = down * std::fabs(step);
     if (up == 0) up = down;  // the outermost cells are as wide on their open side
@@ -73,7 +74,8 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
 at::Tensor Cells::weights() const { return value_ + up_ * (place_ >= 1) - down_ * (place_ < 0); }
 
 void Cells::move(const at::Tensor& gradient, double size) {
-  place_.sub_(gradient.sign(), size);
+  // a scale below 0 turns the direction in which values rise
+  place_.sub_(gradient.sign() * (up_ + down_).sign(), size);
   place_ = place_.maximum(least_).minimum(least_ + 1);
 }
 

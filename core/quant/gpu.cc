@@ -161,7 +161,8 @@ at::Tensor inverse_factors_on_gpu(const at::Tensor& hessians, const at::Tensor& 
 }
 
 bool gpu_rounds(const FormatDesc& desc) {
-  return desc.host_rounds() && desc.group_size != 0 && desc.n_search <= cuda::Grid::kMaximumSearch;
+  return desc.host_rounds() && !desc.two_level() && desc.group_size != 0 &&
+         desc.n_search <= cuda::Grid::kMaximumSearch;
 }
 
 cuda::Grid kernel_grid(const FormatDesc& desc) {

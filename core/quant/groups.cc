@@ -96,6 +96,13 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
     for (int64_t r = begin; r < end; r++) {
       const auto h = row_span(importance, r / rows), whole = row_span(tensor_params, r / rows);
       const float global = whole.empty() ? 1.0f : whole[0];
+      if (desc.two_level()) {
+        for (int64_t c = 0; c < in; c += desc.super_size)
+          rounder.fit_two_level(w + r * in + c, std::min<int64_t>(desc.super_size, in - c),
+                                h.empty() ? nullptr : h.data() + c,
+                                out + (r * groups + c / width) * n_params);
+        continue;
+      }
       for (int64_t g = 0; g < groups; g++) {
         const int64_t c = g * width;
         const aq::GroupParams fitted =

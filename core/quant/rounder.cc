@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <aq/sdk/two_level.hpp>
 #include <cmath>
 #include <limits>
 
@@ -132,6 +133,17 @@ AQ_KERNELS(IntElement)
 AQ_KERNELS(FloatElement)
 AQ_KERNELS(TableElement)
 #undef AQ_KERNELS
+
+/// The same for integers whose groups have minima.
+AQ_VECTOR_CLONES
+void round_above_minima(const IntElement& element, int64_t n, const float* weights,
+                        const float* step, const float* minimum, uint8_t* codes, float* values) {
+  for (int64_t i = 0; i < n; i++) {
+    const aq::Rounded rounded = element((weights[i] + minimum[i]) / step[i], 0);
+    codes[i] = static_cast<uint8_t>(rounded.code);
+    values[i] = rounded.value * step[i] - minimum[i];
+  }
+}
 
 /// The factor, a power of 2, by which a normal x > 0 becomes a number in [1, 4).
 float scale_to_one(float x) {
@@ -333,8 +345,28 @@ void Rounder::keep_contenders(const float* weights, int64_t n, const float* impo
   params.resize(kept);
 }
 
+void Rounder::fit_two_level(const float* weights, int64_t n, const float* importance,
+                            float* params) const {
+  std::vector<aq::TwoLevelParams> fitted(
+      static_cast<std::size_t>((n + desc_.group_size - 1) / desc_.group_size));
+  aq::TwoLevelFit(desc_).fit(weights, n, importance, fitted.data());
+  for (const auto& [scale, minimum, d, dmin] : fitted)
+    for (const float value : {scale, minimum, d, dmin}) *params++ = value;
+}
+
+void Rounder::refit_two_level(const float* weights, int64_t n, const float* importance,
+                              float* params) const {
+  aq::TwoLevelParams fitted{params[0], params[1], params[2], params[3]};
+  aq::TwoLevelFit(desc_).refit(weights, n, importance, fitted);
+  params[0] = fitted.scale;
+  params[1] = fitted.minimum;
+}
+
 void Rounder::round(int64_t n, const float* weights, const float* step, const float* zero,
                     uint8_t* codes, float* values) const {
+  if (aq::two_level(desc_))  // without minima, these are 0
+    return round_above_minima(std::get<IntElement>(element_), n, weights, step, zero, codes,
+                              values);
   std::visit(
       [&](const auto& element) {
         if constexpr (is_kernel_element<decltype(element)>) {
@@ -352,7 +384,7 @@ void Rounder::round(int64_t n, const float* weights, const float* step, const fl
 
 void Rounder::values(int64_t n, const uint8_t* codes, const float* step, const float* zero,
                      float* values) const {
-  for (int64_t i = 0; i < n; i++) values[i] = grid_.value(codes[i], zero[i]) * step[i];
+  for (int64_t i = 0; i < n; i++) values[i] = grid_.weight_of(codes[i], step[i], zero[i]);
 }
 
 float Rounder::round_scale(float scale) const { return aq::round_scale(desc_, scale); }

@@ -42,8 +42,14 @@ class Rounder {
   aq::GroupParams fit_matrix(const float* weights, int64_t rows, int64_t n,
                              const float* importance) const;
 
-  /// Rounds n weights. Each has a step (scale / global) and a zero of its own. Gives their codes
-  /// and the values of these.
+  /// The parameters of the groups of one super-group, and scale and minimum of one of its groups,
+  /// as TwoLevelFit finds them; `params` are those of the description.
+  void fit_two_level(const float* weights, int64_t n, const float* importance, float* params) const;
+  void refit_two_level(const float* weights, int64_t n, const float* importance,
+                       float* params) const;
+
+  /// Rounds n weights. Each has a step (scale / global) and a zero (point, or minimum) of its own.
+  /// Gives their codes and the values of these.
   void round(int64_t n, const float* weights, const float* step, const float* zero, uint8_t* codes,
              float* values) const;
 

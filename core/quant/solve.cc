@@ -21,11 +21,12 @@ void column_error(const float* w, const float* values, float diagonal, float* er
   }
 }
 
-/// The number of columns between two updates of the columns after them. It is such that a group
-/// which spans several blocks always begins at the start of a block.
-int64_t block_columns(int64_t wanted, int64_t group_size) {
-  if (group_size <= 0 || group_size % wanted == 0) return wanted;
-  return group_size < wanted ? wanted / group_size * group_size : group_size;
+/// The number of columns between two updates of the columns after them. It is such that columns
+/// which are fitted together (`fitted` of them, unless it is not positive) and span several blocks
+/// always begin at the start of a block.
+int64_t block_columns(int64_t wanted, int64_t fitted) {
+  if (fitted <= 0 || fitted % wanted == 0) return wanted;
+  return fitted < wanted ? wanted / fitted * fitted : fitted;
 }
 
 /// Solves one batch of matrices. All tensors have their columns in solving order.
@@ -42,7 +43,8 @@ class RowSolver {
         width_(desc_.width(in_)),
         n_params_(desc_.group_params),
         fit_on_the_way_(!actorder && desc_.group_size > 0),
-        block_(std::min(in_, block_columns(block, desc_.group_size))),
+        block_(std::min(
+            in_, block_columns(block, desc_.two_level() ? desc_.super_size : desc_.group_size))),
         factors_(factors),
         importance_(importance),
         batch_(batch) {
@@ -127,9 +129,12 @@ class RowSolver {
     }
   }
 
-  /// Fits the group that begins at column begin + i to the current weights.
+  /// Fits the group that begins at column begin + i to the current weights. Where a super-group
+  /// begins, all of its groups are fitted; then d and dmin stay.
   void fit(Work& work, int64_t e, int64_t row, int64_t rows, int64_t begin, int64_t i, int64_t n) {
-    const int64_t first = begin + i, size = std::min(width_, in_ - first);
+    const int64_t first = begin + i;
+    const bool opens = desc_.two_level() && first % desc_.super_size == 0;
+    const int64_t size = std::min(opens ? desc_.super_size : width_, in_ - first);
     const float* later = weights_.data_ptr<float>();
     const float* h = importance_.data_ptr<float>() + e * in_ + first;
     float* params = batch_.params.data_ptr<float>();
@@ -139,9 +144,12 @@ class RowSolver {
         work.group[static_cast<std::size_t>(c)] =
             i + c < n ? work.w[static_cast<std::size_t>((i + c) * kRows + r)]
                       : later[(e * rows_ + row + r) * in_ + first + c];
+      float* p = params + (((e * rows_ + row + r) * groups_) + first / width_) * n_params_;
+      if (opens) rounder_.fit_two_level(work.group.data(), size, h, p);
+      if (desc_.two_level() && !opens) rounder_.refit_two_level(work.group.data(), size, h, p);
+      if (desc_.two_level()) continue;
       const aq::GroupParams fitted =
           rounder_.fit(work.group.data(), size, h, global_of(e), work.scratch);
-      float* p = params + (((e * rows_ + row + r) * groups_) + first / width_) * n_params_;
       p[0] = fitted.scale;
       if (n_params_ > 1) p[1] = fitted.zero;
     }

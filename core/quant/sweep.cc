@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <aq/sdk/two_level.hpp>
 #include <vector>
 
 #include "base/interrupt.h"
@@ -73,7 +74,7 @@ class Sweeper {
  private:
   /// A tile of rows and columns that is being worked on.
   struct Work {
-    std::vector<float> values, gradient, change, product;
+    std::vector<float> values, gradient, change, product, sums;
     std::vector<uint8_t> codes;
     float step[kRows], zero[kRows], value[kRows], moved[kRows];
   };
@@ -123,7 +124,10 @@ class Sweeper {
       work.zero[r] = desc_.group_params > 1 ? p[1] : 0.0f;
     }
     const int64_t size = std::min(width_, n - i);
-    if (refits_) refit(work, group, global, h, i, size, n);
+    if (refits_ && desc_.two_level())
+      refit_two_level(work, group, h, i, size, n);
+    else if (refits_)
+      refit(work, group, global, h, i, size, n);
     for (int64_t c = i; c < i + size; c++) {
       float* v = work.values.data() + c * kRows;
       float* g = work.gradient.data() + c * kRows;
@@ -169,6 +173,97 @@ class Sweeper {
     for (int64_t c = 0; c < size; c++)
       rounder_.values(kRows, work.codes.data() + (i + c) * kRows, work.step, work.zero,
                       v + c * kRows);
+  }
+
+  /// The same for two-level scales. The loss is a quadratic function of the changes of scale and
+  /// minimum; of the pairs around its minimum that can be stored, the best one is taken.
+  void refit_two_level(Work& work, const Group& group, const float* h, int64_t i, int64_t size,
+                       int64_t n) {
+    float* v = work.values.data() + i * kRows;
+    float* g = work.gradient.data() + i * kRows;
+    float* product = work.product.data();  // -(V + minimum) H, for the group's columns of V
+    std::fill_n(product, (n - i) * kRows, 0.0f);
+    std::vector<float>& sums = work.sums;  // of the group's rows of H
+    sums.assign(static_cast<std::size_t>(n - i), 0.0f);
+    for (int64_t c = 0; c < size; c++) {
+      for (int64_t r = 0; r < kRows; r++) v[c * kRows + r] += work.zero[r];
+      subtract_outer(product, v + c * kRows, h + (i + c) * in_ + i, n - i);
+      for (int64_t k = 0; k < n - i; k++)
+        sums[static_cast<std::size_t>(k)] += h[(i + c) * in_ + i + k];
+    }
+    double slope[kRows] = {}, curvature[kRows] = {};  // by the relative change of the scale
+    add_products(v, g, size, slope);
+    add_products(v, product, size, curvature);
+    double fall[kRows] = {}, cross[kRows] = {}, bend = 0;  // by the change of the minimum
+    for (int64_t c = 0; c < size; c++) {
+      bend += static_cast<double>(sums[static_cast<std::size_t>(c)]);
+      for (int64_t r = 0; r < kRows; r++) {
+        fall[r] -= static_cast<double>(g[c * kRows + r]);
+        cross[r] += static_cast<double>(product[c * kRows + r]);
+      }
+    }
+    float lowered[kRows] = {};
+    std::fill_n(work.moved, kRows, 0.0f);
+    for (int64_t r = 0; r < group.rows; r++) {
+      float* p = params_of(group, r);
+      const TwoLevelChange change =
+          best_change(p, {slope[r], -curvature[r], fall[r], bend, cross[r]});
+      work.moved[r] = change.scale;
+      lowered[r] = change.minimum;
+      work.step[r] = p[0];
+      work.zero[r] = p[1];
+    }
+    for (int64_t c = 0; c < n - i; c++)
+      for (int64_t r = 0; r < kRows; r++)
+        g[c * kRows + r] -=
+            work.moved[r] * product[c * kRows + r] + lowered[r] * sums[static_cast<std::size_t>(c)];
+    for (int64_t c = 0; c < size; c++)
+      rounder_.values(kRows, work.codes.data() + (i + c) * kRows, work.step, work.zero,
+                      v + c * kRows);
+  }
+
+  /// The loss as a function of x, the relative change of a scale, and y, that of the minimum:
+  /// slope x + bend x^2 / 2 + fall y + fall_bend y^2 / 2 + cross x y.
+  struct TwoLevelLoss {
+    double slope, bend, fall, fall_bend, cross;
+    double at(double x, double y) const {
+      return slope * x + bend * x * x / 2 + fall * y + fall_bend * y * y / 2 + cross * x * y;
+    }
+  };
+  struct TwoLevelChange {
+    float scale = 0, minimum = 0;  // x and y
+  };
+
+  /// Writes the best storable scale and minimum to p, and returns how they changed.
+  TwoLevelChange best_change(float* p, const TwoLevelLoss& loss) const {
+    constexpr int32_t kAround = 2;
+    const aq::TwoLevelFit fit(desc_);
+    const aq::TwoLevelParams before{p[0], p[1], p[2], p[3]};
+    double x = loss.bend > 0 ? -loss.slope / loss.bend : 0;
+    const double det = loss.bend * loss.fall_bend - loss.cross * loss.cross;
+    if (desc_.minima() && det > 0) x = (loss.cross * loss.fall - loss.slope * loss.fall_bend) / det;
+    const auto wanted = static_cast<float>(std::clamp(1 + x, 0.5, 2.0));
+    const int32_t middle = fit.k_near(before.scale / before.d * wanted);
+    double least = 0;
+    TwoLevelChange best;
+    for (int32_t k = middle - kAround; k <= middle + kAround; k++) {
+      if (k == 0 || k < desc_.sub_min || k > desc_.sub_max) continue;
+      const float scale = static_cast<float>(k) * before.d;
+      const double relative = static_cast<double>(scale) / static_cast<double>(before.scale) - 1;
+      double y = 0;
+      if (desc_.minima() && loss.fall_bend > 0)
+        y = -(loss.fall + loss.cross * relative) / loss.fall_bend;
+      const int32_t m = fit.m_near(before.minimum + static_cast<float>(y), before.dmin);
+      const float minimum = static_cast<float>(m) * before.dmin;
+      y = static_cast<double>(minimum) - static_cast<double>(before.minimum);
+      if (const double change = loss.at(relative, y); change < least) {
+        least = change;
+        best = {static_cast<float>(relative), static_cast<float>(y)};
+        p[0] = scale;
+        p[1] = minimum;
+      }
+    }
+    return best;
   }
 
   float* params_of(const Group& group, int64_t r) const {

@@ -15,7 +15,8 @@ inline bool refits(const FormatDesc& desc) {
 
 /// Makes passes over a solved batch under H [E, in, in], group by group in the order of the
 /// columns. First the scale of the group becomes the storable scale nearest to the least-squares
-/// fit of its codes (if refits() is true). Then each code in turn becomes the one that lowers 1/2 d
+/// fit of its codes (if refits() is true); two-level scales and minima move together, and d and
+/// dmin stay. Then each code in turn becomes the one that lowers 1/2 d
 /// H d^T most while all others stay. No change raises that loss. Updates codes, values, params and
 /// loss.
 void sweep_described(const Format& format, const at::Tensor& weights, const at::Tensor& hessians,

@@ -17,7 +17,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 INCLUDE = ROOT / "sdk/include"
-HEADERS = ["aq/abi.h", "aq/model.h", "aq/quantizer.h", "aq/ext/block_forward.h"]
+HEADERS = ["aq/abi.h", "aq/model.h", "aq/quantizer.h", "aq/ext/block_forward.h", "aq/ext/gguf.h"]
 BASELINE = pathlib.Path(__file__).with_name("baseline")  # the headers of the last release
 NOT_ABI = {"AQ_EXPORT", "AQ_CALL", "AQ_HAS"}  # macros that are not constants
 
@@ -65,11 +65,12 @@ def split_statement(statement):
 
 def layout(include=INCLUDE, compiler="gcc"):
     """Returns the lines of the table."""
-    source = ["#include <stdio.h>"] + [f"#include <{h}>" for h in HEADERS] + [
+    headers = [h for h in HEADERS if (include / h).exists()]  # the baseline lacks those that are new
+    source = ["#include <stdio.h>"] + [f"#include <{h}>" for h in headers] + [
         '#define CONSTANT(c) printf(_Generic((c), char *: "const " #c " %s\\n", '
         'default: "const " #c " %d\\n"), c);',
         "int main(void) { size_t end; (void)end;"]
-    for header in HEADERS:
+    for header in headers:
         constants, structs = declarations((include / header).read_text())
         source += [f"CONSTANT({c})" for c in constants]
         for struct, fields in structs:

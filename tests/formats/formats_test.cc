@@ -48,10 +48,17 @@ Coded by_host(const Format& format, const std::vector<float>& row,
   c.codes.resize(row.size());
   const float global = rounder.fit_global(row.data(), n);
   if (format.desc().global_scale()) c.tensor_params = {global};
-  const aq::GroupParams fitted =
-      rounder.fit(row.data(), n, importance.empty() ? nullptr : importance.data(), global, scratch);
-  c.params = {fitted.scale};
-  if (format.desc().zero_point()) c.params.push_back(fitted.zero);
+  const float* h = importance.empty() ? nullptr : importance.data();
+  aq::GroupParams fitted;
+  if (format.desc().two_level()) {
+    c.params.resize(4);
+    rounder.fit_two_level(row.data(), n, h, c.params.data());
+    fitted = {c.params[0], c.params[1]};
+  } else {
+    fitted = rounder.fit(row.data(), n, h, global, scratch);
+    c.params = {fitted.scale};
+    if (format.desc().zero_point()) c.params.push_back(fitted.zero);
+  }
   const std::vector<float> step(row.size(), fitted.scale / global), zero(row.size(), fitted.zero);
   rounder.round(n, row.data(), step.data(), zero.data(), reinterpret_cast<uint8_t*>(c.codes.data()),
                 c.values.data());

@@ -17,6 +17,21 @@ std::vector<std::span<const std::byte>> spans_of(const std::vector<PackedTensor>
   return spans;
 }
 
+/// Parameters with every k and m, for `groups` groups.
+std::vector<float> lattice_params(const FormatDesc& d, int64_t groups) {
+  std::vector<float> params;
+  for (int64_t i = 0; i < groups; i++) {
+    const bool even = i / d.groups(d.super_size) % 2 == 0;
+    const float unit = d.sub_min < 0 && even ? -0x1p-9f : 0x1.24p-7f;
+    const float dmin = d.minima() ? 0x1.fp-8f : 0.0f;
+    auto k = d.sub_min + static_cast<int>(i * 7 % (d.sub_max - d.sub_min + 1));
+    if (k == 0) k = d.sub_max;
+    const auto m = static_cast<float>(i * 5 % (d.sub_minimum_max + 1));
+    for (const float p : {static_cast<float>(k) * unit, m * dmin, unit, dmin}) params.push_back(p);
+  }
+  return params;
+}
+
 /// Codes that a format writes: those of float formats that stand for NaN are left out.
 QuantizedMatrix counting_matrix(const Format& format, int64_t rows, int64_t cols) {
   const FormatDesc& d = format.desc();
@@ -29,6 +44,10 @@ QuantizedMatrix counting_matrix(const Format& format, int64_t rows, int64_t cols
     auto code = (state >> 8) % (1u << d.element_bits);
     if (d.element_bits == 8 && !d.table().empty() && (code & 0x7f) >= 0x7b) code -= 5;
     m.codes.push_back(static_cast<std::byte>(code));
+  }
+  if (d.two_level()) {
+    m.group_params = lattice_params(d, rows * d.groups(cols));
+    return m;
   }
   const int64_t stored = d.group_size == 0 ? 1 : rows * d.groups(cols);
   for (int64_t i = 0; i < rows * d.groups(cols); i++) {
@@ -64,8 +83,11 @@ std::vector<float> small_matrix() {
 }
 
 std::string golden_lines(const Format& format) {
-  const std::vector<float> weights = small_matrix();
-  const int64_t rows = 3, cols = 64, groups = format.desc().groups(cols);
+  std::vector<float> weights = small_matrix();
+  const bool two_level = format.desc().two_level();  // then there is one row, of a super-group
+  if (two_level) weights.resize(256, 0.3f);
+  const int64_t rows = two_level ? 1 : 3, cols = two_level ? 256 : 64;
+  const int64_t groups = format.desc().groups(cols);
   const int64_t width = format.desc().width(cols), n_params = format.desc().group_params;
   QuantizedMatrix m;
   m.rows = rows;
@@ -73,6 +95,7 @@ std::string golden_lines(const Format& format) {
   m.codes.resize(weights.size());
   m.group_params.resize(static_cast<std::size_t>(rows * groups * n_params));
   m.tensor_params = format.fit_tensor(weights, rows, cols, {});
+  if (two_level) format.fit(weights, rows, cols, {}, {}, m.group_params);
   for (int64_t g = 0; g < groups; g++) {
     std::vector<float> part, params(static_cast<std::size_t>(rows * n_params));
     for (int64_t r = 0; r < rows; r++)
@@ -80,7 +103,10 @@ std::string golden_lines(const Format& format) {
                   weights.begin() + r * cols + std::min(cols, (g + 1) * width));
     const int64_t n = static_cast<int64_t>(part.size()) / rows;
     std::vector<std::byte> codes(part.size());
-    format.fit(part, rows, n, {}, m.tensor_params, params);
+    if (two_level)
+      std::copy_n(m.group_params.begin() + g * n_params, n_params, params.begin());
+    else
+      format.fit(part, rows, n, {}, m.tensor_params, params);
     format.quantize(part, rows, n, params, m.tensor_params, codes, {});
     for (int64_t r = 0; r < rows; r++) {
       std::copy_n(codes.begin() + r * n, n, m.codes.begin() + r * cols + g * width);
@@ -111,11 +137,11 @@ TEST_CASE("every format: unpacking gives back what was packed, also at odd sizes
   for (const auto& format : variants()) {
     CAPTURE(label(*format));
     const FormatDesc& d = format->desc();
-    const bool any_size =
-        format->config()["format"].get<std::string>().find("mx") != 0 && format->id() != "nvfp4";
+    const bool any_size = format->config()["format"].get<std::string>().find("mx") != 0 &&
+                          format->id() != "nvfp4" && !d.two_level();
     for (const int64_t rows : {1, 3, 9})
       for (const int64_t cols : {1, 7, 33, 64, 129}) {
-        const int64_t width = any_size ? cols : cols * d.group_size;
+        const int64_t width = any_size ? cols : cols * d.fit_width(cols);
         const QuantizedMatrix m = counting_matrix(*format, rows, width);
         const QuantizedMatrix back = format->unpack(rows, width, spans_of(format->pack(m)));
         REQUIRE(back.codes == m.codes);
@@ -127,7 +153,7 @@ TEST_CASE("every format: unpacking gives back what was packed, also at odd sizes
 
 TEST_CASE("a format that stores no shape refuses rows that its groups do not fill") {
   for (const auto& format : variants())
-    if (format->id() == "mxfp4" || format->id() == "nvfp4")
+    if (format->id() == "mxfp4" || format->id() == "nvfp4" || format->desc().two_level())
       CHECK_THROWS_AS(format->packed(4, 40), Error);
 }
 

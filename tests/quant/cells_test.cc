@@ -17,9 +17,11 @@ at::Tensor decoded(const Format& format, const QuantizedMatrix& m) {
 }  // namespace
 
 TEST_CASE("a weight that crosses a border takes the next code, at the end of the grid it stays") {
-  for (const auto& format : {int_format(3, {{"group_size", 16}, {"symmetric", false}}),
-                             int_format(3, {{"group_size", 16}}),  // half its scales are negative
-                             fp4_format("mx", 32), fp4_format("nv", 16), fp4_format("f32", 0)}) {
+  for (const auto& format :
+       {int_format(3, {{"group_size", 16}, {"symmetric", false}}),
+        int_format(3, {{"group_size", 16}}),  // half its scales are negative
+        fp4_format("mx", 32), fp4_format("nv", 16), fp4_format("f32", 0), two_level_format(2),
+        two_level_format(3)}) {
     const Problem problem(1, 6, 64, 1);
     const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
     const QuantizedMatrix before = solved.matrix(0, 0, 6);
@@ -41,7 +43,11 @@ TEST_CASE("a weight that crosses a border takes the next code, at the end of the
       for (int64_t i = 0; i < beyond.numel(); i++) {
         const auto at = static_cast<std::size_t>(i);
         const int code = std::to_integer<int>(before.codes[at]);
-        const int next = std::clamp(code + (direction > 0 ? 1 : -1), 0, 7);
+        const int64_t group = i / 64 * format->desc().groups(64) + i % 64 / 16;
+        const bool turned =
+            before.group_params[static_cast<std::size_t>(group * format->desc().group_params)] < 0;
+        const int last = format->desc().int_max - format->desc().int_min;
+        const int next = std::clamp(code + ((direction > 0) != turned ? 1 : -1), 0, last);
         CHECK(std::to_integer<int>(after.codes[at]) ==
               (beyond.flatten()[i].item<bool>() ? next : code));
       }

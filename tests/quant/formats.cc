@@ -38,6 +38,16 @@ aq::FormatSpec fp4_spec(const std::string& scales, int32_t group_size) {
   return spec;
 }
 
+aq::FormatSpec two_level_spec(int bits) {
+  aq::FormatSpec spec = test_spec(16);
+  spec.scale.kind = AQ_SCALE_F16;
+  spec.integers = bits == 3 ? aq::IntRange{-4, 3} : aq::IntRange{0, (1 << bits) - 1};
+  spec.two_level = {.super_size = 64, .range = {1, 63}, .minimum_max = 63};
+  if (bits == 3) spec.two_level = {.super_size = 64, .range = {-32, 31}};
+  spec.search = {1.1f, 1.0f, 0.9f, 0.8f, 0.7f, 0.6f};
+  return spec;
+}
+
 aq::FormatSpec pair_spec() {
   aq::FormatSpec spec = test_spec(16);
   spec.scale.kind = AQ_SCALE_F32;
@@ -95,6 +105,10 @@ std::unique_ptr<const Format> int_format_by_callbacks(int bits, const Json& opti
 
 std::unique_ptr<const Format> fp4_format(const std::string& scales, int32_t group_size) {
   return open(aq::detail::made(fp4_spec(scales, group_size)));
+}
+
+std::unique_ptr<const Format> two_level_format(int bits) {
+  return open(aq::detail::made(two_level_spec(bits)));
 }
 
 std::unique_ptr<const Format> pair_format() { return open(std::make_unique<PairFormat>()); }

@@ -17,6 +17,10 @@ std::unique_ptr<const Format> int_format_by_callbacks(int bits, const Json& opti
 /// for E4M3 scales with a global scale, or "f32" for float32 scales, which are searched for.
 std::unique_ptr<const Format> fp4_format(const std::string& scales, int32_t group_size);
 
+/// Integers of 2 or 4 bits whose groups have minima, or of 3 bits whose scales may be negative: two
+/// levels of scales, as in K-quants, with groups of 16 in super-groups of 64.
+std::unique_ptr<const Format> two_level_format(int bits);
+
 /// A format of callbacks whose codes stand for two weights, with four bits for each.
 std::unique_ptr<const Format> pair_format();
 

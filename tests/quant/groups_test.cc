@@ -51,6 +51,7 @@ TEST_CASE("rounding to nearest is what aq/quantizer.h says, to the bit, for ever
               with_hessian);
     check_rtn(*fp4_format("mx", 32), 7, 80, with_hessian);
     check_rtn(*fp4_format("nv", 16), 7, 80, with_hessian);
+    for (const int bits : {2, 3, 4}) check_rtn(*two_level_format(bits), 7, 136, with_hessian);
   }
 }
 

@@ -136,6 +136,16 @@ TEST_CASE("GPTQ equals the reference for table formats, with shared and global s
   }
 }
 
+TEST_CASE("GPTQ equals the reference for two-level scales, with super-groups that are cut off") {
+  for (const int bits : {2, 3, 4})
+    for (const bool actorder : {true, false})
+      for (const int64_t block : {8, 128}) {
+        CAPTURE(bits);
+        CAPTURE(actorder);
+        check_gptq(*two_level_format(bits), Problem(2, 67, 168, 17), plain(actorder, block));
+      }
+}
+
 TEST_CASE("GPTQ through callbacks equals the reference") {
   for (const bool actorder : {true, false}) {
     const Problem problem(2, 11, 96, 9);
@@ -260,6 +270,7 @@ TEST_CASE("rows that are solved in parts give the bytes of rows that are solved 
   formats.push_back(fp4_format("nv", 16));
   formats.push_back(int_format_by_callbacks(8, whole_matrix));
   formats.push_back(pair_format());
+  formats.push_back(two_level_format(4));
   for (const auto& format : formats)
     for (const bool actorder : {true, false}) {
       CAPTURE(format->desc().group_size);

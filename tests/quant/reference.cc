@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <aq/sdk/numeric.hpp>
+#include <aq/sdk/two_level.hpp>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -13,7 +14,7 @@ namespace {
 using Matrix = std::vector<std::vector<double>>;
 
 struct Params {
-  float scale = 1, zero = 0;
+  float scale = 1, zero = 0;  // with two-level scales, zero is the minimum
 };
 struct Rounded {
   uint32_t code = 0;
@@ -23,11 +24,12 @@ struct Rounded {
 
 /// The nearest code, found by trying all of them (aq/quantizer.h).
 Rounded round_to(const FormatDesc& d, float w, const Params& p, float global) {
-  const float step = p.scale / global, t = w / step;
+  const float minimum = d.two_level() ? p.zero : 0, zero = d.two_level() ? 0 : p.zero;
+  const float step = p.scale / global, t = d.two_level() ? (w + minimum) / step : w / step;
   const auto grid = [&](uint32_t code) {
     return d.element_kind == AQ_ELEM_TABLE
                ? d.values[code]
-               : static_cast<float>(static_cast<int32_t>(code) + d.int_min) - p.zero;
+               : static_cast<float>(static_cast<int32_t>(code) + d.int_min) - zero;
   };
   const uint32_t count = d.element_kind == AQ_ELEM_TABLE
                              ? 1u << d.element_bits
@@ -45,7 +47,8 @@ Rounded round_to(const FormatDesc& d, float w, const Params& p, float global) {
     if (!same) second = std::min(second, better ? distance(best) : distance(code));
     if (better) best = code;
   }
-  return {best, grid(best) * step, (second - distance(best)) / 2};
+  const float value = grid(best) * step;
+  return {best, d.two_level() ? value - minimum : value, (second - distance(best)) / 2};
 }
 
 Params fit(const FormatDesc& d, const std::vector<float>& w, std::span<const float> importance,
@@ -79,6 +82,24 @@ Params fit(const FormatDesc& d, const std::vector<float>& w, std::span<const flo
     }
   }
   return best;
+}
+
+/// Fits a super-group of two-level scales, or, if `first` is false, one of its groups, whose d and
+/// dmin stay. `stored` has the parameters of its groups.
+void fit_two_level(const FormatDesc& d, const std::vector<float>& w,
+                   std::span<const float> importance, bool first, float* stored) {
+  const aq::TwoLevelFit fit(d);
+  const float* h = importance.empty() ? nullptr : importance.data();
+  const auto n = static_cast<int64_t>(w.size());
+  std::vector<aq::TwoLevelParams> params(static_cast<std::size_t>(first ? d.groups(n) : 1));
+  if (first) {
+    fit.fit(w.data(), n, h, params.data());
+  } else {
+    params[0] = {stored[0], stored[1], stored[2], stored[3]};
+    fit.refit(w.data(), n, h, params[0]);
+  }
+  for (const aq::TwoLevelParams& p : params)
+    for (const float value : {p.scale, p.minimum, p.d, p.dmin}) *stored++ = value;
 }
 
 float fit_global(const FormatDesc& d, std::span<const float> weights) {
@@ -139,13 +160,28 @@ ReferenceResult reference_rtn(const FormatDesc& d, std::span<const float> weight
   ReferenceResult r;
   for (std::size_t row = 0; row < weights.size() / n; row++)
     for (std::size_t begin = 0; begin < n; begin += width) {
+      const std::size_t super = d.two_level() ? static_cast<std::size_t>(d.super_size) : 0;
+      if (super > 0 && begin % super == 0) {
+        const std::size_t size = std::min(super, n - begin), at = r.params.size();
+        const auto first = weights.begin() + static_cast<std::ptrdiff_t>(row * n + begin);
+        r.params.resize(at + static_cast<std::size_t>(d.groups(static_cast<int64_t>(size))) * 4);
+        fit_two_level(d, {first, first + static_cast<std::ptrdiff_t>(size)},
+                      importance.empty() ? importance : importance.subspan(begin, size), true,
+                      &r.params[at]);
+      }
       const std::size_t size = std::min(width, n - begin);
       const auto first = weights.begin() + static_cast<std::ptrdiff_t>(row * n + begin);
       const std::vector<float> group(first, first + static_cast<std::ptrdiff_t>(size));
       const auto h = importance.empty() ? importance : importance.subspan(begin, size);
-      const Params p = fit(d, group, h, global);
-      r.params.push_back(p.scale);
-      if (d.group_params > 1) r.params.push_back(p.zero);
+      Params p;
+      if (d.two_level()) {
+        const float* mine = &r.params[(row * ((n + width - 1) / width) + begin / width) * 4];
+        p = {mine[0], mine[1]};
+      } else {
+        p = fit(d, group, h, global);
+        r.params.push_back(p.scale);
+        if (d.group_params > 1) r.params.push_back(p.zero);
+      }
       for (const float w : group) {
         const Rounded q = round_to(d, w, p, global);
         r.codes.push_back(q.code);
@@ -199,12 +235,19 @@ ReferenceResult reference_gptq(const FormatDesc& d, std::span<const float> weigh
       const std::size_t column = order[i];
       float* stored = &r.params[(row * groups + column / width) * d.group_params];
       if (!options.actorder && i % width == 0) {
-        const std::size_t end = std::min(i + width, n);
+        const bool opens = d.two_level() && i % static_cast<std::size_t>(d.super_size) == 0;
+        const std::size_t end =
+            std::min(i + (opens ? static_cast<std::size_t>(d.super_size) : width), n);
         const std::vector<float> group(w.begin() + static_cast<std::ptrdiff_t>(i),
                                        w.begin() + static_cast<std::ptrdiff_t>(end));
-        const Params p = fit(d, group, std::span(importance).subspan(i, end - i), global);
-        stored[0] = p.scale;
-        if (d.group_params > 1) stored[1] = p.zero;
+        const auto h_of_group = std::span(importance).subspan(i, end - i);
+        if (d.two_level()) {
+          fit_two_level(d, group, h_of_group, opens, stored);
+        } else {
+          const Params p = fit(d, group, h_of_group, global);
+          stored[0] = p.scale;
+          if (d.group_params > 1) stored[1] = p.zero;
+        }
       }
       const Params p{stored[0], d.group_params > 1 ? stored[1] : 0.0f};
       const Rounded q = round_to(d, static_cast<float>(w[i]), p, global);

@@ -10,7 +10,8 @@
 namespace aqhost {
 
 /// Rounding and GPTQ of one matrix in a described format, written for clarity and computed in
-/// float64. The tests compare core/quant with it.
+/// float64. The tests compare core/quant with it. Two-level scales are fitted by TwoLevelFit of the
+/// SDK, which has tests of its own.
 struct ReferenceResult {
   std::vector<uint32_t> codes;   // [rows, cols]
   std::vector<float> params;     // [rows, groups, group_params]

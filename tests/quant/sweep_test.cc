@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <aq/sdk/two_level.hpp>
 
 #include "quant/formats.h"
 #include "quant/problem.h"
@@ -31,6 +32,7 @@ std::vector<std::unique_ptr<const Format>> formats() {
       all.push_back(int_format(3, {{"group_size", group_size}, {"symmetric", symmetric}}));
   all.push_back(fp4_format("mx", 32));
   all.push_back(fp4_format("nv", 16));
+  for (const int bits : {2, 3, 4}) all.push_back(two_level_format(bits));
   for (auto& format : formats_of_whole_matrices()) all.push_back(std::move(format));
   return all;
 }
@@ -67,6 +69,28 @@ TEST_CASE("a format with one scale per matrix has the same scale in every row af
       for (int64_t e = 0; e < 2; e++)
         CHECK(swept.params[e].eq(swept.params[e][0][0][0]).all().item<bool>());
     }
+}
+
+TEST_CASE(
+    "sweeps leave two-level scales and minima on their lattice, and d and dmin as they were") {
+  const Problem problem(1, 70, 272, 4);
+  for (const int bits : {2, 3, 4}) {
+    const auto format = two_level_format(bits);
+    const aq::TwoLevelFit lattice(format->desc());
+    const at::Tensor before =
+        quantize_gptq(*format, problem.weights, problem.hessians, with_sweeps(0)).params;
+    const at::Tensor after =
+        quantize_gptq(*format, problem.weights, problem.hessians, with_sweeps(2)).params;
+    CHECK(before.narrow(3, 2, 2).equal(after.narrow(3, 2, 2)));
+    CHECK_FALSE(before.select(3, 0).equal(after.select(3, 0)));
+    CHECK(before.select(3, 1).equal(after.select(3, 1)) == (bits == 3));  // which has no minima
+    const float* p = after.data_ptr<float>();
+    for (int64_t i = 0; i < after.numel(); i += 4) {
+      const aq::TwoLevelParams group{p[i], p[i + 1], p[i + 2], p[i + 3]};
+      CHECK(group.scale == static_cast<float>(lattice.k_of(group)) * group.d);
+      CHECK(group.minimum == static_cast<float>(lattice.m_of(group)) * group.dmin);
+    }
+  }
 }
 
 TEST_CASE("where sweeps end no other code of any one weight has a smaller loss") {

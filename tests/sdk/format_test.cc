@@ -100,6 +100,10 @@ TEST_CASE("a spec in which something is missing or contradicts itself is refused
        "only integers have zero points"},
       {[](aq::FormatSpec& s) { s.scale.has_sign = s.scale.zero_point = true; },
        "scales with a sign are of float32, float16 or bfloat16 and without zero points"},
+      {[](aq::FormatSpec& s) { s.two_level.super_size = 100; },
+       "two-level scales need integers, and groups that divide super-groups, and exclude zero "
+       "points "
+       "and a global scale"},
       {[](aq::FormatSpec& s) { s.group_size = {}; },
        "the group size is not one of those that the format accepts"},
       {[](aq::FormatSpec& s) { s.packed.clear(); }, "the packed tensors are missing"},

@@ -46,17 +46,19 @@ std::string size_text(int32_t size) {
 
 Json summarize(const Format& format) {
   const FormatDesc& d = format.desc();
-  const int64_t n = d.group_size > 0 ? d.group_size : kRow;
+  const int64_t n = d.fit_width(kRow), groups = d.two_level() ? d.groups(n) : 1;
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
   std::vector<float> weights(static_cast<std::size_t>(kGroups * n));
   for (float& w : weights) w = normal(random);
-  std::vector<float> params(static_cast<std::size_t>(kGroups) * d.group_params), values(weights);
+  std::vector<float> params(static_cast<std::size_t>(kGroups * groups) * d.group_params);
+  std::vector<float> values(weights.size());
   std::vector<std::byte> codes(
       static_cast<std::size_t>(kGroups * n / d.vector_dim * d.code_bytes()));
   const std::vector<float> whole = format.fit_tensor(weights, kGroups, n, {});
   format.fit(weights, kGroups, n, {}, whole, params);
-  format.quantize(weights, kGroups, n, params, whole, codes, values);
+  // the groups of a super-group follow one another, as if each were a row
+  format.quantize(weights, kGroups * groups, n / groups, params, whole, codes, values);
   double maximum = 0, sum = 0;
   for (std::size_t i = 0; i < weights.size(); i++) {
     const double error = std::fabs(weights[i] - values[i]);
@@ -71,6 +73,7 @@ Json summarize(const Format& format) {
           {"group_size", size_text(d.group_size)},
           {"scale", scale_name(d.described() ? d.scale_kind : 0)},
           {"zero_point", d.zero_point()},
+          {"super_group", d.super_size},
           {"global_scale", d.global_scale()},
           {"max_error", maximum},
           {"rms_error", std::sqrt(sum / static_cast<double>(weights.size()))}};
@@ -79,12 +82,15 @@ Json summarize(const Format& format) {
 std::string summary_text(const Json& s) {
   const auto sizes = s["group_sizes"].get<std::vector<std::string>>();
   return fmt::format(
-      "{} bits, {}, groups of {} ({}), scale {}{}; errors on N(0,1): maximum {:.3f}, "
+      "{} bits, {}, groups of {} ({}){}, scale {}{}; errors on N(0,1): maximum {:.3f}, "
       "rms {:.4f}",
       s["bits"].get<int>(), s["grid"].get<std::string>(), fmt::join(sizes, " "),
-      s["group_size"].get<std::string>(), s["scale"].get<std::string>(),
-      s["global_scale"].get<bool>() ? " and a global scale" : "", s["max_error"].get<double>(),
-      s["rms_error"].get<double>());
+      s["group_size"].get<std::string>(),
+      s["super_group"].get<int>() > 0
+          ? fmt::format(", in super-groups of {}", s["super_group"].get<int>())
+          : "",
+      s["scale"].get<std::string>(), s["global_scale"].get<bool>() ? " and a global scale" : "",
+      s["max_error"].get<double>(), s["rms_error"].get<double>());
 }
 
 }  // namespace aqhost

@@ -22,6 +22,17 @@
  * reach one further below 0 than above: with the sign of the scale, the largest weight of a group
  * lies on the side that reaches further.
  *
+ * Two-level scales (AQ_FIT_TWO_LEVEL, with AQ_ELEM_INT and at most 8 bits; the K-quants of
+ * llama.cpp) are multiples of a number that the groups of a super-group share:
+ *   w ~ (code + int_min) * scale - minimum,   code = clamp(rint((w + minimum) / scale)) - int_min
+ *   scale   = k * d        k an integer of sub_min..sub_max, but not 0
+ *   minimum = m * dmin     m an integer of 0..sub_minimum_max; 0 and dmin 0 without minima
+ * The parameters of a group are [scale, minimum, d, dmin]; d and dmin are of scale_kind, and the
+ * same in every group of a super-group. Every line above is computed in float32; the products k * d
+ * and m * dmin are exact. fit() is given whole super-groups. It may find their parameters in any
+ * way; the host finds them as TwoLevelFit of aq/sdk/two_level.hpp does. It may change scales and
+ * minima later, but never d and dmin.
+ *
  * f takes the values of `search` (1 if there are none) in their order. The first f with the minimum
  * of sum(importance * (w - stored)^2) is used; the sum is computed as double over the columns in
  * order, with importance 1 where none is given. So if E8M0 scales are rounded down and the factors
@@ -45,7 +56,7 @@ extern "C" {
 #define AQ_QUANTIZER_FACTORY_ID "aq.quantizer-factory/1"
 
 enum { AQ_ELEM_INT = 1, AQ_ELEM_TABLE = 2, AQ_ELEM_CUSTOM = 4096 };
-enum { AQ_FIT_ABSMAX = 1, AQ_FIT_MINMAX = 2, AQ_FIT_CUSTOM = 4096 };
+enum { AQ_FIT_ABSMAX = 1, AQ_FIT_MINMAX = 2, AQ_FIT_TWO_LEVEL = 3, AQ_FIT_CUSTOM = 4096 };
 enum {
   AQ_SCALE_F32 = 1,
   AQ_SCALE_F16 = 2,
@@ -91,15 +102,21 @@ typedef struct aq_format_desc {
   uint32_t n_group_sizes; /* number of group sizes that create() accepts */
   uint32_t reserved;
   const int32_t* group_sizes;
+  /* AQ_FIT_TWO_LEVEL; all are 0 with other rules. */
+  int32_t super_size;       /* consecutive weights of a super-group, which has whole groups: 256 */
+  int32_t sub_min, sub_max; /* range of k. sub_min is below 0 if scales may be negative, else 1 */
+  int32_t sub_minimum_max;  /* largest m; 0: there are no minima */
 } aq_format_desc;
 
 typedef struct aq_fit_args {
   uint32_t struct_size;
   uint32_t reserved;
-  const DLTensor* weight;        /* [rows, n] f32: fit: one group; fit_tensor: the whole matrix */
+  const DLTensor* weight; /* [rows, n] f32: fit: one group or super-group; fit_tensor: the matrix */
   const DLTensor* importance;    /* [n] f32, the diagonal of the Hessian; or NULL */
   const DLTensor* tensor_params; /* [tensor_params] f32; NULL in fit_tensor, or if there are none */
-  DLTensor* params; /* out, f32: fit: [rows, group_params]; fit_tensor: [tensor_params] */
+  /* out, f32: fit: [rows, group_params], of a super-group [rows, groups * group_params];
+   * fit_tensor: [tensor_params] */
+  DLTensor* params;
 } aq_fit_args;
 
 typedef struct aq_code_args {

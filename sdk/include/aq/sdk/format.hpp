@@ -2,9 +2,12 @@
 // the export of a plugin.
 #pragma once
 
+#include <aq/ext/gguf.h>
+
 #include <aq/sdk/format_spec.hpp>
 #include <aq/sdk/grid.hpp>
 #include <aq/sdk/tensor.hpp>
+#include <aq/sdk/two_level.hpp>
 #include <iterator>
 #include <memory>
 #include <string>
@@ -45,6 +48,7 @@ class Quantizer {
     const auto* weights = view<const float>(args.weight, "weight", {-1, -1});
     const int64_t rows = args.weight->shape[0], n = args.weight->shape[1];
     const auto* importance = optional_view<const float>(args.importance, "importance", {n});
+    if (two_level(desc_)) return fit_two_level(args, weights, rows, n, importance);
     auto* params = view<float>(args.params, "params", {rows, desc_.group_params});
     const float global = global_of(args.tensor_params);
     if (desc_.group_size == 0) return fit_whole(weights, rows, n, importance, params);
@@ -105,6 +109,10 @@ class Quantizer {
 
   const std::string& config_json() const { return config_; }
 
+  const void* extension(std::string_view id) const {
+    return spec_.gguf_type > 0 && id == AQ_EXT_GGUF ? &gguf_type_ : nullptr;
+  }
+
  private:
   static nlohmann::json config_group(const FormatSpec& spec, const aq_format_desc& desc) {
     nlohmann::json config = spec.config, weights = detail::config_weights(spec, desc);
@@ -142,6 +150,19 @@ class Quantizer {
     std::fill(params, params + rows, fitted.scale);
   }
 
+  /// Fits the super-group that each row is.
+  void fit_two_level(const aq_fit_args& args, const float* weights, int64_t rows, int64_t n,
+                     const float* importance) const {
+    const int64_t groups = (n + desc_.group_size - 1) / desc_.group_size;
+    auto* params = view<float>(args.params, "params", {rows, groups * desc_.group_params});
+    std::vector<TwoLevelParams> fitted(static_cast<std::size_t>(groups));
+    for (int64_t r = 0; r < rows; r++) {
+      TwoLevelFit(desc_).fit(weights + r * n, n, importance, fitted.data());
+      for (const auto& [scale, minimum, d, dmin] : fitted)
+        for (const float value : {scale, minimum, d, dmin}) *params++ = value;
+    }
+  }
+
   float global_of(const DLTensor* tensor_params) const {
     return desc_.tensor_params > 0
                ? *view<const float>(tensor_params, "tensor_params", {desc_.tensor_params})
@@ -156,9 +177,9 @@ class Quantizer {
     auto* values = optional_view<float>(args.values, "values", {rows, n});
     each_row(args, rows, [&](int64_t r, float step, float zero) {
       for (int64_t i = r * n; i < (r + 1) * n; i++) {
-        const uint32_t code = grid_.code(weights[i] / step, zero);
+        const uint32_t code = grid_.code_of(weights[i], step, zero);
         if (codes != nullptr) codes[i] = static_cast<Code>(code);
-        if (values != nullptr) values[i] = grid_.value(code, zero) * step;
+        if (values != nullptr) values[i] = grid_.weight_of(code, step, zero);
       }
     });
   }
@@ -169,7 +190,8 @@ class Quantizer {
     const int64_t rows = args.codes->shape[0], n = args.codes->shape[1];
     auto* values = view<float>(args.values, "values", {rows, n});
     each_row(args, rows, [&](int64_t r, float step, float zero) {
-      for (int64_t i = r * n; i < (r + 1) * n; i++) values[i] = grid_.value(codes[i], zero) * step;
+      for (int64_t i = r * n; i < (r + 1) * n; i++)
+        values[i] = grid_.weight_of(codes[i], step, zero);
     });
   }
 
@@ -189,6 +211,7 @@ class Quantizer {
   const aq_format_desc desc_;  // points into spec_
   const Grid grid_;            // refers to desc_
   const std::string config_;
+  const aq_gguf_type gguf_type_{sizeof(aq_gguf_type), spec_.gguf_type};
 };
 
 namespace detail {
@@ -205,8 +228,8 @@ struct QuantizerObject {
     table.destroy = [](const aq_quantizer* self) noexcept {
       delete static_cast<QuantizerObject*>(self->plugin_data);
     };
-    table.get_extension = [](const aq_quantizer*, const char*) noexcept -> const void* {
-      return nullptr;
+    table.get_extension = [](const aq_quantizer* self, const char* id) noexcept {
+      return of(self).extension(id);
     };
     table.describe = [](const aq_quantizer* self, aq_format_desc* out, aq_error* err) noexcept {
       return guard(err, [&] { copy_out(out, of(self).describe()); });

@@ -95,6 +95,14 @@ struct ScaleSpec {
   float global_max = 0;     // above 0: each matrix has a global scale; see aq/quantizer.h
 };
 
+/// Two-level scales, as aq/quantizer.h defines them. They need integers, a scale kind for d and
+/// dmin, and one group size; the search factors are those of step 1 of TwoLevelFit.
+struct TwoLevelSpec {
+  int32_t super_size = 0;   // 0: scales have one level
+  IntRange range{};         // of k
+  int32_t minimum_max = 0;  // the largest m; 0: there are no minima
+};
+
 /// The parts of a format that the description at the top of aq/quantizer.h does not cover. The host
 /// calls the functions of Quantizer for them, which a class of the format's own overrides.
 struct CustomSpec {
@@ -112,6 +120,7 @@ struct FormatSpec {
   std::vector<float> values{};
   IntRange integers{};
   ScaleSpec scale{};
+  TwoLevelSpec two_level{};
   std::vector<float> search{};  // factors to try on the scale; empty: only 1
   GroupSize group_size{};
   /// The tensors of a matrix, in the order in which the host passes them.
@@ -121,6 +130,7 @@ struct FormatSpec {
   nlohmann::json config{};
   bool dynamic = false;       // this instance rounds activations; see Options::dynamic()
   bool whole_groups = false;  // refuses matrices whose rows cannot be cut into whole groups
+  uint32_t gguf_type = 0;  // not 0: the first packed tensor consists of blocks; see aq/ext/gguf.h
   CustomSpec custom{};
 };
 
@@ -143,6 +153,7 @@ inline std::vector<float> float_factors() {
 // GCC 12 destroys the members of a braced aggregate inside another one twice if a later member
 // throws, as options do. So the structs in a FormatSpec are trivial or have constructors.
 static_assert(std::is_trivially_destructible_v<ScaleSpec> &&
+              std::is_trivially_destructible_v<TwoLevelSpec> &&
               std::is_trivially_destructible_v<CustomSpec> && !std::is_aggregate_v<GroupSize>);
 
 /// The factors that the option scale_rule asks for: mse (the default, except for activations)
@@ -180,6 +191,11 @@ inline FormatSpec checked(FormatSpec spec) {
   const auto& sizes = spec.group_size.accepted;
   expect(std::find(sizes.begin(), sizes.end(), spec.group_size.chosen) != sizes.end(),
          "the group size is not one of those that the format accepts");
+  if (const TwoLevelSpec& two = spec.two_level; two.super_size != 0)
+    expect(integers && !spec.scale.zero_point && spec.scale.global_max == 0 &&
+               spec.group_size.chosen > 0 && two.super_size % spec.group_size.chosen == 0,
+           "two-level scales need integers, and groups that divide super-groups, and exclude zero "
+           "points and a global scale");
   expect(!spec.packed.empty(), "the packed tensors are missing");
   for (const PackedTensor& tensor : spec.packed)
     expect(tensor.suffix != nullptr && tensor.layout && tensor.pack && tensor.unpack,
@@ -205,7 +221,14 @@ inline aq_format_desc description(const FormatSpec& spec) {
   desc.int_max = max;
   desc.values = spec.values.empty() ? nullptr : spec.values.data();
   desc.vector_dim = spec.custom.vector_dim;
-  desc.fit_rule = spec.scale.zero_point ? AQ_FIT_MINMAX : AQ_FIT_ABSMAX;
+  const bool two_level = spec.two_level.super_size != 0;
+  desc.fit_rule = two_level               ? AQ_FIT_TWO_LEVEL
+                  : spec.scale.zero_point ? AQ_FIT_MINMAX
+                                          : AQ_FIT_ABSMAX;
+  desc.super_size = spec.two_level.super_size;
+  desc.sub_min = spec.two_level.range.min;
+  desc.sub_max = spec.two_level.range.max;
+  desc.sub_minimum_max = spec.two_level.minimum_max;
   desc.scale_divisor =
       spec.scale.divisor != 0 ? spec.scale.divisor : static_cast<float>(max - min) / 2;
   if (spec.scale.divisor == 0)
@@ -220,6 +243,7 @@ inline aq_format_desc description(const FormatSpec& spec) {
   if (global) desc.flags |= AQ_FORMAT_GLOBAL_SCALE;
   if (spec.scale.has_sign) desc.flags |= AQ_FORMAT_SIGNED_SCALE;
   desc.group_params = spec.custom.group_params > 0 ? spec.custom.group_params
+                      : two_level                  ? 4
                       : spec.scale.zero_point      ? 2
                                                    : 1;
   desc.tensor_params = spec.custom.tensor_params > 0 ? spec.custom.tensor_params : global ? 1 : 0;
@@ -252,7 +276,7 @@ inline nlohmann::json config_weights(const FormatSpec& spec, const aq_format_des
   if (spec.scale.zero_point) zp_dtype = "torch.int8";
   return {{"num_bits", desc.element_bits},
           {"type", spec.values.empty() ? "int" : "float"},
-          {"symmetric", !spec.scale.zero_point},
+          {"symmetric", !spec.scale.zero_point && spec.two_level.minimum_max == 0},
           {"strategy", strategy},
           {"group_size", group_size},
           {"dynamic", dynamic},

@@ -34,6 +34,16 @@ class Grid {
   }
   uint32_t code(float t, float zero) const { return round(t, zero).code; }
 
+  /// The code of a weight in a group, and the value of a code there. `step` is scale / global, and
+  /// `zero` the second parameter of the group: its zero point, or its minimum if scales are
+  /// two-level; 0 if there is neither.
+  uint32_t code_of(float weight, float step, float zero) const {
+    return two_level(desc_) ? code((weight + zero) / step, 0) : code(weight / step, zero);
+  }
+  float weight_of(uint32_t code, float step, float zero) const {
+    return two_level(desc_) ? value(code, 0) * step - zero : value(code, zero) * step;
+  }
+
   /// The value of a code before it is multiplied by the scale.
   float value(uint32_t code, float zero) const {
     return desc_.element_kind == AQ_ELEM_TABLE ? desc_.values[code]

@@ -80,6 +80,9 @@ AQ_BOTH constexpr SmallFloat f16() { return {10, -14, 65504.0f}; }
 AQ_BOTH constexpr SmallFloat bf16() { return {7, -126, 0x1.fep127f}; }
 AQ_BOTH constexpr SmallFloat e4m3() { return {3, -6, 448.0f}; }  // OCP FP8, no infinities
 
+/// Whether scales are multiples of a number that several groups share.
+AQ_BOTH bool two_level(const aq_format_desc& desc) { return desc.fit_rule == AQ_FIT_TWO_LEVEL; }
+
 /// round_scale() of aq/quantizer.h. x must not be 0; it is negative only if the format's scales
 /// have signs.
 AQ_BOTH float round_scale(const aq_format_desc& desc, float x) {
