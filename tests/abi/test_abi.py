@@ -184,6 +184,11 @@ class Versions(unittest.TestCase):
         for plugin in self.formats():
             with self.subTest(plugin.name):
                 done = self.run_host("baseline", plugin)
+                if re.fullmatch(r"q\d_k", plugin.stem):  # with two-level scales, a field of today
+                    self.assertEqual(done.returncode, 1)
+                    self.assertEqual(done.stderr, "describe: the host is older than this plugin needs: a "
+                                                  "field it would fill is not there (status 3)\n")
+                    continue
                 self.assertRegex(done.stdout, rf"^format {plugin.stem}: \d+ bits", done.stderr)
         done = self.run_host("baseline", BUILD / "plugins/olmoe.so", config)
         self.assertEqual(done.stdout, "model olmoe: score 100, 3 layers, first "

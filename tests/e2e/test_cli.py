@@ -289,14 +289,17 @@ class Inspecting(WorkFolder):
                    if p["kind"] == "quantizer"}
         self.assertEqual({i: f["bits"] for i, f in formats.items()}, {
             "int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8, "fp4": 4, "fp6": 6,
-            "fp8": 8, "mxfp4": 4, "mxfp6": 6, "mxfp8": 8, "nvfp4": 4, "nf4": 4})
+            "fp8": 8, "mxfp4": 4, "mxfp6": 6, "mxfp8": 8, "nvfp4": 4, "nf4": 4,
+            "q2_k": 2, "q3_k": 3, "q4_k": 4, "q5_k": 5, "q6_k": 6})
         mxfp4 = formats["mxfp4"]
         self.assertEqual((mxfp4["grid"], mxfp4["group_sizes"], mxfp4["scale"]),
                          ("15 values from -6 to 6", ["32"], "E8M0"))
         self.assertEqual(formats["int4"]["grid"], "integers -8 to 7")
         self.assertTrue(formats["nvfp4"]["global_scale"])
+        self.assertEqual((formats["int4"]["super_group"], formats["q4_k"]["super_group"]), (0, 256))
         for better, worse in (("int8", "int6"), ("int6", "int5"), ("int5", "int4"), ("int4", "int3"),
-                              ("int3", "int2"), ("nvfp4", "mxfp4"), ("mxfp6", "mxfp4")):
+                              ("int3", "int2"), ("nvfp4", "mxfp4"), ("mxfp6", "mxfp4"),
+                              ("q4_k", "int4"), ("q3_k", "int3"), ("q2_k", "int2")):
             self.assertLess(formats[better]["rms_error"], formats[worse]["rms_error"])
         # an independent computation for blocks of 32 gives a mean squared error of 0.0124
         self.assertAlmostEqual(mxfp4["rms_error"] ** 2, 0.0124, delta=0.001)

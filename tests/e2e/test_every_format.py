@@ -48,7 +48,9 @@ class EveryFormat(unittest.TestCase):
         plugins = plugins["plugins"] if isinstance(plugins, dict) else plugins
         cls.sizes = {p["id"]: [KINDS.get(s) if s in KINDS else int(s)
                                for s in p["format"]["group_sizes"]]
-                     for p in plugins if p["kind"] == "quantizer"}
+                     for p in plugins if p["kind"] == "quantizer" and p["format"]["super_group"] == 0}
+        cls.super_groups = [p["id"] for p in plugins
+                            if p["kind"] == "quantizer" and p["format"]["super_group"] > 0]
 
     def recipe(self, text):
         path = self.work / f"{next(self.numbers)}.yaml"
@@ -127,6 +129,22 @@ class EveryFormat(unittest.TestCase):
                       self.experts("refine", settings, ", " + REFINE, *WINDOWS) +
                       self.experts("rtn", settings, "", "--algorithm", "rtn") +
                       self.experts("rtn refine", settings, ", " + REFINE, "--algorithm", "rtn"))
+
+    def test_formats_with_super_groups(self):
+        """Super-groups of 256 divide the rows of the down projections of one model."""
+        self.assertEqual(self.super_groups, ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
+        runs = []
+        for mode, order, extra, *options in (("gptq", "static", "", *WINDOWS),
+                                             ("no act-order", "none", "", *WINDOWS),
+                                             ("refine", "static", ", " + REFINE, *WINDOWS),
+                                             ("rtn", "static", "", "--algorithm", "rtn")):
+            lines = [f"actorder: {order}", f"default: {{group_size: 64{extra}}}", "overrides:"]
+            lines += [f"- {{pattern: '*.experts.{e}.w2', wq: {f}}}" for e, f in enumerate(self.super_groups)]
+            runs.append(("mixtral", f"mixtral super-groups {mode}", "\n".join(lines) + "\n", *options))
+        self.all_well(runs)
+        done = aqhost("plan", "--model", path_of("mixtral"), "--config",
+                      self.recipe("{default: {wq: int4}, overrides: [{pattern: '*.w2', wq: q4_k, aq: q4_k}]}"))
+        self.assertFalse(self.ends(done, "q4_k of inputs"))
 
     def test_formats_with_rounded_activations(self):
         settings = self.settings(aq=True)

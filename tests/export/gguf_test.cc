@@ -39,6 +39,16 @@ QuantizedMatrix varied_matrix(const Format& format, int64_t rows, int64_t cols) 
   const int count = 1 << desc.element_bits;
   for (int64_t i = 0; i < rows * cols; i++)
     m.codes.push_back(static_cast<std::byte>((i * 11 + i / cols * 3 + i / count) % count));
+  for (int64_t i = 0; desc.two_level() && i < rows * desc.groups(cols); i++) {
+    const bool even = i / desc.groups(desc.super_size) % 2 == 0;
+    const float d = desc.sub_min < 0 && even ? -0x1p-9F : 0x1.24p-7F;
+    const float dmin = desc.minima() ? 0x1.fp-8F : 0.0F;
+    auto k = desc.sub_min + static_cast<int>(i * 7 % (desc.sub_max - desc.sub_min + 1));
+    if (k == 0) k = desc.sub_max;
+    const auto minimum = static_cast<float>(i * 5 % (desc.sub_minimum_max + 1)) * dmin;
+    for (const float p : {static_cast<float>(k) * d, minimum, d, dmin}) m.group_params.push_back(p);
+  }
+  if (desc.two_level()) return m;
   for (int64_t i = 0; i < rows * desc.groups(cols); i++) {
     const bool power = desc.scale_kind == AQ_SCALE_E8M0;
     m.group_params.push_back(power ? std::ldexp(1.0F, static_cast<int>(i % 40) - 20)
@@ -59,6 +69,45 @@ float half_at(const std::byte* block, int i) {
                               ? std::ldexp(static_cast<float>(fraction), -24)
                               : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
   return (bits & 0x8000U) != 0 ? -magnitude : magnitude;
+}
+
+/// k and m of group g in the 12 bytes at `start`: get_scale_min_k4() of ggml-quants.c.
+std::pair<float, float> scale_and_minimum(const std::byte* block, int start, int g) {
+  const auto q = [=](int i) { return byte_at(block, start + i); };
+  if (g < 4) return {static_cast<float>(q(g) & 63), static_cast<float>(q(g + 4) & 63)};
+  return {static_cast<float>((q(g + 4) & 15) | q(g - 4) >> 6 << 4),
+          static_cast<float>(q(g + 4) >> 4 | q(g) >> 6 << 4)};
+}
+
+/// Weight j of a block of 256, as dequantize_row_q2_K() and so on have it.
+float decoded_k(uint32_t type, const std::byte* block, int j) {
+  const auto at = [block](int i) { return byte_at(block, i); };
+  const int half = j / 128, chunk = j / 64, in = j % 32, quarter = j % 128 / 32, group = j / 16;
+  const auto number = [](uint32_t code) { return static_cast<float>(code); };
+  if (type == 10) {
+    const float q = number(at(16 + 32 * half + in) >> 2 * quarter & 3);
+    return half_at(block, 80) * number(at(group) & 15) * q -
+           half_at(block, 82) * number(at(group) >> 4);
+  }
+  if (type == 11) {
+    const uint32_t low = at(32 + 32 * half + in) >> 2 * quarter & 3;
+    const bool high = (at(in) >> (4 * half + quarter) & 1) != 0;
+    const uint32_t nibble = at(96 + group % 8) >> (group < 8 ? 0 : 4) & 15;
+    const uint32_t top = at(96 + 8 + group % 4) >> 2 * (group / 4) & 3;
+    return half_at(block, 108) * (number(nibble | top << 4) - 32) *
+           (number(low) - (high ? 0.0F : 4.0F));
+  }
+  if (type == 12 || type == 13) {
+    const auto [k, m] = scale_and_minimum(block, 4, j / 32);
+    const int codes = type == 12 ? 16 : 48;
+    uint32_t q = at(codes + 32 * chunk + in) >> (j % 64 < 32 ? 0 : 4) & 15;
+    if (type == 13) q |= (at(16 + in) >> j / 32 & 1) << 4;
+    return half_at(block, 0) * k * number(q) - half_at(block, 2) * m;
+  }
+  const uint32_t low = at(64 * half + in + 32 * (quarter % 2)) >> (quarter < 2 ? 0 : 4) & 15;
+  const uint32_t high = at(128 + 32 * half + in) >> 2 * quarter & 3;
+  return half_at(block, 208) * static_cast<float>(static_cast<int8_t>(at(192 + group))) *
+         (number(low | high << 4) - 32);
 }
 
 /// Weight j of a block, written from the structures in ggml-common.h and the loops of
@@ -96,7 +145,7 @@ float decoded(GgufType type, const std::byte* block, int j) {
              kE2M1[pair >> (in_group < 8 ? 0 : 4) & 15];
     }
     default:
-      return NAN;
+      return decoded_k(static_cast<uint32_t>(type), block, j);
   }
 }
 
@@ -251,11 +300,16 @@ TEST_CASE("blocks hold the codes and scales of every format that GGUF has") {
                                 {format_of("int8", with(-1)), GgufType::kQ8_0},
                                 {format_of("iq4_nl", half), GgufType::kIq4Nl},
                                 {format_of("mxfp4"), GgufType::kMxfp4},
-                                {format_of("nvfp4"), GgufType::kNvfp4}};
+                                {format_of("nvfp4"), GgufType::kNvfp4},
+                                {format_of("q2_k"), GgufType{10}},
+                                {format_of("q3_k"), GgufType{11}},
+                                {format_of("q4_k"), GgufType{12}},
+                                {format_of("q5_k"), GgufType{13}},
+                                {format_of("q6_k"), GgufType{14}}};
   for (const auto& [format, type] : cases) {
     const std::string label = gguf_label(*format);
     CAPTURE(label);
-    constexpr int64_t kRows = 3, kCols = 256;
+    constexpr int64_t kRows = 3, kCols = 768;
     REQUIRE(gguf_type(*format, kCols) == type);
     const QuantizedMatrix matrix = varied_matrix(*format, kRows, kCols);
     GgufRounding rounding;
@@ -274,6 +328,31 @@ TEST_CASE("blocks hold the codes and scales of every format that GGUF has") {
     }
     CHECK(wrong == 0);
   }
+}
+
+TEST_CASE(
+    "blocks that the plugin of a third party packs are taken as they are, if it has the sizes") {
+  const auto format = format_of("tq2_0");
+  CHECK(info_of(gguf_type(*format, 512)).name == std::string("TQ2_0"));
+  QuantizedMatrix matrix = empty_matrix(2, 512);
+  for (int i = 0; i < 1024; i++) matrix.codes.push_back(static_cast<std::byte>(i * 7 % 3));
+  matrix.group_params = {1.5F, 0.25F, 3, 0x1p-12F};
+  const auto packed = gguf().pack({"m", format, nullptr, 2, 512}, matrix, 1);
+  REQUIRE(packed.size() == 1);
+  CHECK(packed[0].info.shape == std::vector<int64_t>{2, 132});
+  const std::vector<float> expected = format->dequantize(matrix);
+  for (int i = 0; i < 1024; i++) {
+    const std::byte* block = packed[0].bytes.data() + i / 256 * 66;
+    const int j = i % 256;
+    const uint32_t code = byte_at(block, j / 128 * 32 + j % 32) >> (j % 128 / 32 * 2) & 3;
+    REQUIRE(half_at(block, 64) * (static_cast<float>(code) - 1) ==
+            expected[static_cast<std::size_t>(i)]);
+  }
+  const auto refusal = [](const char* claim) {
+    return message_of([&] { gguf_type(*format_of("tq2_0", {{"claim", claim}}), 512); });
+  };
+  CHECK(contains(refusal("Q4_K"), "packs rows as blocks of Q4_K, but its first packed tensor"));
+  CHECK(contains(refusal("none of ggml's"), "ggml has no type 99 of quantized weights"));
 }
 
 TEST_CASE("the bytes of a Q4_0 block, written out") {
@@ -299,7 +378,12 @@ TEST_CASE("a format without a type is refused with what fits") {
       refusal("int3", {{"group_size", 32}}) ==
       "GGUF has no type for the numbers of int3 g32; it has one for int4 (Q4_0, or Q4_1 with zero "
       "points) or mxfp4 (MXFP4)");
-  CHECK(contains(refusal("int6", {{"group_size", 32}}), "int8 without zero points (Q8_0)"));
+  CHECK(contains(refusal("int3", {{"group_size", 32}}, 256), "it has one for q3_k (Q3_K), int4"));
+  CHECK(contains(refusal("int2", {{"group_size", 32}}, 512), "it has one for q2_k (Q2_K), int4"));
+  CHECK(contains(refusal("int6", {{"group_size", 32}}, 256), "q6_k (Q6_K) or int8 without zero"));
+  CHECK(contains(refusal("int6", {{"group_size", 32}}), "it has one for int8 without zero points"));
+  CHECK(contains(refusal("q4_k", Json::object()),
+                 "blocks of 256 weights do not divide a row of 128; int4 (Q4_0) in groups of 32"));
   CHECK(contains(refusal("int8", {{"group_size", 32}, {"symmetric", false}}),
                  "int8 g32 with zero points; it has one for int8 without"));
   CHECK(contains(refusal("fp8", Json::object()), "int8 without zero points"));

@@ -64,6 +64,8 @@ const std::vector<std::shared_ptr<const Format>>& variants() {
     std::vector<std::pair<std::string, Json>> all;
     add_integers(all);
     add_floats(all);
+    for (const char* id : {"q2_k", "q3_k", "q4_k", "q5_k", "q6_k"})
+      all.emplace_back(id, Json::object());
     std::vector<std::shared_ptr<const Format>> formats;
     for (const auto& [id, options] : all) formats.push_back(registry.create_format(id, options));
     return formats;

@@ -39,6 +39,16 @@ RECIPES = {
              " {pattern: '*down_proj', wq: mxfp4}, {pattern: '*.w2', skip: true},"
              " {pattern: lm_head, wq: int8, group_size: 32}]}",
 }
+# Blocks of 256 divide the rows of few matrices of the small models; those of the experts have one type in
+# each layer.
+SMALL = "default: {wq: int4, group_size: 32}"
+K_QUANTS = {
+    "mixtral": (f"{{{SMALL}, overrides: [{{pattern: '*.layers.0.*.w2', wq: q2_k}},"
+                " {pattern: '*.layers.1.*.w2', wq: q3_k}, {pattern: '*.layers.2.*.w2', wq: q4_k}]}",
+                {"Q2_K", "Q3_K", "Q4_K"}),
+    "qwen2-moe": (f"{{{SMALL}, overrides: [{{pattern: '*.layers.0.*.shared_expert.down_proj', wq: q5_k}},"
+                  " {pattern: '*.layers.1.*.shared_expert.down_proj', wq: q6_k}]}", {"Q5_K", "Q6_K"}),
+    "deepseek-moe": (f"{{{SMALL}, overrides: [{{pattern: '*.layers.0.mlp.down_proj', wq: q3_k}}]}}", {"Q3_K"})}
 logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of templates for pairs of texts
 NVFP4 = {"mixtral": "{default: {wq: nvfp4}}",  # in others, llama.cpp has the scale in attention alone
          "qwen3-moe": "{default: {wq: nvfp4}}",
@@ -205,6 +215,16 @@ class Gguf(unittest.TestCase):
         convert(export, self.work / "m.gguf", "--overwrite")
         return self.check(family, export, self.work / "m.gguf")
 
+    def test_k_quants_by_gptq(self):
+        """GPTQ, learned rounding and the file in one run."""
+        recipe, types = K_QUANTS["mixtral"]
+        out = self.new()
+        (out / "recipe.yaml").write_text(recipe.replace("group_size: 32}", "group_size: 32, refine: {steps: 2}}", 1))
+        aqhost("quantize", "--model", TESTS / "models/mixtral-tiny", "--config", out / "recipe.yaml",
+               "--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 4, "--seqlen", 64, "--export", "gguf",
+               "--save", out / "export")
+        self.assertLessEqual(types, self.check("mixtral", out / "export", out / "export/model.gguf"))
+
     def check_dense(self, family):
         model = self.original(family)
         convert(model, self.work / f"{family}.gguf")
@@ -318,6 +338,24 @@ class Gguf(unittest.TestCase):
         exact = convert(self.original("gpt-oss"), model / "exact.gguf", "--json")
         self.assertEqual(json.loads(exact.stdout)["worst_frequency_change"], 0)
 
+    def test_rows_that_no_super_block_divides_are_refused_with_what_fits(self):
+        recipe = self.new() / "recipe.yaml"
+        for name, fits in (("q4_k", "int4 (Q4_0)"), ("q5_k", "int5 (Q5_0)"), ("q6_k", "int8 (Q8_0)")):
+            recipe.write_text(f"{{default: {{wq: {name}}}}}")
+            done = aqhost("plan", "--model", TESTS / "models/olmoe-tiny", "--config", recipe, status=1)
+            self.check_refused(done, "q_proj", "256 weights do not divide a row of 128",
+                               f"{fits} in groups of 32 fits")
+
+    def test_plan_names_k_quants_and_that_no_engine_loads_the_export_itself(self):
+        out = self.new()
+        (out / "recipe.yaml").write_text(K_QUANTS["mixtral"][0])
+        plan = json.loads(aqhost("plan", "--model", TESTS / "models/mixtral-tiny", "--config",
+                                 out / "recipe.yaml", "--export", "gguf", "--json").stdout)
+        types = plan["gguf"]["types"]
+        self.assertEqual({t: types[t] for t in ("Q2_K", "Q3_K", "Q4_K")}, {"Q2_K": 1, "Q3_K": 1, "Q4_K": 1})
+        text = json.dumps(plan)
+        self.assertIn("q2_k g16 is a format that aqhost alone reads", text)
+
     def test_plan_says_that_a_recipe_fits(self):
         out = self.new()
         (out / "recipe.yaml").write_text(RECIPES["int4"])
@@ -363,6 +401,9 @@ for family in ARCHITECTURES:
     for recipe in RECIPES:
         setattr(Gguf, f"test_{family}_{recipe}",
                 lambda self, f=family, r=recipe: self.assertIn("F32", self.check_family(f, RECIPES[r])))
+for family, (recipe, types) in K_QUANTS.items():
+    setattr(Gguf, f"test_{family}_k_quants",
+            lambda self, f=family, r=recipe, t=types: self.assertLessEqual(t, self.check_family(f, r)))
 for family in NVFP4:
     setattr(Gguf, f"test_{family}_nvfp4",
             lambda self, f=family: self.assertIn("NVFP4", self.check_family(f, NVFP4[f])))
