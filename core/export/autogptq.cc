@@ -76,8 +76,8 @@ std::vector<TensorInfo> gptq_tensors(const Format& format, int64_t rows, int64_t
   const FormatDesc& d = format.desc();
   const bool bits_known =
       d.element_bits == 2 || d.element_bits == 3 || d.element_bits == 4 || d.element_bits == 8;
-  if (d.element_kind != AQ_ELEM_INT || !bits_known || d.zero_point() || d.group_size == 0 ||
-      d.scale_kind != AQ_SCALE_F16)
+  if (d.element_kind != AQ_ELEM_INT || !bits_known || d.zero_point() || d.two_level() ||
+      d.group_size == 0 || d.scale_kind != AQ_SCALE_F16)
     fail(
         "GPTQ's checkpoint format holds symmetric integers of 2, 3, 4 or 8 bits with float16 "
         "scales, not {} {}; use another format or --export compressed-tensors",
@@ -178,7 +178,8 @@ class AutoGptq : public Container {
   }
 
   Json options_for(const Format& format) const override {
-    const bool integers = format.desc().element_kind == AQ_ELEM_INT;
+    const FormatDesc& desc = format.desc();
+    const bool integers = desc.element_kind == AQ_ELEM_INT && !desc.two_level();
     return integers ? Json{{"scale_dtype", "float16"}} : Json::object();
   }
 

@@ -57,7 +57,7 @@ std::optional<GgufType> integer_type(const FormatDesc& desc) {
 /// The type that has the numbers of the format, whatever its groups are.
 std::optional<GgufType> type_of_numbers(const FormatDesc& desc) {
   if (desc.element_kind == AQ_ELEM_INT)
-    return desc.global_scale() ? std::nullopt : integer_type(desc);
+    return desc.global_scale() || desc.two_level() ? std::nullopt : integer_type(desc);
   if (desc.element_kind != AQ_ELEM_TABLE || desc.element_bits != 4) return {};
   if (desc.global_scale())
     return is_e2m1(desc) && desc.scale_kind == AQ_SCALE_E4M3 ? std::optional(GgufType::kNvfp4)

@@ -83,7 +83,9 @@ TEST_CASE("GPTQ's tensors: what has no place in them, and what a damaged file ho
        {module_of(integers(5, 32), 32, 32),
         module_of(integers(4, 32, {{"symmetric", false}}), 32, 32),
         module_of(integers(4, 32, {{"scale_dtype", "bfloat16"}}), 32, 32),
-        module_of(integers(4, 32), 48, 32), module_of(integers(4, 32), 32, 40)})
+        module_of(integers(4, 32), 48, 32), module_of(integers(4, 32), 32, 40),
+        module_of(all_plugins().create_format("q3_k", Json::object()), 32, 256),
+        module_of(all_plugins().create_format("q4_k", Json::object()), 32, 256)})
     CHECK_THROWS_AS(autogptq().tensors_of(module), Error);
   const StoredModule module = module_of(integers(4, 32), 32, 64);
   for (const std::size_t tensor : {1, 2, 3}) {

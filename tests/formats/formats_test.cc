@@ -6,6 +6,7 @@
 #include <random>
 #include <span>
 
+#include "base/error.h"
 #include "plugin/registry.h"
 #include "quant/rounder.h"
 #include "variants.h"
@@ -165,6 +166,15 @@ TEST_CASE("every code decodes to its grid value, and that value is coded as the 
       CHECK(again[c] == values[c]);
       CHECK(std::to_integer<std::size_t>(recoded[c]) <= c);
     }
+  }
+}
+
+TEST_CASE("whether a K-quant has minima is not for a recipe to say") {
+  const Registry registry({AQ_BUILD_DIR "/plugins"});
+  for (const auto& [id, symmetric] : {std::pair{"q4_k", false}, std::pair{"q6_k", true}}) {
+    CHECK(registry.create_format(id, {{"symmetric", symmetric}})->desc().minima() == !symmetric);
+    CHECK_THROWS_WITH_AS(registry.create_format(id, {{"symmetric", !symmetric}}),
+                         doctest::Contains("the option symmetric is"), Error);
   }
 }
 
