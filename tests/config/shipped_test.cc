@@ -70,10 +70,11 @@ TEST_CASE("the settings that the guide shows are the defaults") {
   CHECK(shown.strict == usual.strict);
 }
 
-TEST_CASE("README.md's example is a recipe") {
+TEST_CASE("README.md's examples are recipes") {
   const auto found = examples(kConfigs / ".." / "README.md");
-  REQUIRE(found.size() == 1);
-  CHECK(Recipe::parse(found[0].second, "README.md").resolve("model.layers.1.mlp.gate").skip);
+  REQUIRE(found.size() == 2);
+  for (const auto& [name, text] : found)
+    CHECK(Recipe::parse(text, "README.md").resolve("model.layers.1.mlp.gate").skip);
 }
 
 TEST_CASE("what the guide says of its example is so") {

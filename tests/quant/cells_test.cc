@@ -17,11 +17,10 @@ at::Tensor decoded(const Format& format, const QuantizedMatrix& m) {
 }  // namespace
 
 TEST_CASE("a weight that crosses a border takes the next code, at the end of the grid it stays") {
-  for (const auto& format :
-       {int_format(3, {{"group_size", 16}, {"symmetric", false}}),
-        int_format(3, {{"group_size", 16}}),  // half its scales are negative
-        fp4_format("mx", 32), fp4_format("nv", 16), fp4_format("f32", 0), two_level_format(2),
-        two_level_format(3)}) {
+  for (const auto& format : {int_format(3, {{"group_size", 16}, {"symmetric", false}}),
+                             int_format(3, {{"group_size", 16}}),  // half its scales are negative
+                             fp4_format("mx", 32), fp4_format("nv", 16), fp4_format("f32", 0),
+                             two_level_format(2), two_level_format(3)}) {
     const Problem problem(1, 6, 64, 1);
     const QuantizedBatch solved = quantize_gptq(*format, problem.weights, problem.hessians, {});
     const QuantizedMatrix before = solved.matrix(0, 0, 6);

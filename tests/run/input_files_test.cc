@@ -77,7 +77,7 @@ class Changed {
 TEST_CASE("a tensor with a name that the export needs for a module is refused before any work") {
   std::map<std::string, std::pair<std::string, const Container*>>
       suffixes;                                         // suffix -> recipe, container
-  const SmallModel sizes{.hidden = 128, .inner = 128};  // divisible by the groups of every format
+  const SmallModel sizes{.hidden = 256, .inner = 256};  // divisible by the groups of every format
   const OpenModel clean(sizes);
   const auto collect = [&](const std::string& recipe, const Container& container) {
     for (const PlannedModule& m : clean.plan(recipe, "", container).modules)
