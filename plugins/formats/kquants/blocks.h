@@ -160,7 +160,7 @@ inline Block take_block(int bits, const uint8_t* bytes) {
     default:
       Plane{0, 4, 128}.take(bytes, block);
       Plane{4, 2, 128}.take(bytes + 128, block);
-      for (std::size_t g = 0; g < 16; g++) block.k[g] = static_cast<int8_t>(bytes[192 + g]);
+      for (std::size_t g = 0; g < 16; g++) block.k[g] = (bytes[192 + g] ^ 128) - 128;
       block.d = half_at(bytes + 208);
   }
   return block;

@@ -107,7 +107,7 @@ class TwoLevelFit {
       float most_h = 0;
       for (int64_t i = 0; importance != nullptr && i < n; i++)
         most_h = greater(most_h, importance[i]);
-      const int64_t padded = (group_size + kLanes - 1) / kLanes * kLanes;
+      const int64_t padded = (int64_t{group_size} + kLanes - 1) / kLanes * kLanes;
       const int64_t count = (n + group_size - 1) / group_size;
       x.assign(static_cast<std::size_t>(count * padded), 0);
       h.assign(x.size(), 0);
