@@ -37,6 +37,7 @@ struct GgufFamily {
   bool sinks = false;         // every layer has sinks
   bool windows = false;       // every second layer has a window, from the first on
   bool ffn_biases = false;    // o, the router and the experts have biases
+  bool multipliers = false;   // of embeddings, residuals, logits and of attention's scale
   bool partial_rope = false;  // a part of a head may rotate
   int32_t router = AQ_ROUTER_SOFTMAX_TOPK;  // AQ_ROUTER_SIGMOID_TOPK: with correction biases
   int32_t activation = AQ_ACT_SILU_GLU;
@@ -78,6 +79,14 @@ constexpr GgufFamily kFamilies[] = {
      .ffn_biases = true,
      .activation = AQ_ACT_CLAMPED_SWIGLU,
      .ffn_norm = "post_attention_norm"},
+    {.id = "granitemoe",
+     .architecture = "granitemoe",
+     .swaps_heads = true,
+     .norm_topk = true,
+     .out_bias = true,
+     .head_dim = true,
+     .tied = true,
+     .multipliers = true},
     {.id = "minimax_m2",
      .architecture = "minimax-m2",
      .norm_topk = true,
@@ -146,8 +155,9 @@ class OptionCheck {
   void run() const {
     const ModelDesc& desc = model_.desc();
     require(desc.norm_kind == AQ_NORM_RMS && !desc.norm_plus_one, "other norms than RMS norm");
-    require(desc.embedding_scale == 1 && desc.residual_scale == 1 && desc.logit_scale == 1,
-            "multipliers of embeddings, residuals or logits");
+    const bool plain =
+        desc.embedding_scale == 1 && desc.residual_scale == 1 && desc.logit_scale == 1;
+    require(plain || family_.multipliers, "multipliers of embeddings, residuals or logits");
     require(desc.max_positions > 0, "models without max_position_embeddings");
     for (int32_t l = 0; l < desc.n_layers; l++) {
       check_attention(l);
@@ -182,7 +192,9 @@ class OptionCheck {
     require(a.rope_inv_freq == model_.attention(0, positions).rope_inv_freq,
             "rotations that differ among layers");
     const float plain = 1 / std::sqrt(static_cast<float>(a.head_dim));
-    require(std::fabs(a.scale / plain - 1) < 1e-6F, "other scale of attention");
+    require(family_.multipliers ? a.scale == model_.attention(0, positions).scale
+                                : std::fabs(a.scale / plain - 1) < 1e-6F,
+            "other scale of attention");
   }
 
   void check_window(int32_t layer, int32_t window) const {
@@ -310,6 +322,12 @@ void add_metadata(const Source& source, const Model& model, const GgufFamily& fa
   metadata.u32(arch + ".vocab_size", desc.vocab_size);
   metadata.f32(arch + ".attention.layer_norm_rms_epsilon", desc.norm_eps);
   const AttentionDesc attention = model.attention(0, desc.max_positions);
+  if (family.multipliers) {
+    metadata.f32(arch + ".embedding_scale", desc.embedding_scale);
+    metadata.f32(arch + ".residual_scale", desc.residual_scale);
+    metadata.f32(arch + ".logit_scale", 1 / desc.logit_scale);  // llama.cpp divides by it
+    metadata.f32(arch + ".attention.scale", attention.scale);
+  }
   const GgufRope rope = *gguf_rope(source.config(), attention);
   add_attention(attention, rope, family, metadata);
   result.rounded_rope = rope.rounded;

@@ -43,10 +43,10 @@ struct GgufModel {
 using GgufFormatOf = std::function<std::shared_ptr<const Format>(const Module& module)>;
 
 /// Describes the model for llama.cpp, of which the families OLMoE, Mixtral, Qwen2-MoE,
-/// DeepSeek-MoE, Qwen3-MoE, gpt-oss, MiniMax-M2 and GLM-4.5 are known here. Nothing is read but
-/// config.json and the headers. Throws an Error that names the option of the model or the module,
-/// with its format, that llama.cpp or GGUF lacks. Names, shapes and options: src/models/*.cpp and
-/// llama-model.cpp of llama.cpp b11434.
+/// DeepSeek-MoE, Qwen3-MoE, gpt-oss, MiniMax-M2, GLM-4.5 and Granite MoE are known here. Nothing is
+/// read but config.json and the headers. Throws an Error that names the option of the model or the
+/// module, with its format, that llama.cpp or GGUF lacks. Names, shapes and options:
+/// src/models/*.cpp and llama-model.cpp of llama.cpp b11434.
 GgufModel gguf_model(const Source& source, const Model& model, const GgufFormatOf& format_of);
 
 /// The row of the checkpoint's matrix that is stored as row `row` of a tensor with `rows` rows.

@@ -71,6 +71,7 @@ const std::map<std::string, std::vector<std::string>>& known_pre_tokenizers() {
   constexpr const char* kRest = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
   static const std::map<std::string, std::vector<std::string>> kKnown{
       {"gpt-2", {"gpt2"}},
+      {"refact", {"digits", "gpt2"}},
       {"qwen2", {fmt::format("split {}\\p{{N}}{}", kWords, kRest), "bytes"}},
       {"llama-bpe", {fmt::format("split {}\\p{{N}}{{1,3}}{}", kWords, kRest), "bytes"}},
       {"gpt-4o", {"split " + gpt_4o_regex(), "bytes"}},

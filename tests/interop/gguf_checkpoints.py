@@ -20,6 +20,10 @@ CASES = {
         "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32,
         "sliding_window": 17, "tie_word_embeddings": True,
         "rope_parameters": {**YARN, "attention_factor": 1.3, "truncate": True}}),
+    "granite-moe": Case("granitemoe", {
+        "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 64, "embedding_multiplier": 3.0,
+        "logits_scaling": 4.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1,
+        "tie_word_embeddings": True}),
     "minimax-m2": Case("minimax_m2", {
         "head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 64,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}}),
@@ -36,20 +40,24 @@ CASES = {
 }
 
 
-# the pre-tokenizer in the tokenizer.json of the family, if it is not that of tests/models/olmoe-tiny
 WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-SPLITS = {"gpt-oss": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{WORD}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{WORD}|"
-                     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"}
+SPLIT = (rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{WORD}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{WORD}|"
+         r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+# the steps before the tokenizer of a family, if they are not those of tests/models/olmoe-tiny
+PRE_TOKENIZERS = {
+    "gpt-oss": [{"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False},
+                {**BYTES, "use_regex": False}],
+    "granite-moe": [{"type": "Digits", "individual_digits": True}, {**BYTES, "use_regex": True}],
+}
 
 
 def write(name, folder):
     """Writes the checkpoint `name` to `folder`, which must not exist."""
     random_checkpoints.write(CASES[name], folder)
-    if name not in SPLITS:
+    if name not in PRE_TOKENIZERS:
         return
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": SPLITS[name]}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[name]}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -26,8 +26,9 @@ PLUGINS = BUILD / "plugins"
 ARCHITECTURES = {"olmoe": gguf.MODEL_ARCH.OLMOE, "mixtral": gguf.MODEL_ARCH.LLAMA,
                  "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE, "deepseek-moe": gguf.MODEL_ARCH.DEEPSEEK,
                  "qwen3-moe": gguf.MODEL_ARCH.QWEN3MOE, "gpt-oss": gguf.MODEL_ARCH.GPT_OSS,
-                 "minimax-m2": gguf.MODEL_ARCH.MINIMAXM2, "glm4-moe": gguf.MODEL_ARCH.GLM4_MOE}
-SWAPPED = ("mixtral", "deepseek-moe")  # llama.cpp rotates neighbours in these
+                 "minimax-m2": gguf.MODEL_ARCH.MINIMAXM2, "glm4-moe": gguf.MODEL_ARCH.GLM4_MOE,
+                 "granite-moe": gguf.MODEL_ARCH.GRANITE_MOE}
+SWAPPED = ("mixtral", "deepseek-moe", "granite-moe")  # llama.cpp rotates neighbours in these
 RECIPES = {
     "int4": "{default: {wq: int4, group_size: 32}}",
     "int8": "{default: {wq: int8, group_size: 64}}",
@@ -70,19 +71,28 @@ def convert(folder, file, *arguments, status=0):
 
 
 def each_expert(weights):
-    """Splits what gpt-oss has in one tensor for all experts: [experts, in, out] and [experts, out], with
-    rows of gate_proj and up_proj in turn."""
+    """Splits what gpt-oss and Granite MoE have in one tensor for all experts: gpt-oss [experts, in, out] and
+    [experts, out], with rows of gate_proj and up_proj in turn, Granite MoE [experts, out, in]."""
     for name, tensor in weights.items():
-        stem, _, kind = name.rpartition(".experts.")
-        if not kind.startswith(("gate_up_proj", "down_proj")):
-            yield name + (".weight" if name.endswith(".sinks") else ""), tensor
-            continue
-        bias = kind.endswith("_bias")
-        for expert, matrix in enumerate(tensor if bias else tensor.swapaxes(1, 2)):
-            parts = {"down_proj": matrix} if kind.startswith("down") else \
-                {"gate_proj": matrix[::2], "up_proj": matrix[1::2]}
-            for part, rows in parts.items():
-                yield f"{stem}.experts.{expert}.{part}.{'bias' if bias else 'weight'}", rows
+        stem, _, kind = name.rpartition(".")
+        if kind == "sinks":
+            yield f"{name}.weight", tensor
+        elif name.endswith(".input_linear.weight"):
+            for expert, rows in enumerate(tensor):
+                for part, matrix in zip(("gate_proj", "up_proj"), numpy.split(rows, 2)):
+                    yield name.replace("input_linear", f"experts.{expert}.{part}"), matrix
+        elif name.endswith(".output_linear.weight"):
+            for expert, matrix in enumerate(tensor):
+                yield name.replace("output_linear", f"experts.{expert}.down_proj"), matrix
+        elif stem.endswith(".experts"):
+            bias = kind.endswith("_bias")
+            for expert, matrix in enumerate(tensor if bias else tensor.swapaxes(1, 2)):
+                parts = {"down_proj": matrix} if kind.startswith("down") else \
+                    {"gate_proj": matrix[::2], "up_proj": matrix[1::2]}
+                for part, rows in parts.items():
+                    yield f"{stem}.{expert}.{part}.{'bias' if bias else 'weight'}", rows
+        else:
+            yield name, tensor
 
 
 def unswapped(weight, heads):
@@ -144,6 +154,8 @@ class Gguf(unittest.TestCase):
                 merged = ".".join(parts[:at + 1] + parts[at + 2:])
                 if family == "mixtral":
                     merged = f"layers.{parts[2]}.feed_forward.experts.{'.'.join(parts[at + 2:])}"
+                if family == "granite-moe":
+                    merged = merged.replace("block_sparse_moe", "mlp")
             mapped = table.get_name(merged, try_suffixes=(".weight", ".bias"))
             self.assertIsNotNone(mapped, merged)
             if "experts" in parts:
@@ -201,8 +213,8 @@ class Gguf(unittest.TestCase):
         self.assertEqual(len(tokens), config["vocab_size"])
         self.assertEqual({t: i for i, t in enumerate(tokens) if not t.startswith("[PAD")},
                          tokenizer.get_vocab(with_added_tokens=True))
-        if family == "gpt-oss":
-            self.assertEqual(field["tokenizer.ggml.pre"], "gpt-4o")
+        if family in gguf_checkpoints.PRE_TOKENIZERS:
+            self.assertEqual(field["tokenizer.ggml.pre"], {"gpt-oss": "gpt-4o", "granite-moe": "refact"}[family])
         vocab = gguf.SpecialVocab(checkpoint, load_merges=family != "mixtral")
         self.assertEqual(field.get("tokenizer.ggml.merges", []), vocab.merges)
         for kind, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):

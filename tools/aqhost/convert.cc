@@ -80,8 +80,9 @@ const Command kConvert{
     "x "
     "zero point in Q4_1 and Q5_1; the command then says how many were, and by how much. A run with "
     "--export gguf has float16 scales from the beginning.\n\n"
-    "The families OLMoE, Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-MoE, gpt-oss, MiniMax-M2 and "
-    "GLM-4.5 can be written. An option of a model that llama.cpp does not have is an error. The "
+    "The families OLMoE, Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-MoE, gpt-oss, MiniMax-M2, "
+    "GLM-4.5 and Granite MoE can be written. An option of a model that llama.cpp does not have is "
+    "an error. The "
     "file contains the tokenizer and the chat template of the folder.",
     prepare<ConvertOptions, add_options, run>};
 
