@@ -40,6 +40,10 @@ RECIPES = {
     "Q4_0, attention in NVFP4": "{default: {wq: int4, group_size: 64},"
                                 " overrides: [{pattern: '*.self_attn.*', wq: nvfp4}]}",
 }
+# Their blocks of 256 weights divide the rows of few matrices of the small models; these are in mixtral.
+K_QUANTS = {f"{wq.upper()} in down projections":
+            f"{{default: {{wq: int4, group_size: 32}}, overrides: [{{pattern: '*.w2', wq: {wq}}}]}}"
+            for wq in ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")}
 TEXT = """In the beginning God created the heaven and the earth. (Genesis 1:1)
 
   And it's 1234567 days later -- we'll see: x = {'a': [1, 22, 333]};\tnaïve café, 你好, δοκιμή, 🙂!
@@ -169,8 +173,8 @@ class LlamaCpp(unittest.TestCase):
         return out
 
     def check_recipe(self, name, what):
-        """llama.cpp rounds the inputs of these matrices to 8 bits, in blocks of 32."""
-        out = self.export(name, RECIPES[what])
+        """llama.cpp rounds the inputs of these matrices to 8 bits, in blocks of 32, or of 256 for K-quants."""
+        out = self.export(name, {**RECIPES, **K_QUANTS}[what])
         self.compare(name, what, out / "model.gguf", out, 0.005)
 
     def check_greedy(self, name):
@@ -197,7 +201,6 @@ class LlamaCpp(unittest.TestCase):
         tokens = numpy.frombuffer(self.probe(file, "tokens", given=text.encode()), dtype=numpy.int32)
         self.assertEqual(tokens.tolist(), tokenizer.encode(text).ids)
 
-
     def test_several_files(self):
         _, one = self.in_float32["olmoe"]
         checkpoint, ids = self.in_float32["olmoe"][0], self.ids["olmoe"][:1]
@@ -216,7 +219,7 @@ for n in MODELS:
     for label, checked in (("original", LlamaCpp.check_original), ("bfloat16", LlamaCpp.check_bfloat16),
                            ("greedy", LlamaCpp.check_greedy), ("tokens", LlamaCpp.check_tokens)):
         add_test(n, label, checked)
-    for format_ in RECIPES:
+    for format_ in (*RECIPES, *(K_QUANTS if n == "mixtral" else ())):
         if format_ != "NVFP4" or n == "mixtral":  # in others, llama.cpp has NVFP4 in attention alone
             add_test(n, format_, LlamaCpp.check_recipe, format_)
 
