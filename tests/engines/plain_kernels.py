@@ -27,18 +27,18 @@ def in_groups(codes, scales):
     return (groups * scales.float().unsqueeze(-1)).flatten(-2)
 
 
-def unpacked(words, bits):
-    """The unsigned integers in the int32 words of the last dimension, the lowest bits first."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    return (words.unsqueeze(-1) >> shifts & (1 << bits) - 1).flatten(-2)
+def unpacked(words, bits, count):
+    """`count` unsigned integers in the int32 words of the last dimension, a stream with the lowest bits first."""
+    stream = (words.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32) & 1).flatten(-2)[..., :count * bits]
+    return (stream.unflatten(-1, (count, bits)) << torch.arange(bits, dtype=torch.int32)).sum(-1)
 
 
 def integers(words, scales, zero_points, bits):
-    """words [..., rows, columns x bits / 32]; zero_points [..., rows x bits / 32, groups], or None."""
-    codes = unpacked(words, bits)
+    """words [..., rows, columns x bits / 32]; zero_points [..., rows x bits / 32 rounded up, groups], or None."""
+    codes = unpacked(words, bits, words.shape[-1] * 32 // bits)
     if zero_points is None:
         return in_groups(codes - (1 << bits - 1), scales)
-    zeros = unpacked(zero_points.mT, bits).mT
+    zeros = unpacked(zero_points.mT, bits, codes.shape[-2]).mT
     return in_groups(codes - zeros.repeat_interleave(codes.shape[-1] // zeros.shape[-1], -1), scales)
 
 

@@ -31,6 +31,12 @@ LOADS = {
     "int4 g32 with zero points": "{wq: int4, group_size: 32, symmetric: false}",
     "int8 g128": "{wq: int8, group_size: 128}",
     "int8 row": "{wq: int8, group_size: -1}",
+    # on GPUs by the kernels of Humming
+    "int2 g32": "{wq: int2, group_size: 32}",
+    "int3 g64": "{wq: int3, group_size: 64}",
+    "int5 g128": "{wq: int5, group_size: 128}",
+    "int6 g128 with zero points": "{wq: int6, group_size: 128, symmetric: false}",
+    "int8 g128 with zero points": "{wq: int8, group_size: 128, symmetric: false}",
     "int8 W8A8": "{wq: int8, group_size: -1, aq: int8}",
     "mxfp4": "{wq: mxfp4}",
     "nvfp4": "{wq: nvfp4}",

@@ -90,7 +90,7 @@ class Oracle:
     """Follows the contract at the top of quantizer.h, for all groups of a matrix at once."""
     def __init__(self, name, options):
         rule = options.get("scale_rule", "mse")
-        factors = INTEGER_FACTORS if name.startswith("int") else FLOAT_FACTORS
+        factors = INTEGER_FACTORS if name.startswith("int") or name == "fp8" else FLOAT_FACTORS
         self.search = factors if rule == "mse" else [F32(1)]
         self.symmetric = options.get("symmetric", True)
         self.has_sign = name.startswith("int") and rule == "mse" and not options.get("dynamic")

@@ -90,7 +90,9 @@ inline FormatSpec scaled_format(ScaledTable table, nlohmann::json config, Option
   spec.scale.kind = type == "bfloat16"  ? AQ_SCALE_BF16
                     : type == "float16" ? AQ_SCALE_F16
                                         : AQ_SCALE_F32;
-  spec.search = scale_rule(options, spec.dynamic, float_factors());
+  // Of 256 values, neighbours differ so little everywhere that nothing is gained above factor 1.
+  spec.search = scale_rule(options, spec.dynamic,
+                           table.values.size() < 256 ? float_factors() : shrink_factors());
   spec.values = std::move(table.values);
   spec.packed = {detail::packed_floats(spec.values.size(), table.code_type), packed_scales()};
   if (spec.values.size() < 256) spec.packed.push_back(packed_shape());
