@@ -74,8 +74,7 @@ Cells::Cells(const FormatDesc& desc, const at::Tensor& weights, const QuantizedM
 at::Tensor Cells::weights() const { return value_ + up_ * (place_ >= 1) - down_ * (place_ < 0); }
 
 void Cells::move(const at::Tensor& gradient, double size) {
-  // a scale below 0 turns the direction in which values rise
-  place_.sub_(gradient.sign() * (up_ + down_).sign(), size);
+  place_.sub_(gradient.sign(), size);
   place_ = place_.maximum(least_).minimum(least_ + 1);
 }
 
