@@ -34,12 +34,6 @@ bool is_e2m1(const FormatDesc& desc) {
   return std::ranges::equal(desc.table(), kValues);
 }
 
-/// Whether the scales are real numbers.
-bool has_real_scales(const FormatDesc& desc) {
-  return desc.scale_kind == AQ_SCALE_F16 || desc.scale_kind == AQ_SCALE_BF16 ||
-         desc.scale_kind == AQ_SCALE_F32;
-}
-
 /// Whether blocks of `weights` weights, each with its scale, hold groups like those of the format.
 bool holds_groups(const FormatDesc& desc, int64_t weights) {
   return desc.group_size <= 0 || desc.group_size % weights == 0;
@@ -47,7 +41,8 @@ bool holds_groups(const FormatDesc& desc, int64_t weights) {
 
 std::optional<GgufType> integer_type(const FormatDesc& desc) {
   const int32_t bits = desc.element_bits;
-  if (bits < 1 || desc.int_min != -(1 << (bits - 1)) || !has_real_scales(desc)) return {};
+  if (bits < 1 || desc.int_min != -(1 << (bits - 1)) || !aq::is_real_scale(desc.scale_kind))
+    return {};
   if (bits == 4) return desc.zero_point() ? GgufType::kQ4_1 : GgufType::kQ4_0;
   if (bits == 5) return desc.zero_point() ? GgufType::kQ5_1 : GgufType::kQ5_0;
   if (bits == 8 && !desc.zero_point()) return GgufType::kQ8_0;
@@ -63,7 +58,7 @@ std::optional<GgufType> type_of_numbers(const FormatDesc& desc) {
     return is_e2m1(desc) && desc.scale_kind == AQ_SCALE_E4M3 ? std::optional(GgufType::kNvfp4)
                                                              : std::nullopt;
   if (is_e2m1(desc) && desc.scale_kind == AQ_SCALE_E8M0) return GgufType::kMxfp4;
-  if (has_real_scales(desc) && common_factor(desc.table(), kIq4NlValues) > 0)
+  if (aq::is_real_scale(desc.scale_kind) && common_factor(desc.table(), kIq4NlValues) > 0)
     return GgufType::kIq4Nl;
   return {};
 }

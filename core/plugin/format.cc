@@ -3,6 +3,7 @@
 #include <aq/ext/gguf.h>
 
 #include <algorithm>
+#include <aq/sdk/grid_math.hpp>
 #include <cmath>
 #include <set>
 
@@ -142,8 +143,7 @@ void Format::check_description() const {
   if (d.fit_rule == AQ_FIT_ABSMAX && !(d.scale_divisor > 0 && std::isfinite(d.scale_divisor)))
     lie("scale_divisor is {}, expected a positive number", d.scale_divisor);
   if ((d.flags & ~kKnownFlags) != 0) lie("the flags {:#x} are not known", d.flags);
-  const bool has_real_scale = known(d.scale_kind, {AQ_SCALE_F32, AQ_SCALE_F16, AQ_SCALE_BF16});
-  if (d.signed_scale() && !(d.fit_rule == AQ_FIT_ABSMAX && has_real_scale))
+  if (d.signed_scale() && !(d.fit_rule == AQ_FIT_ABSMAX && aq::is_real_scale(d.scale_kind)))
     lie("scales with a sign go with the absmax rule and scales of float32, float16 or bfloat16");
   if (d.two_level()) return check_two_level();
   if (d.super_size != 0 || d.sub_min != 0 || d.sub_max != 0 || d.sub_minimum_max != 0)

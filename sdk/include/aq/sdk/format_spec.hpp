@@ -134,21 +134,23 @@ struct FormatSpec {
   CustomSpec custom{};
 };
 
-/// Factors of the scale search for real-valued scales of integers: 45 values from 1.05 down to 0.5.
-inline std::vector<float> shrink_factors() {
+namespace detail {
+
+inline std::vector<float> falling_factors(float first, float step) {
   std::vector<float> factors;
-  for (int i = 0; i < 45; i++) factors.push_back(1.05f - static_cast<float>(i) * 0.0125f);
+  for (int i = 0; i < 45; i++) factors.push_back(first - static_cast<float>(i) * step);
   return factors;
 }
+
+}  // namespace detail
+
+/// Factors of the scale search for real-valued scales of integers: 45 values from 1.05 down to 0.5.
+inline std::vector<float> shrink_factors() { return detail::falling_factors(1.05f, 0.0125f); }
 
 /// The same for small floats: 45 values from 1.6 down to 0.5. Their values lie the closer to one
 /// another the smaller they are, so a group may lose less if its largest weight gets the second
 /// largest value instead of the largest one, such as 4 instead of 6 in E2M1.
-inline std::vector<float> float_factors() {
-  std::vector<float> factors;
-  for (int i = 0; i < 45; i++) factors.push_back(1.6f - static_cast<float>(i) * 0.025f);
-  return factors;
-}
+inline std::vector<float> float_factors() { return detail::falling_factors(1.6f, 0.025f); }
 
 // GCC 12 destroys the members of a braced aggregate inside another one twice if a later member
 // throws, as options do. So the structs in a FormatSpec are trivial or have constructors.
@@ -184,9 +186,7 @@ inline FormatSpec checked(FormatSpec spec) {
          "the integers have more than 16 bits");
   expect(spec.scale.kind != 0, "the kind of scale is missing");
   expect(!spec.scale.zero_point || integers, "only integers have zero points");
-  const bool real = spec.scale.kind == AQ_SCALE_F32 || spec.scale.kind == AQ_SCALE_F16 ||
-                    spec.scale.kind == AQ_SCALE_BF16;
-  expect(!spec.scale.has_sign || (real && !spec.scale.zero_point),
+  expect(!spec.scale.has_sign || (is_real_scale(spec.scale.kind) && !spec.scale.zero_point),
          "scales with a sign are of float32, float16 or bfloat16 and without zero points");
   const auto& sizes = spec.group_size.accepted;
   expect(std::find(sizes.begin(), sizes.end(), spec.group_size.chosen) != sizes.end(),

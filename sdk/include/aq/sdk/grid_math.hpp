@@ -83,6 +83,11 @@ AQ_BOTH constexpr SmallFloat e4m3() { return {3, -6, 448.0f}; }  // OCP FP8, no 
 /// Whether scales are multiples of a number that several groups share.
 AQ_BOTH bool two_level(const aq_format_desc& desc) { return desc.fit_rule == AQ_FIT_TWO_LEVEL; }
 
+/// Whether scales of this AQ_SCALE_* kind are stored as float32, float16 or bfloat16.
+AQ_BOTH bool is_real_scale(int32_t kind) {
+  return kind == AQ_SCALE_F32 || kind == AQ_SCALE_F16 || kind == AQ_SCALE_BF16;
+}
+
 /// round_scale() of aq/quantizer.h. x must not be 0; it is negative only if the format's scales
 /// have signs.
 AQ_BOTH float round_scale(const aq_format_desc& desc, float x) {
