@@ -217,10 +217,11 @@ class QuantizeRun {
       comm_.barrier();
       return report;
     } catch (const Interrupted&) {
-      const std::string kept = keep_finished(store_, exporter_, comm_, work_);
-      if (kept.empty()) throw;
-      throw RunInterrupted("interrupted: " + kept);
+      end_interrupted();
     } catch (const Error& e) {
+      // A signal that stops all ranks may stop another one first, which then removes files of the
+      // run. What fails here because of that is no failure of the run.
+      if (comm_.size() > 1 && interrupt_signal() != 0) end_interrupted();
       const std::string kept = keep_finished(store_, exporter_, comm_, work_);
       if (kept.empty()) throw;
       fail("{}. {}", e.what(), kept);
@@ -232,6 +233,14 @@ class QuantizeRun {
   }
 
  private:
+  /// Ends a run that a signal stops. Throws RunInterrupted if finished layers are kept, and
+  /// Interrupted otherwise.
+  [[noreturn]] void end_interrupted() {
+    const std::string kept = keep_finished(store_, exporter_, comm_, work_);
+    if (kept.empty()) throw Interrupted();
+    throw RunInterrupted("interrupted: " + kept);
+  }
+
   /// The windows are undefined if the plan does not run the model.
   Calibration read_calibration_windows() {
     timer_.begin("tokenize");
