@@ -31,6 +31,11 @@ struct Factors {
                       // where factorization failed, H with the initial damping
   at::Tensor upper;   // [E, in, in] f32, permuted by `order`: U with H^-1 = U^T U
   std::vector<bool> failed;  // E: not positive definite even with the largest damping; U is I
+
+  /// The same on another device.
+  Factors to(at::Device device) const {
+    return {order.to(device), damped.to(device), upper.to(device), failed};
+  }
 };
 
 /// `hessians` is [E, in, in] f32. Columns with H_ii = 0 are dead; their H_ii is set to 1. Damping

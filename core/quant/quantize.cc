@@ -94,13 +94,30 @@ QuantizedBatch round_nearest(const Format& format, const at::Tensor& weights,
   return batch;
 }
 
-/// Solves rows w [E, n, in] of matrices; see round_nearest() for the parameters.
-QuantizedBatch solve_rows(const Format& format, const at::Tensor& w, const Factors& factors,
-                          const at::Tensor& importance, const GptqOptions& options,
-                          const at::Tensor& tensor_params, const at::Tensor& params) {
+/// Where weights that lie on `device` are rounded to the format.
+at::Device rounding_device(const FormatDesc& desc, at::Device device) {
+  return device.is_cpu() || gpu_rounds(desc) ? device : at::Device(at::kCPU);
+}
+
+/// What a batch of matrices is solved with, on the device that rounds it.
+struct SolveInputs {
+  Factors factors;
+  at::Tensor importance;      // [E, in]
+  at::Tensor tensor_params;   // of the whole matrices
+  at::Tensor damped_at_home;  // factors.damped on the device of the weights
+};
+
+/// Solves rows [E, n, in] of matrices: `w`, and the same on their own device, `at_home`, where the
+/// losses of rounding are computed. See round_nearest() for `params`. The result is at home.
+QuantizedBatch solve_rows(const Format& format, const at::Tensor& w, const at::Tensor& at_home,
+                          const SolveInputs& inputs, const GptqOptions& options,
+                          const at::Tensor& params) {
   const FormatDesc& desc = format.desc();
+  const at::Device home = at_home.device();
+  const Factors& factors = inputs.factors;
+  const at::Tensor &importance = inputs.importance, &tensor_params = inputs.tensor_params;
   QuantizedBatch nearest = round_nearest(format, w, importance, tensor_params, params);
-  nearest.loss = row_losses(w, nearest.values, factors.damped);
+  nearest.loss = row_losses(at_home, nearest.values.to(home), inputs.damped_at_home).to(w.device());
   if (std::find(factors.failed.begin(), factors.failed.end(), true) == factors.failed.end()) {
     nearest.codes.reset();  // only matrices without a factor need them
     nearest.values.reset();
@@ -130,7 +147,7 @@ QuantizedBatch solve_rows(const Format& format, const at::Tensor& w, const Facto
     batch.params[e].copy_(nearest.params[e]);
     batch.loss[e].copy_(batch.rtn_loss[e]);
   }
-  return batch;
+  return batch.to(home);
 }
 
 }  // namespace
@@ -153,12 +170,7 @@ QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
 QuantizedBatch quantize_gptq(const Format& format, at::Tensor weights, at::Tensor hessians,
                              const GptqOptions& options, at::Tensor shifts) {
   const FormatDesc& desc = format.desc();
-  const at::Device device = weights.device();
-  if (weights.is_cuda() && !gpu_rounds(desc)) {
-    const at::Tensor m = shifts.defined() ? shifts.cpu() : shifts;
-    return quantize_gptq(format, weights.cpu(), hessians.cpu(), options, m).to(device);
-  }
-  const Tf32Products tf32(options.tf32 ? device : at::kCPU);
+  const Tf32Products tf32(options.tf32 ? weights.device() : at::kCPU);
   GptqOptions used = options;
   used.actorder = options.actorder && desc.vector_dim == 1;
   const int64_t rows = weights.size(1);
@@ -168,24 +180,30 @@ QuantizedBatch quantize_gptq(const Format& format, at::Tensor weights, at::Tenso
   if (shifts.defined() && used.feedback > 0)
     products = at::bmm(weights, shifts).mul_(used.feedback);
   shifts.reset();
-  const Factors factors = factor_hessians(hessians, used.percdamp, used.actorder);
+  SolveInputs inputs;
+  inputs.factors = factor_hessians(hessians, used.percdamp, used.actorder);
   hessians.reset();
   if (products.defined()) {
     for_row_parts(rows, at_once, [&](int64_t begin, int64_t n) {
       products.narrow(1, begin, n)
-          .copy_(shifted(rows_of(weights, begin, n), rows_of(products, begin, n), factors));
+          .copy_(shifted(rows_of(weights, begin, n), rows_of(products, begin, n), inputs.factors));
     });
     weights = std::move(products);
   }
   const at::Tensor w = weights.contiguous();
   weights.reset();
+  const at::Device rounding = rounding_device(desc, w.device());
+  const at::Tensor to_round = w.to(rounding);
+  inputs.damped_at_home = inputs.factors.damped;
+  inputs.factors = inputs.factors.to(rounding);
   // what a whole matrix shares is fitted to all of its rows
-  const at::Tensor importance = diagonals(factors.damped);
-  const at::Tensor tensor_params = fit_tensors(format, w, importance);
+  inputs.importance = diagonals(inputs.factors.damped);
+  inputs.tensor_params = fit_tensors(format, to_round, inputs.importance);
   at::Tensor params;
-  if (desc.group_size == 0) params = fit_groups(format, w, importance, tensor_params);
+  if (desc.group_size == 0)
+    params = fit_groups(format, to_round, inputs.importance, inputs.tensor_params);
   const auto solve = [&](int64_t begin, int64_t n) {
-    return solve_rows(format, rows_of(w, begin, n), factors, importance, used, tensor_params,
+    return solve_rows(format, rows_of(to_round, begin, n), rows_of(w, begin, n), inputs, used,
                       params.defined() ? rows_of(params, begin, n) : params);
   };
   QuantizedBatch batch;
@@ -193,7 +211,7 @@ QuantizedBatch quantize_gptq(const Format& format, at::Tensor weights, at::Tenso
     batch = solve(0, rows);
   } else {
     batch = make_batch(desc, w);
-    batch.tensor_params = tensor_params;
+    batch.tensor_params = inputs.tensor_params.to(w.device());
     batch.params = at::empty({w.size(0), rows, desc.groups(w.size(2)), int64_t{desc.group_params}},
                              w.options());
     for_row_parts(rows, at_once, [&](int64_t begin, int64_t n) {
@@ -204,7 +222,7 @@ QuantizedBatch quantize_gptq(const Format& format, at::Tensor weights, at::Tenso
         (batch.*member).narrow(1, begin, n).copy_(part.*member);
     });
   }
-  batch.rtn = factors.failed;
+  batch.rtn = inputs.factors.failed;
   return batch;
 }
 
