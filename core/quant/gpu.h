@@ -8,7 +8,8 @@
 namespace aqhost {
 
 /// Whether the GPU module can round to this format: it must be described, with at most 8 bits and
-/// 64 search factors, and groups within a row. Other formats are solved on the CPU.
+/// 64 search factors, and groups within a row. Other formats are fitted, rounded and swept on the
+/// CPU; their factors and losses are computed on the GPU.
 bool gpu_rounds(const FormatDesc& desc);
 
 /// A format that the GPU module can round, in the form that its kernels take.
