@@ -72,6 +72,17 @@ bool is_at(int folder, const fs::path& path) {
          open.st_dev == named.st_dev && open.st_ino == named.st_ino;
 }
 
+/// What those of `files` take that exist. They are relative to `folder`.
+template <typename Names>
+int64_t bytes_on_disk(const fs::path& folder, const Names& files) {
+  constexpr int64_t kBlock = 512;  // the unit of st_blocks
+  int64_t bytes = 0;
+  struct stat status {};
+  for (const std::string& file : files)
+    if (::lstat((folder / file).c_str(), &status) == 0) bytes += kBlock * status.st_blocks;
+  return bytes;
+}
+
 bool is_folder(const fs::path& path) {
   std::error_code ignored;
   return fs::is_directory(fs::symlink_status(path, ignored));
@@ -227,14 +238,9 @@ void WorkFolder::clear() {
   keep_ = false;
 }
 
-int64_t WorkFolder::clearable_bytes() const {
-  constexpr int64_t kBlock = 512;  // the unit of st_blocks
-  int64_t bytes = 0;
-  struct stat status {};
-  for (const std::string& file : own_files(work_))
-    if (::lstat((work_ / file).c_str(), &status) == 0) bytes += kBlock * status.st_blocks;
-  return bytes;
-}
+int64_t WorkFolder::clearable_bytes() const { return bytes_on_disk(work_, own_files(work_)); }
+
+int64_t WorkFolder::replaced_bytes() const { return bytes_on_disk(target_, replaced_); }
 
 void WorkFolder::write_manifest(Json manifest, const std::vector<std::string>& files) const {
   for (const std::string& name : listed_files(work_).value_or(std::set<std::string>()))

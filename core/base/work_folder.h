@@ -74,6 +74,8 @@ class WorkFolder {
   void clear();
   /// The bytes on the disk that clear() frees.
   int64_t clearable_bytes() const;
+  /// The bytes on the disk of the files of the earlier run, which commit() frees.
+  int64_t replaced_bytes() const;
   /// Writes the manifest, with the list of the `files` that the run writes to result(). Removes
   /// from result() what an earlier manifest listed and this one does not list.
   void write_manifest(Json manifest, const std::vector<std::string>& files) const;

@@ -1,5 +1,9 @@
 #include "export/gguf.h"
 
+#include <algorithm>
+#include <cctype>
+#include <string_view>
+
 #include "export/compressed_tensors.h"
 #include "export/gguf_blocks.h"
 
@@ -53,7 +57,18 @@ class Gguf : public Container {
   }
 };
 
+/// Whether `text` is `pattern`, in which # stands for a digit.
+bool matches(std::string_view text, std::string_view pattern) {
+  return std::ranges::equal(text, pattern, [](char c, char p) {
+    return p == '#' ? std::isdigit(static_cast<unsigned char>(c)) != 0 : c == p;
+  });
+}
+
 }  // namespace
+
+bool is_gguf_file(const std::string& name) {
+  return name == kGgufFile || matches(name, "model-#####-of-#####.gguf");
+}
 
 const Container& gguf() {
   static const Gguf kContainer;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "export/container.h"
 
 namespace aqhost {
@@ -13,5 +15,8 @@ const Container& gguf();
 
 /// The name of the file that quantize --export gguf writes beside the export's own files.
 inline constexpr const char* kGgufFile = "model.gguf";
+
+/// Whether a file has that name, or is one of several: "model-00001-of-00003.gguf".
+bool is_gguf_file(const std::string& name);
 
 }  // namespace aqhost

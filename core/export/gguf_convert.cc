@@ -20,6 +20,7 @@ GgufSummary summary_of(const GgufModel& gguf) {
   summary.tensors = static_cast<int64_t>(gguf.tensors.size());
   summary.left_out = gguf.left_out;
   summary.rounded_rope = gguf.rounded_rope;
+  summary.notes = gguf.notes;
   for (const GgufTensor& tensor : gguf.tensors) {
     summary.types[info_of(tensor.type).name]++;
     summary.bytes += tensor.bytes();
@@ -86,9 +87,29 @@ std::vector<std::byte> read_transposed(const Source& source, const TensorRef& re
   return matrix;
 }
 
+/// The part of the heads of a matrix [rows, ...] that a tensor holds, with elements of `width`
+/// bytes if it is transposed.
+std::vector<std::byte> part_of_heads(const GgufTensor& tensor, const std::vector<std::byte>& matrix,
+                                     int64_t rows, int64_t width) {
+  const HeadPart& part = *tensor.head_part;
+  const int64_t heads = tensor.shape.front(), in_head = rows / heads;
+  const int64_t row_bytes = static_cast<int64_t>(matrix.size()) / rows;
+  const int64_t piece = part.transposed ? width : row_bytes;
+  std::vector<std::byte> taken;
+  taken.reserve(static_cast<std::size_t>(heads * part.rows * row_bytes));
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t at = 0; at < row_bytes; at += piece)
+      for (int64_t r = 0; r < part.rows; r++) {
+        const auto from = matrix.begin() + (h * in_head + part.first + r) * row_bytes + at;
+        taken.insert(taken.end(), from, from + piece);
+      }
+  return taken;
+}
+
 /// Brings the rows of a matrix into the order of the tensor.
 std::vector<std::byte> in_order(const GgufTensor& tensor, std::vector<std::byte> matrix,
                                 int64_t rows) {
+  if (tensor.head_part) return part_of_heads(tensor, matrix, rows, info_of(tensor.type).bytes);
   if (tensor.swapped_heads == 0) return matrix;
   std::vector<std::byte> ordered(matrix.size());
   const std::size_t width = matrix.size() / static_cast<std::size_t>(rows);
@@ -133,7 +154,8 @@ class TensorWriter {
       return writer_.write(index, in_order(tensor, matrix, rows));
     }
     const int64_t width = cols * info_of(tensor.type).bytes;
-    const int64_t part = tensor.swapped_heads > 0 ? rows : std::max(kPartBytes / width, int64_t{1});
+    const bool in_parts = tensor.swapped_heads == 0 && !tensor.head_part;
+    const int64_t part = in_parts ? std::max(kPartBytes / width, int64_t{1}) : rows;
     for (int64_t first = 0; first < rows; first += part) {
       const int64_t count = std::min(part, rows - first);
       writer_.write(
@@ -148,12 +170,18 @@ class TensorWriter {
       return writer_.write(index, std::as_bytes(std::span(&scale, 1)));
     }
     try {
-      writer_.write(index,
-                    in_order(tensor, pack_blocks(tensor.type, *module.format, matrix, rounding_),
-                             module.rows));
+      writer_.write(index, in_order(tensor, packed(tensor, *module.format, matrix), module.rows));
     } catch (const Error& e) {
       fail("{}: {}: {}", source_.directory(), module.name, e.what());
     }
+  }
+
+  std::vector<std::byte> packed(const GgufTensor& tensor, const Format& format,
+                                const QuantizedMatrix& matrix) {
+    if (tensor.type != GgufType::kF32) return pack_blocks(tensor.type, format, matrix, rounding_);
+    const std::vector<float> values = format.dequantize(matrix);
+    const auto bytes = std::as_bytes(std::span(values));
+    return {bytes.begin(), bytes.end()};
   }
 
   const Source& source_;
@@ -167,8 +195,13 @@ class TensorWriter {
 GgufSummary describe_gguf(const Source& source, const Model& model, const GgufFormatOf& format_of,
                           bool has_tokenizer) {
   const GgufModel gguf = gguf_model(source, model, format_of);
-  if (has_tokenizer) gguf_tokenizer(source.directory(), source.config(), model.desc().vocab_size);
-  return summary_of(gguf);
+  GgufSummary summary = summary_of(gguf);
+  if (has_tokenizer) {
+    const GgufMetadata tokenizer =
+        gguf_tokenizer(source.directory(), source.config(), model.desc().vocab_size);
+    summary.bytes += static_cast<int64_t>(tokenizer.bytes().size());
+  }
+  return summary;
 }
 
 GgufSummary write_gguf(const Source& source, const Model& model, const std::filesystem::path& file,

@@ -22,11 +22,12 @@ struct GgufSummary {
   GgufRounding rounding;
   std::vector<std::string> left_out;  // tensors of the checkpoint that the file does not contain
   double rounded_rope = 0;            // see GgufRope::rounded
+  std::vector<std::string> notes;     // see GgufModel::notes
 };
 
-/// The same before the file is written: everything but `rounding`; `bytes` is that of the tensors.
-/// Throws the Errors of gguf_model(). If `has_tokenizer` is set, also reads the tokenizer, and
-/// throws the Errors of gguf_tokenizer().
+/// The same before the file is written: everything but `files` and `rounding`; `bytes` is that of
+/// the tensors, and of the tokenizer if `has_tokenizer` is set. Throws the Errors of gguf_model(),
+/// and then also those of gguf_tokenizer().
 GgufSummary describe_gguf(const Source& source, const Model& model, const GgufFormatOf& format_of,
                           bool has_tokenizer = true);
 

@@ -91,6 +91,16 @@ double difference_from_yarn(const std::vector<float>& frequencies, const GgufRop
   });
 }
 
+/// Without a log_multiplier, llama.cpp's code for latent attention has the scale of
+/// rope_scale^2 / sqrt(head_dim).
+void set_latent_scale(const AttentionDesc& a, GgufRope& rope) {
+  const double whole = std::sqrt(a.scale * std::sqrt(static_cast<double>(a.head_dim)));
+  const double multiplier = (whole / a.rope_scale - 1) / (0.1 * std::log(double{rope.factor}));
+  if (std::fabs(multiplier) < kTolerance) return;
+  rope.log_multiplier = static_cast<float>(multiplier);
+  rope.attention_factor = a.rope_scale;
+}
+
 }  // namespace
 
 std::optional<GgufRope> gguf_rope(const Json& config, const AttentionDesc& attention) {
@@ -104,6 +114,7 @@ std::optional<GgufRope> gguf_rope(const Json& config, const AttentionDesc& atten
   else if (difference_from_yarn(frequencies, *yarn, false) > kTolerance)
     return {};
   yarn->attention_factor = attention.rope_scale / (0.1F * std::log(yarn->factor) + 1);
+  if (attention.kind == AQ_ATTN_LATENT) set_latent_scale(attention, *yarn);
   return yarn;
 }
 

@@ -15,6 +15,9 @@ struct GgufRope {
   // of YaRN
   int64_t original_positions = 0;
   float attention_factor = 1;  // beside YaRN's own 0.1 ln(factor) + 1
+  /// Not 0: cos and sin have the factor attention_factor alone, and latent attention has the scale
+  /// (attention_factor (1 + 0.1 log_multiplier ln(factor)))^2 / sqrt(head_dim).
+  float log_multiplier = 0;
   /// The largest change of a frequency, relative to it, because llama.cpp rounds the bounds between
   /// which YaRN interpolates, and the model has `truncate: false`.
   double rounded = 0;

@@ -40,8 +40,9 @@ std::string replaced(std::string text, std::string_view from, std::string_view t
   return text;
 }
 
-/// A step of a pre-tokenizer as text: "split REGEX", "digits", "bytes" (byte level), "gpt2" (byte
-/// level with the regex of GPT-2). Steps of another kind are not known.
+/// A step of a pre-tokenizer as text: "split REGEX" (in which CR and LF are written as escapes, as
+/// DeepSeek's files do not), "digits", "bytes" (byte level), "gpt2" (byte level with the regex of
+/// GPT-2). Steps of another kind are not known.
 std::string step_of(const Field& step) {
   const std::string type = step["type"].text();
   if (type == "ByteLevel") {
@@ -50,7 +51,7 @@ std::string step_of(const Field& step) {
   }
   if (type == "Digits" && step["individual_digits"].flag_or(false)) return "digits";
   if (type == "Split" && step["behavior"].text() == "Isolated" && !step["invert"].flag_or(false))
-    return "split " + step["pattern"]["Regex"].text();
+    return "split " + replaced(replaced(step["pattern"]["Regex"].text(), "\r", "\\r"), "\n", "\\n");
   step["type"].unsupported();
 }
 
@@ -61,6 +62,12 @@ std::string gpt_4o_regex() {
   const std::string lower = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]";
   return start + upper + "*" + lower + "+" + end + start + upper + "+" + lower + "*" + end +
          "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+}
+
+/// A mark of ASCII with the letters behind it, words with combining marks, and other marks.
+std::string deepseek_v3_regex() {
+  return R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|)"
+         R"( ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 }
 
 /// The steps of the pre-tokenizers of which llama.cpp has an equal one, by its name there
@@ -75,6 +82,9 @@ const std::map<std::string, std::vector<std::string>>& known_pre_tokenizers() {
       {"qwen2", {fmt::format("split {}\\p{{N}}{}", kWords, kRest), "bytes"}},
       {"llama-bpe", {fmt::format("split {}\\p{{N}}{{1,3}}{}", kWords, kRest), "bytes"}},
       {"gpt-4o", {"split " + gpt_4o_regex(), "bytes"}},
+      {"deepseek-v3",
+       {"split \\p{N}{1,3}", "split [\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+        "split " + deepseek_v3_regex(), "bytes"}},
       {"deepseek-llm",
        {"split [\\r\\n]", "split \\s?\\p{L}+", "split \\s?\\p{P}+",
         "split [\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", "digits", "bytes"}}};

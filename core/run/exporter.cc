@@ -32,8 +32,7 @@ bool contains(const List& list, const std::string& value) {
 /// The files that the export writes anew, and does not copy from the original.
 const std::set<std::string>& files_written_anew() {
   static const std::set<std::string> kFilesWrittenAnew = [] {
-    std::set<std::string> files{"config.json", "model.safetensors.index.json", kReportFile,
-                                kGgufFile};
+    std::set<std::string> files{"config.json", "model.safetensors.index.json", kReportFile};
     for (const Container* container : containers())
       if (const std::string file = container->config_file(); !file.empty()) files.insert(file);
     return files;
@@ -161,6 +160,9 @@ std::set<std::string> replaced_files(const Source& original, const fs::path& tar
         "{}: is no earlier export of aqhost (its {} or config.json says otherwise), and is not "
         "replaced; choose another folder",
         target.string(), kReportFile);
+  for (const auto& entry : list_folder(target))
+    if (std::string name = entry.path().filename().string(); is_gguf_file(name))
+      files.insert(std::move(name));
   if (const auto list = report.find(kFiles); list != report.end() && list->is_array()) {
     for (const Json& name : *list)
       if (name.is_string()) files.insert(name.get<std::string>());

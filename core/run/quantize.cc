@@ -33,18 +33,23 @@ namespace {
 /// Throws an Error if the disk has not enough room for the whole export, and for the hidden states
 /// behind three layers: of two of them while those of a third are written; and `in_use_bytes` for
 /// the hidden states in use, if they will be in files that have not been made yet. What an earlier
-/// try has left is part of that, or is replaced.
+/// try has left is part of that, or is replaced. There must also be room for the export and
+/// `later_bytes` when the hidden states, and the export that is replaced, are gone.
 void check_room(const WorkFolder& work, const Exporter& exporter, int64_t states_bytes,
-                int64_t in_use_bytes) {
-  int64_t needed = 3 * states_bytes + in_use_bytes;
-  for (int32_t u = 0; u < exporter.units(); u++) needed += exporter.bytes(u);
+                int64_t in_use_bytes, int64_t later_bytes) {
   const int64_t free = free_bytes(work.path());
+  if (free < 0) return;
+  const auto require = [&work](int64_t needed, int64_t available, const std::string& with) {
+    if (needed > available)
+      fail("{}: No space left on device: the export takes {:.3f} GB{}, {:.3f} GB are free",
+           work.path().string(), static_cast<double>(needed) / 1e9, with,
+           static_cast<double>(available) / 1e9);
+  };
   const int64_t available = free + work.clearable_bytes();
-  if (free >= 0 && needed > available)
-    fail("{}: No space left on device: the export takes {:.3f} GB{}, {:.3f} GB are free",
-         work.path().string(), static_cast<double>(needed) / 1e9,
-         states_bytes > 0 ? " with the hidden states of the run" : "",
-         static_cast<double>(available) / 1e9);
+  require(exporter.bytes() + 3 * states_bytes + in_use_bytes, available,
+          states_bytes > 0 ? " with the hidden states of the run" : "");
+  require(exporter.bytes() + later_bytes, available + work.replaced_bytes(),
+          " with the file that is made of it");
 }
 
 void check_calibration(const Plan& plan, const QuantizeOptions& options) {
@@ -307,7 +312,7 @@ class QuantizeRun {
         if (!finished.states.x.defined()) in_use = states_bytes;
         if (keeps_input_of_layers(plan_)) in_use += x_bytes;
       }
-      check_room(work_, exporter_, states_bytes, in_use);
+      check_room(work_, exporter_, states_bytes, in_use, options_.later_bytes);
       store_.begin();
       exporter_.write_files();
     }

@@ -31,6 +31,7 @@ struct QuantizeOptions {
   int64_t memory_limit = 0;        // bytes for tensors on the device, approximately; 0: no limit
   bool limit_is_standard = false;  // the user gives no limit: it is the container's, or what a GPU
                                    // has room for, and need not be used up
+  int64_t later_bytes = 0;         // of files that are made of the export in its folder afterwards
   bool overwrite = false;
   Resume resume = Resume::kAuto;
   std::vector<PluginInfo> plugins;  // all that are loaded; see run_identity()

@@ -307,6 +307,32 @@ class Endings(unittest.TestCase):
                 self.assertIn("config.json\n", done.stdout)
                 self.assertNotIn(".work", done.stdout)
 
+    def on_a_volume(self, size, *arguments):
+        """Runs aqhost with self.out on a disk of so many bytes."""
+        self.out.mkdir(exist_ok=True)
+        script = f'mount -t tmpfs -o size={size} none {self.out} 2>/dev/null || exit 77; "$@"'
+        done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *command(*arguments)],
+                              capture_output=True, text=True)
+        if done.returncode == 77 or "unshare" in done.stderr:
+            self.skipTest("no mount here")
+        return done
+
+    def test_a_disk_that_has_room_for_the_export_but_not_for_its_gguf_file(self):
+        recipe = self.work / "recipe.yaml"
+        recipe.write_text("{default: {wq: int8, group_size: 32}}")
+        arguments = (*RTN, "--config", recipe, "--export", "gguf", "--save", self.out)
+        self.assertEqual(self.run_aqhost(*arguments).returncode, 0)
+        sizes = {f.name: f.stat().st_size for f in self.out.iterdir()}
+        shutil.rmtree(self.out)
+        file = sizes.pop("model.gguf")
+        spare = 200_000
+        done = self.on_a_volume(sum(sizes.values()) + file // 2 + spare, *arguments)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("No space left on device: the export takes", done.stderr)
+        self.assertIn("with the file that is made of it", done.stderr)
+        done = self.on_a_volume(sum(sizes.values()) + file + spare, *arguments)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_progress_is_one_line_on_a_terminal_and_plain_elsewhere(self):
         ours, theirs = open_terminal(self)
         process = subprocess.Popen(command(*GPTQ, "--nsamples", 48, "--save", self.out),

@@ -27,7 +27,8 @@ ARCHITECTURES = {"olmoe": gguf.MODEL_ARCH.OLMOE, "mixtral": gguf.MODEL_ARCH.LLAM
                  "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE, "deepseek-moe": gguf.MODEL_ARCH.DEEPSEEK,
                  "qwen3-moe": gguf.MODEL_ARCH.QWEN3MOE, "gpt-oss": gguf.MODEL_ARCH.GPT_OSS,
                  "minimax-m2": gguf.MODEL_ARCH.MINIMAXM2, "glm4-moe": gguf.MODEL_ARCH.GLM4_MOE,
-                 "granite-moe": gguf.MODEL_ARCH.GRANITE_MOE}
+                 "granite-moe": gguf.MODEL_ARCH.GRANITE_MOE, "deepseek-v2": gguf.MODEL_ARCH.DEEPSEEK2,
+                 "deepseek-v3": gguf.MODEL_ARCH.DEEPSEEK2, "ernie4-5-moe": gguf.MODEL_ARCH.ERNIE4_5_MOE}
 SWAPPED = ("mixtral", "deepseek-moe", "granite-moe")  # llama.cpp rotates neighbours in these
 RECIPES = {
     "int4": "{default: {wq: int4, group_size: 32}}",
@@ -95,6 +96,18 @@ def each_expert(weights):
             yield name, tensor
 
 
+def each_part_of_heads(weights, config):
+    """Splits kv_b of latent attention as DeepseekV2Model of llama.cpp's converter does."""
+    for name, tensor in weights:
+        if ".kv_b_proj." not in name:
+            yield name, tensor
+            continue
+        keys = config["qk_nope_head_dim"]
+        heads = tensor.reshape(config["num_attention_heads"], keys + config["v_head_dim"], -1)
+        yield name.replace("kv_b_proj", "k_b_proj"), heads[:, :keys].swapaxes(1, 2)
+        yield name.replace("kv_b_proj", "v_b_proj"), heads[:, keys:]
+
+
 def unswapped(weight, heads):
     """Undoes what LlamaModel.permute() of llama.cpp's converter does to the rows of q and k."""
     size = weight.shape[0] // heads
@@ -136,8 +149,9 @@ class Gguf(unittest.TestCase):
         out = self.new()
         (out / "ids.txt").write_text("1 2 3")
         run(BUILD / "bin/interop_dump", PLUGINS, checkpoint, out / "ids.txt", out / "dump", "float32")
-        return dict(each_expert({name: tensor.numpy() for name, tensor in load_folder(out / "dump").items()
-                                 if name != "logits" and not name.startswith("routes.")}))
+        weights = each_expert({name: tensor.numpy() for name, tensor in load_folder(out / "dump").items()
+                               if name != "logits" and not name.startswith("routes.")})
+        return dict(each_part_of_heads(weights, json.loads((checkpoint / "config.json").read_text())))
 
     def names(self, family, weights, layers):
         """Returns {name in the file: names in the checkpoint} by the tables of gguf-py."""
@@ -145,7 +159,7 @@ class Gguf(unittest.TestCase):
         names = {}
         for name in weights:
             parts = name.split(".")
-            if f".layers.{layers}." in name:  # of multi-token prediction, which the file leaves out
+            if f".layers.{layers}." in name or ".mtp_" in name:  # of multi-token prediction, which the file leaves out
                 continue
             merged = name.replace("e_score_correction_bias", "e_score_correction.bias")
             if "experts" in parts:
@@ -206,15 +220,18 @@ class Gguf(unittest.TestCase):
         arch = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]]
         self.assertEqual(field["general.architecture"], arch)
         self.assertEqual(field[f"{arch}.embedding_length"], config["hidden_size"])
-        self.assertEqual(field[f"{arch}.attention.head_count_kv"], config["num_key_value_heads"])
-        self.assertEqual(field[f"{arch}.expert_used_count"], config["num_experts_per_tok"])
+        latent = "kv_lora_rank" in config  # all heads share a key
+        self.assertEqual(field[f"{arch}.attention.head_count_kv"], 1 if latent else config["num_key_value_heads"])
+        used = config["moe_k" if "moe_k" in config else "num_experts_per_tok"]
+        self.assertEqual(field[f"{arch}.expert_used_count"], used)
         tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
         tokens = field["tokenizer.ggml.tokens"]
         self.assertEqual(len(tokens), config["vocab_size"])
         self.assertEqual({t: i for i, t in enumerate(tokens) if not t.startswith("[PAD")},
                          tokenizer.get_vocab(with_added_tokens=True))
         if family in gguf_checkpoints.PRE_TOKENIZERS:
-            self.assertEqual(field["tokenizer.ggml.pre"], {"gpt-oss": "gpt-4o", "granite-moe": "refact"}[family])
+            self.assertEqual(field["tokenizer.ggml.pre"], {"gpt-oss": "gpt-4o", "granite-moe": "refact",
+                                                           "deepseek-v3": "deepseek-v3"}[family])
         vocab = gguf.SpecialVocab(checkpoint, load_merges=family != "mixtral")
         self.assertEqual(field.get("tokenizer.ggml.merges", []), vocab.merges)
         for kind, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
@@ -266,6 +283,32 @@ class Gguf(unittest.TestCase):
         self.assertIn("Q8_0", self.check("mixtral", export, export / "model.gguf"))
         scales = {t.dtype for n, t in load_folder(export).items() if n.endswith("weight_scale")}
         self.assertEqual({str(d) for d in scales}, {"torch.float16"})
+
+    def test_run_with_export_gguf_in_several_files(self):
+        """Another run replaces all of them."""
+        model, out = TESTS / "models/olmoe-tiny", self.new()
+        (out / "recipe.yaml").write_text(RECIPES["int8"])
+        command = ("quantize", "--model", model, "--config", out / "recipe.yaml", "--algorithm", "rtn", "--export",
+                   "gguf", "--save", out / "export", "--json")
+        several = json.loads(aqhost(*command, "--max-shard-size", 1).stdout)["gguf"]["files"]
+        self.assertEqual(set(several), {str(f) for f in (out / "export").glob("*.gguf")})
+        self.assertEqual(several[0], str(out / f"export/model-00001-of-{len(several):05}.gguf"))
+        tensors = {t.name: t.data for file in several for t in gguf.GGUFReader(file).tensors}
+        one = json.loads(aqhost(*command, "--overwrite").stdout)["gguf"]["files"]
+        self.assertEqual(one, [str(out / "export/model.gguf")])
+        self.assertEqual(one, [str(f) for f in (out / "export").glob("*.gguf")])
+        for tensor in gguf.GGUFReader(one[0]).tensors:
+            self.assertTrue((tensor.data == tensors[tensor.name]).all(), tensor.name)
+
+    def test_rows_that_are_stored_as_columns_are_reported(self):
+        export = self.rounded(self.original("deepseek-v3"), RECIPES["int4"])
+        done = convert(export, self.work / "latent.gguf", "--json")
+        told = json.loads(done.stdout)
+        self.assertEqual(len(told["notes"]), 1)
+        self.assertIn("self_attn.kv_b_proj and 2 other modules transposed", told["notes"][0])
+        self.assertIn(told["notes"][0], done.stderr)
+        types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(self.work / "latent.gguf").tensors}
+        self.assertEqual((types["blk.1.attn_k_b.weight"], types["blk.1.attn_v_b.weight"]), ("F32", "Q4_0"))
 
     def test_tied_embeddings(self):
         """OLMoE's code in llama.cpp needs an output.weight."""
@@ -333,7 +376,12 @@ class Gguf(unittest.TestCase):
                  ("gpt-oss", "layer_types other than sliding_attention in every second layer",
                   {"layer_types": ["full_attention", "sliding_attention"] * 2}),
                  ("glm4-moe", "router other than a sigmoid over all experts", {"n_group": 3, "topk_group": 2}),
-                 ("gpt-oss", "YaRN with beta_fast 32", {"rope_parameters": {**rope, "beta_fast": 8.0}}))
+                 ("gpt-oss", "YaRN with beta_fast 32", {"rope_parameters": {**rope, "beta_fast": 8.0}}),
+                 ("deepseek-v3", "rope_interleave: false", {"rope_interleave": False}),
+                 ("deepseek-v3", "index_topk", {"index_topk": 2048, "model_type": "deepseek_v32"}),
+                 ("deepseek-v2", "router other than softmax over all experts",
+                  {"n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy"}),
+                 ("ernie4-5-moe", "moe_norm_min (0.4)", {"moe_norm_min": 0.4}))
         for family, word, changes in cases:
             with self.subTest(word):
                 model = self.changed(family, **changes)

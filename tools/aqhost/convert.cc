@@ -59,9 +59,7 @@ void run(const ConvertOptions& options) {
   if (options.json)
     fmt::print("{}\n", to_text(to_json(summary)));
   else
-    fmt::print(
-        "{}\nwritten to {}{}\n", summary_text(summary), summary.files.front().string(),
-        summary.files.size() > 1 ? fmt::format(" and {} more", summary.files.size() - 1) : "");
+    fmt::print("{}\nwritten to {}\n", summary_text(summary), files_text(summary));
 }
 
 }  // namespace
@@ -80,10 +78,10 @@ const Command kConvert{
     "x "
     "zero point in Q4_1 and Q5_1; the command then says how many were, and by how much. A run with "
     "--export gguf has float16 scales from the beginning.\n\n"
-    "The families OLMoE, Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-MoE, gpt-oss, MiniMax-M2, "
-    "GLM-4.5 and Granite MoE can be written. An option of a model that llama.cpp does not have is "
-    "an error. The "
-    "file contains the tokenizer and the chat template of the folder.",
+    "The families OLMoE, Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-MoE, DeepSeek-V2 and V3, gpt-oss, "
+    "MiniMax-M2, GLM-4.5, Granite MoE and ERNIE 4.5 MoE can be written. An option of a model that "
+    "llama.cpp does not have is an error. The file contains the tokenizer and the chat template of "
+    "the folder.",
     prepare<ConvertOptions, add_options, run>};
 
 }  // namespace aqhost

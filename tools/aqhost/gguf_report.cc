@@ -18,6 +18,11 @@ std::string summary_text(const GgufSummary& summary) {
                      summary.tensors, fmt::join(types, ", "), format_bytes(summary.bytes));
 }
 
+std::string files_text(const GgufSummary& summary) {
+  const std::size_t more = summary.files.size() - 1;
+  return summary.files.front().string() + (more > 0 ? fmt::format(" and {} more", more) : "");
+}
+
 Json to_json(const GgufSummary& summary) {
   Json files = Json::array();
   for (const auto& file : summary.files) files.push_back(file.string());
@@ -34,7 +39,8 @@ Json to_json(const GgufSummary& summary) {
           {"minima", r.minima},
           {"rounded_minima", r.rounded_minima},
           {"worst_minimum_change_in_steps", r.worst_minimum},
-          {"worst_frequency_change", summary.rounded_rope}};
+          {"worst_frequency_change", summary.rounded_rope},
+          {"notes", summary.notes}};
 }
 
 void warn_of_changes(const GgufSummary& summary, const std::string& directory) {
@@ -52,6 +58,7 @@ void warn_of_changes(const GgufSummary& summary, const std::string& directory) {
         "{}: config.json has YaRN with truncate: false, and llama.cpp always rounds the bounds of "
         "YaRN; this changes frequencies of the rotation by up to {:.2g} %",
         directory, 100 * summary.rounded_rope);
+  for (const std::string& note : summary.notes) spdlog::warn("{}: {}", directory, note);
 }
 
 }  // namespace aqhost

@@ -10,6 +10,9 @@ namespace aqhost {
 /// "olmoe, 36 tensors: 9 in Q4_0, 21 in F32 ...; 3.21 MB".
 std::string summary_text(const GgufSummary& summary);
 
+/// The name of the first file, and the number of the others.
+std::string files_text(const GgufSummary& summary);
+
 Json to_json(const GgufSummary& summary);
 
 /// Warns about what the file does not contain, and what was rounded.

@@ -27,6 +27,8 @@
 namespace aqhost {
 namespace {
 
+constexpr const char* kMaxShardSize = "max-shard-size";
+
 struct QuantizeCommandOptions : ModelOptions {
   std::string recipe, algorithm, save, resume = "auto", dtype = "auto";
   std::vector<std::string> calibration_files;
@@ -71,8 +73,9 @@ void add_options(OptionTable& table, QuantizeCommandOptions& options) {
                "continues after them if that is possible, and begins anew if there are none; never "
                "removes them and begins anew; required fails if the run cannot continue.");
   add_export_options(table, options.result);
-  table.integer("max-shard-size", "MB", options.max_shard_mb, 1, int64_t{1} << 40,
-                "Use several files for a layer that takes more than this.");
+  table.integer(kMaxShardSize, "MB", options.max_shard_mb, 1, int64_t{1} << 40,
+                "Use several files for a layer that takes more than this; with --export gguf and "
+                "this option, also several GGUF files.");
   add_dtype_option(table, options.dtype);
   add_device_options(table, options.device);
   table.integer("memory-limit", "MB", options.memory_limit_mb, 0, int64_t{1} << 40,
@@ -164,9 +167,17 @@ void print_summary(const RunReport& report, const std::string& target, int64_t o
   fmt::print("written to {}; loads in {}\n", target, readers(loads));
 }
 
-/// Throws an Error if no GGUF file can be made of the export.
-void check_gguf(const Plan& plan, const Model& model, const Source& original) {
-  describe_gguf(original, model, [&](const Module& m) { return plan.modules[m.index].format; });
+/// The bytes of the GGUF file that will be made of the export. Throws an Error if none can be made.
+int64_t gguf_bytes(const Plan& plan, const Model& model, const Source& original) {
+  return describe_gguf(original, model,
+                       [&](const Module& m) { return plan.modules[m.index].format; })
+      .bytes;
+}
+
+/// The limit of a GGUF file; 0: there is one file. Unlike shards, it is not divided unless the user
+/// says so.
+int64_t max_gguf_mb(const QuantizeCommandOptions& options) {
+  return options.given.contains(kMaxShardSize) ? options.max_shard_mb : 0;
 }
 
 /// Makes the GGUF file of a finished export.
@@ -176,14 +187,18 @@ GgufSummary make_gguf(const QuantizeCommandOptions& options, const Registry& reg
   try {
     const auto source = open_source(options.save, registry);
     const auto model = registry.create_model(*source, options.model_type);
-    GgufSummary summary = write_gguf(*source, *model, file, options.overwrite, observer);
+    GgufSummary summary = write_gguf(*source, *model, file, options.overwrite, observer,
+                                     max_gguf_mb(options) * 1'000'000);
     warn_of_changes(summary, options.save);
     return summary;
   } catch (const Error& e) {
     fail(
         "{}. The export in {} is complete but for this file; aqhost convert {} --to gguf --out {} "
         "makes it",
-        e.what(), options.save, options.save, file.string());
+        e.what(), options.save, options.save,
+        max_gguf_mb(options) > 0
+            ? fmt::format("{} --{} {}", file.string(), kMaxShardSize, options.max_shard_mb)
+            : file.string());
   }
 }
 
@@ -219,7 +234,8 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   std::vector<Loadable> loads = loadable(plan, *model, *original, gpus);
   suggest_group_sizes(loads, plan, *model, *original, *registry, gpus);
   check_target(loads, options.result.target);
-  if (makes_gguf(options.result)) check_gguf(plan, *model, *original);
+  if (makes_gguf(options.result))
+    quantize_options.later_bytes = gguf_bytes(plan, *model, *original);
   quantize_options.device = device(options, plan, opened);
   set_standard_limit(quantize_options);
   for (const Loadable& l : loads) {
@@ -244,7 +260,7 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
     return;
   }
   print_summary(report, options.save, original->stored_size().bytes, loads);
-  if (gguf_file) fmt::print("{}: {}\n", kGgufFile, summary_text(*gguf_file));
+  if (gguf_file) fmt::print("{}: {}\n", files_text(*gguf_file), summary_text(*gguf_file));
 }
 
 /// What the user must know if a signal stops a run before it has finished a layer.
