@@ -36,6 +36,10 @@ constexpr const char* kUntar =
 constexpr const char* kSaveIds = "save the ids with numpy.save (.npy) or as .safetensors";
 constexpr const char* kToJson = "write its text column as JSON lines: an object with \"text\" each";
 
+constexpr const char* kParquet =
+    "write it as JSON lines, by python3 -c 'import pandas, sys; pandas.read_parquet(sys.argv[1])"
+    ".to_json(\"FILE.jsonl\", orient=\"records\", lines=True)' FILE";
+
 constexpr Foreign kForeign[] = {
     {"\x1f\x8b"sv, "compressed by gzip", kUnpack},
     {"\x28\xb5\x2f\xfd"sv, "compressed by zstd", kUnpack},
@@ -49,7 +53,7 @@ constexpr Foreign kForeign[] = {
     {"\x80\x03"sv, "a Python pickle", kSaveIds},
     {"\x80\x04"sv, "a Python pickle", kSaveIds},
     {"\x80\x05"sv, "a Python pickle", kSaveIds},
-    {"PAR1"sv, "a Parquet file", kToJson},
+    {"PAR1"sv, "a Parquet file", kParquet},
     {"ARROW1"sv, "an Arrow file", kToJson},
     {"\xff\xff\xff\xff"sv, "an Arrow stream", kToJson},
     {"\x89HDF\r\n"sv, "an HDF5 file", kSaveIds},

@@ -37,6 +37,15 @@ Shards read_index(const fs::path& path) {
 
 }  // namespace
 
+std::string missing_weights(const fs::path& directory) {
+  std::error_code ignored;
+  if (fs::exists(directory / kSingle, ignored)) return {};
+  if (!fs::exists(directory / kIndex, ignored)) return kSingle;
+  for (const auto& shard : read_index(directory / kIndex))
+    if (!fs::exists(directory / shard.first, ignored)) return shard.first;
+  return {};
+}
+
 Reader::Reader(const fs::path& directory) : directory_(directory.string()) {
   if (!fs::is_directory(directory))
     fail("{}: no such folder; a checkpoint folder with config.json was expected", directory_);

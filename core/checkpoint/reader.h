@@ -10,6 +10,10 @@
 
 namespace aqhost {
 
+/// The name of the first file of weights that is missing in a checkpoint folder: a shard that the
+/// index names, or model.safetensors if there is no index either. "" if none is missing.
+std::string missing_weights(const std::filesystem::path& directory);
+
 /// A checkpoint folder in the Hugging Face layout: config.json, and model.safetensors or
 /// model.safetensors.index.json with its shards. Opening it checks every file (see SafetensorsFile)
 /// and the index: each tensor must be in the shard that the index names, every shard must exist,

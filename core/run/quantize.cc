@@ -54,7 +54,12 @@ void check_room(const WorkFolder& work, const Exporter& exporter, int64_t states
 
 void check_calibration(const Plan& plan, const QuantizeOptions& options) {
   if (plan.needs_calibration() && !options.calibration)
-    fail("GPTQ needs calibration text: give --calib FILE, or --algorithm rtn to round to nearest");
+    fail(
+        "GPTQ needs calibration text: give --calib FILE, a text or JSON lines with \"text\" or "
+        "\"messages\" (best of the kind that the model will see; otherwise, for example, wikitext "
+        "or "
+        "ultrachat_200k of the Hugging Face Hub as JSON lines), or --algorithm rtn to round to "
+        "nearest");
   if (plan.observes_inputs() && !options.calibration)
     fail(
         "the recipe rounds activations under one scale for all tokens, which is measured on "

@@ -73,8 +73,7 @@ class ConfigOnly(WorkFolder):
         self.assertIn("--nsamples has no effect", done.stderr)
 
     def test_what_is_no_config_is_refused_by_name(self):
-        self.fails(1, f"{MODEL}: is a folder, expected the file config.json itself", "plan",
-                   "--config-only", MODEL)
+        self.fails(1, f"{self.work}/config.json", "plan", "--config-only", self.work)
         missing = self.work / "none.json"
         self.fails(1, str(missing), "plan", "--config-only", missing)
         listed = self.config([1])

@@ -47,8 +47,7 @@ void add_family_options(OptionTable& table, FamilyOptions& options) {
 }
 
 void add_model_options(OptionTable& table, ModelOptions& options) {
-  table.required_text("model", "DIR", options.model,
-                      "Read the checkpoint in this folder (config.json, *.safetensors).");
+  table.model("model", options.model, ModelPart::kWeights, kModelHelp)->required();
   add_family_options(table, options);
 }
 

@@ -71,6 +71,12 @@ std::unique_ptr<const Model> open_model(const Registry& registry, const Source& 
 void check_extra_tensors(const std::vector<std::string>& names, const std::string& note,
                          const std::string& directory, const FamilyOptions& options);
 
+/// The help text of --model.
+inline constexpr const char* kModelHelp =
+    "Read the checkpoint in this folder (config.json, *.safetensors), or the model of this id "
+    "(ORG/NAME or ORG/NAME@REVISION) that hf download has put into the cache of the Hugging Face "
+    "Hub. aqhost downloads nothing.";
+
 struct ModelOptions : FamilyOptions {
   std::string model;
 };

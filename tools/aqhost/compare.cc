@@ -27,14 +27,16 @@ struct CompareOptions : FamilyOptions {
 };
 
 void add_options(OptionTable& table, CompareOptions& options) {
-  table.list("folder", "DIR", options.folders,
-             "Compare the export in this folder. The option's name may be left out.");
+  table.list("folder", "MODEL", options.folders,
+             "Compare the export in this folder, or the model of this id as for --model of eval. "
+             "The option's name may be left out.");
   table.take_bare_arguments("folder");
   table.renamed("export", "folder");
   table.text("text", "FILE", options.text, "Measure on this file, as eval does.");
   add_window_option(table, options.window);
-  table.text("against", "DIR", options.against,
-             "Also measure how far the exports are from the original model in this folder.");
+  table.model("against", options.against, ModelPart::kWeights,
+              "Also measure how far the exports are from this original model, a folder or an id as "
+              "for --model of eval.");
   add_device_options(table, options.device);
   add_family_options(table, options);
 }
@@ -52,7 +54,7 @@ struct Row {
 };
 
 Row open_row(const std::string& folder, const Registry& registry, const FamilyOptions& options) {
-  Row row{folder, open_source(folder, registry), nullptr, {}};
+  Row row{folder, open_source(find_model(folder, ModelPart::kWeights), registry), nullptr, {}};
   row.model = open_model(registry, *row.source, options);
   row.summary = summarize(*row.source, *row.model);
   return row;
@@ -181,7 +183,7 @@ void compare(const CompareOptions& options, Comm& comm, std::optional<at::Device
     const Row& first = rows.front();
     const int64_t vocabulary = first.model->desc().vocab_size;
     ConsoleObserver observer(quiet(options) || comm.rank() != 0);
-    CorpusReader reader(first.folder, vocabulary,
+    CorpusReader reader(first.source->directory(), vocabulary,
                         document_separator(first.source->config(), vocabulary));
     check_window(*first.model, options.window);
     const FileWindows file = read_windows(reader, options.text, options.window, observer);

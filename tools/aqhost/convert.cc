@@ -66,7 +66,7 @@ void run(const ConvertOptions& options) {
 
 const Command kConvert{
     "convert", "writes an export, or a checkpoint, to a GGUF file",
-    "convert DIR --to gguf --out FILE.gguf",
+    "convert MODEL --to gguf --out FILE.gguf",
     "The file is what llama.cpp reads. Codes and scales are carried over as they are: int4 becomes "
     "Q4_0, or Q4_1 with zero points; int5 becomes Q5_0 or Q5_1; int8 becomes Q8_0; mxfp4 becomes "
     "MXFP4 and nvfp4 NVFP4, all in groups of 32, of a multiple of 32, or of a whole row (NVFP4: "

@@ -28,8 +28,9 @@ void add_options(OptionTable& table, EvalOptions& options) {
                       "Measure on this file: text, JSON lines or token ids, like --calib of "
                       "quantize.");
   add_window_option(table, options.window);
-  table.text("against", "DIR", options.against,
-             "Also measure how far the model is from the original model in this folder.");
+  table.model("against", options.against, ModelPart::kWeights,
+              "Also measure how far the model is from this original model, a folder or an id as "
+              "for --model.");
   add_dtype_option(table, options.dtype);
   add_device_options(table, options.device);
 }
@@ -114,7 +115,7 @@ void run(const EvalOptions& options) {
 
 const Command kEval{
     "eval", "measures the perplexity of a checkpoint or an export on a text",
-    "eval --model DIR --text FILE [--against ORIGINAL] [--json]",
+    "eval --model MODEL --text FILE [--against ORIGINAL] [--json]",
     "The tokens of the text are cut into windows as by quantize (documents that are shorter than a "
     "window share one). The perplexity is that of each next token inside its window. "
     "Several processes (see aqhost --help) share the windows.\n\n"

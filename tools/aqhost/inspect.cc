@@ -161,7 +161,7 @@ void run(const ModelOptions& options) {
 
 const Command kInspect{
     "inspect", "shows what a checkpoint is: family, layers, experts, parameters",
-    "inspect --model DIR [--json]",
+    "inspect --model MODEL [--json]",
     "If no plugin describes the model, the command shows what config.json says about it, and what "
     "to do.",
     prepare<ModelOptions, add_model_options, run>};

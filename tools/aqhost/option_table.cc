@@ -39,6 +39,12 @@ po::typed_value<std::string>* OptionTable::text(const char* name, const char* va
   return semantic;
 }
 
+po::typed_value<std::string>* OptionTable::model(const char* name, std::string& field,
+                                                 ModelPart part, const char* help) {
+  models_.emplace_back(&field, part);
+  return text(name, "MODEL", field, help);
+}
+
 void OptionTable::choice(const char* name, const std::vector<std::string>& words,
                          std::string& field, const char* help) {
   text(name, "WORD", field, help)->notifier([name, words](const std::string& text) {
@@ -106,8 +112,14 @@ std::set<std::string> OptionTable::given() const {
   return names;
 }
 
-void OptionTable::apply() try { po::notify(values_); } catch (const po::required_option& e) {
-  throw UsageError(fmt::format("{} is missing", e.get_option_name()));
+void OptionTable::apply() {
+  try {
+    po::notify(values_);
+  } catch (const po::required_option& e) {
+    throw UsageError(fmt::format("{} is missing", e.get_option_name()));
+  }
+  for (const auto& [field, part] : models_)
+    if (!field->empty()) *field = find_model(*field, part).string();
 }
 
 std::string OptionTable::help() const {

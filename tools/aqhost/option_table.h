@@ -5,7 +5,10 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "checkpoint/model_folder.h"
 
 namespace aqhost {
 namespace po = boost::program_options;
@@ -24,6 +27,10 @@ class OptionTable {
   void required_text(const char* name, const char* value, std::string& field, const char* help) {
     text(name, value, field, help)->required();
   }
+  /// An option that takes a model: a folder, or the id of a model in the cache of the Hugging Face
+  /// Hub. apply() puts the folder in which `part` is into the field (see find_model()).
+  po::typed_value<std::string>* model(const char* name, std::string& field, ModelPart part,
+                                      const char* help);
   /// An option that takes one of `words`.
   void choice(const char* name, const std::vector<std::string>& words, std::string& field,
               const char* help);
@@ -43,7 +50,7 @@ class OptionTable {
   void parse(const std::vector<std::string>& arguments);
   /// The names of the options on the command line.
   std::set<std::string> given() const;
-  /// Checks the values and sets the fields.
+  /// Checks the values and sets the fields. Throws an Error if a model() cannot be found.
   void apply();
 
   /// The table as text for people, see wrap().
@@ -57,6 +64,7 @@ class OptionTable {
   po::positional_options_description bare_;
   po::variables_map values_;
   std::map<std::string, std::string> renamed_;
+  std::vector<std::pair<std::string*, ModelPart>> models_;  // the fields of model()
 };
 
 /// `text`, each line of it broken at spaces to fit the terminal on stdout, to at most 100 columns;

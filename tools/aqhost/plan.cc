@@ -30,10 +30,11 @@ struct PlanOptions : FamilyOptions {
 };
 
 void add_options(OptionTable& table, PlanOptions& options) {
-  table.text("model", "DIR", options.model,
-             "Read the checkpoint in this folder (config.json, *.safetensors).");
-  table.text("config-only", "FILE", options.config_only,
-             "Read this config.json in place of a checkpoint, for example before a download.");
+  table.model("model", options.model, ModelPart::kWeights, kModelHelp);
+  table.model(
+      "config-only", options.config_only, ModelPart::kConfig,
+      "Read this config.json, or that of a folder or of a model in the cache, in place of a "
+      "checkpoint, for example before a download of the weights.");
   add_family_options(table, options);
   add_recipe_option(table, options.recipe);
   table.integer("nsamples", "N", options.calibration.nsamples, 1, 1 << 24,
@@ -353,11 +354,14 @@ std::unique_ptr<const Source> open_source(const PlanOptions& options, const Regi
   if (options.model.empty() == options.config_only.empty())
     throw UsageError("plan needs either --model, a checkpoint, or --config-only, a config.json");
   if (!options.model.empty()) return open_original(options.model, registry);
-  auto config = std::make_unique<ConfigOnly>(options.config_only, registry, options.model_type);
+  std::filesystem::path file = options.config_only;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(file, ignored)) file /= "config.json";
+  auto config = std::make_unique<ConfigOnly>(file, registry, options.model_type);
   if (is_quantized(config->config()))
     spdlog::info(
         "{}: has a quantization_config; the sizes before are those of the same weights in BF16",
-        options.config_only);
+        file.string());
   return config;
 }
 
@@ -402,8 +406,8 @@ void run(const PlanOptions& options) {
 
 const Command kPlan{
     "plan", "shows what a recipe will make of each module; nothing is run",
-    "plan --model DIR --config RECIPE [--target ENGINE] [--json]\n"
-    "plan --config-only FILE --config RECIPE [--nsamples N] [--seqlen N]",
+    "plan --model MODEL --config RECIPE [--target ENGINE] [--json]\n"
+    "plan --config-only CONFIG --config RECIPE [--nsamples N] [--seqlen N]",
     "The tables show what each module becomes with how many bits per weight (scales included), and "
     "how large each layer is before and after. Below them, the command predicts the time and the "
     "memory that a run will take, and says which engines will load the export, or why they will "

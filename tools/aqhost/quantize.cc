@@ -289,7 +289,7 @@ void run(const QuantizeCommandOptions& options) {
 
 const Command kQuantize{
     "quantize", "quantizes a checkpoint (the default command)",
-    "--model DIR --config RECIPE --calib TEXT --save OUT",
+    "--model MODEL --config RECIPE --calib TEXT --save OUT",
     "The model is run over calibration text. GPTQ solves every linear map under a Hessian, in "
     "which the router's weights count, and the result is a compressed-tensors checkpoint with a "
     "quantization_report.json.\n\n"
@@ -309,7 +309,8 @@ const Command kQuantize{
     "Several processes can work on one export, one for each GPU or for each machine. torchrun "
     "--no-python, srun of Slurm, or RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the "
     "environment start them, all with the same options and with OUT on a file system that they "
-    "share: torchrun --no-python --nproc-per-node 8 aqhost --model DIR ... The calibration windows "
+    "share: torchrun --no-python --nproc-per-node 8 aqhost --model MODEL ... The calibration "
+    "windows "
     "and the modules are dealt to the processes. If one of them ends or does not answer for 30 "
     "seconds, the others end as well, and the same command continues.",
     prepare<QuantizeCommandOptions, add_options, run>};

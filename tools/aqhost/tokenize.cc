@@ -17,7 +17,11 @@ struct TokenizeOptions : CommandOptions {
 };
 
 void add_options(OptionTable& table, TokenizeOptions& options) {
-  table.required_text("model", "DIR", options.model, "Read tokenizer.json in this folder.");
+  table
+      .model("model", options.model, ModelPart::kTokenizer,
+             "Read tokenizer.json in this folder, or of the model of this id (ORG/NAME) in the "
+             "cache of the Hugging Face Hub.")
+      ->required();
   table
       .text("jsonl", "FILE", options.lines,
             "Read JSON strings from this file, one per line; - means stdin.")
@@ -55,7 +59,7 @@ void run(const TokenizeOptions& options) {
 
 const Command kTokenize{
     "tokenize", "turns JSON strings into JSON arrays of token ids, line by line",
-    "tokenize --model DIR --jsonl FILE [--no-special-tokens]",
+    "tokenize --model MODEL --jsonl FILE [--no-special-tokens]",
     "One line is printed for each line that is read.", prepare<TokenizeOptions, add_options, run>};
 
 }  // namespace aqhost
