@@ -1,5 +1,5 @@
-"""Tests of plugins as third parties build them: with only the install tree, from the template, and with
-the Debian package. aq-check checks them, aqhost uses them, and transformers is the reference.
+"""Tests of plugins as third parties build them: with only the install tree, and from the template. aq-check
+checks them, aqhost uses them, and transformers is the reference.
 
 ctest runs this file with AQ_BUILD set to the build folder, in the virtual environment that tools/test
 creates.
@@ -78,44 +78,6 @@ class InstallTree(Installed):
 
     def test_aq_check_needs_no_libtorch(self):
         self.assertNotRegex(run("readelf", "-d", self.prefix / "bin/aq-check"), "torch|c10")
-
-    def package(self, name, *components):
-        """Returns (the dependencies of the Debian package, the folder of its unpacked files)."""
-        run("cpack", "--config", BUILD / "CPackConfig.cmake", "-G", "DEB", "-B", self.work / name,
-            "-D", f"CPACK_COMPONENTS_ALL={';'.join(components)}",
-            "-D", "CPACK_DEBIAN_COMPRESSION_TYPE=none", cwd=BUILD)
-        packages = list((self.work / name).glob("*.deb"))
-        self.assertEqual([p.name.split("_")[0] for p in packages], [name])
-        run("dpkg-deb", "-x", packages[0], self.work / f"{name}-root")
-        depends = run("dpkg-deb", "-f", packages[0], "Depends")
-        return set(re.findall(r"[a-z][\w.+-]+", depends)), self.work / f"{name}-root/usr"
-
-    @unittest.skipIf(os.environ.get("AQ_SANITIZE"), "a package has no sanitizers")
-    @unittest.skipUnless(shutil.which("dpkg-deb"), "dpkg-deb is not installed")
-    def test_the_debian_package_of_the_program_runs_and_names_what_it_needs(self):
-        depends, prefix = self.package("aqhost", "host", "libtorch")
-        self.addCleanup(shutil.rmtree, self.work / "aqhost-root")
-        self.addCleanup(shutil.rmtree, self.work / "aqhost")
-        found = dict(re.findall(r"(\S+) => (.*) \(0x", run("ldd", prefix / "bin/aqhost")))
-        self.assertIn(str(self.work), str(pathlib.Path(found["libtorch_cpu.so"]).resolve()))
-        for library, path in found.items():
-            if not pathlib.Path(path).resolve().is_relative_to(self.work):
-                owner = run("dpkg", "-S", "*" + path.removeprefix("/usr")).split(":")[0]
-                # the package libspdlog1.10 provides libspdlog1.10-fmt9
-                self.assertTrue(any(d.startswith(owner) for d in depends), f"{library}: {owner}")
-        output = json.loads(run(prefix / "bin/aqhost", "inspect", "--model", OLMOE, "--json"))
-        self.assertEqual(output["family"], "olmoe")
-        output = run(prefix / "bin/aqhost", "eval", "--model", OLMOE, "--text",
-                   TESTS / "data/kjv_eval.txt", "--window", 64)
-        self.assertIn("perplexity", output)
-
-    @unittest.skipUnless(shutil.which("dpkg-deb"), "dpkg-deb is not installed")
-    def test_the_debian_package_of_the_sdk_builds_a_plugin(self):
-        depends, prefix = self.package("aqhost-sdk", "sdk")
-        self.assertIn("nlohmann-json3-dev", depends)
-        run(prefix / "bin/aq-new-plugin", "quantizer", "from_deb", self.work / "from_deb")
-        build(self.work / "from_deb", prefix, self.work / "from_deb/build")
-        run("ctest", "--test-dir", self.work / "from_deb/build")
 
 
 class Template(Installed):

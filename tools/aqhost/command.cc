@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "export/gguf.h"
+#include "plan/engine.h"
 
 namespace aqhost {
 
@@ -90,6 +91,9 @@ void add_export_options(OptionTable& table, ExportOptions& options) {
       "Fail if this engine (vllm, sglang, transformers, or llamacpp, which reads a GGUF file "
       "made of the export) will not load it, or will load it and give wrong answers. With "
       "any, this is only reported.");
+  std::vector<std::string> targets{"any"};
+  for (const Engine& engine : engines()) targets.push_back(engine.id);
+  table.suggest("target", targets);
   table.integer(
       "tensor-parallel", "N", options.gpus, 1, 1024,
       "Say what vLLM and SGLang do with the export on N GPUs, over which they divide each "
@@ -106,6 +110,7 @@ void add_device_options(OptionTable& table, DeviceOptions& options) {
   table.text("device", "NAME", options.name,
              "Run the model on this device: cpu, cuda, cuda:NUMBER, or auto, which is a GPU if "
              "there is one.");
+  table.suggest("device", kDeviceNames);
   table.integer("threads", "N", options.threads, 0, 1024,
                 "Use this number of CPU threads; 0 means one per core.");
 }
@@ -118,6 +123,7 @@ void add_recipe_option(OptionTable& table, std::string& file) {
   table.text("config", "FILE", file,
              "Follow this recipe, in YAML or JSON, which says what each module becomes (see "
              "configs/README.md). Without a recipe, modules become int4 in groups of 128.");
+  table.suggest("config", {"*.yaml", "*.yml", "*.json"});
 }
 
 void add_dtype_option(OptionTable& table, std::string& dtype) {

@@ -94,6 +94,9 @@ const Container& container_of(const ExportOptions& options);
 /// Whether a GGUF file is made of the export.
 bool makes_gguf(const ExportOptions& options);
 
+/// Values of --device that completion offers.
+inline const std::vector<std::string> kDeviceNames{"auto", "cpu", "cuda"};
+
 /// Where a model runs: a name for open_device(), and the number of CPU threads, 0 for one per core.
 struct DeviceOptions {
   std::string name = "auto";

@@ -25,6 +25,7 @@ void add_options(OptionTable& table, ConvertOptions& options) {
   table.take_bare_arguments("model");
   table.choice("to", {"gguf"}, options.to, "Write this container: gguf.");
   table.required_text("out", "FILE", options.out, "Write this file.");
+  table.suggest("out", {"*.gguf"});
   table.integer(
       "max-shard-size", "MB", options.max_shard_mb, 0, int64_t{1} << 40,
       "Write files of at most this size (or of one tensor), in units of 10^6 bytes, which "

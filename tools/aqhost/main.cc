@@ -23,6 +23,7 @@
 #include "base/interrupt.h"
 #include "base/nearest.h"
 #include "command.h"
+#include "manual.h"
 #include "process_setup.h"
 #include "run/quantize.h"
 #include "version.h"
@@ -63,34 +64,63 @@ const Command& find_command(const std::string& name) {
       fmt::format("unknown command \"{}\"{}\nTry aqhost --help.", name, did_you_mean(name, names)));
 }
 
-void run_command(const Command& command, const std::vector<std::string>& arguments) {
+struct CommonOptions {
   bool help = false, version = false;
   std::string log_level = "info";
-  OptionTable table(command.name);
-  const std::function<void()> run = command.prepare(table);
-  table.choice("log-level", {"debug", "info", "warn", "error", "off"}, log_level,
+};
+
+/// Adds the options that every command has.
+void add_common_options(OptionTable& table, CommonOptions& options) {
+  table.choice("log-level", {"debug", "info", "warn", "error", "off"}, options.log_level,
                "Print messages of this level and above to stderr: debug, info, warn, error or "
                "off.");
-  table.flag("help,h", help, "Print this text.");
-  table.flag("version", version, "Print the version.");
+  table.flag("help,h", options.help, "Print this text.");
+  table.flag("version", options.version, "Print the version, and what it was built with.");
+}
+
+void print_version() {
+  fmt::print("aqhost {} (plugin ABI {}.{})\n", kVersion, AQ_ABI_MAJOR, AQ_ABI_MINOR);
+  for (const auto& [name, value] : kBuiltWith) fmt::print("{:<10}{}\n", name, value);
+}
+
+/// Prints the manual page or a completion. The build calls this, so no help text names it.
+void print_described(const std::string& kind) {
+  std::vector<CommandText> texts;
+  for (const Command* command : kCommands) {
+    CommonOptions common;
+    OptionTable table(command->name);
+    const std::function<void()> run =
+        command->prepare(table);  // it owns what the table is bound to
+    add_common_options(table, common);
+    texts.push_back({command, table.describe(), table.bare_name()});
+  }
+  if (kind == "man") return fmt::print("{}", manual_page(texts));
+  if (kind == "bash") return fmt::print("{}", bash_completion(texts));
+  if (kind == "zsh") return fmt::print("{}", zsh_completion(texts));
+  throw UsageError(fmt::format("--describe \"{}\": expected man, bash or zsh", kind));
+}
+
+void run_command(const Command& command, const std::vector<std::string>& arguments) {
+  CommonOptions common;
+  OptionTable table(command.name);
+  const std::function<void()> run = command.prepare(table);
+  add_common_options(table, common);
   table.parse(arguments);
   const std::set<std::string> given = table.given();
   // A signal may have come while the libraries started. kQuantize says itself what it has kept.
   if (&command != &kQuantize || given.contains("help") || given.contains("version"))
     check_interrupt();
   if (given.contains("help")) return print_help(command, table);
-  if (given.contains("version")) {
-    fmt::print("aqhost {} (plugin ABI {}.{})\n", kVersion, AQ_ABI_MAJOR, AQ_ABI_MINOR);
-    return;
-  }
+  if (given.contains("version")) return print_version();
   table.apply();
-  spdlog::set_level(spdlog::level::from_str(log_level));
+  spdlog::set_level(spdlog::level::from_str(common.log_level));
   const at::NoGradGuard no_grad;
   run();
 }
 
 void run(std::vector<std::string> arguments) {
   if (arguments.empty()) arguments.emplace_back("--help");
+  if (arguments.size() == 2 && arguments[0] == "--describe") return print_described(arguments[1]);
   const std::string name = command_name(arguments);
   const Command& command = find_command(name);
   if (arguments.front() == name) arguments.erase(arguments.begin());

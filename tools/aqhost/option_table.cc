@@ -47,6 +47,7 @@ po::typed_value<std::string>* OptionTable::model(const char* name, std::string& 
 
 void OptionTable::choice(const char* name, const std::vector<std::string>& words,
                          std::string& field, const char* help) {
+  suggest(name, words);
   text(name, "WORD", field, help)->notifier([name, words](const std::string& text) {
     if (std::find(words.begin(), words.end(), text) != words.end()) return;
     throw UsageError(fmt::format("--{} \"{}\": expected {}{}{}", name, text,
@@ -126,6 +127,36 @@ std::string OptionTable::help() const {
   std::ostringstream text;
   text << known_;
   return text.str();
+}
+
+std::vector<OptionText> OptionTable::describe() const {
+  std::vector<OptionText> result;
+  for (const auto& known : known_.options()) {
+    OptionText option;
+    option.name = known->long_name();
+    option.help = known->description();
+    const std::string shortest =
+        known->canonical_display_name(po::command_line_style::allow_dash_for_short);
+    if (shortest.starts_with("-")) option.short_name = shortest;
+    const auto semantic = known->semantic();
+    if (semantic->max_tokens() > 0) {
+      option.value = semantic->name();  // "N", or "N (=512)" with a default value
+      if (const auto begin = option.value.find(" (="); begin != std::string::npos) {
+        option.standard = option.value.substr(begin + 3, option.value.size() - begin - 4);
+        option.value.resize(begin);
+      }
+    }
+    option.required = semantic->is_required();
+    option.repeated = semantic->is_composing();
+    if (const auto words = words_.find(option.name); words != words_.end())
+      option.words = words->second;
+    result.push_back(std::move(option));
+  }
+  return result;
+}
+
+std::string OptionTable::bare_name() const {
+  return bare_.max_total_count() > 0 ? bare_.name_for_position(0) : "";
 }
 
 std::string wrap(const std::string& text) {

@@ -13,6 +13,16 @@
 namespace aqhost {
 namespace po = boost::program_options;
 
+/// What a manual page and completion say of one option.
+struct OptionText {
+  std::string name, short_name;    // "help" and "-h"; the latter may be empty
+  std::string value;               // what stands for its value; empty: it takes none
+  std::string standard;            // its default value; empty: it has none
+  std::string help;                // sentences
+  std::vector<std::string> words;  // values that completion offers, see OptionTable::suggest()
+  bool required = false, repeated = false;
+};
+
 /// The options of one command. Each is bound to a field, which must outlive the table and whose
 /// value beforehand is the default. Whatever is wrong with a command line is a UsageError that
 /// names the option, what was given and what was expected. In help, `value` stands for a value.
@@ -43,6 +53,9 @@ class OptionTable {
   void flag(const char* name, bool& field, const char* help);
   /// Arguments without an option's name are values of the option `name`.
   void take_bare_arguments(const char* name) { bare_.add(name, -1); }
+  /// Makes completion offer these values of the option `name`. Those that begin with "*." are
+  /// patterns of the names of files. Other values stay valid.
+  void suggest(const char* name, const std::vector<std::string>& words) { words_[name] = words; }
   /// Tells a user of the former option `old_name` its name of today.
   void renamed(const char* old_name, const char* name) { renamed_[old_name] = name; }
 
@@ -55,6 +68,11 @@ class OptionTable {
 
   /// The table as text for people, see wrap().
   std::string help() const;
+  /// The options in the order in which they were added.
+  std::vector<OptionText> describe() const;
+  /// The name of the option whose values are arguments without an option's name; "" if there is
+  /// none.
+  std::string bare_name() const;
 
  private:
   std::string explain_unknown(const std::string& option) const;
@@ -65,6 +83,7 @@ class OptionTable {
   po::variables_map values_;
   std::map<std::string, std::string> renamed_;
   std::vector<std::pair<std::string*, ModelPart>> models_;  // the fields of model()
+  std::map<std::string, std::vector<std::string>> words_;
 };
 
 /// `text`, each line of it broken at spaces to fit the terminal on stdout, to at most 100 columns;

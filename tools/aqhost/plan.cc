@@ -35,6 +35,7 @@ void add_options(OptionTable& table, PlanOptions& options) {
       "config-only", options.config_only, ModelPart::kConfig,
       "Read this config.json, or that of a folder or of a model in the cache, in place of a "
       "checkpoint, for example before a download of the weights.");
+  table.suggest("config-only", {"*.json"});
   add_family_options(table, options);
   add_recipe_option(table, options.recipe);
   table.integer("nsamples", "N", options.calibration.nsamples, 1, 1 << 24,
@@ -44,6 +45,7 @@ void add_options(OptionTable& table, PlanOptions& options) {
   table.text("device", "NAME", options.device,
              "Predict a run on this device: cpu, cuda, cuda:NUMBER, or auto, which is a GPU if "
              "there is one.");
+  table.suggest("device", kDeviceNames);
   add_export_options(table, options.result);
 }
 

@@ -21,6 +21,7 @@ void add_options(OptionTable& table, PluginsOptions& options) {
   add_plugin_options(table, options);
   table.text("check", "FILE", options.check,
              "Check whether this plugin follows the rules of the SDK's headers.");
+  table.suggest("check", {"*.so"});
   table.text("model", "DIR", options.model,
              "Let the plugin that is checked describe this checkpoint, which may be a small one.");
 }

@@ -1,21 +1,33 @@
-# cpack, run in the build folder, creates two Debian packages: aqhost has the program, its plugins and
-# the LibTorch that it was built with; aqhost-sdk has everything that a plugin author needs, and no
-# LibTorch.
+# cpack, run in the build folder, creates two Debian packages (tools/make_deb): aqhost has the program and
+# its plugins, but no LibTorch; aqhost-dev has everything that a plugin author needs.
 set(CPACK_PACKAGE_NAME aqhost)
 set(CPACK_PACKAGE_VENDOR AlphaQuant)
 set(CPACK_PACKAGE_CONTACT "the aqhost authors <aqhost@invalid>")
-set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "Quantizer for Mixture-of-Experts language models")
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "quantizer for Mixture-of-Experts language models")
 set(CPACK_GENERATOR DEB)
-set(CPACK_COMPONENTS_ALL host libtorch sdk)
+set(CPACK_COMPONENTS_ALL host deb sdk)
 set(CPACK_COMPONENT_HOST_GROUP aqhost)
-set(CPACK_COMPONENT_LIBTORCH_GROUP aqhost)
-set(CPACK_COMPONENT_SDK_GROUP sdk)
+set(CPACK_COMPONENT_DEB_GROUP aqhost)
+set(CPACK_COMPONENT_SDK_GROUP dev)
+set(CPACK_DEBIAN_AQHOST_DESCRIPTION
+  "The program and its plugins. LibTorch is not part of the package; aqhost-fetch-libtorch downloads it.")
+set(CPACK_DEBIAN_DEV_DESCRIPTION "Headers, a CMake package and programs for authors of plugins.")
 set(CPACK_DEB_COMPONENT_INSTALL ON)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
-set(CPACK_DEBIAN_AQHOST_PACKAGE_NAME aqhost)
-set(CPACK_DEBIAN_SDK_PACKAGE_NAME aqhost-sdk)
+set(CPACK_STRIP_FILES ON)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
-set(CPACK_DEBIAN_AQHOST_PACKAGE_SHLIBDEPS OFF)  # LibTorch is linked to CUDA libraries that a run on the CPU never calls
-set(CPACK_DEBIAN_AQHOST_PACKAGE_DEPENDS "libc6, libgcc-s1, libfmt9, libspdlog1.10-fmt9, libyaml-cpp0.7, libpcre2-8-0, libicu72, libssl3, libjemalloc2, libstdc++6")
-set(CPACK_DEBIAN_SDK_PACKAGE_DEPENDS "libdlpack-dev, nlohmann-json3-dev, cmake")
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS ${LIBTORCH_ROOT}/lib)
+set(CPACK_DEBIAN_AQHOST_PACKAGE_NAME aqhost)
+set(CPACK_DEBIAN_AQHOST_PACKAGE_SECTION science)
+set(CPACK_DEBIAN_AQHOST_PACKAGE_DEPENDS "python3-pip, unzip, ca-certificates")  # of aqhost-fetch-libtorch
+set(CPACK_DEBIAN_AQHOST_PACKAGE_SUGGESTS aqhost-dev)
+set(CPACK_DEBIAN_AQHOST_PACKAGE_CONTROL_EXTRA ${PROJECT_SOURCE_DIR}/tools/packages/postrm)
+set(CPACK_DEBIAN_AQHOST_PACKAGE_CONTROL_STRICT_PERMISSION ON)
+set(CPACK_DEBIAN_DEV_PACKAGE_NAME aqhost-dev)
+set(CPACK_DEBIAN_DEV_PACKAGE_SECTION devel)
+set(CPACK_DEBIAN_DEV_PACKAGE_DEPENDS "libdlpack-dev, nlohmann-json3-dev, cmake")
+set(CPACK_DEBIAN_DEV_PACKAGE_RECOMMENDS build-essential)
+set(CPACK_DEBIAN_DEV_PACKAGE_SUGGESTS aqhost)
+set(CPACK_DEBIAN_DEV_PACKAGE_CONFLICTS aqhost-sdk)  # its name in 0.1.0
+set(CPACK_DEBIAN_DEV_PACKAGE_REPLACES aqhost-sdk)
 include(CPack)
