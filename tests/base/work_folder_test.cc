@@ -99,6 +99,16 @@ TEST_CASE("an empty folder is written to and stays the same folder, by any path"
   }
 }
 
+TEST_CASE("what commit() frees is what the replaced files take that exist") {
+  const TempFolder root;
+  const fs::path out = root / "out";
+  fs::create_directory(out);
+  for (const char* name : {"a", "mine"}) write_file(out / name, std::string(100'000, 'x'));
+  WorkFolder staged(out, {"a", "gone"});
+  CHECK(staged.replaced_bytes() >= 100'000);
+  CHECK(staged.replaced_bytes() < 200'000);
+}
+
 TEST_CASE("a target may be named by a path relative to the current folder") {
   const TempFolder root;
   const fs::path before = fs::current_path();

@@ -398,6 +398,12 @@ class Gguf(unittest.TestCase):
         exact = convert(self.original("gpt-oss"), model / "exact.gguf", "--json")
         self.assertEqual(json.loads(exact.stdout)["worst_frequency_change"], 0)
 
+    def test_another_eps_inside_latent_attention_is_reported(self):
+        model = self.changed("deepseek-v2", rms_norm_eps=1e-5)
+        told = json.loads(convert(model, model / "m.gguf", "--json").stdout)
+        self.assertEqual(told["notes"], ["the norms inside latent attention have an eps of 1e-06, and in llama.cpp "
+                                         "that of the other norms, 1e-05"])
+
     def test_rows_that_no_super_block_divides_are_refused_with_what_fits(self):
         recipe = self.new() / "recipe.yaml"
         for name, fits in (("q4_k", "int4 (Q4_0)"), ("q5_k", "int5 (Q5_0)"), ("q6_k", "int8 (Q8_0)")):
