@@ -14,7 +14,7 @@ enum class Kind { kAny, kFolder, kFile, kPattern, kWord, kFamily };
 Kind kind_of(const OptionText& option) {
   if (!option.words.empty())
     return option.words.front().starts_with("*.") ? Kind::kPattern : Kind::kWord;
-  if (option.value == "DIR") return Kind::kFolder;
+  if (option.value == "DIR" || option.value == "MODEL") return Kind::kFolder;
   if (option.value == "FILE") return Kind::kFile;
   return option.value == "ID" ? Kind::kFamily : Kind::kAny;
 }
