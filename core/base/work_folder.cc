@@ -252,11 +252,15 @@ void WorkFolder::write_manifest(Json manifest, const std::vector<std::string>& f
   flush_folder(work_.parent_path());
 }
 
-void WorkFolder::check_replaceable(const std::vector<std::string>& files) const {
-  if (!inside_) return;
+bool WorkFolder::may_place(const std::string& file) const {
   std::error_code ignored;
+  return !inside_ || replaced_.contains(file) ||
+         !fs::exists(fs::symlink_status(target_ / file, ignored));
+}
+
+void WorkFolder::check_replaceable(const std::vector<std::string>& files) const {
   for (const std::string& file : files)
-    if (!replaced_.contains(file) && fs::exists(fs::symlink_status(target_ / file, ignored)))
+    if (!may_place(file))
       fail(
           "{}/{}: was not written by an earlier run, and this one writes a file of that name; move "
           "it away or choose another folder",

@@ -82,6 +82,9 @@ class WorkFolder {
   /// Throws an Error if the target has a file with the name of one of `files`, relative to it, that
   /// no earlier run wrote and that therefore must not be replaced.
   void check_replaceable(const std::vector<std::string>& files) const;
+  /// Whether commit() may put a file of this name, relative to the target, there: the target has
+  /// none, or it is one of those that an earlier run wrote.
+  bool may_place(const std::string& file) const;
   /// From now on, the folder stays where it is if the run fails.
   void keep() { keep_ = true; }
   /// Moves all files of result() that are not among `files` to a new folder beside it, so that

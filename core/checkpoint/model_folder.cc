@@ -166,6 +166,8 @@ fs::path find_model(const std::string& given, ModelPart part) {
   return is_snapshot ? fs::path(given) : *folder;
 }
 
+bool is_hub_id(const std::string& text) { return is_id(text) && text.find('/') != text.npos; }
+
 std::string hub_id(const fs::path& folder) {
   std::error_code ignored;
   fs::path whole = fs::absolute(folder, ignored).lexically_normal();

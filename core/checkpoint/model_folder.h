@@ -24,6 +24,9 @@ std::filesystem::path hub_cache();
 /// missing in a snapshot.
 std::filesystem::path find_model(const std::string& given, ModelPart part);
 
+/// Whether a text can be the id "ORG/NAME" of a model on the Hugging Face Hub.
+bool is_hub_id(const std::string& text);
+
 /// The id "ORG/NAME" of a model in a snapshot folder of a Hub cache; "" for other folders.
 std::string hub_id(const std::filesystem::path& folder);
 

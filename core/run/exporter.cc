@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/interrupt.h"
+#include "base/sha256.h"
 #include "export/gguf.h"
 #include "export/quantization_config.h"
 #include "tensor/tensor.h"
@@ -23,6 +24,9 @@ constexpr std::array kSideFiles{".json", ".txt", ".model", ".jinja", ".tiktoken"
 constexpr std::array kLegalFiles{"LICENSE", "LICENCE", "NOTICE", "COPYING"};
 /// The key of the report under which it lists every file of the export.
 constexpr const char* kFiles = "files";
+/// The key of the report for the SHA-256 of the model card, by which a card that the user has
+/// changed is recognised.
+constexpr const char* kCardSum = "card_sha256";
 
 template <typename List>
 bool contains(const List& list, const std::string& value) {
@@ -134,6 +138,13 @@ std::vector<std::byte> bytes_of(const at::Tensor& values, DType dtype) {
   return {data, data + converted.nbytes()};
 }
 
+/// Whether the model card in an earlier export is still the one that its report describes.
+bool card_is_unchanged(const Json& report, const fs::path& target) {
+  std::error_code ignored;
+  return !fs::is_regular_file(target / kCardFile, ignored) ||
+         report.value(kCardSum, Json()) == sha256_of(target / kCardFile);
+}
+
 }  // namespace
 
 void check_side_files(const Source& original) {
@@ -166,6 +177,7 @@ std::set<std::string> replaced_files(const Source& original, const fs::path& tar
   if (const auto list = report.find(kFiles); list != report.end() && list->is_array()) {
     for (const Json& name : *list)
       if (name.is_string()) files.insert(name.get<std::string>());
+    if (!card_is_unchanged(report, target)) files.erase(kCardFile);
     return files;
   }
   RunObserver silent;  // reports of version 0.1 have no list
@@ -205,6 +217,7 @@ std::vector<std::string> Exporter::files() const {
   for (int32_t unit = 0; unit < units_; unit++)
     for (std::string& shard : shards(unit)) files.push_back(std::move(shard));
   if (files.size() - others > 1) files.emplace_back("model.safetensors.index.json");
+  if (work_.may_place(kCardFile)) files.emplace_back(kCardFile);
   std::sort(files.begin(), files.end());
   files.emplace_back(kReportFile);
   return files;
@@ -296,12 +309,22 @@ void Exporter::copy(const Copied& tensor) {
   writer_->copy(tensor.written, decode, matrix * width);
 }
 
-void Exporter::commit(Json report) {
+void Exporter::commit(Json report, const std::string& card) {
   work_.check_in_place();
   work_.keep();
-  report[kFiles] = files();
+  const bool writes_card = !card.empty() && work_.may_place(kCardFile);
+  std::vector<std::string> written = files();
+  if (!writes_card) std::erase(written, kCardFile);
+  report[kFiles] = written;
+  if (writes_card) report[kCardSum] = sha256_of(std::as_bytes(std::span(card)));
+  if (!card.empty() && !writes_card)
+    observer_.warn(
+        fmt::format("{} in the target is yours, or was changed; it stays, and the model "
+                    "card of this export is not written",
+                    kCardFile));
   try {
     writer_->write_index();
+    if (writes_card) write_file(work_.result() / kCardFile, card);
     write_file(work_.result() / kReportFile, to_text(report, 2) + "\n");
   } catch (const Error& e) {
     fail(
@@ -309,7 +332,7 @@ void Exporter::commit(Json report) {
         "again to finish it",
         e.what(), work_.result().string());
   }
-  if (const std::string aside = work_.set_aside_others(files()); !aside.empty())
+  if (const std::string aside = work_.set_aside_others(written); !aside.empty())
     observer_.warn(aside);
   work_.commit();
 }

@@ -19,13 +19,17 @@ namespace aqhost {
 /// The name of the report (see report.h) in the folder of an export.
 inline constexpr const char* kReportFile = "quantization_report.json";
 
+/// The name of the model card (see model_card.h).
+inline constexpr const char* kCardFile = "README.md";
+
 /// Throws an Error that names the file if a side file that an export copies from the original
 /// cannot be copied: a link to nothing, or what a failed download leaves in place of a file.
 /// Exporter makes the same check.
 void check_side_files(const Source& original);
 
 /// The files, relative to `target`, that an earlier export wrote there and that this one replaces.
-/// There are none if `overwrite` is not set, or if the folder is free. Throws an Error if
+/// There are none if `overwrite` is not set, or if the folder is free. A model card that the user
+/// has changed is not among them. Throws an Error if
 /// `overwrite` is set and the folder contains anything but an earlier export, since --overwrite
 /// never replaces an original or a folder of another kind.
 std::set<std::string> replaced_files(const Source& original, const std::filesystem::path& target,
@@ -81,11 +85,12 @@ class Exporter {
   /// are written. Thread-safe.
   void finish(int32_t unit);
 
-  /// Puts the export in place, with `report` and the list of all files as quantization_report.json.
+  /// Puts the export in place, with `report` and the list of all files as quantization_report.json,
+  /// and with `card` as README.md, unless that is empty or the target has a README.md of the user.
   /// To be called when every unit is finished. If it fails, the work folder is kept, and the Error
   /// names it. The observer is warned of files that the run did not write, which stay in the work
   /// folder.
-  void commit(Json report);
+  void commit(Json report, const std::string& card = "");
 
  private:
   /// A tensor that does not change.

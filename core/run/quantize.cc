@@ -19,6 +19,7 @@
 #include "plugin/tensor_check.h"
 #include "run/calibrated_run.h"
 #include "run/exporter.h"
+#include "run/model_card.h"
 #include "run/phase_timer.h"
 #include "run/round_to_nearest.h"
 #include "run/run_difference.h"
@@ -223,7 +224,9 @@ class QuantizeRun {
       const int32_t resumed_units = finished.units;
       UnitReport units = solve_units(calibration.windows, run_options, std::move(finished));
       RunReport report = make_report(std::move(units), resumed_units, std::move(calibration));
-      if (comm_.rank() == 0) exporter_.commit(to_json(report));
+      if (comm_.rank() == 0)
+        exporter_.commit(to_json(report),
+                         model_card(original_, model_, plan_, report, options_.card));
       comm_.barrier();
       return report;
     } catch (const Interrupted&) {

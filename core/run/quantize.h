@@ -17,6 +17,7 @@
 #include "plugin/registry.h"
 #include "run/calibration.h"
 #include "run/comm.h"
+#include "run/model_card.h"
 #include "run/report.h"
 #include "run/store.h"
 
@@ -32,6 +33,7 @@ struct QuantizeOptions {
   bool limit_is_standard = false;  // the user gives no limit: it is the container's, or what a GPU
                                    // has room for, and need not be used up
   int64_t later_bytes = 0;         // of files that are made of the export in its folder afterwards
+  CardOptions card;                // for README.md
   bool overwrite = false;
   Resume resume = Resume::kAuto;
   std::vector<PluginInfo> plugins;  // all that are loaded; see run_identity()

@@ -141,6 +141,7 @@ struct RunReport {
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
 ///             peak_memory_bytes, bytes, resumed_layers, and, if several processes did the run,
 ///             ranks[{peak_memory_bytes, traffic{station -> {bytes, seconds}}}]}
+///   card_sha256  of README.md as the run wrote it (Exporter::commit)
 ///   files    every file of the export, which a later run with --overwrite may replace; it is added
 ///            when the export is put in place (Exporter::commit)
 Json to_json(const RunReport& report);

@@ -86,7 +86,7 @@ TEST_CASE("side files that readers look for are copied; others and outdated ones
     write_file(open / "model" / name, "");
   open.quantize(open.plan(kRtn), "out");
   CHECK(names_in(open / "out") ==
-        with_shards({"LICENSE", "LICENSE-MODEL.md", "additional_chat_templates",
+        with_shards({"LICENSE", "LICENSE-MODEL.md", "README.md", "additional_chat_templates",
                      "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py",
                      "quantization_report.json", "spiece.model", "tokenizer.json",
                      "tokenizer_config.json"}));
@@ -95,10 +95,10 @@ TEST_CASE("side files that readers look for are copied; others and outdated ones
         std::vector<std::string>{"tool.jinja"});
   const Json report = read_json(open / "out" / "quantization_report.json");
   CHECK(report["generator"] == "aqhost");
-  std::vector<std::string> files =
-      with_shards({"LICENSE", "LICENSE-MODEL.md", "additional_chat_templates/tool.jinja",
-                   "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py",
-                   "spiece.model", "tokenizer.json", "tokenizer_config.json"});
+  std::vector<std::string> files = with_shards(
+      {"LICENSE", "LICENSE-MODEL.md", "README.md", "additional_chat_templates/tool.jinja",
+       "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py", "spiece.model",
+       "tokenizer.json", "tokenizer_config.json"});
   files.emplace_back("quantization_report.json");
   CHECK(report["files"] == Json(files));
   CHECK(report["totals"]["bytes"].get<int64_t>() > 0);
@@ -162,11 +162,28 @@ TEST_CASE("a unit's shard contains all tensors of its layer, and the last shard 
                                          "model.norm.weight"});
 }
 
-void export_to(const OpenModel& open, const std::string& name, bool overwrite) {
+void export_to(const OpenModel& open, const std::string& name, bool overwrite,
+               const std::string& card = "") {
   const Plan plan = open.plan(kRtn);
   Export exported(open, plan, open / name, overwrite);
   exported.write_all();
-  exported->commit(Json{{"generator", "aqhost"}});
+  exported->commit(Json{{"generator", "aqhost"}}, card);
+}
+
+TEST_CASE("--overwrite replaces our model card, and neither one that was changed nor the user's") {
+  const OpenModel open;
+  const auto card = [&] { return read_file(open / "out" / "README.md"); };
+  export_to(open, "out", false, "card 1");
+  export_to(open, "out", true, "card 2");
+  CHECK(card() == "card 2");
+  write_file(open / "out" / "README.md", "card 2, edited");
+  for (int i = 0; i < 2; i++) {
+    export_to(open, "out", true, "card 3");
+    CHECK(card() == "card 2, edited");
+  }
+  fs::remove(open / "out" / "README.md");
+  export_to(open, "out", true, "card 4");
+  CHECK(card() == "card 4");
 }
 
 TEST_CASE("--overwrite replaces an earlier export and keeps the user's files in it") {

@@ -9,6 +9,7 @@
 
 #include "base/counted.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/interrupt.h"
 #include "base/memory.h"
 #include "base/progress.h"
@@ -202,6 +203,32 @@ GgufSummary make_gguf(const QuantizeCommandOptions& options, const Registry& reg
   }
 }
 
+std::string file_name(const std::string& path) {
+  return std::filesystem::path(path).filename().string();
+}
+
+/// The command that repeats the run, without the folders of this machine: files are given by their
+/// names alone, and the model by the name that its card has for it.
+std::string repeating_command(const QuantizeCommandOptions& options, const Source& original) {
+  std::string text = fmt::format("aqhost quantize --model {}", base_model_name(original));
+  const auto add = [&](const char* name, const auto& value) {
+    if (options.given.contains(name)) text += fmt::format(" --{} {}", name, value);
+  };
+  add("config", file_name(options.recipe));
+  for (const std::string& file : options.calibration_files) text += " --calib " + file_name(file);
+  const CalibrationOptions& calibration = options.calibration;
+  add("nsamples", calibration.nsamples);
+  add("seqlen", calibration.seqlen);
+  add("random-percent", calibration.random_percent);
+  if (calibration.balance_experts) text += " --balance-experts";
+  add("seed", options.seed);
+  add("algorithm", options.algorithm);
+  add("dtype", options.dtype);
+  add("export", options.result.container);
+  add("max-shard-size", options.max_shard_mb);
+  return text + " --save OUT";
+}
+
 QuantizeOptions run_options(const QuantizeCommandOptions& options) {
   QuantizeOptions result;
   result.target = options.save;
@@ -220,9 +247,12 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
                          std::optional<at::Device> opened) {
   set_threads(options.device);
   QuantizeOptions quantize_options = run_options(options);
-  const Recipe recipe = options.recipe.empty() ? Recipe{} : Recipe::load(options.recipe);
+  const std::string recipe_text = options.recipe.empty() ? "" : read_file(options.recipe);
+  const Recipe recipe =
+      options.recipe.empty() ? Recipe{} : Recipe::parse(recipe_text, options.recipe);
   const auto registry = open_registry(options);
   const auto original = open_original(options.model, *registry);
+  quantize_options.card = {repeating_command(options, *original), recipe_text};
   if (is_quantized(original->config()))
     spdlog::info("{}: is stored quantized ({}); its weights are decoded and quantized anew",
                  options.model, quant_method(original->config(), options.model));
