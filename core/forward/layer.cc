@@ -278,6 +278,10 @@ void Layer::set_input_rounding(const Module& module,
   linears_.at({module.key.role, module.key.expert}).round_input = std::move(round);
 }
 
+void Layer::see_output(const Module& module, std::function<void(const at::Tensor&)> see) {
+  linears_.at({module.key.role, module.key.expert}).see_output = std::move(see);
+}
+
 at::Tensor Layer::rounded_input(const Module& module, const at::Tensor& x) const {
   const auto& round = linear(module.key.role, module.key.expert).round_input;
   return round ? round(x) : x;

@@ -96,6 +96,10 @@ class Layer {
   void set_input_rounding(const Module& module, std::function<at::Tensor(const at::Tensor&)> round);
   at::Tensor rounded_input(const Module& module, const at::Tensor& x) const;
 
+  /// From now on, `see` is called with the output of a module whenever it is applied, before any
+  /// operation changes the output in place; possibly from several threads, unless gradients are on.
+  void see_output(const Module& module, std::function<void(const at::Tensor&)> see);
+
   const at::TensorOptions& options() const { return options_; }
   const FfnDesc& ffn_desc() const { return model_.ffn(index_); }
 

@@ -13,9 +13,12 @@ struct Linear {
   at::Tensor bias;    // [out] or undefined
 
   std::function<at::Tensor(const at::Tensor&)> round_input{};  // applied to x, unless empty
+  std::function<void(const at::Tensor&)> see_output{};         // called with y, unless empty
 
   at::Tensor operator()(const at::Tensor& x) const {
-    return at::linear(round_input ? round_input(x) : x, weight, bias);
+    const at::Tensor y = at::linear(round_input ? round_input(x) : x, weight, bias);
+    if (see_output) see_output(y);
+    return y;
   }
 };
 

@@ -44,6 +44,14 @@ std::vector<const PlannedModule*> values_of(const PlannedByKey& modules) {
 
 LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes,
                      int64_t room, Comm& comm, SolutionSink sink, PhaseTimer& timer)
+    : LayerWalk(plan, index, layer, chunk_bytes, room, comm,
+                std::make_unique<Solver>(plan.settings, comm, fmt::format("layer {}", index),
+                                         std::move(sink), timer),
+                timer) {}
+
+LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes,
+                     int64_t room, Comm& comm, std::unique_ptr<TaskSolver> solver,
+                     PhaseTimer& timer)
     : plan_(plan),
       index_(index),
       layer_(layer),
@@ -53,7 +61,7 @@ LayerWalk::LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chun
       timer_(timer),
       modules_(modules_of(plan, index)),
       rounding_(values_of(modules_), layer),
-      solver_(plan.settings, comm, fmt::format("layer {}", index), std::move(sink), timer) {}
+      solver_(std::move(solver)) {}
 
 void LayerWalk::run(at::Tensor& x, at::Tensor& original, const at::Tensor& before) {
   timer_.begin("calibrate");
@@ -66,7 +74,7 @@ void LayerWalk::run(at::Tensor& x, at::Tensor& original, const at::Tensor& befor
   attention(x, original);
   ffn(ffn_states(x), ffn_states(original));
   input_hessians_.clear();
-  solver_.wait();
+  solver_->wait();
   if (plan_.settings.sequential) return;
   for (const NewWeight& weight : pending_) layer_.set_weight(*weight.module, weight.values);
   pending_.clear();
@@ -320,7 +328,7 @@ void LayerWalk::solve_one(const Modules& modules, Hessian hessian) {
 /// Solves a task. The layer gets the new weights at once, or at its end if stages are not
 /// sequential.
 void LayerWalk::solve(SolveTask task) {
-  for (NewWeight& weight : solver_.solve(std::move(task))) {
+  for (NewWeight& weight : solver_->solve(std::move(task))) {
     if (plan_.settings.sequential) {
       layer_.set_weight(*weight.module, weight.values);
     } else {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -42,6 +43,9 @@ class LayerWalk {
   /// memory for modules that are solved together on this rank; 0: there is no limit.
   LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, int64_t room,
             Comm& comm, SolutionSink sink, PhaseTimer& timer);
+  /// The same with another solver than Solver.
+  LayerWalk(const Plan& plan, int32_t index, Layer& layer, int64_t chunk_bytes, int64_t room,
+            Comm& comm, std::unique_ptr<TaskSolver> solver, PhaseTimer& timer);
 
   /// x [windows, tokens, hidden] f32 before the layer is replaced by the output of the quantized
   /// layer. `original` is undefined, or has the hidden states of x's first windows in the original
@@ -148,7 +152,7 @@ class LayerWalk {
   PhaseTimer& timer_;
   std::map<std::pair<int32_t, int32_t>, const PlannedModule*> modules_;  // by role and expert
   InputRounding rounding_;
-  Solver solver_;
+  std::unique_ptr<TaskSolver> solver_;
   std::vector<NewWeight> pending_;  // set at the end of the layer if stages are not sequential
   std::vector<ExpertCoverage> coverage_;
   std::set<int32_t> starved_;

@@ -59,13 +59,23 @@ QuantizedBatch solve_weights(const std::vector<const PlannedModule*>& modules,
 /// on every rank. Does nothing if there is one rank.
 void reduce_hessians(Comm& comm, std::vector<Hessian>& hessians, const std::vector<int>& owners);
 
-/// Turns tasks into solutions. It knows formats and Hessians, but no layer. Used by one thread
-/// only.
+/// Solves the tasks of a walk through a layer. Used by one thread only.
+class TaskSolver {
+ public:
+  virtual ~TaskSolver() = default;
+
+  /// Returns the new weights of members. A member that is left out keeps its weight.
+  virtual std::vector<NewWeight> solve(SolveTask task) = 0;
+  /// Called once after the last task of a layer.
+  virtual void wait() {}
+};
+
+/// Turns tasks into solutions. It knows formats and Hessians, but no layer.
 ///
 /// If a run has several ranks, each has the same task with the Hessians of its own tokens. The
 /// groups are dealt to the ranks; the owner of a group receives the sum of its Hessians, solves it,
 /// and gives its solutions to its own sink.
-class Solver {
+class Solver : public TaskSolver {
  public:
   /// `station` names what is being solved, as "layer 5"; see Comm::station().
   Solver(const RunSettings& settings, Comm& comm, std::string station, SolutionSink sink,
@@ -75,9 +85,9 @@ class Solver {
   /// on every rank. Groups with the same format, algorithm and shape are solved as one batch.
   /// Throws an Error if a Hessian is not finite, or the exception with which the sink failed in an
   /// earlier task.
-  std::vector<NewWeight> solve(SolveTask task);
+  std::vector<NewWeight> solve(SolveTask task) override;
   /// Waits until the sink has received all solutions. Throws the exception with which it failed.
-  void wait();
+  void wait() override;
 
  private:
   std::vector<NewWeight> solve_here(SolveTask task);

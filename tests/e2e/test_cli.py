@@ -29,7 +29,8 @@ MODEL = TESTS / "models/olmoe-tiny"
 CALIB = TESTS / "data/kjv_calib.txt"
 EVAL = TESTS / "data/kjv_eval.txt"
 RECIPE = ROOT / "configs/olmoe_int4.yaml"
-COMMANDS = ("inspect", "plan", "eval", "compare", "convert", "status", "tokenize", "verify", "plugins")
+COMMANDS = ("inspect", "plan", "allocate", "eval", "compare", "convert", "status", "tokenize", "verify",
+            "plugins")
 
 
 def aqhost(*arguments, plugins=BUILD / "plugins"):

@@ -14,6 +14,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "base/work_folder.h"
+#include "calibration_options.h"
 #include "command.h"
 #include "console_observer.h"
 #include "export/decoded_checkpoint.h"
@@ -32,36 +33,20 @@ constexpr const char* kMaxShardSize = "max-shard-size";
 
 struct QuantizeCommandOptions : ModelOptions {
   std::string recipe, algorithm, save, resume = "auto", dtype = "auto";
-  std::vector<std::string> calibration_files;
-  CalibrationOptions calibration;  // all but the files and the seed
-  int64_t seed = 0, memory_limit_mb = 0, max_shard_mb = 5000;
+  CalibrationChoice calibration;
+  int64_t memory_limit_mb = 0, max_shard_mb = 5000;
   bool overwrite = false;
   ExportOptions result;
   DeviceOptions device;
 };
 
-void add_calibration_options(OptionTable& table, QuantizeCommandOptions& options) {
-  table.list("calib", "FILE", options.calibration_files,
-             "Calibrate on this file, or on several files: FILE or FILE=WEIGHT, see above. GPTQ "
-             "needs it, rounding to nearest does not.");
-  table.integer("nsamples", "N", options.calibration.nsamples, 1, 1 << 24,
-                "Calibrate on N windows in total.");
-  table.integer("seqlen", "N", options.calibration.seqlen, 2, 1 << 24,
-                "Make windows of N tokens each.");
-  table.integer("random-percent", "N", options.calibration.random_percent, 0, 99,
-                "Fill N percent of the windows with random tokens instead of text, so that the "
-                "result is also good on text of other kinds.");
-  table.flag("balance-experts", options.calibration.balance_experts,
-             "Consider four times as many windows of text, and choose those that use the experts "
-             "most evenly.");
-  table.integer("seed", "N", options.seed, 0, int64_t{1} << 62,
-                "Use N as the seed of all random choices.");
-}
-
 void add_options(OptionTable& table, QuantizeCommandOptions& options) {
   add_model_options(table, options);
   add_recipe_option(table, options.recipe);
-  add_calibration_options(table, options);
+  add_calibration_options(
+      table, options.calibration,
+      "Calibrate on this file, or on several files: FILE or FILE=WEIGHT, see above. GPTQ needs it, "
+      "rounding to nearest does not.");
   table.choice("algorithm", {"gptq", "rtn"}, options.algorithm,
                "Solve all modules by gptq, or round them to nearest (rtn), whatever the recipe "
                "says.");
@@ -85,19 +70,6 @@ void add_options(OptionTable& table, QuantizeCommandOptions& options) {
                 "group), and on a GPU nine tenths of what is free of its memory.");
 }
 
-std::optional<CalibrationOptions> calibration(const QuantizeCommandOptions& options) {
-  if (options.calibration_files.empty()) {
-    if (options.calibration.balance_experts)
-      throw UsageError("--balance-experts needs --calib, what to choose from");
-    return {};
-  }
-  CalibrationOptions result = options.calibration;
-  for (const std::string& value : options.calibration_files)
-    result.files.push_back(parse_corpus_file(value));
-  result.seed = static_cast<uint64_t>(options.seed);
-  return result;
-}
-
 /// If the user gives no limit, the limit on a CPU is what the control group leaves, if there is
 /// one. On a GPU it is nine tenths of what is free of its memory, because the computed need leaves
 /// out what single operations take.
@@ -116,7 +88,7 @@ void set_standard_limit(QuantizeOptions& options) {
 /// without calibration text.
 at::Device device(const QuantizeCommandOptions& options, const Plan& plan,
                   std::optional<at::Device> opened) {
-  if (plan.runs_model() && !options.calibration_files.empty())
+  if (plan.runs_model() && !options.calibration.files.empty())
     return opened ? *opened : open_device(options.device.name);
   check_device_name(options.device.name);
   if (!plan.runs_model())
@@ -238,7 +210,7 @@ QuantizeOptions run_options(const QuantizeCommandOptions& options) {
   result.resume = options.resume == "never"      ? Resume::kNever
                   : options.resume == "required" ? Resume::kRequired
                                                  : Resume::kAuto;
-  result.calibration = calibration(options);
+  result.calibration = calibration_of(options.calibration);
   result.memory_limit = options.memory_limit_mb * 1'000'000;
   return result;
 }

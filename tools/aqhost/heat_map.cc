@@ -1,0 +1,83 @@
+#include "heat_map.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace aqhost {
+namespace {
+
+constexpr int kCellWidth = 96, kCellHeight = 20, kMargin = 10, kTitleHeight = 30, kDigitWidth = 8;
+
+std::string xml_text(const std::string& text) {
+  std::string escaped;
+  for (const char c : text) {
+    if (c == '&')
+      escaped += "&amp;";
+    else if (c == '<')
+      escaped += "&lt;";
+    else if (c == '>')
+      escaped += "&gt;";
+    else
+      escaped += c;
+  }
+  return escaped;
+}
+
+/// From nearly white (0) to dark blue (1).
+std::string colour(double share) {
+  const auto mix = [&](int light, int dark) {
+    return static_cast<int>(std::lround(light + share * (dark - light)));
+  };
+  return fmt::format("#{:02x}{:02x}{:02x}", mix(0xf0, 0x10), mix(0xf5, 0x3a), mix(0xfa, 0x6e));
+}
+
+std::string text_at(int x, int y, const std::string& anchor, const std::string& fill,
+                    const std::string& text) {
+  return fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"{}\" fill=\"{}\">{}</text>\n", x, y,
+                     anchor, fill, xml_text(text));
+}
+
+}  // namespace
+
+std::string to_svg(const HeatMap& map) {
+  std::size_t widest = 0;
+  for (const std::string& row : map.rows) widest = std::max(widest, row.size());
+  const int left = kMargin + kDigitWidth * static_cast<int>(widest) + 8,
+            top = kMargin + kTitleHeight + kCellHeight;
+  const int width = left + kCellWidth * static_cast<int>(map.columns.size()) + kMargin,
+            height = top + kCellHeight * static_cast<int>(map.rows.size()) + kMargin;
+  double least = INFINITY, most = -INFINITY;
+  for (const HeatMap::Cell& cell : map.cells) {
+    least = std::min(least, cell.value);
+    most = std::max(most, cell.value);
+  }
+  std::string svg = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" aria-labelledby=\"title desc\" "
+      "viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" font-family=\"sans-serif\" "
+      "font-size=\"12\">\n<title id=\"title\">{2}</title>\n<desc id=\"desc\">{3}</desc>\n"
+      "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+      width, height, xml_text(map.title), xml_text(map.description));
+  svg += text_at(kMargin, kMargin + 14, "start", "black", map.title);
+  for (std::size_t c = 0; c < map.columns.size(); c++)
+    svg += text_at(left + kCellWidth * static_cast<int>(c) + kCellWidth / 2, top - 6, "middle",
+                   "black", map.columns[c]);
+  for (std::size_t r = 0; r < map.rows.size(); r++)
+    svg += text_at(left - 8, top + kCellHeight * static_cast<int>(r) + 14, "end", "black",
+                   map.rows[r]);
+  for (const HeatMap::Cell& cell : map.cells) {
+    const double share = most > least ? (cell.value - least) / (most - least) : 0.5;
+    const int x = left + kCellWidth * static_cast<int>(cell.column),
+              y = top + kCellHeight * static_cast<int>(cell.row);
+    svg += fmt::format(
+        "<g><title>{}</title><rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"{}\" "
+        "stroke=\"white\"/>\n{}</g>\n",
+        xml_text(cell.text), x, y, kCellWidth, kCellHeight, colour(share),
+        text_at(x + kCellWidth / 2, y + 14, "middle", share > 0.45 ? "white" : "black",
+                fmt::format("{:.4g}", cell.value)));
+  }
+  return svg + "</svg>\n";
+}
+
+}  // namespace aqhost
