@@ -33,7 +33,7 @@ std::string layers_text(const std::set<int32_t>& layers) {
 /// What decides whether an engine loads a part.
 using PartKind = std::set<std::tuple<int32_t, bool, int64_t, int64_t>>;
 
-PartKind kind_of(const ModelPart& part, const Plan& plan) {
+PartKind kind_of(const ModuleGroup& part, const Plan& plan) {
   PartKind kind;
   for (const std::size_t i : part.modules) {
     const Module& m = *plan.modules[i].module;
@@ -43,7 +43,7 @@ PartKind kind_of(const ModelPart& part, const Plan& plan) {
 }
 
 /// The plan with all modules of other parts left as they are.
-Plan only(const ModelPart& part, const Plan& plan) {
+Plan only(const ModuleGroup& part, const Plan& plan) {
   Plan result = plan;
   std::size_t next = 0;
   for (std::size_t i = 0; i < result.modules.size(); i++) {
@@ -76,7 +76,7 @@ Allocation::Allocation(const Source& source, const Model& model, const Registry&
   skipped_ = skipped_rows(recipe);
   make_plans();
   const Engine* engine = find_engine(options_.target);
-  for (const ModelPart& part : model_parts(plan_, engine)) add_part(part);
+  for (const ModuleGroup& part : model_parts(plan_, engine)) add_part(part);
   if (engine != nullptr) find_allowed(*engine);
 }
 
@@ -127,9 +127,9 @@ int64_t Allocation::counted(const Module& module, int64_t number) const {
   return number * ffn.top_k / ffn.n_experts;
 }
 
-void Allocation::add_part(const ModelPart& part) {
+void Allocation::add_part(const ModuleGroup& part) {
   Part& added = parts_.emplace_back();
-  static_cast<ModelPart&>(added) = part;
+  static_cast<ModuleGroup&>(added) = part;
   for (const std::size_t i : part.modules)
     added.weights += counted(*plan_.modules[i].module, plan_.modules[i].weights());
   for (const Plan& plan : plans_) {

@@ -187,13 +187,13 @@ std::string repeating_command(const QuantizeCommandOptions& options, const Sourc
     if (options.given.contains(name)) text += fmt::format(" --{} {}", name, value);
   };
   add("config", file_name(options.recipe));
-  for (const std::string& file : options.calibration_files) text += " --calib " + file_name(file);
-  const CalibrationOptions& calibration = options.calibration;
+  for (const std::string& file : options.calibration.files) text += " --calib " + file_name(file);
+  const CalibrationOptions& calibration = options.calibration.options;
   add("nsamples", calibration.nsamples);
   add("seqlen", calibration.seqlen);
   add("random-percent", calibration.random_percent);
   if (calibration.balance_experts) text += " --balance-experts";
-  add("seed", options.seed);
+  add("seed", options.calibration.seed);
   add("algorithm", options.algorithm);
   add("dtype", options.dtype);
   add("export", options.result.container);
