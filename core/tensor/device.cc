@@ -50,8 +50,8 @@ std::string open_cuda() {
                                                dll::load_mode::search_system_folders);
   } catch (const std::exception& e) {
     return fmt::format(
-        "LibTorch's CUDA libraries do not load ({}): let LD_LIBRARY_PATH name the torch/lib folder "
-        "of tools/fetch_libtorch --cuda or of PyTorch {}",
+        "LibTorch's CUDA libraries do not load ({}): run aqhost-fetch-libtorch --cuda, or let "
+        "LD_LIBRARY_PATH name the torch/lib folder of tools/fetch_libtorch --cuda or of PyTorch {}",
         e.what(), "2.11");
   }
   if (!at::globalContext().hasCUDA()) return "LibTorch finds no GPU that it can use";
