@@ -55,6 +55,8 @@ bool has_memory(std::string_view controllers) {
 
 int64_t peak_memory_bytes() { return of_status("VmHWM:"); }
 
+int64_t held_memory_bytes() { return of_status("VmRSS:"); }
+
 int64_t anonymous_memory_bytes() { return of_status("RssAnon:"); }
 
 int64_t available_memory_bytes() {

@@ -10,6 +10,9 @@ namespace aqhost {
 /// ru_maxrss, which a program inherits from the program that started it.)
 int64_t peak_memory_bytes();
 
+/// The physical memory that this program holds now, in bytes.
+int64_t held_memory_bytes();
+
 /// The memory that this program holds now, in bytes, without mapped files such as libraries.
 int64_t anonymous_memory_bytes();
 

@@ -18,6 +18,11 @@ class RunObserver {
 
   /// A piece of work begins. It has `total` units of the kind `unit` ("layers", "weights").
   virtual void begin(const std::string& /*title*/, double /*total*/, const std::string& /*unit*/) {}
+  /// `done` units of this piece of work were finished before it began.
+  virtual void resume(double /*done*/) {}
+  /// The piece of work will take this many seconds from now on. Without this, an observer may
+  /// conclude that from the updates.
+  virtual void expect(double /*seconds*/) {}
   /// `done` units are finished so far; `detail` says what is being worked on.
   virtual void update(double /*done*/, const std::string& /*detail*/) {}
   /// The piece of work has ended.

@@ -7,12 +7,23 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <cstdlib>
+#include <string_view>
 
 namespace aqhost {
 namespace {
 
 constexpr auto kTerminalInterval = std::chrono::milliseconds(100);
 constexpr auto kPlainInterval = std::chrono::seconds(10);
+
+/// The value of an environment variable; "" if there is none.
+std::string_view variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+/// Whether a variable says yes: it is neither empty nor "false".
+bool is_set(const char* name) { return variable(name) != "" && variable(name) != "false"; }
 
 /// "950", "3.1 M".
 std::string format_count(double n) {
@@ -23,6 +34,12 @@ std::string format_count(double n) {
 }
 
 }  // namespace
+
+bool may_redraw(int descriptor) {
+  return ::isatty(descriptor) == 1 && !is_set("CI") && variable("TERM") != "dumb";
+}
+
+bool may_color(int descriptor) { return may_redraw(descriptor) && !is_set("NO_COLOR"); }
 
 std::size_t terminal_width(int descriptor) {
   if (::isatty(descriptor) != 1) return 0;
@@ -40,12 +57,16 @@ std::string format_duration(double seconds) {
 }
 
 std::string progress_line(const std::string& title, double done, double total,
-                          const std::string& unit, double seconds, const std::string& detail) {
+                          const std::string& unit, double seconds, const std::string& detail,
+                          double before, std::optional<double> left) {
   const double fraction = total > 0 ? std::clamp(done / total, 0.0, 1.0) : 0;
   std::string line = fmt::format("{} {:3.0f} %", title, 100 * fraction);
-  if (fraction > 0.02 && seconds > 0.5)
-    line += fmt::format(", {} {}/s, {} left", format_count(done / seconds), unit,
-                        format_duration(seconds * (1 - fraction) / fraction));
+  const double rate = (done - before) / seconds;
+  if (done - before > 0.02 * total && total > 0 && seconds > 0.5) {
+    line += fmt::format(", {} {}/s", format_count(rate), unit);
+    if (!left) left = std::max(0.0, total - done) / rate;
+  }
+  if (left) line += fmt::format(", {} left", format_duration(*left));
   return line + "  " + detail;
 }
 
@@ -53,12 +74,17 @@ Progress::Progress(std::string title, double total, std::string unit, bool quiet
     : title_(std::move(title)),
       unit_(std::move(unit)),
       total_(total),
-      terminal_(::isatty(STDERR_FILENO) == 1),
+      terminal_(may_redraw(STDERR_FILENO)),
       quiet_(quiet),
       start_(Clock::now()),
       last_(start_) {}
 
 Progress::~Progress() { finish(); }
+
+void Progress::expect(double seconds) {
+  end_ = Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
 
 void Progress::update(double done, const std::string& detail) {
   const auto now = Clock::now();
@@ -66,7 +92,9 @@ void Progress::update(double done, const std::string& detail) {
   if (now - last_ < (terminal_ ? Clock::duration(kTerminalInterval) : kPlainInterval)) return;
   last_ = now;
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  draw(progress_line(title_, done, total_, unit_, seconds, detail));
+  std::optional<double> left;
+  if (end_) left = std::max(0.0, std::chrono::duration<double>(*end_ - now).count());
+  draw(progress_line(title_, done, total_, unit_, seconds, detail, before_, left));
 }
 
 /// Uses stdio, which does not stop the program if the reader of stderr has gone away.

@@ -65,6 +65,8 @@ class Recipe {
 
   /// The name of the recipe's file; "" for a default-constructed recipe.
   const std::string& file() const { return file_; }
+  /// Its text; "" for a default-constructed recipe.
+  const std::string& text() const { return text_; }
   ModuleRecipe resolve(const std::string& module) const;
   /// "file:line" of the row from which resolve() takes `key` for the module; "" if no row sets it.
   std::string where(const std::string& module, const std::string& key) const;
@@ -114,7 +116,7 @@ class Recipe {
   bool crosses(std::size_t i, std::size_t j, const Matches& matches) const;
   std::string lint_row(std::size_t i, const Matches& matches) const;
 
-  std::string file_;
+  std::string file_, text_;
   Row default_;
   std::vector<Row> overrides_;
   std::unordered_map<std::string, std::vector<std::size_t>> exact_;  // overrides for one name

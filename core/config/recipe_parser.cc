@@ -64,6 +64,7 @@ class RecipeParser {
     check_keys(root, kTopKeys, "recipe");
     Recipe recipe;
     recipe.file_ = file_;
+    recipe.text_ = text;
     if (const YAML::Node row = root["default"]) recipe.default_ = read_row(row, false);
     if (const YAML::Node rows = root["overrides"]) {
       if (!rows.IsSequence()) wrong(rows, "overrides", "a list");

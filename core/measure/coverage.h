@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "run/report.h"
+#include "report/report.h"
 
 namespace aqhost {
 

@@ -168,7 +168,6 @@ class Calibrator {
     });
     for (int32_t l = first; l <= last; l++) {
       timer.begin("read");
-      sink.say(fmt::format("layer {}", l));
       sink.begin_unit();
       quantize_layer(reader.next(), l, sink, timer);
       sink.finish_unit({x_, original_x_});

@@ -9,7 +9,7 @@
 #include "calibrate/corpus.h"
 #include "checkpoint/source.h"
 #include "plugin/model.h"
-#include "run/report.h"
+#include "report/report.h"
 
 namespace aqhost {
 

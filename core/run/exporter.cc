@@ -11,6 +11,7 @@
 #include "base/sha256.h"
 #include "export/gguf.h"
 #include "export/quantization_config.h"
+#include "report/page.h"
 #include "tensor/tensor.h"
 
 namespace aqhost {
@@ -218,6 +219,7 @@ std::vector<std::string> Exporter::files() const {
     for (std::string& shard : shards(unit)) files.push_back(std::move(shard));
   if (files.size() - others > 1) files.emplace_back("model.safetensors.index.json");
   if (work_.may_place(kCardFile)) files.emplace_back(kCardFile);
+  files.emplace_back(kPageFile);
   std::sort(files.begin(), files.end());
   files.emplace_back(kReportFile);
   return files;
@@ -309,14 +311,18 @@ void Exporter::copy(const Copied& tensor) {
   writer_->copy(tensor.written, decode, matrix * width);
 }
 
-void Exporter::commit(Json report, const std::string& card) {
+void Exporter::commit(const RunReport& report, const std::string& card) {
   work_.check_in_place();
   work_.keep();
   const bool writes_card = !card.empty() && work_.may_place(kCardFile);
   std::vector<std::string> written = files();
   if (!writes_card) std::erase(written, kCardFile);
-  report[kFiles] = written;
-  if (writes_card) report[kCardSum] = sha256_of(std::as_bytes(std::span(card)));
+  Json json = to_json(report);
+  json[kFiles] = written;
+  if (writes_card) json[kCardSum] = sha256_of(std::as_bytes(std::span(card)));
+  const std::string text = to_text(json, 2) + "\n";
+  // as aqhost report makes it of the file
+  const std::string page = report_page(parse_json(text, kReportFile), kReportFile);
   if (!card.empty() && !writes_card)
     observer_.warn(
         fmt::format("{} in the target is yours, or was changed; it stays, and the model "
@@ -325,7 +331,8 @@ void Exporter::commit(Json report, const std::string& card) {
   try {
     writer_->write_index();
     if (writes_card) write_file(work_.result() / kCardFile, card);
-    write_file(work_.result() / kReportFile, to_text(report, 2) + "\n");
+    write_file(work_.result() / kPageFile, page);
+    write_file(work_.result() / kReportFile, text);
   } catch (const Error& e) {
     fail(
         "{}. The export, which is finished but for this file, is kept in {}; run the same command "

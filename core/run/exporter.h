@@ -13,6 +13,7 @@
 #include "checkpoint/source.h"
 #include "checkpoint/writer.h"
 #include "plan/plan.h"
+#include "report/report.h"
 
 namespace aqhost {
 
@@ -86,11 +87,11 @@ class Exporter {
   void finish(int32_t unit);
 
   /// Puts the export in place, with `report` and the list of all files as quantization_report.json,
-  /// and with `card` as README.md, unless that is empty or the target has a README.md of the user.
-  /// To be called when every unit is finished. If it fails, the work folder is kept, and the Error
-  /// names it. The observer is warned of files that the run did not write, which stay in the work
-  /// folder.
-  void commit(Json report, const std::string& card = "");
+  /// with the page that shows it, report.html, and with `card` as README.md, unless that is empty
+  /// or the target has a README.md of the user. To be called when every unit is finished. If it
+  /// fails, the work folder is kept, and the Error names it. The observer is warned of files that
+  /// the run did not write, which stay in the work folder.
+  void commit(const RunReport& report, const std::string& card = "");
 
  private:
   /// A tensor that does not change.

@@ -5,7 +5,7 @@
 #include "checkpoint/source.h"
 #include "plan/plan.h"
 #include "plugin/model.h"
-#include "run/report.h"
+#include "report/report.h"
 
 namespace aqhost {
 

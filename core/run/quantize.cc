@@ -191,6 +191,11 @@ std::unique_ptr<WorkFolder> open_work_folder(const Source& original, const Quant
   return work;
 }
 
+EngineReport report_on(const Loadable& engine) {
+  return {engine.engine,  engine.version,    engine.gguf,  engine.run,   engine.refused.empty(),
+          engine.loads(), engine.problems(), engine.notes, engine.remedy};
+}
+
 /// The part of quantize() that uses the work folder. The functions are called in the order in which
 /// they stand here.
 class QuantizeRun {
@@ -223,10 +228,10 @@ class QuantizeRun {
       Finished finished = begin(manifest, calibration.windows, run_options.states);
       const int32_t resumed_units = finished.units;
       UnitReport units = solve_units(calibration.windows, run_options, std::move(finished));
-      RunReport report = make_report(std::move(units), resumed_units, std::move(calibration));
+      RunReport report =
+          make_report(std::move(units), resumed_units, std::move(calibration), manifest);
       if (comm_.rank() == 0)
-        exporter_.commit(to_json(report),
-                         model_card(original_, model_, plan_, report, options_.card));
+        exporter_.commit(report, model_card(original_, model_, plan_, report, options_.card));
       comm_.barrier();
       return report;
     } catch (const Interrupted&) {
@@ -379,8 +384,15 @@ class QuantizeRun {
     return ranks;
   }
 
-  RunReport make_report(UnitReport units, int32_t resumed_units, Calibration calibration) {
+  RunReport make_report(UnitReport units, int32_t resumed_units, Calibration calibration,
+                        Json identity) {
     RunReport report;
+    report.setup = options_.setup;
+    report.setup.model = original_.directory();
+    report.setup.original_bytes = original_.stored_size().bytes;
+    identity.erase("plan");  // the report has its modules
+    report.setup.identity = std::move(identity);
+    for (const Loadable& engine : options_.engines) report.engines.push_back(report_on(engine));
     report.units = std::move(units);
     report.resumed_layers = std::min(resumed_units, model_.desc().n_layers);
     report.model_type = model_.id();
@@ -388,6 +400,7 @@ class QuantizeRun {
     report.weights = plan_.quantized_weights();
     report.bits_per_weight = plan_.bits_per_weight();
     report.seconds = timer_.seconds();
+    report.memory = timer_.memory();
     report.bytes = exporter_.bytes();
     const std::vector<RankReport> ranks = gather_rank_reports();
     for (const RankReport& rank : ranks) {

@@ -12,13 +12,14 @@
 
 #include "base/observer.h"
 #include "checkpoint/source.h"
+#include "plan/loadable.h"
 #include "plan/plan.h"
 #include "plugin/model.h"
 #include "plugin/registry.h"
+#include "report/report.h"
 #include "run/calibration.h"
 #include "run/comm.h"
 #include "run/model_card.h"
-#include "run/report.h"
 #include "run/store.h"
 
 namespace aqhost {
@@ -39,6 +40,10 @@ struct QuantizeOptions {
   std::vector<PluginInfo> plugins;  // all that are loaded; see run_identity()
   RunObserver* observer = nullptr;  // null: nobody receives messages
   Comm* comm = nullptr;             // null: the process is alone
+  // what the report says besides what the run finds out: the command and the recipe of `setup`, and
+  // what the engines will do with the export
+  RunSetup setup;
+  std::vector<Loadable> engines;
 };
 
 /// Thrown when a signal stops a run. what() says what is kept, and how to go on.

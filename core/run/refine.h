@@ -9,8 +9,8 @@
 #include "checkpoint/source.h"
 #include "forward/layer.h"
 #include "plan/plan.h"
+#include "report/report.h"
 #include "run/comm.h"
-#include "run/report.h"
 #include "run/solution.h"
 
 namespace aqhost {

@@ -6,7 +6,7 @@
 #include "base/field.h"
 #include "base/file.h"
 #include "base/work_folder.h"
-#include "run/report.h"
+#include "report/report.h"
 #include "run/store.h"
 
 namespace aqhost {

@@ -14,9 +14,9 @@
 #include "base/json.h"
 #include "base/observer.h"
 #include "base/work_folder.h"
+#include "report/report.h"
 #include "run/comm.h"
 #include "run/exporter.h"
-#include "run/report.h"
 #include "run/states.h"
 
 namespace aqhost {

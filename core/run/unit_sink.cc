@@ -2,6 +2,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <chrono>
+
 namespace aqhost {
 namespace {
 
@@ -9,6 +11,8 @@ ModuleReport report_of(const Solution& solution) {
   const PlannedModule& planned = *solution.planned;
   const Module& module = *planned.module;
   ModuleReport report;
+  report.layer = module.key.layer;
+  report.expert = std::max(module.key.expert, int32_t{AQ_EXPERT_NONE});
   report.format = planned.recipe.wq;
   report.activations = planned.recipe.aq;
   report.algorithm = solution.rtn ? "rtn" : "gptq";
@@ -25,6 +29,22 @@ ModuleReport report_of(const Solution& solution) {
   return report;
 }
 
+/// The number of quantized weights in each unit.
+std::vector<double> weights_by_unit(const Plan& plan, int32_t units) {
+  std::vector<double> weights(static_cast<std::size_t>(units));
+  for (const PlannedModule& m : plan.modules) {
+    const int32_t layer = m.module->key.layer;
+    if (m.format)
+      weights[static_cast<std::size_t>(layer >= 0 ? layer : units - 1)] +=
+          static_cast<double>(m.weights());
+  }
+  return weights;
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 }  // namespace
 
 UnitSink::UnitSink(Exporter& exporter, RunStore& store, Comm& comm, PhaseTimer& timer,
@@ -35,18 +55,31 @@ UnitSink::UnitSink(Exporter& exporter, RunStore& store, Comm& comm, PhaseTimer& 
       timer_(timer),
       observer_(observer),
       finished_(std::move(finished.report)),
-      next_(finished.units) {
+      next_(finished.units),
+      time_left_(weights_by_unit(plan, exporter.units())) {
   for (const auto& [name, module] : finished_.modules)
     done_ += static_cast<double>(module.out_features * module.in_features);
   observer_.begin("quantizing", static_cast<double>(plan.quantized_weights()), "weights");
+  observer_.resume(done_);
+  timer_.on_begin([this](const std::string& phase) { tell_observer(phase); });
 }
 
-UnitSink::~UnitSink() { observer_.end(); }
+UnitSink::~UnitSink() {
+  timer_.on_begin({});
+  observer_.end();
+}
 
-void UnitSink::say(const std::string& what) { observer_.update(done_, what); }
+void UnitSink::tell_observer(const std::string& phase) {
+  const int32_t layers = exporter_.units() - 1;
+  place_ = next_ < layers ? fmt::format("layer {} of {}, {}", next_ + 1, layers, phase)
+                          : "after the layers, " + phase;
+  if (const auto left = time_left_.seconds(now())) observer_.expect(*left);
+  observer_.update(done_, place_);
+}
 
 void UnitSink::begin_unit() {
   unit_ = {};
+  time_left_.begin(next_, now());
   if (!before_) before_ = timer_.seconds();
   if (comm_.rank() == 0) exporter_.begin(next_, comm_.size() > 1);
   // rank 0 decides for all, and the others wait until it has created the shards
@@ -67,7 +100,7 @@ void UnitSink::take(const std::vector<Solution>& solutions) {
     const std::string& name = solution.planned->module->name;
     unit_.modules[name] = report_of(solution);
     done_ += static_cast<double>(solution.planned->weights() * comm_.size());
-    std::string detail = name;
+    std::string detail = place_ + "  " + name;
     if (solution.calibrated) detail += fmt::format("  loss {:.4g}", solution.loss);
     observer_.update(done_, detail);
   }

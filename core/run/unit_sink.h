@@ -8,12 +8,13 @@
 
 #include "base/observer.h"
 #include "plan/plan.h"
+#include "report/report.h"
 #include "run/exporter.h"
 #include "run/layer_walk.h"
 #include "run/phase_timer.h"
-#include "run/report.h"
 #include "run/solution.h"
 #include "run/store.h"
+#include "run/time_left.h"
 
 namespace aqhost {
 
@@ -30,9 +31,6 @@ class UnitSink {
 
   /// The number of the unit that has begun, or that is the next to begin.
   int32_t next() const { return next_; }
-  /// Tells the observer what the run is working on.
-  void say(const std::string& what);
-
   /// The number of this rank, and of all ranks.
   int rank() const { return comm_.rank(); }
   int ranks() const { return comm_.size(); }
@@ -55,6 +53,8 @@ class UnitSink {
   UnitReport take_report() { return std::move(finished_); }
 
  private:
+  void tell_observer(const std::string& phase);
+
   Exporter& exporter_;
   RunStore& store_;
   Comm& comm_;
@@ -62,6 +62,8 @@ class UnitSink {
   RunObserver& observer_;
   UnitReport finished_, unit_;  // on all finished units, and on the unit that has begun
   int32_t next_;
+  TimeLeft time_left_;
+  std::string place_;                   // "layer 3 of 16, solve"
   std::optional<PhaseSeconds> before_;  // the timer's, when the unit began
   bool keeps_states_ = true;            // see RunStore::finish()
   double done_ = 0;  // the number of quantized weights, as if all ranks were as far as this one

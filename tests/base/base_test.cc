@@ -68,6 +68,10 @@ TEST_CASE("a progress line has rate and remaining time once they can be estimate
   CHECK(progress_line("x", 50, 100, "weights", 0.1, "a") == "x  50 %  a");
   CHECK(progress_line("x", 0, 0, "weights", 1, "a") == "x   0 %  a");
   CHECK(progress_line("x", 101, 100, "k", 1, "a") == "x 100 %, 101 k/s, 0.0 s left  a");
+  // 40 were finished before; and the time that is left is known better
+  CHECK(progress_line("x", 60, 100, "k", 10, "a", 40) == "x  60 %, 2.0 k/s, 20 s left  a");
+  CHECK(progress_line("x", 60, 100, "k", 10, "a", 40, 7) == "x  60 %, 2.0 k/s, 7.0 s left  a");
+  CHECK(progress_line("x", 40, 100, "k", 10, "a", 40, 7) == "x  40 %, 7.0 s left  a");
 }
 
 TEST_CASE("durations") {

@@ -56,7 +56,7 @@ def environment(rank, size, port, **more):
 def files_of(folder):
     """Returns the bytes of all files of an export by name, except the report, which contains times."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*"))
-            if f.is_file() and f.name != "quantization_report.json"}
+            if f.is_file() and f.name not in ("quantization_report.json", "report.html")}
 
 
 def errors_of(text):

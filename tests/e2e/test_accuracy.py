@@ -4,6 +4,7 @@ ctest runs this file with AQ_BUILD set to the build folder. It needs only Python
 """
 import json
 import os
+import re
 import struct
 import subprocess
 import unittest
@@ -51,8 +52,13 @@ class Calibration(WorkFolder):
         self.assertEqual(done.returncode, 0, done.stderr)
         shown = os.read(ours, 1 << 16).decode()
         self.assertRegex(shown, r"layer   2  [!\u2581-\u2588]{16}  \d+ to \d+ tokens, spread \d\.\d\d")
+        worst = re.findall(r"^model\.layers\.\S+ +int\d g\d+ +[\d.]+ % of the loss, [\d.]+ % of rounding", shown,
+                           flags=re.M)
+        self.assertEqual(len(worst), 5, shown)
         self.assertRegex(done.stderr.decode(), r"times as much calibration text .*--nsamples \d+")
-        self.assertNotIn("layer   2", self.ok(*FEW, "--save", self.work / "b"))
+        plain = self.ok(*FEW, "--save", self.work / "b")
+        self.assertNotIn("layer   2", plain)
+        self.assertNotIn("% of the loss", plain)
 
 
 class Refining(WorkFolder):

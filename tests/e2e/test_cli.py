@@ -29,7 +29,7 @@ MODEL = TESTS / "models/olmoe-tiny"
 CALIB = TESTS / "data/kjv_calib.txt"
 EVAL = TESTS / "data/kjv_eval.txt"
 RECIPE = ROOT / "configs/olmoe_int4.yaml"
-COMMANDS = ("inspect", "plan", "allocate", "eval", "compare", "convert", "status", "tokenize", "verify",
+COMMANDS = ("inspect", "plan", "allocate", "eval", "compare", "convert", "report", "status", "tokenize", "verify",
             "plugins")
 
 
@@ -191,7 +191,7 @@ class OptionsThatApply(WorkFolder):
                                plugins=None)
 
     def test_an_option_of_all_commands_is_unknown_to_those_that_ignore_it(self):
-        for command in ("inspect", "plan", "convert", "status", "tokenize", "verify", "plugins"):
+        for command in ("inspect", "plan", "convert", "report", "status", "tokenize", "verify", "plugins"):
             self.fails(2, "unknown option --threads", command, "--threads", 1, plugins=None)
         self.fails(2, "unknown option --json", "tokenize", "--json", plugins=None)
 

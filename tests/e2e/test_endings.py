@@ -6,6 +6,7 @@ ctest runs this file with AQ_BUILD set to the build folder. It needs only Python
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -333,10 +334,12 @@ class Endings(unittest.TestCase):
         done = self.on_a_volume(sum(sizes.values()) + file + spare, *arguments)
         self.assertEqual(done.returncode, 0, done.stderr)
 
-    def test_progress_is_one_line_on_a_terminal_and_plain_elsewhere(self):
+    def on_terminal(self, *arguments, **environment):
+        """Runs aqhost with stderr on a terminal, and returns what that received."""
         ours, theirs = open_terminal(self)
-        process = subprocess.Popen(command(*GPTQ, "--nsamples", 48, "--save", self.out),
-                                   stderr=theirs, stdout=subprocess.PIPE, text=True)
+        plain = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR")}
+        process = subprocess.Popen(command(*arguments), stderr=theirs, stdout=subprocess.PIPE, text=True,
+                                   env={**plain, "TERM": "xterm", **environment})
         os.close(theirs)
         seen = b""
         try:
@@ -347,15 +350,29 @@ class Endings(unittest.TestCase):
         result = process.communicate()[0]
         self.assertEqual(process.returncode, 0, seen)
         self.assertIn("written to", result)
+        return seen
+
+    def test_progress_is_one_line_on_a_terminal_and_plain_elsewhere(self):
+        seen = self.on_terminal(*GPTQ, "--nsamples", 48, "--save", self.out)
         lines = seen.split(b"\r\x1b[K")
         self.assertGreater(len(lines), 2)
         self.assertRegex(lines[1], rb"^quantizing +\d+ %")
-        self.assertTrue(any(b"model.layers." in line for line in lines))
+        self.assertTrue(any(re.search(rb"  layer [1-3] of 3, (calibrate|solve)", line) for line in lines), lines)
+        self.assertTrue(any(b" left  layer 3 of 3" in line for line in lines), lines)
         self.assertEqual(lines[-1], b"")  # the line is cleared at the end
         self.assertFalse(any(len(line) > 80 for line in lines))
 
         done = self.run_aqhost(*GPTQ, "--nsamples", 1, "--save", self.work / "plain")
         self.assertNotIn("\x1b", done.stderr)
+
+    def test_a_terminal_has_no_colours_with_no_color_and_no_control_sequences_in_ci(self):
+        warns = ("--model", MODEL, "--algorithm", "rtn", "--seed", 3)  # the option has no effect
+        self.assertIn(b"\x1b[33m", self.on_terminal(*warns, "--save", self.work / "a"))
+        seen = self.on_terminal(*warns, "--save", self.work / "b", NO_COLOR="1")
+        self.assertIn(b"aqhost: warning: --seed has no effect", seen)
+        self.assertNotIn(b"\x1b[33m", seen)
+        for name, value in (("CI", "true"), ("TERM", "dumb")):
+            self.assertNotIn(b"\x1b", self.on_terminal(*warns, "--save", self.work / name, **{name: value}))
 
 
 if __name__ == "__main__":

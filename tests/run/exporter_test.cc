@@ -88,7 +88,7 @@ TEST_CASE("side files that readers look for are copied; others and outdated ones
   CHECK(names_in(open / "out") ==
         with_shards({"LICENSE", "LICENSE-MODEL.md", "README.md", "additional_chat_templates",
                      "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py",
-                     "quantization_report.json", "spiece.model", "tokenizer.json",
+                     "quantization_report.json", "report.html", "spiece.model", "tokenizer.json",
                      "tokenizer_config.json"}));
   CHECK(read_file(open / "out" / "merges.txt") == "content of merges.txt");
   CHECK(names_in(open / "out" / "additional_chat_templates") ==
@@ -97,8 +97,8 @@ TEST_CASE("side files that readers look for are copied; others and outdated ones
   CHECK(report["generator"] == "aqhost");
   std::vector<std::string> files = with_shards(
       {"LICENSE", "LICENSE-MODEL.md", "README.md", "additional_chat_templates/tool.jinja",
-       "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py", "spiece.model",
-       "tokenizer.json", "tokenizer_config.json"});
+       "chat_template.jinja", "config.json", "merges.txt", "modeling_x.py", "report.html",
+       "spiece.model", "tokenizer.json", "tokenizer_config.json"});
   files.emplace_back("quantization_report.json");
   CHECK(report["files"] == Json(files));
   CHECK(report["totals"]["bytes"].get<int64_t>() > 0);
@@ -129,7 +129,7 @@ TEST_CASE("the target does not exist before commit(), and nothing is left withou
     Export exported(open, plan, open / "out");
     exported.write_all();
     CHECK(exported->bytes() > 0);
-    exported->commit(Json{{"generator", "aqhost"}});
+    exported->commit(RunReport());
   }
   CHECK(names_in(open / "") == std::vector<std::string>{"model", "out"});
 }
@@ -167,7 +167,7 @@ void export_to(const OpenModel& open, const std::string& name, bool overwrite,
   const Plan plan = open.plan(kRtn);
   Export exported(open, plan, open / name, overwrite);
   exported.write_all();
-  exported->commit(Json{{"generator", "aqhost"}}, card);
+  exported->commit(RunReport(), card);
 }
 
 TEST_CASE("--overwrite replaces our model card, and neither one that was changed nor the user's") {
@@ -200,7 +200,7 @@ TEST_CASE("--overwrite replaces an earlier export and keeps the user's files in 
     export_to(open, "out", true);
     CHECK(names_in(open / "out") ==
           with_shards({"README.md", "config.json", "notes.txt", "plots", "quantization_report.json",
-                       "tokenizer.json", "tokenizer_config.json"}));
+                       "report.html", "tokenizer.json", "tokenizer_config.json"}));
     CHECK(read_file(open / "out" / "README.md") == "my model card");
     CHECK(read_file(open / "out" / "plots" / "a.png") == "mine");
   }
@@ -225,6 +225,7 @@ TEST_CASE("an export of version 0.1, whose report lists no files, is replaced as
   export_to(open, "out", false);
   Json report = read_json(open / "out" / "quantization_report.json");
   report.erase("files");
+  fs::remove(open / "out" / "report.html");  // that version wrote none
   write_file(open / "out" / "quantization_report.json", report.dump());
   write_file(open / "out" / "model-00001-of-00002.safetensors", "a shard of that run");
   write_file(open / "out" / "notes.txt", "mine");
@@ -288,7 +289,7 @@ TEST_CASE("an export that cannot be put in place is kept and can be read") {
     exported.write_all();
     fs::create_directory(open / "out");
     write_file(open / "out" / "thesis.tex", "");
-    CHECK_THROWS_WITH_AS(exported->commit(Json::object()), doctest::Contains("out.work/export"),
+    CHECK_THROWS_WITH_AS(exported->commit(RunReport()), doctest::Contains("out.work/export"),
                          Error);
   }
   CHECK(names_in(open / "out") == std::vector<std::string>{"thesis.tex"});
@@ -304,7 +305,7 @@ TEST_CASE("an export whose report cannot be written is kept, and the Error says 
     exported.write_all();
     fs::create_directory(open / "out.work/export/quantization_report.json");
     CHECK_THROWS_WITH_AS(
-        exported->commit(Json::object()),
+        exported->commit(RunReport()),
         doctest::Contains("quantization_report.json: Is a directory. The export, which is "
                           "finished but for this file, is kept in "),
         Error);
@@ -318,7 +319,7 @@ TEST_CASE("if the work folder is deleted before commit(), the Error does not say
   Export exported(open, plan, open / "out");
   exported.write_all();
   fs::remove_all(open / "out.work");
-  CHECK_THROWS_WITH_AS(exported->commit(Json::object()),
+  CHECK_THROWS_WITH_AS(exported->commit(RunReport()),
                        doctest::Contains("out.work: this folder was removed"), Error);
 }
 

@@ -76,11 +76,12 @@ std::string run(const OpenModel& open, const std::string& name, const Run& how =
   return witness.heard;
 }
 
-/// All files of an export except its report, which contains times.
+/// All files of an export except its report and the page of it, which contain times.
 std::map<std::string, std::string> files_of(const fs::path& folder) {
   std::map<std::string, std::string> files;
   for (const auto& entry : list_folder(folder))
-    if (entry.is_regular_file() && entry.path().filename() != "quantization_report.json")
+    if (const fs::path name = entry.path().filename();
+        entry.is_regular_file() && name != "quantization_report.json" && name != "report.html")
       files[entry.path().filename().string()] = read_file(entry.path());
   return files;
 }

@@ -24,12 +24,13 @@ struct Command {
   std::function<void()> (*prepare)(OptionTable& table);
 };
 
-extern const Command kQuantize, kInspect, kPlan, kAllocate, kEval, kCompare, kConvert, kStatus,
+extern const Command kQuantize, kInspect, kPlan, kAllocate, kEval, kCompare, kConvert, kReport, kStatus,
     kTokenize, kVerify, kPlugins;
 
 /// Every command has options of this type or of one derived from it.
 struct CommandOptions {
-  std::set<std::string> given;  // the names of the options on the command line
+  std::set<std::string> given;         // the names of the options on the command line
+  std::vector<std::string> arguments;  // the command line, without the name of the command
   bool json = false;
 };
 
@@ -41,6 +42,7 @@ std::function<void()> prepare(OptionTable& table) {
   add_options(table, *options);
   return [options, &table] {
     options->given = table.given();
+    options->arguments = table.arguments();
     run(*options);
   };
 }
@@ -118,10 +120,5 @@ void warn_of_no_effect(const std::set<std::string>& given, std::initializer_list
 
 /// Whether a run shows no progress, which is for people: with --json, or below log level info.
 bool quiet(const CommandOptions& options);
-
-/// "12,345,678".
-std::string with_commas(int64_t n);
-/// "6.2 MB", in powers of 1000.
-std::string format_bytes(int64_t bytes);
 
 }  // namespace aqhost

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "base/progress.h"
 #include "command.h"
@@ -193,7 +194,12 @@ void compare(const CompareOptions& options, Comm& comm, std::optional<at::Device
   if (comm.rank() != 0) return;
   if (!options.json) return print(rows);
   Json list = Json::array();
-  for (const Row& row : rows) list.push_back(to_json(row));
+  for (const Row& row : rows) {
+    list.push_back(to_json(row));
+    if (!evaluate) continue;
+    list.back()["text"] = options.text;
+    list.back()["window"] = options.window;
+  }
   fmt::print("{}\n", to_text(list));
 }
 

@@ -12,6 +12,14 @@ void ConsoleObserver::begin(const std::string& title, double total, const std::s
   progress_.emplace(title, total, unit, quiet_);
 }
 
+void ConsoleObserver::resume(double done) {
+  if (progress_) progress_->resume(done);
+}
+
+void ConsoleObserver::expect(double seconds) {
+  if (progress_) progress_->expect(seconds);
+}
+
 void ConsoleObserver::update(double done, const std::string& detail) {
   if (progress_) progress_->update(done, detail);
 }

@@ -17,6 +17,8 @@ class ConsoleObserver : public RunObserver {
   void warn(const std::string& message) override;
   void inform(const std::string& message) override;
   void begin(const std::string& title, double total, const std::string& unit) override;
+  void resume(double done) override;
+  void expect(double seconds) override;
   void update(double done, const std::string& detail) override;
   void end() override;
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <span>
 
+#include "base/counted.h"
 #include "command.h"
 
 namespace aqhost {

@@ -91,6 +91,7 @@ std::string OptionTable::explain_unknown(const std::string& option) const {
 }
 
 void OptionTable::parse(const std::vector<std::string>& arguments) try {
+  arguments_ = arguments;
   const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
   po::command_line_parser parser(arguments);
   po::store(parser.options(known_).positional(bare_).style(style).run(), values_);

@@ -61,6 +61,8 @@ class OptionTable {
 
   /// Reads the command line. No field is changed before apply().
   void parse(const std::vector<std::string>& arguments);
+  /// The command line that parse() has read.
+  const std::vector<std::string>& arguments() const { return arguments_; }
   /// The names of the options on the command line.
   std::set<std::string> given() const;
   /// Checks the values and sets the fields. Throws an Error if a model() cannot be found.
@@ -78,6 +80,7 @@ class OptionTable {
   std::string explain_unknown(const std::string& option) const;
 
   const std::string command_;
+  std::vector<std::string> arguments_;
   po::options_description known_;
   po::positional_options_description bare_;
   po::variables_map values_;

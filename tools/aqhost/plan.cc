@@ -9,12 +9,14 @@
 #include <utility>
 #include <vector>
 
+#include "base/counted.h"
 #include "base/error.h"
 #include "checkpoint/reader.h"
 #include "command.h"
 #include "gguf_report.h"
 #include "plan/loadable.h"
 #include "plugin/config_only.h"
+#include "report/summary.h"
 #include "run/estimate.h"
 #include "run/exporter.h"
 #include "run/quantize.h"
@@ -96,24 +98,6 @@ std::string bits(const Size& size) {
   return fmt::format("{:.3f}", static_cast<double>(size.bits) / static_cast<double>(size.weights));
 }
 
-/// "model.layers.0.mlp.experts.3.up_proj" with each number as *.
-std::string wildcard(const std::string& name) {
-  std::string result;
-  for (std::size_t i = 0; i < name.size();) {
-    std::size_t end = i;
-    while (end < name.size() && name[end] >= '0' && name[end] <= '9') end++;
-    const bool component =
-        end > i && (i == 0 || name[i - 1] == '.') && (end == name.size() || name[end] == '.');
-    if (component) {
-      result += '*';
-      i = end;
-    } else {
-      result += name[i++];
-    }
-  }
-  return result;
-}
-
 void print_modules(const Plan& plan) {
   struct Row {
     int64_t modules = 0, weights = 0;
@@ -122,7 +106,7 @@ void print_modules(const Plan& plan) {
   std::map<std::pair<std::string, std::string>, Row> rows;
   std::size_t width = 0, wide = 0;
   for (const PlannedModule& m : plan.modules) {
-    const std::string name = wildcard(m.module->name);
+    const std::string name = name_without_numbers(m.module->name);
     width = std::max(width, name.size());
     wide = std::max(wide, becomes(m).size());
     Row& row = rows[{name, becomes(m)}];

@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "base/interrupt.h"
+#include "base/progress.h"
 
 /// The settings of jemalloc, which reads this variable when it starts. It keeps freed memory for
 /// ten seconds, large allocations too, because returning a tensor's memory to the system and
@@ -108,7 +109,9 @@ void set_up_process() {
   keep_large_allocations();
   allow_many_files();
   install_interrupt_handler();
-  spdlog::set_default_logger(spdlog::stderr_color_mt("aqhost"));
+  const auto colors =
+      may_color(STDERR_FILENO) ? spdlog::color_mode::automatic : spdlog::color_mode::never;
+  spdlog::set_default_logger(spdlog::stderr_color_mt("aqhost", colors));
   spdlog::set_pattern("aqhost: %^%l%$: %v");
 }
 

@@ -23,6 +23,8 @@
 #include "measure/coverage.h"
 #include "plan/loadable.h"
 #include "ranks.h"
+#include "report/page.h"
+#include "report/summary.h"
 #include "run/status.h"
 #include "tensor/device.h"
 
@@ -107,6 +109,25 @@ std::string readers(const std::vector<Loadable>& loads) {
   return names.empty() ? "nothing but aqhost" : fmt::format("{}", fmt::join(names, ", "));
 }
 
+/// Prints the modules that cost most, for people at a terminal.
+void print_worst_modules(const UnitReport& units) {
+  constexpr std::size_t kModules = 5;
+  const auto worst = worst_modules(units, kModules);
+  std::size_t name = 0, format = 0;
+  for (const auto& [module, m] : worst) {
+    name = std::max(name, module.size());
+    format = std::max(format, format_of(*m).size());
+  }
+  for (const auto& [module, m] : worst) {
+    const double rtn_loss = m->solve->rtn_loss;
+    fmt::print("{:<{}}  {:<{}}  {:>5.1f} % of the loss{}\n", module, name, format_of(*m), format,
+               100 * m->solve->loss / units.loss(),
+               rtn_loss > 0 ? fmt::format(", {:.1f} % of rounding to nearest",
+                                          100 * m->solve->loss / rtn_loss)
+                            : "");
+  }
+}
+
 /// Prints what the run was calibrated on, if it was, and the effect of --balance-experts.
 void print_calibration(const std::optional<CalibrationReport>& calibration) {
   if (!calibration) return;
@@ -129,15 +150,17 @@ void print_summary(const RunReport& report, const std::string& target, int64_t o
         "{} finished before the run was continued\n",
         counted(report.resumed_layers, "layer") + (report.resumed_layers == 1 ? " was" : " were"));
   print_calibration(report.calibration);
-  if (const std::size_t width = terminal_width(STDOUT_FILENO); width > 0)
+  if (const std::size_t width = terminal_width(STDOUT_FILENO); width > 0) {
     for (const std::string& row : coverage_rows(report.units.experts, width))
       fmt::print("{}\n", row);
+    print_worst_modules(report.units);
+  }
   if (rtn_loss > 0)
     fmt::print("loss {:.4g}, {:.1f} % of rounding to nearest\n", loss, 100 * loss / rtn_loss);
   fmt::print("{} -> {}, {}, peak memory {}\n", format_bytes(original_bytes),
              format_bytes(report.bytes), format_duration(report.total_seconds()),
              format_bytes(report.peak_memory_bytes));
-  fmt::print("written to {}; loads in {}\n", target, readers(loads));
+  fmt::print("written to {}, with {}; loads in {}\n", target, kPageFile, readers(loads));
 }
 
 /// The bytes of the GGUF file that will be made of the export. Throws an Error if none can be made.
@@ -249,6 +272,10 @@ void quantize_checkpoint(const QuantizeCommandOptions& options, Comm& comm,
   quantize_options.observer = &observer;
   quantize_options.plugins = registry->plugins();
   quantize_options.comm = &comm;
+  quantize_options.setup.command = options.arguments;
+  quantize_options.setup.recipe_file = recipe.file();
+  quantize_options.setup.recipe = recipe.text();
+  quantize_options.engines = loads;
   const RunReport report = quantize(*original, *model, plan, quantize_options);
   if (comm.rank() != 0) return;
   std::optional<GgufSummary> gguf_file;

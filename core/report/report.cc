@@ -1,18 +1,24 @@
-#include "run/report.h"
+#include "report/report.h"
 
 #include <limits>
+
+#include "base/error.h"
 
 namespace aqhost {
 namespace {
 
+constexpr const char* kTotal = "total";  // the key of the seconds of all phases together
+
 Json to_json(const ModuleReport& m) {
-  Json json{{"format", m.format},
+  Json json{{"layer", m.layer},
+            {"format", m.format},
             {"group_size", m.group_size},
             {"bits_per_weight", m.bits_per_weight},
             {"activations", m.activations},
             {"algorithm", m.algorithm},
             {"out_features", m.out_features},
             {"in_features", m.in_features}};
+  if (m.expert >= 0) json["expert"] = m.expert;
   if (!m.note.empty()) json["note"] = m.note;
   if (!m.solve) return json;
   json["loss"] = m.solve->loss;
@@ -23,8 +29,18 @@ Json to_json(const ModuleReport& m) {
   return json;
 }
 
+int32_t int32_of(const Field& json) {
+  return static_cast<int32_t>(json.integer(0, std::numeric_limits<int32_t>::max()));
+}
+
+/// A number that to_json() has written; 0 for one that was not finite, which is null in JSON.
+double number_of(const Field& json) { return json.is_null() ? 0 : json.number(); }
+
 ModuleReport parse_module(const Field& json) {
+  constexpr int32_t kMaximum = std::numeric_limits<int32_t>::max();
   ModuleReport m;
+  m.layer = static_cast<int32_t>(json["layer"].integer(-1, kMaximum));
+  if (!json["expert"].is_null()) m.expert = int32_of(json["expert"]);
   m.format = json["format"].text();
   m.activations = json["activations"].text();
   m.algorithm = json["algorithm"].text();
@@ -34,7 +50,7 @@ ModuleReport parse_module(const Field& json) {
   m.in_features = json["in_features"].integer();
   m.bits_per_weight = json["bits_per_weight"].number();
   if (json["loss"].is_null()) return m;
-  m.solve = ModuleReport::Solve{json["loss"].number(), json["rtn_loss"].number(),
+  m.solve = ModuleReport::Solve{json["loss"].number(), number_of(json["rtn_loss"]),
                                 json["tokens"].integer(), json["weight"].number(),
                                 json["starved"].flag_or(false)};
   return m;
@@ -43,10 +59,6 @@ ModuleReport parse_module(const Field& json) {
 Json to_json(const ExpertReport& e) {
   return {{"layer", e.layer},   {"expert", e.expert},   {"tokens", e.tokens},
           {"weight", e.weight}, {"starved", e.starved}, {"needed", e.needed}};
-}
-
-int32_t int32_of(const Field& json) {
-  return static_cast<int32_t>(json.integer(0, std::numeric_limits<int32_t>::max()));
 }
 
 ExpertReport parse_expert(const Field& json) {
@@ -75,6 +87,81 @@ Json to_json(const CalibrationReport& calibration) {
     json["balance"] = {
         {"pool", b->pool}, {"spread_before", b->spread_before}, {"spread_after", b->spread_after}};
   return json;
+}
+
+CalibrationReport parse_calibration(const Field& json) {
+  CalibrationReport calibration;
+  for (const Field& f : json["files"].items()) {
+    CalibrationReport::File& file = calibration.files.emplace_back();
+    file.file = f["file"].text();
+    file.weight = f["weight"].number();
+    file.windows = f["windows"].integer();
+    file.available = f["available"].integer();
+    file.documents = f["documents"].integer();
+    file.tokens = f["tokens"].integer();
+    file.unused_tokens = f["unused_tokens"].integer();
+    file.joined_windows = f["joined_windows"].integer();
+    if (!f["separator"].is_null()) file.separator = f["separator"].integer();
+  }
+  if (const Field b = json["balance"]; !b.is_null())
+    calibration.balance = CalibrationReport::Balance{
+        b["pool"].integer(), b["spread_before"].number(), b["spread_after"].number()};
+  calibration.windows = json["windows"].integer();
+  calibration.random_windows = json["random_windows"].integer();
+  calibration.seqlen = json["seqlen"].integer();
+  calibration.seed = static_cast<uint64_t>(json["seed"].integer());
+  return calibration;
+}
+
+std::vector<std::string> parse_texts(const Field& json) {
+  std::vector<std::string> texts;
+  for (const Field& text : json.items()) texts.push_back(text.text());
+  return texts;
+}
+
+Json to_json(const RunSetup& setup) {
+  return {{"command", setup.command},
+          {"model", setup.model},
+          {"recipe_file", setup.recipe_file},
+          {"recipe", setup.recipe},
+          {"original_bytes", setup.original_bytes},
+          {"identity", setup.identity}};
+}
+
+RunSetup parse_setup(const Field& json) {
+  return {parse_texts(json["command"]),     json["model"].text(),
+          json["recipe_file"].text(),       json["recipe"].text(),
+          json["original_bytes"].integer(), json["identity"].json()};
+}
+
+Json to_json(const EngineReport& e) {
+  Json json{{"name", e.name},          {"version", e.version}, {"gguf", e.gguf},
+            {"rules_were_run", e.run}, {"loads", e.loads},     {"right", e.right},
+            {"problems", e.problems},  {"notes", e.notes}};
+  if (!e.remedy.empty()) json["remedy"] = e.remedy;
+  return json;
+}
+
+EngineReport parse_engine(const Field& json) {
+  EngineReport e;
+  e.name = json["name"].text();
+  e.version = json["version"].text();
+  e.gguf = json["gguf"].flag();
+  e.run = json["rules_were_run"].flag();
+  e.loads = json["loads"].flag();
+  e.right = json["right"].flag();
+  e.problems = parse_texts(json["problems"]);
+  e.notes = parse_texts(json["notes"]);
+  e.remedy = json["remedy"].text_or("");
+  return e;
+}
+
+/// The seconds of the phases in the object `json`, but for those of all together.
+PhaseSeconds parse_phases(const Field& json) {
+  PhaseSeconds seconds;
+  for (const auto& [phase, value] : json.members())
+    if (phase != kTotal) seconds.emplace_back(phase, value.number());
+  return seconds;
 }
 
 }  // namespace
@@ -126,14 +213,10 @@ UnitReport parse_unit_report(const Field& json) {
   if (!json["refined"].is_null())
     for (const Field& r : json["refined"].items())
       report.refined.push_back(
-          {int32_of(r["layer"]), r["error_before"].number(), r["error_after"].number()});
+          {int32_of(r["layer"]), number_of(r["error_before"]), number_of(r["error_after"])});
   if (json["layers"].is_null()) return report;
-  for (const Field& l : json["layers"].items()) {
-    LayerSeconds layer{int32_of(l["layer"]), {}};
-    for (const auto& [phase, value] : l["seconds"].members())
-      layer.seconds.emplace_back(phase, value.number());
-    report.layers.push_back(std::move(layer));
-  }
+  for (const Field& l : json["layers"].items())
+    report.layers.push_back({int32_of(l["layer"]), parse_phases(l["seconds"])});
   return report;
 }
 
@@ -191,8 +274,11 @@ Json to_json(const RunReport& report) {
   json["generator"] = "aqhost";
   json["model_type"] = report.model_type;
   json["device"] = report.device;
+  json["run"] = to_json(report.setup);
+  json["engines"] = Json::array();
+  for (const EngineReport& engine : report.engines) json["engines"].push_back(to_json(engine));
   if (report.calibration) json["calibration"] = to_json(*report.calibration);
-  Json seconds{{"total", report.total_seconds()}};
+  Json seconds{{kTotal, report.total_seconds()}};
   for (const auto& [phase, value] : report.seconds) seconds[phase] = value;
   json["totals"] = {{"modules", report.units.modules.size()},
                     {"weights", report.weights},
@@ -201,12 +287,41 @@ Json to_json(const RunReport& report) {
                     {"rtn_loss", report.units.rtn_loss()},
                     {"starved_experts", report.units.starved_experts()},
                     {"seconds", seconds},
+                    {"memory", report.memory},
                     {"bytes", report.bytes},
                     {"resumed_layers", report.resumed_layers},
                     {"peak_memory_bytes", report.peak_memory_bytes}};
   if (report.peak_device_bytes) json["totals"]["peak_device_bytes"] = *report.peak_device_bytes;
   for (const RankReport& rank : report.ranks) json["totals"]["ranks"].push_back(to_json(rank));
   return json;
+}
+
+RunReport parse_run_report(const Field& json) {
+  if (json["run"].is_null())
+    fail("{}: has no \"run\"; an earlier version of aqhost wrote it, which recorded less",
+         json.where());
+  RunReport report;
+  report.units = parse_unit_report(json);
+  report.model_type = json["model_type"].text();
+  report.device = json["device"].text();
+  report.setup = parse_setup(json["run"]);
+  for (const Field& engine : json["engines"].items())
+    report.engines.push_back(parse_engine(engine));
+  if (const Field c = json["calibration"]; !c.is_null()) report.calibration = parse_calibration(c);
+  const Field totals = json["totals"];
+  report.weights = totals["weights"].integer();
+  report.bits_per_weight = totals["bits_per_weight"].number();
+  report.seconds = parse_phases(totals["seconds"]);
+  for (const auto& [phase, bytes] : totals["memory"].members())
+    report.memory[phase] = bytes.integer();
+  report.bytes = totals["bytes"].integer();
+  report.resumed_layers = totals["resumed_layers"].integer();
+  report.peak_memory_bytes = totals["peak_memory_bytes"].integer();
+  if (const Field bytes = totals["peak_device_bytes"]; !bytes.is_null())
+    report.peak_device_bytes = bytes.integer();
+  if (const Field ranks = totals["ranks"]; !ranks.is_null())
+    for (const Field& rank : ranks.items()) report.ranks.push_back(parse_rank_report(rank));
+  return report;
 }
 
 }  // namespace aqhost

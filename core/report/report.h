@@ -14,10 +14,11 @@ namespace aqhost {
 
 /// The result of quantizing one module.
 struct ModuleReport {
-  std::string format;       // "int4"
-  std::string activations;  // the format of the input; "bf16" if it is not rounded
-  std::string algorithm;    // "gptq" or "rtn"
-  std::string note;         // why the algorithm is not the one of the recipe; empty if it is
+  int32_t layer = -1, expert = -1;  // -1: outside the layers; no routed expert
+  std::string format;               // "int4"
+  std::string activations;          // the format of the input; "bf16" if it is not rounded
+  std::string algorithm;            // "gptq" or "rtn"
+  std::string note;  // why the algorithm is not the one of the recipe; empty if it is
   int64_t group_size = 0, out_features = 0, in_features = 0;
   double bits_per_weight = 0;  // with scales
   /// What is known of a module that was solved under a Hessian.
@@ -98,6 +99,26 @@ struct CalibrationReport {
   uint64_t seed = 0;
 };
 
+/// How a run was started.
+struct RunSetup {
+  std::vector<std::string> command;  // the arguments of aqhost; empty if they are not known
+  std::string model;                 // the folder of the checkpoint
+  std::string recipe_file, recipe;   // its name and its text; empty if none was given
+  int64_t original_bytes = 0;        // of all tensors of the checkpoint, as stored
+  /// What identifies the run (see run_manifest()), without what each module becomes.
+  Json identity = Json::object();
+};
+
+/// What an engine will do with the export (see Loadable).
+struct EngineReport {
+  std::string name, version;          // "vLLM", "0.33"
+  bool gguf = false;                  // it reads the GGUF file that can be made of the export
+  bool run = false;                   // false: its source was read, and it was not run
+  bool loads = false, right = false;  // whether it loads the export; and computes the same
+  std::vector<std::string> problems, notes;  // why it does not; what is worth knowing
+  std::string remedy;                        // what would make the export loadable; may be empty
+};
+
 /// What one rank of a run says about itself.
 struct RankReport {
   /// The bytes that it sent at one station of all layers, and the seconds that it spent in sending,
@@ -115,13 +136,19 @@ Json to_json(const RankReport& report);
 /// The inverse of to_json(). An Error names the field.
 RankReport parse_rank_report(const Field& json);
 
+/// The bytes of memory that each phase of a run was seen to hold, see PhaseTimer.
+using PhaseBytes = std::map<std::string, int64_t>;
+
 /// The report on a run, which an export contains as quantization_report.json.
 struct RunReport {
   std::string model_type, device;
+  RunSetup setup;
+  std::vector<EngineReport> engines;
   UnitReport units;     // of all units together
   int64_t weights = 0;  // the number of weights in the quantized modules
   double bits_per_weight = 0;
   PhaseSeconds seconds;                      // of all tries, if a run was resumed
+  PhaseBytes memory;                         // of this try and this process
   int64_t bytes = 0;                         // of all tensors
   int64_t peak_memory_bytes = 0;             // of the process; the maximum of all ranks
   std::optional<int64_t> peak_device_bytes;  // of tensors on a GPU; the maximum of all ranks
@@ -133,17 +160,22 @@ struct RunReport {
 };
 
 /// The text of quantization_report.json:
-///   modules  name -> {format, group_size, bits_per_weight, algorithm, loss, rtn_loss, tokens, ...}
+///   modules  name -> {layer, format, group_size, bits_per_weight, algorithm, loss, rtn_loss, ...}
 ///   experts  [{layer, expert, tokens, weight, needed, starved}]
 ///   refined  [{layer, error_before, error_after}], if a recipe has `refine`
 ///   layers   [{layer, seconds{phase}}] of the first process; the number of layers stands for what
 ///            follows the last one
-///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase},
+///   run      {command, model, recipe_file, recipe, original_bytes, identity}: see RunSetup
+///   engines  [{name, version, loads, right, problems, notes, ...}]: see EngineReport
+///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase}, memory{phase},
 ///             peak_memory_bytes, bytes, resumed_layers, and, if several processes did the run,
 ///             ranks[{peak_memory_bytes, traffic{station -> {bytes, seconds}}}]}
 ///   card_sha256  of README.md as the run wrote it (Exporter::commit)
 ///   files    every file of the export, which a later run with --overwrite may replace; it is added
 ///            when the export is put in place (Exporter::commit)
 Json to_json(const RunReport& report);
+/// The inverse of to_json(). An Error names the file and the field. A report of an earlier version
+/// of aqhost, which says less, is an Error as well.
+RunReport parse_run_report(const Field& json);
 
 }  // namespace aqhost

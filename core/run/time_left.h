@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace aqhost {
+
+/// Predicts from the finished units of a run how long the others will take. A unit with as many
+/// quantized weights as a finished one takes as long as that did, because it is a layer of the same
+/// kind; others take time in proportion to their weights. The first unit counts only until another
+/// of its kind is finished, because it also waits for what is done once (the first read of the
+/// weights, the first use of each kernel). Times are seconds on any clock.
+class TimeLeft {
+ public:
+  /// The number of quantized weights of each unit.
+  explicit TimeLeft(std::vector<double> weights) : weights_(std::move(weights)) {}
+
+  /// `unit` begins, and the one that began before it is finished.
+  void begin(int32_t unit, double now);
+  /// The seconds until the last unit is finished; none before a unit is finished.
+  std::optional<double> seconds(double now) const;
+
+ private:
+  /// The units of one kind that are finished.
+  struct Kind {
+    double weights = 0, seconds = 0;  // of one unit; of all together
+    int64_t units = 0;
+    bool only_first = false;  // the first unit of the run is the only one
+  };
+  void add(double weights, double seconds);
+  double predict(double weights) const;
+
+  const std::vector<double> weights_;
+  std::vector<Kind> kinds_;
+  std::optional<std::pair<int32_t, double>> current_;  // the unit that has begun, and when
+};
+
+}  // namespace aqhost
