@@ -53,14 +53,14 @@ std::string lead(const ShownExport& shown) {
                             format_bytes(report.bytes));
 }
 
-struct Tile {
+struct KeyFigure {
   std::string label, value, note;
 };
 
-std::vector<Tile> tiles_of(const ShownExport& shown) {
+std::vector<KeyFigure> key_figures(const ShownExport& shown) {
   const RunReport& report = shown.report;
   const ReportSummary& s = shown.summary;
-  std::vector<Tile> tiles;
+  std::vector<KeyFigure> tiles;
   tiles.push_back(
       {"Bits per weight", fmt::format("{:.3f}", report.bits_per_weight), "with scales"});
   const double before = static_cast<double>(report.setup.original_bytes);
@@ -87,10 +87,10 @@ std::vector<Tile> tiles_of(const ShownExport& shown) {
   return tiles;
 }
 
-void write_tiles(Html& html, const std::vector<Tile>& tiles) {
+void write_tiles(Html& html, const std::vector<KeyFigure>& tiles) {
   const bool fours = tiles.size() == 4 || tiles.size() > 6;  // columns, where there is room
   html.open("dl", {{"class", fours ? "tiles four" : "tiles"}});
-  for (const Tile& tile : tiles) {
+  for (const KeyFigure& tile : tiles) {
     html.open("div").element("dt", tile.label).open("dd").text(tile.value);
     html.element("small", tile.note);
     html.close().close();
@@ -105,10 +105,10 @@ void write_comparison(Html& html, const std::vector<ShownExport>& all) {
   std::vector<std::map<std::string, std::string>> values;
   for (const ShownExport& shown : all) {
     std::map<std::string, std::string>& row = values.emplace_back();
-    std::vector<Tile> tiles = tiles_of(shown);
+    std::vector<KeyFigure> tiles = key_figures(shown);
     if (shown.measured && shown.measured->top1)
       tiles.push_back({"Same top token", percent(*shown.measured->top1), ""});
-    for (Tile& tile : tiles) {
+    for (KeyFigure& tile : tiles) {
       if (std::find(labels.begin(), labels.end(), tile.label) == labels.end())
         labels.push_back(tile.label);
       row[tile.label] = std::move(tile.value);
@@ -131,7 +131,7 @@ void write_header(Html& html, const std::vector<ShownExport>& all, const std::st
     html.element("p", {{"class", "lead"}}, lead(shown));
   }
   if (all.size() == 1)
-    write_tiles(html, tiles_of(all.front()));
+    write_tiles(html, key_figures(all.front()));
   else
     write_comparison(html, all);
   html.open("nav");

@@ -9,7 +9,7 @@
 namespace aqhost {
 namespace {
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_decimal_digit(char c) { return c >= '0' && c <= '9'; }
 
 /// The order in which the parts of a layer work, as far as their names tell: attention, what every
 /// token sees, routed experts, and what is outside the layers; in each of these, by the last word.
@@ -31,7 +31,7 @@ std::string name_without_numbers(const std::string& module) {
   std::string result;
   for (std::size_t i = 0; i < module.size();) {
     std::size_t end = i;
-    while (end < module.size() && is_digit(module[end])) end++;
+    while (end < module.size() && is_decimal_digit(module[end])) end++;
     const bool component =
         end > i && (i == 0 || module[i - 1] == '.') && (end == module.size() || module[end] == '.');
     if (component) {
