@@ -24,8 +24,8 @@ struct Command {
   std::function<void()> (*prepare)(OptionTable& table);
 };
 
-extern const Command kQuantize, kInspect, kPlan, kAllocate, kEval, kCompare, kConvert, kReport, kStatus,
-    kTokenize, kVerify, kPlugins;
+extern const Command kQuantize, kInspect, kPlan, kAllocate, kEval, kCompare, kConvert, kReport,
+    kStatus, kTokenize, kVerify, kPlugins;
 
 /// Every command has options of this type or of one derived from it.
 struct CommandOptions {

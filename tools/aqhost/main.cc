@@ -31,8 +31,8 @@
 namespace aqhost {
 namespace {
 
-constexpr std::array kCommands{&kQuantize, &kInspect, &kPlan, &kAllocate, &kEval, &kCompare,
-                               &kConvert, &kReport, &kStatus, &kTokenize, &kVerify, &kPlugins};
+constexpr std::array kCommands{&kQuantize, &kInspect, &kPlan,   &kAllocate, &kEval,   &kCompare,
+                               &kConvert,  &kReport,  &kStatus, &kTokenize, &kVerify, &kPlugins};
 
 void print_help(const Command& command, const OptionTable& table) {
   fmt::print("aqhost {} - {}\n\nusage:\n", command.name, command.summary);
