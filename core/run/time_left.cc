@@ -34,7 +34,7 @@ std::optional<double> TimeLeft::seconds(double now) const {
   if (!current_ || kinds_.empty()) return {};
   const auto unit = static_cast<std::size_t>(current_->first);
   double left = std::max(0.0, predict(weights_[unit]) - (now - current_->second));
-  for (std::size_t u = unit + 1; u < weights_.size(); u++) left += predict(weights_[u]);
+  for (std::size_t u = unit + 1; u + 1 < weights_.size(); u++) left += predict(weights_[u]);
   return left;
 }
 

@@ -11,7 +11,9 @@ namespace aqhost {
 /// quantized weights as a finished one takes as long as that did, because it is a layer of the same
 /// kind; others take time in proportion to their weights. The first unit counts only until another
 /// of its kind is finished, because it also waits for what is done once (the first read of the
-/// weights, the first use of each kernel). Times are seconds on any clock.
+/// weights, the first use of each kernel). The last unit, which is outside the layers, is not
+/// counted until it begins: for its weights it takes far less time than a layer, because nothing is
+/// run and lm_head needs one Hessian alone. Times are seconds on any clock.
 class TimeLeft {
  public:
   /// The number of quantized weights of each unit.

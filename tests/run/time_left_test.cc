@@ -13,7 +13,7 @@ TEST_CASE("nothing is predicted before a unit is finished") {
 }
 
 TEST_CASE("a layer takes as long as those of its kind have taken, without the first") {
-  TimeLeft left({10, 10, 10, 10});
+  TimeLeft left({10, 10, 10, 10, 7});
   left.begin(0, 0);
   left.begin(1, 20);  // the first took 20 s
   CHECK(*left.seconds(20) == 60);
@@ -26,7 +26,7 @@ TEST_CASE("a layer takes as long as those of its kind have taken, without the fi
 }
 
 TEST_CASE("a unit of a new kind takes time in proportion to its weights") {
-  TimeLeft left({5, 20, 20, 4, 0});
+  TimeLeft left({5, 20, 20, 4, 9});
   left.begin(0, 0);
   left.begin(1, 10);
   CHECK(*left.seconds(10) == 2 * (20 + 20 + 4));
@@ -35,7 +35,7 @@ TEST_CASE("a unit of a new kind takes time in proportion to its weights") {
 }
 
 TEST_CASE("a run that goes on after finished units predicts from its own") {
-  TimeLeft left({10, 10, 10, 10});
+  TimeLeft left({10, 10, 10, 10, 7});
   left.begin(2, 100);
   CHECK(!left.seconds(101));
   left.begin(3, 107);
