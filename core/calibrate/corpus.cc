@@ -10,6 +10,7 @@
 #include "base/counted.h"
 #include "base/error.h"
 #include "calibrate/documents.h"
+#include "chat/chat_template.h"
 #include "checkpoint/npy.h"
 
 namespace aqhost {
@@ -36,7 +37,10 @@ class Cutter {
     rest_.insert(rest_.end(), document.begin() + used, document.end());
   }
 
-  void add_chat() { file_.chats++; }
+  void add_chat(bool templated) {
+    file_.chats++;
+    file_.templated = templated;
+  }
 
   FileWindows windows(const std::string& where) {
     const std::size_t joined = rest_.size() / length_;
@@ -218,6 +222,23 @@ const Tokenizer& CorpusReader::tokenizer() {
   return *tokenizer_;
 }
 
+const ChatTemplate* CorpusReader::chat_template() {
+  if (!chat_template_read_)
+    if (auto made = ChatTemplate::load(model_))
+      chat_template_ = std::make_shared<const ChatTemplate>(std::move(*made));
+  chat_template_read_ = true;
+  return chat_template_.get();
+}
+
+std::string CorpusReader::text_of(const JsonDocument& document) {
+  if (!document.chat || chat_template() == nullptr) return document.text;
+  try {
+    return chat_template()->render(document.messages);
+  } catch (const Error& e) {
+    fail("{}: {}", document.where, e.what());
+  }
+}
+
 FileWindows CorpusReader::read(const fs::path& file, int64_t length) {
   Cutter cutter(length, separator_);
   const std::string where = file.string(), content = read_calibration_file(file);
@@ -234,8 +255,8 @@ FileWindows CorpusReader::read(const fs::path& file, int64_t length) {
       break;
     case CalibrationFile::kJson:
       for_json_documents(content, file, [&](const JsonDocument& document) {
-        cutter.add(encode(tokenizer(), document.text, document.where));
-        if (document.chat) cutter.add_chat();
+        cutter.add(encode(tokenizer(), text_of(document), document.where));
+        if (document.chat) cutter.add_chat(chat_template() != nullptr);
       });
       break;
     case CalibrationFile::kText:

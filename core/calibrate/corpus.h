@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -11,6 +12,9 @@
 #include "tokenizer/tokenizer.h"
 
 namespace aqhost {
+
+class ChatTemplate;
+struct JsonDocument;
 
 /// A file for calibration, and its share of the windows.
 struct CorpusFile {
@@ -24,12 +28,13 @@ CorpusFile parse_corpus_file(const std::string& value);
 
 /// The windows of one file, and counts of what they were cut from.
 struct FileWindows {
-  at::Tensor ids;         // [n, length] i64
-  int64_t documents = 0;  // in the file
-  int64_t tokens = 0;     // in all documents
-  int64_t joined = 0;     // the last windows, which contain several documents
-  int64_t unused = 0;     // tokens that are in no window
-  int64_t chats = 0;      // documents that are chats
+  at::Tensor ids;          // [n, length] i64
+  int64_t documents = 0;   // in the file
+  int64_t tokens = 0;      // in all documents
+  int64_t joined = 0;      // the last windows, which contain several documents
+  int64_t unused = 0;      // tokens that are in no window
+  int64_t chats = 0;       // documents that are chats
+  bool templated = false;  // whether the model's chat template was applied to them
 };
 
 /// "499 of 500 documents ...": says for the user what was joined; empty if nothing was.
@@ -41,7 +46,8 @@ std::optional<int64_t> document_separator(const Json& config, int64_t vocab_size
 
 /// Reads texts and token ids as windows of one length. The content of a file decides what it is
 /// (see recognise() in documents.h):
-///   JSON          lines, an array or one object: documents (see for_json_documents())
+///   JSON          lines, an array or one object: documents (see for_json_documents()); a chat is
+///                 what the model's chat template makes of it, if the model has one
 ///   .npy          ids, integers [tokens] (one document) or [documents, tokens]
 ///   .safetensors  ids, likewise: the tensor "input_ids" (if "attention_mask" is there too, tokens
 ///                 that it masks are padding and left out), or else every tensor
@@ -66,11 +72,16 @@ class CorpusReader {
 
  private:
   const Tokenizer& tokenizer();
+  /// The chat template of the model, or null.
+  const ChatTemplate* chat_template();
+  std::string text_of(const JsonDocument& document);
 
   std::filesystem::path model_;
   int64_t vocab_size_;
   std::optional<int64_t> separator_;
   std::optional<Tokenizer> tokenizer_;
+  std::shared_ptr<const ChatTemplate> chat_template_;
+  bool chat_template_read_ = false;
 };
 
 }  // namespace aqhost

@@ -152,6 +152,42 @@ std::string chat_text(const Json& turns, const std::string& where) {
   return text;
 }
 
+/// The role of a turn: "role", or else "from" with the names that collections of chats have.
+std::string role_of(const nlohmann::ordered_json& turn) {
+  for (const char* key : {"role", "from"})
+    if (const auto role = turn.find(key); role != turn.end() && role->is_string()) {
+      const auto name = role->get<std::string>();
+      return name == "human" ? "user" : name == "gpt" || name == "model" ? "assistant" : name;
+    }
+  return {};
+}
+
+/// The turns of a chat as templates expect them.
+nlohmann::ordered_json messages_of(const nlohmann::ordered_json& turns, const std::string& where) {
+  auto messages = nlohmann::ordered_json::array();
+  for (nlohmann::ordered_json turn : turns) {
+    nlohmann::ordered_json content = turn[turn.contains("content") ? "content" : "value"];
+    if (content.is_array()) content = turn_text(Json(content), where);
+    const std::string role = role_of(turn);
+    turn.erase("from");
+    turn.erase("value");
+    turn["role"] = role;
+    turn["content"] = std::move(content);
+    messages.push_back(std::move(turn));
+  }
+  return messages;
+}
+
+/// Adds the messages of a chat, of which `ordered` is the JSON with its keys in order.
+JsonDocument with_messages(JsonDocument document, const nlohmann::ordered_json& ordered) {
+  for (const char* key : {"messages", "conversations"})
+    if (const auto turns = ordered.find(key); turns != ordered.end() && turns->is_array()) {
+      document.messages = messages_of(*turns, document.where);
+      break;
+    }
+  return document;
+}
+
 JsonDocument document_of(const Json& json, const std::string& where) {
   if (json.is_string()) return {json.get<std::string>(), where};
   if (json.is_object()) {
@@ -186,7 +222,9 @@ void for_lines(std::string_view content, const std::string& name,
     content.remove_prefix(std::min(line.size() + 1, content.size()));
     if (line.find_first_not_of(kSpace) == line.npos) continue;
     const std::string where = fmt::format("{}:{}", name, number);
-    body(document_of(parse_json(line, where), where));
+    JsonDocument document = document_of(parse_json(line, where), where);
+    body(document.chat ? with_messages(std::move(document), nlohmann::ordered_json::parse(line))
+                       : document);
   }
 }
 
@@ -241,11 +279,17 @@ void for_json_documents(std::string_view content, const fs::path& path,
   const bool lines = end == ".jsonl" || end == ".ndjson" || Json::accept(first);
   if (!first.starts_with('[') && lines) return for_lines(content, name, body);
   const Json all = parse_json(content, name);
-  if (!all.is_array()) return body(document_of(all, name));
+  nlohmann::ordered_json ordered;  // read if there is a chat
+  const auto pass_on = [&](JsonDocument document, const nlohmann::ordered_json::json_pointer& at) {
+    if (document.chat && ordered.is_null()) ordered = nlohmann::ordered_json::parse(content);
+    body(document.chat ? with_messages(std::move(document), ordered.at(at)) : document);
+  };
+  if (!all.is_array())
+    return pass_on(document_of(all, name), nlohmann::ordered_json::json_pointer());
   for (std::size_t i = 0; i < all.size(); i++) {
     check_interrupt();
     const std::string where = fmt::format("{}[{}]", name, i);
-    body(document_of(all[i], where));
+    pass_on(document_of(all[i], where), nlohmann::ordered_json::json_pointer() / i);
   }
 }
 

@@ -24,12 +24,15 @@ struct JsonDocument {
   std::string text;
   std::string where;
   bool chat = false;  // the text is that of all turns
+  /// The turns of a chat for a chat template: objects with "role" and "content", whose text parts
+  /// are joined, and whatever else they have.
+  nlohmann::ordered_json messages{};
 };
 
 /// Calls body for every document, in order, of JSON lines, a JSON array or one JSON object. A
 /// document is a string, an object with a string "text" or "content", or an object with a chat in
-/// "messages" or "conversations". The turns of a chat are joined by an empty line; no chat template
-/// is applied. Anything else is an Error that names the place.
+/// "messages" or "conversations". In the text, the turns of a chat are joined by an empty line,
+/// which is for models without a chat template. Anything else is an Error that names the place.
 void for_json_documents(std::string_view content, const std::filesystem::path& path,
                         const std::function<void(const JsonDocument& document)>& body);
 

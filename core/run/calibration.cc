@@ -123,10 +123,14 @@ FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file
   FileWindows read = reader.read(file, length);
   if (const std::string joined = describe_joined(read, reader.separator()); !joined.empty())
     observer.inform(fmt::format("{}: {}", file.string(), joined));
-  if (read.chats > 0)
+  if (read.chats > 0 && read.templated)
+    observer.inform(fmt::format(
+        "{}: {} documents are chats, and are read as the model's chat template writes them",
+        file.string(), read.chats));
+  if (read.chats > 0 && !read.templated)
     observer.warn(fmt::format(
-        "{}: {} documents are chats; the text of their turns is taken without the model's chat "
-        "template; apply the template and give the result as \"text\" to include it",
+        "{}: {} documents are chats, and the model has no chat template; the texts of their turns "
+        "are joined by empty lines",
         file.string(), read.chats));
   return read;
 }

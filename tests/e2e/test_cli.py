@@ -240,6 +240,31 @@ class CalibrationFiles(WorkFolder):
         result = json.loads(self.ok("eval", "--model", MODEL, "--text", lines, "--json"))
         self.assertEqual(result["tokens"], report["available"] * 511)
 
+    def test_chats_are_read_as_the_chat_template_of_the_model_writes_them(self):
+        model = self.work / "model"
+        shutil.copytree(MODEL, model)
+        (model / "chat_template.jinja").write_text(
+            "{% for m in messages %}<|{{ m.role }}|>\n{{ m['content'] | trim }}\n{% endfor %}")
+        said = EVAL.read_text()[:3000]
+        chat = [{"role": "user", "content": said + "\n"}, {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]}]
+        files = {"chat.jsonl": json.dumps({"messages": chat}) + "\n", "array.json": json.dumps([{"messages": chat}], indent=1),
+                 "sharegpt.json": json.dumps({"conversations": [{"from": "human", "value": said}, {"from": "gpt", "value": "Yes"}]}),
+                 "text.txt": f"<|user|>\n{said.strip()}\n<|assistant|>\nYes\n"}
+        results = []
+        for name, text in files.items():
+            (self.work / name).write_text(text)
+            done = aqhost("eval", "--model", model, "--text", self.work / name, "--window", 16, "--json")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            results.append(json.loads(done.stdout))
+        self.assertEqual(results[:-1], results[-1:] * 3)
+        self.fails(1, "chat_template.jinja, line 1: the filter shout is not supported", "eval", "--model",
+                   self.broken_template(model), "--text", self.work / "chat.jsonl")
+
+    @staticmethod
+    def broken_template(model):
+        (model / "chat_template.jinja").write_text("{{ messages[0].content | shout }}")
+        return model
+
     def test_one_window_is_called_a_window(self):
         text = self.work / "text.txt"
         text.write_text("In the beginning God created the heaven and the earth.\n" * 4)
