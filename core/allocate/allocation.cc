@@ -169,10 +169,12 @@ void Allocation::find_allowed(const Engine& engine) {
       part.allowed[c] = known[c].empty();
     }
   }
-  for (const Part& part : parts_)
-    if (std::find(part.allowed.begin(), part.allowed.end(), true) == part.allowed.end())
-      fail("{} may have none of the candidates: {}",
-           plan_.modules[part.modules.front()].module->name, problems[kind_of(part, plan_)].back());
+  for (const Part& part : parts_) {
+    if (std::find(part.allowed.begin(), part.allowed.end(), true) != part.allowed.end()) continue;
+    const std::vector<std::string>& known = problems[kind_of(part, plan_)];
+    fail("{} may have none of the candidates: {}", plan_.modules[part.modules.front()].module->name,
+         known.front());
+  }
 }
 
 void Allocation::set_scores(const Scores& scores) {

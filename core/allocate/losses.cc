@@ -16,13 +16,13 @@ namespace {
 /// Solves each task in the format of every candidate, and keeps only the losses.
 class CandidateSolver : public TaskSolver {
  public:
-  /// The arguments are borrowed. Tasks have modules of `plan`.
-  CandidateSolver(const Plan& plan, const std::vector<Plan>& candidates, Comm& comm,
+  /// The arguments are borrowed.
+  CandidateSolver(const RunSettings& settings, const std::vector<Plan>& candidates, Comm& comm,
                   PhaseTimer& timer, CandidateLosses& losses)
-      : plan_(plan), candidates_(candidates), losses_(losses) {
+      : candidates_(candidates), losses_(losses) {
     for (std::size_t c = 0; c < candidates.size(); c++)
       solvers_.push_back(std::make_unique<Solver>(
-          plan.settings, comm, "losses",
+          settings, comm, "losses",
           [this, c](const std::vector<Solution>& solutions) {
             for (const Solution& s : solutions) losses_.loss[c][s.planned->module->index] = s.loss;
           },
@@ -53,7 +53,6 @@ class CandidateSolver : public TaskSolver {
   }
 
  private:
-  const Plan& plan_;
   const std::vector<Plan>& candidates_;
   CandidateLosses& losses_;
   std::vector<std::unique_ptr<Solver>> solvers_;
@@ -109,10 +108,11 @@ CandidateLosses measure_losses(const Source& source, const Model& model, const P
     observer.update(l, fmt::format("layer {}", l));
     Layer& layer = reader.next();
     LayerWalk(walked, l, layer, run.chunk_bytes, run.room.layer, *alone,
-              std::make_unique<CandidateSolver>(walked, candidates, *alone, timer, losses), timer)
+              std::make_unique<CandidateSolver>(walked.settings, candidates, *alone, timer, losses),
+              timer)
         .run(x, original);
   }
-  CandidateSolver solver(walked, candidates, *alone, timer, losses);
+  CandidateSolver solver(walked.settings, candidates, *alone, timer, losses);
   solver.solve(head_task(source, model, walked, x, run.device));
   solver.wait();
   observer.end();

@@ -2,14 +2,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cmath>
+#include <cstdlib>
 #include <filesystem>
 
 #include "allocate/allocation.h"
 #include "allocate/sensitivity.h"
 #include "base/error.h"
 #include "base/file.h"
-#include "base/progress.h"
 #include "calibration_options.h"
 #include "command.h"
 #include "console_observer.h"

@@ -8,7 +8,7 @@
 namespace aqhost {
 namespace {
 
-constexpr int kCellWidth = 96, kCellHeight = 20, kMargin = 10, kTitleHeight = 30, kDigitWidth = 8;
+constexpr int kCellWidth = 80, kCellHeight = 20, kMargin = 10, kTitleHeight = 30, kLetterWidth = 8;
 
 std::string xml_text(const std::string& text) {
   std::string escaped;
@@ -33,6 +33,13 @@ std::string colour(double share) {
   return fmt::format("#{:02x}{:02x}{:02x}", mix(0xf0, 0x10), mix(0xf5, 0x3a), mix(0xfa, 0x6e));
 }
 
+/// The room that the longest of these texts needs.
+int width_of(const std::vector<std::string>& texts) {
+  std::size_t longest = 0;
+  for (const std::string& text : texts) longest = std::max(longest, text.size());
+  return kLetterWidth * static_cast<int>(longest);
+}
+
 std::string text_at(int x, int y, const std::string& anchor, const std::string& fill,
                     const std::string& text) {
   return fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"{}\" fill=\"{}\">{}</text>\n", x, y,
@@ -42,11 +49,11 @@ std::string text_at(int x, int y, const std::string& anchor, const std::string& 
 }  // namespace
 
 std::string to_svg(const HeatMap& map) {
-  std::size_t widest = 0;
-  for (const std::string& row : map.rows) widest = std::max(widest, row.size());
-  const int left = kMargin + kDigitWidth * static_cast<int>(widest) + 8,
-            top = kMargin + kTitleHeight + kCellHeight;
-  const int width = left + kCellWidth * static_cast<int>(map.columns.size()) + kMargin,
+  const int cell_width = std::max(kCellWidth, width_of(map.columns) + kMargin);
+  const int left = 2 * kMargin + width_of(map.rows), top = kMargin + kTitleHeight + kCellHeight;
+  const int width = std::max(left + cell_width * static_cast<int>(map.columns.size()),
+                             kMargin + width_of({map.title})) +
+                    kMargin,
             height = top + kCellHeight * static_cast<int>(map.rows.size()) + kMargin;
   double least = INFINITY, most = -INFINITY;
   for (const HeatMap::Cell& cell : map.cells) {
@@ -61,20 +68,20 @@ std::string to_svg(const HeatMap& map) {
       width, height, xml_text(map.title), xml_text(map.description));
   svg += text_at(kMargin, kMargin + 14, "start", "black", map.title);
   for (std::size_t c = 0; c < map.columns.size(); c++)
-    svg += text_at(left + kCellWidth * static_cast<int>(c) + kCellWidth / 2, top - 6, "middle",
+    svg += text_at(left + cell_width * static_cast<int>(c) + cell_width / 2, top - 6, "middle",
                    "black", map.columns[c]);
   for (std::size_t r = 0; r < map.rows.size(); r++)
-    svg += text_at(left - 8, top + kCellHeight * static_cast<int>(r) + 14, "end", "black",
+    svg += text_at(left - kMargin, top + kCellHeight * static_cast<int>(r) + 14, "end", "black",
                    map.rows[r]);
   for (const HeatMap::Cell& cell : map.cells) {
     const double share = most > least ? (cell.value - least) / (most - least) : 0.5;
-    const int x = left + kCellWidth * static_cast<int>(cell.column),
+    const int x = left + cell_width * static_cast<int>(cell.column),
               y = top + kCellHeight * static_cast<int>(cell.row);
     svg += fmt::format(
         "<g><title>{}</title><rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"{}\" "
         "stroke=\"white\"/>\n{}</g>\n",
-        xml_text(cell.text), x, y, kCellWidth, kCellHeight, colour(share),
-        text_at(x + kCellWidth / 2, y + 14, "middle", share > 0.45 ? "white" : "black",
+        xml_text(cell.text), x, y, cell_width, kCellHeight, colour(share),
+        text_at(x + cell_width / 2, y + 14, "middle", share > 0.45 ? "white" : "black",
                 fmt::format("{:.4g}", cell.value)));
   }
   return svg + "</svg>\n";
