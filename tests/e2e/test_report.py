@@ -67,7 +67,7 @@ class Page(Pages):
         self.assertIn("report.html", report["files"])
         self.assertIn(f"aqhost quantized {MODEL}, a model of family olmoe", page)
         self.assertIn(RECIPE.read_text().splitlines()[0], page)
-        self.assertEqual({p.suffix for p in self.out.iterdir()}, {".html", ".json", ".safetensors"})
+        self.assertEqual({p.suffix for p in self.out.iterdir()}, {".html", ".json", ".md", ".safetensors"})
         self.assertIn("ok: olmoe", self.ok("verify", "--model", self.out))
         for key in ("loss", "rtn_loss", "layer"):
             self.assertTrue(all(key in m for m in report["modules"].values()))

@@ -295,7 +295,7 @@ void run(const AllocateOptions& options) {
 }  // namespace
 
 const Command kAllocate{
-    "allocate", "chooses formats for the parts of a model, within a budget of bits",
+    "allocate", "chooses formats for the parts of a model within a bit budget",
     "--model DIR --bits 3.5 --calib TEXT --save-recipe RECIPE",
     "Every part of a layer that an engine needs in one format (its routed experts; q, k and v; o; "
     "gate and up of a shared expert ...) gets one of the --candidates, such that the bits are at "
