@@ -33,7 +33,7 @@ std::string layers_text(const std::set<int32_t>& layers) {
 /// What decides whether an engine loads a part.
 using PartKind = std::set<std::tuple<int32_t, bool, int64_t, int64_t>>;
 
-PartKind kind_of(const ModuleGroup& part, const Plan& plan) {
+PartKind kind_of(const AllocatedGroup& part, const Plan& plan) {
   PartKind kind;
   for (const std::size_t i : part.modules) {
     const Module& m = *plan.modules[i].module;
@@ -43,7 +43,7 @@ PartKind kind_of(const ModuleGroup& part, const Plan& plan) {
 }
 
 /// The plan with all modules of other parts left as they are.
-Plan only(const ModuleGroup& part, const Plan& plan) {
+Plan only(const AllocatedGroup& part, const Plan& plan) {
   Plan result = plan;
   std::size_t next = 0;
   for (std::size_t i = 0; i < result.modules.size(); i++) {
@@ -76,8 +76,10 @@ Allocation::Allocation(const Source& source, const Model& model, const Registry&
   skipped_ = skipped_rows(recipe);
   make_plans();
   const Engine* engine = find_engine(options_.target);
-  for (const ModuleGroup& part : model_parts(plan_, engine)) add_part(part);
-  if (engine != nullptr) find_allowed(*engine);
+  for (const AllocatedGroup& part : model_parts(plan_, engine)) add_part(part);
+  if (engine == nullptr) return;
+  find_allowed(*engine);
+  check_mixture(*engine);
 }
 
 /// Rows for the modules that would be quantized without what the base recipe no longer says.
@@ -127,9 +129,9 @@ int64_t Allocation::counted(const Module& module, int64_t number) const {
   return number * ffn.top_k / ffn.n_experts;
 }
 
-void Allocation::add_part(const ModuleGroup& part) {
+void Allocation::add_part(const AllocatedGroup& part) {
   Part& added = parts_.emplace_back();
-  static_cast<ModuleGroup&>(added) = part;
+  static_cast<AllocatedGroup&>(added) = part;
   for (const std::size_t i : part.modules)
     added.weights += counted(*plan_.modules[i].module, plan_.modules[i].weights());
   for (const Plan& plan : plans_) {
@@ -175,6 +177,20 @@ void Allocation::find_allowed(const Engine& engine) {
     fail("{} may have none of the candidates: {}", plan_.modules[part.modules.front()].module->name,
          known.front());
   }
+}
+
+/// Throws an Error if the engine loads each part in its candidates, but not parts in different
+/// ones.
+void Allocation::check_mixture(const Engine& engine) {
+  std::size_t last = plans_.size();
+  for (Part& part : parts_) {  // as different as possible
+    for (std::size_t c = 0; c < plans_.size(); c++)
+      if (part.allowed[c] && (c != last || !part.allowed[part.chosen])) part.chosen = c;
+    last = part.chosen;
+  }
+  const std::string problem = problem_in(plan_of(chosen_rows(), "--candidates"), engine);
+  if (!problem.empty())
+    fail("there is nothing to allocate, because parts of this model cannot differ: {}", problem);
 }
 
 void Allocation::set_scores(const Scores& scores) {

@@ -32,7 +32,7 @@ struct AllocationOptions {
 /// The formats that the parts of a model may get, what they take, and what was chosen.
 class Allocation {
  public:
-  struct Part : ModuleGroup {
+  struct Part : AllocatedGroup {
     int64_t weights = 0;               // by the cost, see BitCost
     std::vector<Choice> choices;       // of each candidate
     std::vector<bool> allowed;         // [candidate]
@@ -79,8 +79,9 @@ class Allocation {
  private:
   void make_plans();
   Plan plan_of(std::vector<BaseRecipe::Row> rows, const std::string& file) const;
-  void add_part(const ModuleGroup& part);
+  void add_part(const AllocatedGroup& part);
   void find_allowed(const Engine& engine);
+  void check_mixture(const Engine& engine);
   std::string problem_in(const Plan& plan, const Engine& engine) const;
   int64_t counted(const Module& module, int64_t number) const;
   double weights() const;

@@ -56,7 +56,7 @@ std::vector<WeightSpectrum> weight_spectra(const Source& source, const Plan& pla
                                            RunObserver& observer) {
   std::vector<WeightSpectrum> spectra(plan.modules.size());
   const auto count = static_cast<int64_t>(plan.modules.size());
-  const int64_t at_once = 4 * at::get_num_threads();
+  const int64_t at_once = int64_t{4} * at::get_num_threads();
   observer.begin("measuring spectra", static_cast<double>(count), "modules");
   for (int64_t begin = 0; begin < count; begin += at_once) {
     check_interrupt();

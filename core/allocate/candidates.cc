@@ -104,7 +104,9 @@ bool Candidate::dense() const { return is_dense_id(keys["wq"].get<std::string>()
 
 std::vector<Candidate> parse_candidates(const std::string& list) {
   std::vector<Candidate> candidates;
-  for (const std::string& text : split(list, ',')) {
+  for (std::string text : split(list, ',')) {
+    text.erase(0, std::min(text.find_first_not_of(' '), text.size()));
+    text.erase(text.find_last_not_of(' ') + 1);
     candidates.push_back(parse_candidate(text));
     for (std::size_t i = 0; i + 1 < candidates.size(); i++)
       if (candidates[i].keys == candidates.back().keys)

@@ -1,8 +1,8 @@
 #include "allocate/choose.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "base/error.h"
 

@@ -72,7 +72,7 @@ std::string short_name(const std::string& name) {
 }
 
 /// "q k v", "experts" (all matrices of the routed experts), "experts down", "shared gate up".
-std::string name_of(const ModuleGroup& part, const Plan& plan) {
+std::string name_of(const AllocatedGroup& part, const Plan& plan) {
   std::vector<std::string> names;
   std::set<int32_t> roles;
   for (const std::size_t i : part.modules) {
@@ -89,7 +89,7 @@ std::string name_of(const ModuleGroup& part, const Plan& plan) {
 
 }  // namespace
 
-std::vector<ModuleGroup> model_parts(const Plan& plan, const Engine* engine) {
+std::vector<AllocatedGroup> model_parts(const Plan& plan, const Engine* engine) {
   Sets sets(plan.modules.size());
   unite_by(plan, sets, [](const PlannedModule& m) {
     const auto& [layer, role, expert, part] = m.module->key;
@@ -99,17 +99,17 @@ std::vector<ModuleGroup> model_parts(const Plan& plan, const Engine* engine) {
     for (const OneFormat& rule : e.one_format)
       if (&e == engine || (engine == nullptr && !rule.of_model)) apply(rule, plan, sets);
   std::map<std::size_t, std::size_t> of_set;
-  std::vector<ModuleGroup> parts;
+  std::vector<AllocatedGroup> parts;
   for (std::size_t i = 0; i < plan.modules.size(); i++) {
     if (!plan.modules[i].format) continue;
     const int32_t layer = plan.modules[i].module->key.layer;
     const auto [it, added] = of_set.try_emplace(sets.find(i), parts.size());
     if (added) parts.push_back({layer, "", {}});
-    ModuleGroup& part = parts[it->second];
+    AllocatedGroup& part = parts[it->second];
     if (part.layer != layer) part.layer = -1;
     part.modules.push_back(i);
   }
-  for (ModuleGroup& part : parts) part.name = name_of(part, plan);
+  for (AllocatedGroup& part : parts) part.name = name_of(part, plan);
   return parts;
 }
 

@@ -4,7 +4,6 @@
 #include <c10/core/GradMode.h>
 
 #include "base/error.h"
-#include "base/interrupt.h"
 #include "forward/batches.h"
 #include "forward/embedding_and_head.h"
 #include "run/layer_reader.h"

@@ -39,7 +39,7 @@ bool may_redraw(int descriptor) {
   return ::isatty(descriptor) == 1 && !is_set("CI") && variable("TERM") != "dumb";
 }
 
-bool may_color(int descriptor) { return may_redraw(descriptor) && !is_set("NO_COLOR"); }
+bool may_color(int descriptor) { return may_redraw(descriptor) && variable("NO_COLOR").empty(); }
 
 std::size_t terminal_width(int descriptor) {
   if (::isatty(descriptor) != 1) return 0;

@@ -83,6 +83,17 @@ int64_t bytes_on_disk(const fs::path& folder, const Names& files) {
   return bytes;
 }
 
+/// Whether one of the run's folders has nothing in it but marks of a run of several processes that
+/// was killed before it wrote its manifest.
+bool has_no_work(const fs::path& folder) {
+  std::error_code ignored;
+  if (!fs::is_directory(folder, ignored)) return false;
+  const auto entries = list_folder(folder);
+  return std::all_of(entries.begin(), entries.end(), [](const auto& entry) {
+    return entry.path().filename().string().starts_with(WorkFolder::kSharedMark);
+  });
+}
+
 bool is_folder(const fs::path& path) {
   std::error_code ignored;
   return fs::is_directory(fs::symlink_status(path, ignored));
@@ -193,7 +204,7 @@ void WorkFolder::lock() {
 }
 
 /// Throws an Error if the folder has content but no manifest. A run that was killed at its very
-/// start leaves empty folders, or the beginning of a manifest.
+/// start leaves folders without work, or the beginning of a manifest.
 void WorkFolder::check_ours() const {
   std::error_code ignored;
   for (const fs::path& folder : {result(), progress()})
@@ -201,8 +212,8 @@ void WorkFolder::check_ours() const {
       fail("{}: is a link, and the run needs a folder there; move it away", folder.string());
   if (is_work_folder(work_)) return;
   for (const auto& entry : list_folder(work_)) {
-    const bool empty_own = (entry.path() == result() || entry.path() == progress()) &&
-                           fs::is_empty(entry.path(), ignored);
+    const bool empty_own =
+        (entry.path() == result() || entry.path() == progress()) && has_no_work(entry.path());
     if (!empty_own && entry.path().filename() != kUnfinishedManifest)
       fail(
           "{}: is no work folder of aqhost (it has no {} that says so); move it away or choose "

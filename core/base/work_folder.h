@@ -28,6 +28,9 @@ namespace aqhost {
 class WorkFolder {
  public:
   static constexpr const char* kManifest = "manifest.json";
+  /// The beginning of the name of the file in progress/ by which several processes find out that
+  /// they see the same folder. It is there before the manifest.
+  static constexpr const char* kSharedMark = "states-shared-";
   /// The key of the manifest for the list of files.
   static constexpr const char* kFiles = "files";
 
@@ -62,6 +65,9 @@ class WorkFolder {
   static bool is_locked(const std::filesystem::path& work);
 
   const std::filesystem::path& path() const { return work_; }
+  const std::filesystem::path& target() const { return target_; }
+  /// Leaves a file of the target in its place that this run would have replaced.
+  void spare(const std::string& file) { replaced_.erase(file); }
   std::filesystem::path result() const;    // export/
   std::filesystem::path progress() const;  // progress/
 

@@ -34,7 +34,8 @@ class Budget {
 List items_of(const Value& value, Budget& budget);
 Value apply_filter(const std::string& name, const Value& value, const Arguments& arguments,
                    Budget& budget);
-bool apply_test(const std::string& name, const Value& value, const Arguments& arguments);
+bool apply_test(const std::string& name, const Value& value, const Arguments& arguments,
+                Budget& budget);
 /// object.name(arguments) for strings, lists and dicts.
 Value call_method(const Value& object, const std::string& name, const Arguments& arguments,
                   Budget& budget);
@@ -49,7 +50,9 @@ Value slice_of(const Value& object, const Value& begin, const Value& end, const 
                Budget& budget);
 /// An operator of Jinja but for and, or, and comparisons.
 Value apply_binary(const std::string& name, const Value& a, const Value& b, Budget& budget);
-bool compare(const std::string& name, const Value& a, const Value& b);
+bool compare(const std::string& name, const Value& a, const Value& b, Budget& budget);
+/// to_string(), which is charged before it is made.
+std::string printed(const Value& value, Budget& budget);
 /// The global function of this name; undefined if there is none.
 Value global_function(const std::string& name, Budget& budget);
 

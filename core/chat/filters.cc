@@ -28,8 +28,9 @@ std::string joined(const Value& value, const Arguments& arguments, Budget& budge
   for (const Value& item : items_of(value, budget)) {
     if (!first) text += between;
     first = false;
-    const std::string part = to_string(
-        attribute ? path_of(item, text_argument(arguments, 1, "attribute", ""), budget) : item);
+    const std::string part = printed(
+        attribute ? path_of(item, text_argument(arguments, 1, "attribute", ""), budget) : item,
+        budget);
     budget.charge(part.size() + between.size());
     text += part;
   }
@@ -74,8 +75,9 @@ List selected(const std::string& name, const Value& value, const Arguments& argu
   for (const Value& item : items_of(value, budget)) {
     const Value tested =
         by_attribute ? path_of(item, text_argument(arguments, 0, "attribute", ""), budget) : item;
-    const bool holds =
-        test.empty() ? truth(tested) : apply_test(test, tested, rest_of(arguments, first + 1));
+    const bool holds = test.empty()
+                           ? truth(tested)
+                           : apply_test(test, tested, rest_of(arguments, first + 1), budget);
     if (holds == keeps) kept.push_back(item);
   }
   return kept;
@@ -127,7 +129,7 @@ List unique(const List& list, Budget& budget) {
   List seen, kept;
   for (const Value& item : list) {
     const Value key = folded(item);
-    budget.charge(seen.size() + 1);
+    budget.charge((seen.size() + 1) * weight_of(key));
     if (std::any_of(seen.begin(), seen.end(), [&](const Value& v) { return equal(v, key); }))
       continue;
     seen.push_back(key);
@@ -175,8 +177,11 @@ Value written_as_json(const Value& value, const Arguments& arguments, Budget& bu
     if (name != "ensure_ascii" && name != "indent")
       fail("tojson: the argument {} is not supported", name);
   if (arguments.positional.size() > 0) fail("tojson: only named arguments are supported");
-  return budget.text(
-      to_json(value, integer_argument(arguments, 1, "indent", -1), ascii && truth(*ascii)));
+  const int64_t indent = integer_argument(arguments, 1, "indent", -1);
+  // each value on a line of its own, at a depth of up to 100
+  budget.charge(weight_of(value) *
+                static_cast<std::size_t>(std::clamp<int64_t>(indent, 0, 16) + 1));
+  return budget.text(to_json(value, indent, ascii && truth(*ascii)));
 }
 
 Value with_default(const Value& value, const Arguments& arguments) {
@@ -207,7 +212,7 @@ Value one_of(const std::string& name, const Value& value, const Arguments& argum
 
 Value absolute(const Value& value) {
   if (!value.is_number()) fail("abs: expected a number, found {}", type_name(value));
-  return truth(compare("<", value, int64_t{0}))
+  return less(value, int64_t{0})
              ? (value.is_integer() ? number_of(-value.number(), true) : Value(-value.number()))
              : value;
 }
@@ -217,6 +222,7 @@ Value text_filter(const std::string& name, const std::string& text, const Argume
   if (name == "trim") return strip(text, argument(arguments, 0, "chars"), true, true);
   if (name == "lower") return to_lower(text);
   if (name == "upper") return to_upper(text);
+  if (name == "title" || name == "capitalize") budget.charge(16 * text.size());
   if (name == "title") return to_title(text);
   if (name == "capitalize") return capitalized(text);
   if (name == "indent") return indented(text, arguments, budget);
@@ -237,6 +243,7 @@ List items_of(const Value& value, Budget& budget) {
   } else if (const auto* dict = value.dict()) {
     for (const auto& [key, field] : dict->fields) list.push_back(key);
   } else if (value.string()) {
+    budget.charge(16 * value.string()->size());
     for (std::string& c : characters(*value.string())) list.emplace_back(std::move(c));
   } else if (!value.is_undefined()) {
     fail("{} has no items", type_name(value));
@@ -269,12 +276,12 @@ Value apply_filter(const std::string& name, const Value& value, const Arguments&
   }
   if (name == "int" || name == "float") return number_of(value, name == "int");
   if (name == "abs") return absolute(value);
-  std::string text = to_string(value);
-  budget.charge(text.size() + 1);
+  const std::string text = printed(value, budget);
   return text_filter(name, text, arguments, budget);
 }
 
-bool apply_test(const std::string& name, const Value& v, const Arguments& arguments) {
+bool apply_test(const std::string& name, const Value& v, const Arguments& arguments,
+                Budget& budget) {
   const auto other = [&] {
     const Value* given = argument(arguments, 0, "other");
     if (given == nullptr) fail("the test {} needs an argument", name);
@@ -293,11 +300,11 @@ bool apply_test(const std::string& name, const Value& v, const Arguments& argume
   if (name == "iterable" || name == "sequence")
     return v.string() || v.sequence() || v.dict() || v.is_undefined();
   if (name == "callable") return v.function() != nullptr;
-  if (name == "equalto" || name == "eq" || name == "==") return equal(v, other());
-  if (name == "ne" || name == "!=") return !equal(v, other());
-  if (name == "in") return compare("in", v, other());
-  if (name == "lessthan" || name == "lt" || name == "<") return less(v, other());
-  if (name == "greaterthan" || name == "gt" || name == ">") return less(other(), v);
+  if (name == "equalto" || name == "eq" || name == "==") return compare("==", v, other(), budget);
+  if (name == "ne" || name == "!=") return compare("!=", v, other(), budget);
+  if (name == "in") return compare("in", v, other(), budget);
+  if (name == "lessthan" || name == "lt" || name == "<") return compare("<", v, other(), budget);
+  if (name == "greaterthan" || name == "gt" || name == ">") return compare(">", v, other(), budget);
   if (name == "le" || name == "<=") return !less(other(), v);
   if (name == "ge" || name == ">=") return !less(v, other());
   if (name == "odd" || name == "even" || name == "divisibleby") {

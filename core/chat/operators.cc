@@ -80,15 +80,21 @@ Value repeated(const Value& what, int64_t count, Budget& budget) {
   return what.string() ? Value(text) : Value(list, what.sequence()->tuple);
 }
 
-bool contains(const Value& container, const Value& item) {
+bool contains(const Value& container, const Value& item, Budget& budget) {
   if (const auto* text = container.string()) {
+    budget.charge(text->size());
     if (!item.string()) fail("\"in\" a string: expected a string, found {}", type_name(item));
     return text->find(*item.string()) != text->npos;
   }
-  if (const auto* dict = container.dict()) return find(dict->fields, item) != nullptr;
-  if (const auto* list = container.sequence())
+  if (const auto* dict = container.dict()) {
+    budget.charge(std::min(dict->weight, (dict->fields.size() + 1) * weight_of(item)));
+    return find(dict->fields, item) != nullptr;
+  }
+  if (const auto* list = container.sequence()) {
+    budget.charge(std::min(list->weight, (list->items.size() + 1) * weight_of(item)));
     return std::any_of(list->items.begin(), list->items.end(),
                        [&](const Value& v) { return equal(v, item); });
+  }
   if (container.is_undefined()) return false;
   fail("\"in\": expected a list, a dict or a string, found {}", type_name(container));
 }
@@ -245,8 +251,8 @@ Value slice_of(const Value& object, const Value& begin, const Value& end, const 
 
 Value apply_binary(const std::string& name, const Value& a, const Value& b, Budget& budget) {
   if (name == "~") {
-    std::string text = to_string(a);
-    return budget.text(text += to_string(b));
+    std::string text = printed(a, budget);
+    return budget.text(text += printed(b, budget));
   }
   if (a.is_number() && b.is_number())
     return a.is_integer() && b.is_integer() ? of_integers(name, a.integer(), b.integer())
@@ -266,14 +272,20 @@ Value apply_binary(const std::string& name, const Value& a, const Value& b, Budg
   fail("{} {} {} is not supported", type_name(a), name, type_name(b));
 }
 
-bool compare(const std::string& name, const Value& a, const Value& b) {
+bool compare(const std::string& name, const Value& a, const Value& b, Budget& budget) {
+  if (name == "in" || name == "not in") return contains(b, a, budget) == (name == "in");
+  budget.charge(std::min(weight_of(a), weight_of(b)));
   if (name == "==") return equal(a, b);
   if (name == "!=") return !equal(a, b);
   if (name == "<") return less(a, b);
   if (name == ">") return less(b, a);
   if (name == "<=") return !less(b, a);
-  if (name == ">=") return !less(a, b);
-  return contains(b, a) == (name == "in");
+  return !less(a, b);  // >=
+}
+
+std::string printed(const Value& value, Budget& budget) {
+  budget.charge(weight_of(value));
+  return to_string(value);
 }
 
 Value global_function(const std::string& name, Budget& budget) {

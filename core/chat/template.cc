@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/interrupt.h"
 #include "base/utf8.h"
 #include "chat/builtins.h"
 
@@ -71,6 +72,7 @@ class Interpreter {
   Flow execute(const Block& block, Scope& scope, std::string& out) {
     for (const Statement& statement : block) {
       budget_.charge(kStep);
+      check_interrupt();
       try {
         if (const Flow flow = execute(statement, scope, out); flow != Flow::kOn) return flow;
       } catch (const LineError&) {
@@ -87,13 +89,13 @@ class Interpreter {
     // clang-format off
     switch (s.kind) {
       case Statement::Kind::kText: print(s.name, out); break;
-      case Statement::Kind::kOutput: print(to_string(evaluate(*s.value, scope)), out); break;
+      case Statement::Kind::kOutput: print(printed(evaluate(*s.value, scope), budget_), out); break;
       case Statement::Kind::kIf: return execute_if(s, scope, out);
       case Statement::Kind::kFor: execute_for(s, scope, out); break;
       case Statement::Kind::kSet: assign(s, evaluate(*s.value, scope), scope); break;
       case Statement::Kind::kSetBlock: assign(s, text_of_block(s, scope), scope); break;
       case Statement::Kind::kMacro: scope.set(s.name, macro(s)); break;
-      case Statement::Kind::kFilter: print(to_string(text_of_block(s, scope)), out); break;
+      case Statement::Kind::kFilter: print(printed(text_of_block(s, scope), budget_), out); break;
       case Statement::Kind::kBreak: return Flow::kBreak;
       case Statement::Kind::kContinue: return Flow::kContinue;
       case Statement::Kind::kScope: {
@@ -228,7 +230,7 @@ class Interpreter {
       case Expression::Kind::kSlice: return slice_of(operand(e, 0, scope), operand(e, 1, scope), operand(e, 2, scope), operand(e, 3, scope), budget_);
       case Expression::Kind::kCall: return call(e, scope);
       case Expression::Kind::kFilter: return apply_filter(e.name, operand(e, 0, scope), arguments(e, scope), budget_);
-      case Expression::Kind::kTest: return apply_test(e.name, operand(e, 0, scope), arguments(e, scope)) != e.negated;
+      case Expression::Kind::kTest: return apply_test(e.name, operand(e, 0, scope), arguments(e, scope), budget_) != e.negated;
       case Expression::Kind::kUnary: return unary(e, scope);
       case Expression::Kind::kBinary: return binary(e, scope);
       case Expression::Kind::kCompare: return comparison(e, scope);
@@ -302,7 +304,7 @@ class Interpreter {
     Value left = operand(e, 0, scope);
     for (std::size_t i = 0; i < e.names.size(); i++) {
       Value right = operand(e, i + 1, scope);
-      if (!compare(e.names[i], left, right)) return false;
+      if (!compare(e.names[i], left, right, budget_)) return false;
       left = std::move(right);
     }
     return true;

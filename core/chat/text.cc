@@ -70,6 +70,7 @@ Value split(const std::string& text, const Arguments& arguments, bool from_end, 
   if (separator != nullptr && !separator->is_none())
     return split_at(text, text_argument(arguments, 0, "sep", ""), most, from_end, budget);
   if (from_end && most >= 0) fail("rsplit at white space with a limit is not supported");
+  budget.charge(16 * text.size());
   return split_at_spaces(text, most);
 }
 
@@ -95,13 +96,23 @@ std::string strip(const std::string& text, const Value* given, bool left, bool r
   const auto goes = [&](const std::string& c) {
     return spaces ? is_white(c) : std::find(set.begin(), set.end(), c) != set.end();
   };
-  const std::vector<std::string> all = characters(text);
-  std::size_t begin = 0, end = all.size();
-  while (left && begin < end && goes(all[begin])) begin++;
-  while (right && end > begin && goes(all[end - 1])) end--;
-  std::string result;
-  for (std::size_t i = begin; i < end; i++) result += all[i];
-  return result;
+  const auto follows = [&](std::size_t at) {  // in the character of the byte before
+    return at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80;
+  };
+  std::size_t begin = 0, end = text.size();
+  while (left && begin < end) {
+    std::size_t next = begin + 1;
+    while (follows(next)) next++;
+    if (!goes(text.substr(begin, next - begin))) break;
+    begin = next;
+  }
+  while (right && end > begin) {
+    std::size_t last = end - 1;
+    while (last > begin && follows(last)) last--;
+    if (!goes(text.substr(last, end - last))) break;
+    end = last;
+  }
+  return text.substr(begin, end - begin);
 }
 
 std::string to_lower(const std::string& text) {

@@ -12,6 +12,7 @@ namespace aqhost::jinja {
 namespace {
 
 constexpr int kMaxNesting = 100;
+constexpr std::size_t kPartWeight = 16, kMaxWeight = std::size_t{1} << 27;
 
 /// The depth of a value that contains `part`.
 int depth_around(int depth, const Value& part) {
@@ -19,6 +20,13 @@ int depth_around(int depth, const Value& part) {
   const int inner = part.sequence() ? part.sequence()->depth : part.dict() ? part.dict()->depth : 0;
   if (inner >= kMaxNesting) fail("lists and dicts nest deeper than {} levels", kMaxNesting);
   return std::max(depth, inner + 1);
+}
+
+/// The weight of a value that weighed `weight` and gets `part`.
+std::size_t weight_with(std::size_t weight, const Value& part) {
+  weight += weight_of(part);
+  if (weight > kMaxWeight) fail("a list or a dict becomes larger than {} MB", kMaxWeight >> 20);
+  return weight;
 }
 
 std::string float_text(double d) {
@@ -149,12 +157,20 @@ std::string to_json(const Value& value, int64_t indent, bool ascii, int depth) {
 
 Value::Value(List items, bool tuple) {
   int depth = 1;
-  for (const Value& item : items) depth = depth_around(depth, item);
-  any_ = std::make_shared<const Sequence>(Sequence{std::move(items), tuple, depth});
+  std::size_t weight = kPartWeight;
+  for (const Value& item : items) {
+    depth = depth_around(depth, item);
+    weight = weight_with(weight, item);
+  }
+  any_ = std::make_shared<const Sequence>(Sequence{std::move(items), tuple, depth, weight});
 }
 
 Value::Value(Dict d) {
-  for (const auto& [key, value] : d.fields) d.depth = depth_around(d.depth, value);
+  d.weight = kPartWeight;
+  for (const auto& [key, value] : d.fields) {
+    d.depth = depth_around(d.depth, value);
+    d.weight = weight_with(weight_with(d.weight, key), value);
+  }
   any_ = std::make_shared<const Dict>(std::move(d));
 }
 
@@ -176,6 +192,12 @@ Value from_json(const nlohmann::ordered_json& json) {
     return dict;
   }
   return {};
+}
+
+std::size_t weight_of(const Value& value) {
+  if (const auto* s = value.string()) return kPartWeight + s->size();
+  if (const auto* list = value.sequence()) return list->weight;
+  return value.dict() ? value.dict()->weight : kPartWeight;
 }
 
 bool truth(const Value& value) {

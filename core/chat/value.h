@@ -22,11 +22,13 @@ struct None {};
 struct Sequence {
   List items;
   bool tuple = false;
-  int depth = 0;  // of values in each other
+  int depth = 0;           // of values in each other
+  std::size_t weight = 0;  // see weight_of()
 };
 struct Dict {
   Fields fields;
   int depth = 0;
+  std::size_t weight = 0;
 };
 /// What namespace() returns: the one value that a template can change.
 struct Namespace {
@@ -51,6 +53,8 @@ class Value {
                    std::shared_ptr<const Sequence>, std::shared_ptr<const Dict>,
                    std::shared_ptr<Namespace>, std::shared_ptr<const Function>>;
 
+  // A value of the template language stands for each of these, so conversions are implicit.
+  // NOLINTBEGIN(google-explicit-constructor)
   Value() : any_(None{}) {}
   Value(Undefined u) : any_(std::move(u)) {}
   Value(bool b) : any_(b) {}
@@ -58,12 +62,13 @@ class Value {
   Value(double d) : any_(d) {}
   Value(std::string s) : any_(std::make_shared<const std::string>(std::move(s))) {}
   Value(const char* s) : Value(std::string(s)) {}
-  /// Lists and dicts nest up to 100 levels and contain no namespaces, so that values are trees of
-  /// limited depth; otherwise an Error is thrown.
+  /// Lists and dicts nest up to 100 levels, contain no namespaces, and have a limited weight, so
+  /// that values are trees of limited depth and size; otherwise an Error is thrown.
   Value(List items, bool tuple = false);
   Value(Dict d);
   Value(std::shared_ptr<Namespace> n) : any_(std::move(n)) {}
   Value(Function f) : any_(std::make_shared<const Function>(std::move(f))) {}
+  // NOLINTEND(google-explicit-constructor)
 
   bool is_undefined() const { return std::holds_alternative<Undefined>(any_); }
   bool is_none() const { return std::holds_alternative<None>(any_); }
@@ -100,6 +105,9 @@ class Value {
 /// The value of a JSON document. Keys keep their order. Its strings must be UTF-8.
 Value from_json(const nlohmann::ordered_json& json);
 
+/// What a visit of all of the value costs: 16 for each value in it, and the bytes of strings. What
+/// is shared counts each time.
+std::size_t weight_of(const Value& value);
 /// Whether Python takes the value for true.
 bool truth(const Value& value);
 /// "string", "list" and so on, for messages.

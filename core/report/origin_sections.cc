@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/counted.h"
+#include "base/shell.h"
 #include "report/sections.h"
 
 namespace aqhost {
@@ -13,22 +14,6 @@ std::pair<std::string, const char*> verdict(const EngineReport& e) {
   if (!e.loads) return {"does not load it", "no"};
   if (!e.right) return {"loads it and gives wrong answers", "no"};
   return {e.gguf ? "loads the GGUF file made of it" : "loads it", "yes"};
-}
-
-/// An argument as a shell takes it.
-std::string quoted(const std::string& argument) {
-  const auto is_plain = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           std::string_view("_./=:,+-@%").find(c) != std::string_view::npos;
-  };
-  if (!argument.empty() && std::all_of(argument.begin(), argument.end(), is_plain)) return argument;
-  std::string result = "'";
-  for (const char c : argument)
-    if (c == '\'')
-      result += "'\\''";
-    else
-      result += c;
-  return result + "'";
 }
 
 void write_calibration(Html& html, const CalibrationReport& c) {
@@ -88,7 +73,7 @@ void write_origin(Html& html, const ShownExport& shown) {
   if (const auto& c = shown.report.calibration) write_calibration(html, *c);
   if (!setup.command.empty()) {
     std::string command = "aqhost";
-    for (const std::string& argument : setup.command) command += " " + quoted(argument);
+    for (const std::string& argument : setup.command) command += " " + shell_quoted(argument);
     html.element("h3", "Command");
     html.element("pre", command);
   }

@@ -4,8 +4,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "base/counted.h"
+#include "base/file.h"
 #include "base/progress.h"
 #include "report/html.h"
 #include "report/sections.h"
@@ -186,9 +188,16 @@ std::string report_page(const std::vector<ReportedExport>& exports) {
   for (const PageSection& section : page_sections()) write_section(html, all, section);
   html.open("footer").element(
       "p", {{"class", "note"}},
-      "Every figure of every module is in quantization_report.json beside this page.");
+      "Every figure of every module is in the quantization_report.json of the export.");
   html.close().close().close().close();
   return html.str() + "\n";
+}
+
+bool is_report_page(const std::filesystem::path& file) {
+  constexpr std::string_view kGenerator = "<meta name=\"generator\" content=\"aqhost\">";
+  std::error_code ignored;
+  return std::filesystem::is_regular_file(file, ignored) &&
+         read_file(file).find(kGenerator) != std::string::npos;
 }
 
 std::string report_page(const Json& report, const std::string& file) {

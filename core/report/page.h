@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,6 +12,9 @@ namespace aqhost {
 
 /// The name of the page in the folder of an export.
 inline constexpr const char* kPageFile = "report.html";
+
+/// Whether a file is a page that report_page() has made. False if there is none.
+bool is_report_page(const std::filesystem::path& file);
 
 /// An export of which a page shows the report, and what was measured of it, if anything.
 struct ReportedExport {

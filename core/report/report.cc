@@ -29,18 +29,20 @@ Json to_json(const ModuleReport& m) {
   return json;
 }
 
-int32_t int32_of(const Field& json) {
-  return static_cast<int32_t>(json.integer(0, std::numeric_limits<int32_t>::max()));
+constexpr int64_t kMaximumIndex = 65'535;  // of a layer or an expert; the page has room for each
+
+/// The index of a layer or of an expert, at least `least`.
+int32_t index_of(const Field& json, int64_t least = 0) {
+  return static_cast<int32_t>(json.integer(least, kMaximumIndex));
 }
 
 /// A number that to_json() has written; 0 for one that was not finite, which is null in JSON.
 double number_of(const Field& json) { return json.is_null() ? 0 : json.number(); }
 
 ModuleReport parse_module(const Field& json) {
-  constexpr int32_t kMaximum = std::numeric_limits<int32_t>::max();
   ModuleReport m;
-  m.layer = static_cast<int32_t>(json["layer"].integer(-1, kMaximum));
-  if (!json["expert"].is_null()) m.expert = int32_of(json["expert"]);
+  m.layer = index_of(json["layer"], -1);
+  if (!json["expert"].is_null()) m.expert = index_of(json["expert"]);
   m.format = json["format"].text();
   m.activations = json["activations"].text();
   m.algorithm = json["algorithm"].text();
@@ -62,7 +64,7 @@ Json to_json(const ExpertReport& e) {
 }
 
 ExpertReport parse_expert(const Field& json) {
-  return {int32_of(json["layer"]), int32_of(json["expert"]), json["tokens"].integer(),
+  return {index_of(json["layer"]), index_of(json["expert"]), json["tokens"].integer(),
           json["weight"].number(), json["starved"].flag(),   json["needed"].integer()};
 }
 
@@ -213,10 +215,10 @@ UnitReport parse_unit_report(const Field& json) {
   if (!json["refined"].is_null())
     for (const Field& r : json["refined"].items())
       report.refined.push_back(
-          {int32_of(r["layer"]), number_of(r["error_before"]), number_of(r["error_after"])});
+          {index_of(r["layer"]), number_of(r["error_before"]), number_of(r["error_after"])});
   if (json["layers"].is_null()) return report;
   for (const Field& l : json["layers"].items())
-    report.layers.push_back({int32_of(l["layer"]), parse_phases(l["seconds"])});
+    report.layers.push_back({index_of(l["layer"]), parse_phases(l["seconds"])});
   return report;
 }
 

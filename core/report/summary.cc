@@ -87,6 +87,7 @@ ReportSummary summarize(const RunReport& report) {
     s.layers = std::max(s.layers, m.layer + 1);
     s.experts = std::max(s.experts, m.expert + 1);
   }
+  for (const Refinement& r : report.units.refined) s.layers = std::max(s.layers, r.layer + 1);
   s.by_layer.resize(static_cast<std::size_t>(s.layers));
   std::map<std::string, ModuleSum> parts;
   for (const auto& [name, m] : report.units.modules) {

@@ -125,12 +125,12 @@ FileWindows read_windows(CorpusReader& reader, const std::filesystem::path& file
     observer.inform(fmt::format("{}: {}", file.string(), joined));
   if (read.chats > 0 && read.templated)
     observer.inform(fmt::format(
-        "{}: {} documents are chats, and are read as the model's chat template writes them",
+        "{}: the chats ({} of its documents) are read as the model's chat template writes them",
         file.string(), read.chats));
   if (read.chats > 0 && !read.templated)
     observer.warn(fmt::format(
-        "{}: {} documents are chats, and the model has no chat template; the texts of their turns "
-        "are joined by empty lines",
+        "{}: the model has no chat template; the turns of the chats ({} of its documents) are "
+        "joined by empty lines",
         file.string(), read.chats));
   return read;
 }

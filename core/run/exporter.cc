@@ -146,6 +146,14 @@ bool card_is_unchanged(const Json& report, const fs::path& target) {
          report.value(kCardSum, Json()) == sha256_of(target / kCardFile);
 }
 
+/// Leaves the model card in its place if the user has changed it since the run began.
+void spare_changed_card(WorkFolder& work) {
+  std::error_code ignored;
+  const fs::path report = work.target() / kReportFile;
+  if (fs::is_regular_file(report, ignored) && !card_is_unchanged(read_json(report), work.target()))
+    work.spare(kCardFile);
+}
+
 }  // namespace
 
 void check_side_files(const Source& original) {
@@ -179,6 +187,7 @@ std::set<std::string> replaced_files(const Source& original, const fs::path& tar
     for (const Json& name : *list)
       if (name.is_string()) files.insert(name.get<std::string>());
     if (!card_is_unchanged(report, target)) files.erase(kCardFile);
+    if (!is_report_page(target / kPageFile)) files.erase(kPageFile);
     return files;
   }
   RunObserver silent;  // reports of version 0.1 have no list
@@ -314,6 +323,7 @@ void Exporter::copy(const Copied& tensor) {
 void Exporter::commit(const RunReport& report, const std::string& card) {
   work_.check_in_place();
   work_.keep();
+  spare_changed_card(work_);
   const bool writes_card = !card.empty() && work_.may_place(kCardFile);
   std::vector<std::string> written = files();
   if (!writes_card) std::erase(written, kCardFile);

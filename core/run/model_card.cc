@@ -64,16 +64,12 @@ std::string license_lines(const Source& original) {
       const bool quoted = value.size() >= 2 && value.front() == value.back() &&
                           (value.front() == '"' || value.front() == '\'');
       if (quoted) value = value.substr(1, value.size() - 2);
-      if (!value.empty() && value.find_first_of("[]{}|>&*!#") == value.npos)
+      if (!quoted) value.erase(std::min(value.find(" #"), value.size()));  // a comment
+      value.erase(value.find_last_not_of(' ') + 1);
+      if (!value.empty() && value.find_first_of("[]{}|>&*!") == value.npos)
         text += fmt::format("{}: {}\n", key, scalar(value));
     }
   return text;
-}
-
-/// "6.20 MB", in powers of 1000.
-std::string megabytes(int64_t bytes) {
-  return bytes < 1'000'000'000 ? fmt::format("{:.2f} MB", static_cast<double>(bytes) / 1e6)
-                               : fmt::format("{:.2f} GB", static_cast<double>(bytes) / 1e9);
 }
 
 std::set<std::string> formats_of(const RunReport& report) {
@@ -133,7 +129,8 @@ std::string what_was_done(const Source& original, const Model& model, const Plan
       "quantized.\n\n",
       base, base, model.id(),
       counted(static_cast<int64_t>(report.units.modules.size()), "linear map"), AQHOST_VERSION,
-      report.bits_per_weight, megabytes(report.bytes), megabytes(original.stored_size().bytes));
+      report.bits_per_weight, format_bytes(report.bytes),
+      format_bytes(original.stored_size().bytes));
   text += formats_table(report);
   if (plan.container == &gguf())
     text += fmt::format("\nThe same weights are in {}, for llama.cpp.\n", kGgufFile);
@@ -169,12 +166,15 @@ std::string measured(const RunReport& report) {
         tokens.front(), tokens.back(), tokens[tokens.size() / 2], report.units.starved_experts(),
         counted(static_cast<int64_t>(tokens.size()), "expert"));
   }
-  if (text.empty())
+  const bool calibrated = !text.empty();
+  if (!calibrated)
     text =
         "Every weight was rounded to nearest, which needs no calibration and measures nothing.\n";
-  return "\n## Measured by the run\n\n" + text +
-         "\nThe perplexity was not measured; `aqhost eval --model MODEL --text FILE` does that. "
-         "`quantization_report.json` has the loss of each module and the tokens of each expert.\n";
+  text += "\nThe perplexity was not measured; `aqhost eval --model MODEL --text FILE` does that.";
+  if (calibrated)
+    text +=
+        " `quantization_report.json` has the loss of each module and the tokens of each expert.";
+  return "\n## Measured by the run\n\n" + text + "\n";
 }
 
 /// The commands that serve the export in an engine that loads it.

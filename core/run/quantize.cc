@@ -124,7 +124,9 @@ void require_same_run(const Json& manifest, Comm& comm) {
 }
 
 /// The name of a file in progress/ by which the others recognise the folder of rank 0.
-std::string mark_name(int64_t number) { return fmt::format("states-shared-{}.json", number); }
+std::string mark_name(int64_t number) {
+  return fmt::format("{}{}.json", WorkFolder::kSharedMark, number);
+}
 
 /// Whether a file exists, or does after a few seconds: a file system that several machines share
 /// may show it late.

@@ -262,6 +262,7 @@ TEST_CASE("the work folder of a run that was killed at its start can be used") {
   for (const char* folder : {"export", "progress"})
     fs::create_directories(root / "out.work" / folder);
   write_file(root / "out.work/manifest.json.part", "{\"vers");
+  write_file(root / "out.work/progress/states-shared-123.json", "");  // of several processes
   { const WorkFolder work(root / "out"); }
   CHECK(fs::is_empty(root.path()));
 }

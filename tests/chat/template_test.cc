@@ -120,6 +120,15 @@ TEST_CASE("no template takes unlimited time, memory or depth") {
         std::string("{% set ns = namespace(x=[]) %}{% for i in range(999) %}{% set ns.x = [ns.x] "
                     "%}{% endfor %}"),
         std::string("{% set ns = namespace() %}{% set ns.x = ns %}"),
+        std::string("{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, "
+                    "ns.x] %}{% endfor %}{% if ns.x == ns.x %}y{% endif %}"),
+        std::string("{% set ns = namespace(x=[1]) %}{% for i in range(20) %}{% set ns.x = [ns.x, "
+                    "ns.x] %}{% endfor %}{% for i in range(999) %}{{ ns.x == ns.x }}{% endfor %}"),
+        std::string("{% set ns = namespace(x=[1]) %}{% for i in range(22) %}{% set ns.x = [ns.x, "
+                    "ns.x] %}{% endfor %}{% for i in range(9) %}{{ ns.x }}{% endfor %}"),
+        std::string("{% set x = 'ab' * 30000000 %}{% for i in range(200000) %}{{ 'bb' in x }}{% "
+                    "endfor %}"),
+        std::string("{% for c in 'a' * 30000000 %}{% endfor %}"),
         std::string("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "{{ " + deep,
         "{{ 1" + std::string(100'000, '+') + "1 }}", "{{ x" + [] {
           std::string s;

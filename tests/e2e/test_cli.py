@@ -233,7 +233,7 @@ class CalibrationFiles(WorkFolder):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("the 500 documents have", done.stderr)
         self.assertIn("joined with token 0 in between", done.stderr)
-        self.assertIn("500 documents are chats", done.stderr)
+        self.assertIn("the turns of the chats (500 of its documents)", done.stderr)
         report = json.loads((out / "quantization_report.json").read_text())["calibration"]["files"][0]
         self.assertEqual((report["documents"], report["separator"]), (500, 0))
         self.assertGreaterEqual(report["available"] * 512, report["tokens"] - 512)

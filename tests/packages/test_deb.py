@@ -88,7 +88,7 @@ class Packages(unittest.TestCase):
                 owners = set(re.findall(r"(?m)^([\w.+-]+)", run("dpkg", "-S", f"*/{library}")))
                 self.assertTrue(owners & {d.removesuffix("-fmt9") for d in self.depends("aqhost")}, library)
 
-    def test_no_path_of_the_build_is_in_a_program(self):
+    def test_no_program_looks_for_libraries_where_it_was_built(self):
         for file in (self.usr / "lib/aqhost/bin/aqhost", self.usr / "bin/aq-check"):
             paths = re.findall(r"R(?:UN)?PATH.*\[(.*)\]", run("readelf", "-d", file))
             self.assertNotIn(str(pathlib.Path(libtorch_root()).parent), "".join(paths))

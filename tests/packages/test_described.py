@@ -22,7 +22,8 @@ from terminal import open_terminal  # noqa: E402
 
 BUILD = pathlib.Path(os.environ["AQ_BUILD"]).resolve()
 DESCRIBED = BUILD / "described"
-COMMANDS = ("quantize", "inspect", "plan", "eval", "compare", "convert", "status", "tokenize", "verify", "plugins")
+COMMANDS = ("quantize", "inspect", "plan", "allocate", "eval", "compare", "convert", "report", "status", "tokenize",
+            "verify", "plugins")
 OF_EVERY_COMMAND = {"--help", "--version", "--log-level"}
 
 
@@ -45,7 +46,7 @@ class ManualPage(unittest.TestCase):
                               text=True, check=True)
         self.assertEqual(done.stderr, "")
         text = re.sub(r".\x08|\x1b\[[\d;]*m", "", done.stdout)
-        for line in ("aqhost tokenize --model DIR --jsonl FILE [--no-special-tokens]", "--max-shard-size MB"):
+        for line in ("aqhost tokenize --model MODEL --jsonl FILE [--no-special-tokens]", "--max-shard-size MB"):
             self.assertIn(line, text)
 
     def test_it_has_every_option_of_every_command(self):

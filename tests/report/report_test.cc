@@ -31,6 +31,24 @@ TEST_CASE("a loss that is not finite does not make a report unreadable") {
   CHECK(read_back(report).units.modules.begin()->second.solve->rtn_loss == 0);
 }
 
+TEST_CASE("a layer or an expert that no model has is an Error") {
+  const Json json = to_json(sample_report(2, 3));
+  Json layer = json, expert = json, refined = json;
+  layer["modules"].begin().value()["layer"] = 65'536;
+  expert["experts"][0]["layer"] = 2'147'483'647;
+  refined["refined"] =
+      Json::parse(R"([{"layer": 2147483647, "error_before": 1, "error_after": 1}])");
+  for (const Json& wrong : {layer, expert, refined})
+    CHECK_THROWS_WITH_AS(parse_run_report(Field(wrong, "report.json")), doctest::Contains("layer"),
+                         Error);
+}
+
+TEST_CASE("a summary has room for every layer that was refined") {
+  RunReport report = sample_report(2, 3);
+  report.units.refined = {{5, 0.5, 0.25}};
+  CHECK(summarize(report).layers == 6);
+}
+
 TEST_CASE("an Error names the file and the field, or says that the report is too old") {
   Json json = to_json(sample_report(1, 1));
   json["totals"]["bytes"] = "many";

@@ -221,12 +221,10 @@ Json to_json(const AllocateOptions& options, const Allocation& allocation,
       uniform.push_back({{"candidate", candidates[c].text},
                          {"bits_per_weight", allocation.bits_of(c)},
                          {"score", allocation.score_of(c)}});
-  Json json{{"bits_per_weight", allocation.bits()},
-            {"score_kind", options.score},
-            {"score", allocation.score()},
-            {"uniform", uniform},
-            {"parts", parts},
-            {"recipe", options.save_recipe}};
+  Json json{
+      {"bits_per_weight", allocation.bits()}, {"cost", options.cost}, {"score_kind", options.score},
+      {"score", allocation.score()},          {"uniform", uniform},   {"parts", parts},
+      {"recipe", options.save_recipe}};
   for (std::size_t i = 0; i < measured.spectra.size(); i++)
     if (allocation.plan().modules[i].format)
       alphas[allocation.plan().modules[i].module->name] = measured.spectra[i].alpha;
@@ -267,6 +265,10 @@ void run(const AllocateOptions& options) {
     fail("allocate runs in one process, and {} were started", world.size);
   check_free(options.save_recipe, options.overwrite);
   check_free(options.save_picture, options.overwrite);
+  if (std::filesystem::weakly_canonical(options.save_recipe) ==
+      std::filesystem::weakly_canonical(options.save_picture))
+    throw UsageError(fmt::format("--save-recipe and --save-picture name the same file, {}",
+                                 options.save_recipe));
   set_threads(options.device);
   const auto registry = open_registry(options);
   const auto original = open_original(options.model, *registry);
@@ -281,9 +283,10 @@ void run(const AllocateOptions& options) {
   allocation.choose(bits);
   write_file(options.save_recipe,
              allocation.recipe(fmt::format(
-                 "Chosen by aqhost allocate: {:.4f} bits per weight, at most {:g} were allowed.\n"
+                 "Chosen by aqhost allocate: {:.4f} {}bits per weight, at most {:g} were allowed.\n"
                  "Each comment has the bits per weight, scales included, and the share of the {}.",
-                 allocation.bits(), bits, meaning_of(options.score))));
+                 allocation.bits(), options.cost == "active" ? "active " : "", bits,
+                 meaning_of(options.score))));
   if (!options.save_picture.empty())
     write_file(options.save_picture, to_svg(heat_map(options, allocation)));
   if (options.json)
@@ -296,7 +299,7 @@ void run(const AllocateOptions& options) {
 
 const Command kAllocate{
     "allocate", "chooses formats for the parts of a model within a bit budget",
-    "--model DIR --bits 3.5 --calib TEXT --save-recipe RECIPE",
+    "allocate --model MODEL --bits 3.5 --calib TEXT --save-recipe RECIPE",
     "Every part of a layer that an engine needs in one format (its routed experts; q, k and v; o; "
     "gate and up of a shared expert ...) gets one of the --candidates, such that the bits are at "
     "most --bits per weight and the sum of the scores is the least possible. The result is a "

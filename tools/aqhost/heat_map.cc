@@ -5,25 +5,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "report/html.h"
+
 namespace aqhost {
 namespace {
 
 constexpr int kCellWidth = 80, kCellHeight = 20, kMargin = 10, kTitleHeight = 30, kLetterWidth = 8;
-
-std::string xml_text(const std::string& text) {
-  std::string escaped;
-  for (const char c : text) {
-    if (c == '&')
-      escaped += "&amp;";
-    else if (c == '<')
-      escaped += "&lt;";
-    else if (c == '>')
-      escaped += "&gt;";
-    else
-      escaped += c;
-  }
-  return escaped;
-}
 
 /// From nearly white (0) to dark blue (1).
 std::string colour(double share) {
@@ -43,7 +30,7 @@ int width_of(const std::vector<std::string>& texts) {
 std::string text_at(int x, int y, const std::string& anchor, const std::string& fill,
                     const std::string& text) {
   return fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"{}\" fill=\"{}\">{}</text>\n", x, y,
-                     anchor, fill, xml_text(text));
+                     anchor, fill, escape_html(text));
 }
 
 }  // namespace
@@ -65,7 +52,7 @@ std::string to_svg(const HeatMap& map) {
       "viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" font-family=\"sans-serif\" "
       "font-size=\"12\">\n<title id=\"title\">{2}</title>\n<desc id=\"desc\">{3}</desc>\n"
       "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
-      width, height, xml_text(map.title), xml_text(map.description));
+      width, height, escape_html(map.title), escape_html(map.description));
   svg += text_at(kMargin, kMargin + 14, "start", "black", map.title);
   for (std::size_t c = 0; c < map.columns.size(); c++)
     svg += text_at(left + cell_width * static_cast<int>(c) + cell_width / 2, top - 6, "middle",
@@ -80,7 +67,7 @@ std::string to_svg(const HeatMap& map) {
     svg += fmt::format(
         "<g><title>{}</title><rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"{}\" "
         "stroke=\"white\"/>\n{}</g>\n",
-        xml_text(cell.text), x, y, cell_width, kCellHeight, colour(share),
+        escape_html(cell.text), x, y, cell_width, kCellHeight, colour(share),
         text_at(x + cell_width / 2, y + 14, "middle", share > 0.45 ? "white" : "black",
                 fmt::format("{:.4g}", cell.value)));
   }

@@ -21,7 +21,7 @@ bool of_every_command(const OptionText& option) {
 }
 
 /// `text` as roff that shows it as it is.
-std::string escaped(std::string_view text) {
+std::string escaped_roff(std::string_view text) {
   constexpr std::array<std::pair<char, const char*>, 5> kSpecial{
       {{'\\', "\\e"}, {'-', "\\-"}, {'^', "\\(ha"}, {'~', "\\(ti"}, {'`', "\\(ga"}}};
   std::string result;
@@ -42,21 +42,21 @@ std::string paragraphs(const std::string& text) {
   std::istringstream lines(text);
   std::string result;
   for (std::string line; std::getline(lines, line);)
-    if (!line.empty()) result += fmt::format(".PP\n{}\n", escaped(line));
+    if (!line.empty()) result += fmt::format(".PP\n{}\n", escaped_roff(line));
   return result;
 }
 
 /// An indented paragraph under a tag, which is roff.
 std::string tagged(const std::string& tag, const std::string& text) {
-  return fmt::format(".TP\n{}\n{}\n", tag, escaped(text));
+  return fmt::format(".TP\n{}\n{}\n", tag, escaped_roff(text));
 }
 
-std::string bold(std::string_view text) { return fmt::format("\\fB{}\\fR", escaped(text)); }
+std::string bold(std::string_view text) { return fmt::format("\\fB{}\\fR", escaped_roff(text)); }
 
 std::string option_entry(const OptionText& option) {
   std::string tag = bold("--" + option.name);
   if (!option.short_name.empty()) tag = fmt::format("{}, {}", bold(option.short_name), tag);
-  if (!option.value.empty()) tag += fmt::format(" \\fI{}\\fR", escaped(option.value));
+  if (!option.value.empty()) tag += fmt::format(" \\fI{}\\fR", escaped_roff(option.value));
   std::string help = option.help;
   if (option.required) help += " The option is required.";
   if (!option.standard.empty()) help += fmt::format(" The default is {}.", option.standard);
@@ -69,7 +69,7 @@ std::string usage(const Command& command) {
   std::string result;
   for (std::string line; std::getline(lines, line);)
     result +=
-        fmt::format("{}{} {}\n", result.empty() ? "" : ".br\n", bold("aqhost"), escaped(line));
+        fmt::format("{}{} {}\n", result.empty() ? "" : ".br\n", bold("aqhost"), escaped_roff(line));
   return result;
 }
 
@@ -97,7 +97,7 @@ constexpr std::array<std::pair<const char*, const char*>, 5> kEnvironment{{
 std::string command_section(const CommandText& text) {
   const Command& command = *text.command;
   std::string result = fmt::format(".SS {}\nThe command {}.\n.PP\n{}", bold(command.name),
-                                   escaped(command.summary), usage(command));
+                                   escaped_roff(command.summary), usage(command));
   result += paragraphs(command.details);
   for (const OptionText& option : text.options)
     if (!of_every_command(option)) result += option_entry(option);
@@ -115,7 +115,7 @@ std::string manual_page(const std::vector<CommandText>& commands) {
   for (const CommandText& text : commands)
     page += (&text == &commands.front() ? "" : ".br\n") + usage(*text.command);
   page += ".SH DESCRIPTION\n" +
-          escaped(
+          escaped_roff(
               "aqhost reads a checkpoint in the Hugging Face layout one layer at a time, "
               "calibrates on a text, quantizes the weights by GPTQ or rounds them to nearest, "
               "and writes a checkpoint that serving engines load. Model families and number "

@@ -13,6 +13,7 @@
 #include "base/interrupt.h"
 #include "base/memory.h"
 #include "base/progress.h"
+#include "base/shell.h"
 #include "base/work_folder.h"
 #include "calibration_options.h"
 #include "command.h"
@@ -198,17 +199,21 @@ GgufSummary make_gguf(const QuantizeCommandOptions& options, const Registry& reg
   }
 }
 
+/// The name of a file without its folder, as a shell takes it.
 std::string file_name(const std::string& path) {
-  return std::filesystem::path(path).filename().string();
+  return shell_quoted(std::filesystem::path(path).filename().string());
 }
 
 /// The command that repeats the run, without the folders of this machine: files are given by their
 /// names alone, and the model by the name that its card has for it.
 std::string repeating_command(const QuantizeCommandOptions& options, const Source& original) {
-  std::string text = fmt::format("aqhost quantize --model {}", base_model_name(original));
+  std::string text =
+      fmt::format("aqhost quantize --model {}", shell_quoted(base_model_name(original)));
   const auto add = [&](const char* name, const auto& value) {
     if (options.given.contains(name)) text += fmt::format(" --{} {}", name, value);
   };
+  add("model-type", options.model_type);
+  if (options.strict) text += " --strict";
   add("config", file_name(options.recipe));
   for (const std::string& file : options.calibration.files) text += " --calib " + file_name(file);
   const CalibrationOptions& calibration = options.calibration.options;

@@ -53,8 +53,7 @@ void add_measurements(std::vector<ReportedExport>& exports, const std::string& f
 void check_replaceable(const fs::path& file) {
   std::error_code ignored;
   if (!fs::exists(fs::symlink_status(file, ignored))) return;
-  constexpr std::string_view kGenerator = "<meta name=\"generator\" content=\"aqhost\">";
-  if (!fs::is_regular_file(file, ignored) || read_file(file).find(kGenerator) == std::string::npos)
+  if (!is_report_page(file))
     fail("{}: exists and is no report of aqhost, so it is not replaced; choose another name",
          file.string());
 }
@@ -66,6 +65,9 @@ void run(const ReportOptions& options) {
   std::vector<ReportedExport> exports;
   for (const std::string& folder : options.folders) {
     const fs::path file = fs::path(folder) / kReportFile;
+    std::error_code ignored;
+    if (!fs::exists(file, ignored))
+      fail("{}: is no export of aqhost (it has no {})", folder, kReportFile);
     const Json report = read_json(file);
     exports.push_back({folder, parse_run_report(Field(report, file.string()))});
   }
