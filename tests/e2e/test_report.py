@@ -110,7 +110,7 @@ class Page(Pages):
     def test_wrong_use_is_refused_and_nothing_of_the_user_is_replaced(self):
         self.fails(2, "no folder is given", "report", plugins=None)
         self.fails(2, "--out is missing", "report", "a", "b", plugins=None)
-        self.fails(1, "quantization_report.json: No such file", "report", MODEL, plugins=None)
+        self.fails(1, "is no export of aqhost (it has no quantization_report.json)", "report", MODEL, plugins=None)
         quantize(MODEL, self.out, calibrate=False)
         mine = self.work / "notes.html"
         mine.write_text("<p>mine")
