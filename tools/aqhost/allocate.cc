@@ -14,6 +14,7 @@
 #include "console_observer.h"
 #include "forward/compute_type.h"
 #include "heat_map.h"
+#include "print_table.h"
 #include "run/quantize.h"
 #include "run/world.h"
 #include "tensor/device.h"
@@ -165,15 +166,7 @@ void print_parts(const Allocation& allocation) {
   for (const auto& part : allocation.parts())
     table[grid.row(part) + 1][grid.column(part) + 1] =
         fmt::format("{} {:.2g}", part.becomes[part.chosen], part.choices[part.chosen].loss);
-  std::vector<std::size_t> widths(table[0].size(), 0);
-  for (const auto& line : table)
-    for (std::size_t c = 0; c < line.size(); c++) widths[c] = std::max(widths[c], line[c].size());
-  for (const auto& line : table) {
-    std::string text;
-    for (std::size_t c = 0; c < line.size(); c++)
-      text += fmt::format("{:<{}}  ", line[c], widths[c]);
-    fmt::print("{}\n", text.substr(0, text.find_last_not_of(' ') + 1));
-  }
+  print_table(table);
 }
 
 /// What a sum of scores is.

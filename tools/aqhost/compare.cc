@@ -11,6 +11,7 @@
 #include "measure/checkpoint_summary.h"
 #include "measure/divergence.h"
 #include "measure/evaluate.h"
+#include "print_table.h"
 #include "ranks.h"
 #include "run/calibration.h"
 #include "tensor/device.h"
@@ -126,15 +127,7 @@ void print(const std::vector<Row>& rows) {
                      d ? fmt::format("{:.2f} %", 100 * d->top1) : "", worst_layers(row),
                      worst_experts(row)});
   }
-  std::vector<std::size_t> widths(table.front().size(), 0);
-  for (const auto& line : table)
-    for (std::size_t c = 0; c < line.size(); c++) widths[c] = std::max(widths[c], line[c].size());
-  for (const auto& line : table) {
-    std::string text;
-    for (std::size_t c = 0; c < line.size(); c++)
-      text += fmt::format("{:<{}}  ", line[c], widths[c]);
-    fmt::print("{}\n", text.substr(0, text.find_last_not_of(' ') + 1));
-  }
+  print_table(table);
 }
 
 Json to_json(const Row& row) {
