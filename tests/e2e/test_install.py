@@ -7,20 +7,14 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import tempfile
 import unittest
+
+from run_command import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ["AQ_BUILD"]).resolve()
 OLMOE = ROOT / "tests/models/olmoe-tiny"
-
-
-def run(*command, **keywords):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, **keywords)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def installed_from_build():

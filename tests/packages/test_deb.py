@@ -9,19 +9,16 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests/e2e"))
+from run_command import run  # noqa: E402
+
 BUILD = pathlib.Path(os.environ["AQ_BUILD"]).resolve()
 OLMOE = ROOT / "tests/models/olmoe-tiny"
-
-
-def run(*command, **keywords):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, **keywords)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def installed_command():

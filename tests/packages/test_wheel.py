@@ -17,6 +17,9 @@ import unittest
 import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests/e2e"))
+from run_command import run  # noqa: E402
+
 BUILD = pathlib.Path(os.environ["AQ_BUILD"]).resolve()
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 SYSTEM = r"lib(c|m|dl|pthread|rt|util|stdc\+\+|gcc_s)\.so.*|ld-linux-x86-64\.so\.2"  # what every Linux has
@@ -24,13 +27,6 @@ try:
     TORCH = importlib.metadata.version("torch")
 except importlib.metadata.PackageNotFoundError:
     TORCH = None
-
-
-def run(*command, **keywords):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, **keywords)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 @unittest.skipUnless(TORCH, "needs torch (tests/interop/requirements.txt)")
