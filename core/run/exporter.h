@@ -30,7 +30,7 @@ void check_side_files(const Source& original);
 
 /// The files, relative to `target`, that an earlier export wrote there and that this one replaces.
 /// There are none if `overwrite` is not set, or if the folder is free. A model card that the user
-/// has changed is not among them. Throws an Error if
+/// has changed and a report.html that aqhost has not made are not among them. Throws an Error if
 /// `overwrite` is set and the folder contains anything but an earlier export, since --overwrite
 /// never replaces an original or a folder of another kind.
 std::set<std::string> replaced_files(const Source& original, const std::filesystem::path& target,
