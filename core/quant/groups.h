@@ -7,8 +7,11 @@
 
 namespace aqhost {
 
-/// Fits every group of weights [E, out, in]. `importance` is [E, in] or undefined. Returns params
-/// [E, out, groups, group_params].
+/// Fits every group of weights [E, out, in], on their device. Returns params
+/// [E, out, groups, group_params]. `importance` [E, in] says how much an error in each column
+/// counts. If it is undefined, the weights must be on the CPU, and an error counts by the size of
+/// its weight and of its group's weights; but to formats that the host does not round, and to
+/// groups that are the whole matrix, all errors count alike.
 at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at::Tensor& importance,
                       const at::Tensor& tensor_params);
 

@@ -154,7 +154,7 @@ QuantizedBatch solve_rows(const Format& format, const at::Tensor& w, const at::T
 
 QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
                             const at::Tensor& hessians, const GptqOptions& options) {
-  if (weights.is_cuda() && !gpu_rounds(format.desc())) {
+  if (weights.is_cuda() && !(gpu_rounds(format.desc()) && hessians.defined())) {
     const at::Tensor h = hessians.defined() ? hessians.cpu() : hessians;
     return quantize_rtn(format, weights.cpu(), h, options).to(weights.device());
   }

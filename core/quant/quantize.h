@@ -43,8 +43,9 @@ struct GptqOptions {
 QuantizedBatch quantize_gptq(const Format& format, at::Tensor weights, at::Tensor hessians,
                              const GptqOptions& options, at::Tensor shifts = {});
 
-/// Rounds to nearest. `hessians` may be undefined. If it is given, its diagonal weights the scale
-/// search, and the losses are filled in (with H damped by percdamp as above).
+/// Rounds to nearest. If `hessians` is given, its diagonal weights the scale search, and the losses
+/// are filled in (with H damped by percdamp as above). If it is undefined, the search weights
+/// errors by the sizes of the weights (see fit_groups()), on the CPU.
 QuantizedBatch quantize_rtn(const Format& format, const at::Tensor& weights,
                             const at::Tensor& hessians, const GptqOptions& options);
 

@@ -55,6 +55,19 @@ TEST_CASE("rounding to nearest is what aq/quantizer.h says, to the bit, for ever
   }
 }
 
+TEST_CASE("without a Hessian, large weights count more in the search of a scale") {
+  // Of 64 weights, one is 1 and the others are 0.1 or so. A scale for 1 rounds many of the others
+  // badly, and a scale for the others makes 1 much smaller.
+  const std::shared_ptr<const Format> format = int_format(4, {{"group_size", 64}});
+  at::Tensor weights = Problem(1, 16, 64, 11).weights * 0.1;
+  weights.select(2, 7).fill_(1);
+  const auto largest_error = [&](const at::Tensor& hessians) {
+    const QuantizedBatch batch = quantize_rtn(*format, weights, hessians, {});
+    return (batch.values - weights).select(2, 7).abs().mean().item<double>();
+  };
+  CHECK(largest_error({}) < 0.5 * largest_error(at::eye(64).unsqueeze(0)));
+}
+
 TEST_CASE("no candidate that is the best is left out, whatever the weights") {
   constexpr int64_t kRows = 15, kCols = 128;
   const Problem problem(1, kRows, kCols, 7);
