@@ -109,9 +109,10 @@ if(AQHOST_SANITIZE)
   set(AQ_TEST_TIMEOUT 3000)
 endif()
 
-# Tests run beside each other, so OpenMP's threads must not spin while they wait (see
-# tools/aqhost/process_setup.cc): a test of learned rounding took 39 s of processor time, and takes 1 s.
-set(AQ_TEST_ENVIRONMENT GOMP_SPINCOUNT=5000)
+# Tests run beside each other, so OpenMP's threads must not spin while they wait: a test of learned
+# rounding took 39 s of processor time, and takes 1 s. Even the short spinning that aqhost chooses
+# (tools/aqhost/process_setup.cc) takes a fifth of the processor time of a run on a small model.
+set(AQ_TEST_ENVIRONMENT OMP_WAIT_POLICY=passive)
 
 # aq_test(MODULE [ATEN] SOURCES ... [DEPS targets]): doctest cases of core/MODULE. Each source X_test.cc
 # is the ctest test "MODULE: X", which runs all its cases in one process: a process per case would
