@@ -88,21 +88,21 @@ def rounded(model, work, recipe):
 
 
 class Export(unittest.TestCase):
-    """Tests the small OLMoE model with the recipe in configs/."""
+    """Tests the small OLMoE model with the recipe in configs/. All classes share the exports."""
+    model = TESTS / "models/olmoe-tiny"
+    work = gptq = None
+    rounded_alike = {}  # the exports in which all modules have one format
 
     @classmethod
     def setUpClass(cls):
-        cls.folder = tempfile.TemporaryDirectory()
-        cls.work = pathlib.Path(cls.folder.name)
-        cls.model = TESTS / "models/olmoe-tiny"
-        cls.gptq = cls.work / "gptq"
-        run(BUILD / "bin/aqhost", "--plugin-dir", PLUGINS, "--model", cls.model, "--config",
-            ROOT / "configs/olmoe_int4.yaml", "--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 16,
-            "--seqlen", 256, "--save", cls.gptq)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.folder.cleanup()
+        if Export.work is None:
+            folder = tempfile.TemporaryDirectory()
+            unittest.addModuleCleanup(folder.cleanup)
+            Export.work = pathlib.Path(folder.name)
+            Export.gptq = Export.work / "gptq"
+            run(BUILD / "bin/aqhost", "--plugin-dir", PLUGINS, "--model", cls.model, "--config",
+                ROOT / "configs/olmoe_int4.yaml", "--calib", TESTS / "data/kjv_calib.txt", "--nsamples", 16,
+                "--seqlen", 256, "--save", Export.gptq)
 
     def golden_ids(self):
         return load_file(TESTS / "golden/olmoe-tiny.safetensors")["input_ids"][0].tolist()
@@ -117,8 +117,10 @@ class Export(unittest.TestCase):
         return load_folder(out)
 
     def alike(self, label):
-        """Rounds the model to one format of ALIKE."""
-        return rounded(self.model, self.work, f"default: {{{ALIKE[label]}}}\n")
+        """Rounds the model to one format of ALIKE, and returns the folder of the export."""
+        if label not in self.rounded_alike:
+            self.rounded_alike[label] = rounded(self.model, self.work, f"default: {{{ALIKE[label]}}}\n")
+        return self.rounded_alike[label]
 
     def check_weights(self, export):
         ours, theirs = self.dump(export), decode(export)
