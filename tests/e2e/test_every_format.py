@@ -1,9 +1,11 @@
 """Tests of every format with every group size, and of every shipped recipe, by GPTQ and by rounding,
-with and without rounded activations and learned rounding, on two short windows of each small model:
+with and without rounded activations and learned rounding, on two short windows of the small models:
 a recipe that `plan` accepts can be run, and `plan` refuses any other recipe in one sentence.
 
 The formats are those that `aqhost plugins` lists, so a new format needs no change here. Each routed
-expert of a model gets a format and a group size of its own, so one run tests dozens of them.
+expert of a model gets a format and a group size of its own, so one run tests dozens of them. GPTQ has
+each of them on every model. The other ways of rounding do not depend on the shape of a layer, so they
+have each of them on one model.
 ctest runs this file with AQ_BUILD set to the build folder. It needs only Python's standard library.
 """
 import concurrent.futures
@@ -29,6 +31,12 @@ KINDS = {"row": -1, "matrix": 0}  # the words for group sizes in `aqhost plugins
 
 def path_of(model):
     return TESTS / "models" / (model + "-tiny")
+
+
+def places_of(model):
+    """Returns the number of routed experts of a model."""
+    layers, count, _ = MODELS[model]
+    return len(layers) * count
 
 
 def chunks(items, size):
@@ -105,17 +113,25 @@ class EveryFormat(unittest.TestCase):
         other = [of(f, s) for f, sizes in self.sizes.items() for s in (-1, 0) if s not in sizes]
         return own + self.accepted(other)
 
-    def experts(self, mode, settings, extra, *options):
-        """Returns runs of every model in which each expert has one of `settings`, so that every model has
-        all of them."""
-        runs = []
-        for model, (layers, count, pattern) in MODELS.items():
-            places = [pattern.format(l, e) for l in layers for e in range(count)]
-            for i, part in enumerate(chunks(settings, len(places))):
-                lines = [f"default: {{group_size: 64{extra}}}", "overrides:"]
-                lines += [f"- {{pattern: '{p}', {s}}}" for p, s in zip(places, part)]
-                runs.append((model, f"{model} {mode} {i}", "\n".join(lines) + "\n", *options))
-        return runs
+    def run_of(self, mode, model, number, settings, extra, *options):
+        """Returns a run in which experts of the model have these settings, each expert another one."""
+        layers, count, pattern = MODELS[model]
+        places = [pattern.format(l, e) for l in layers for e in range(count)]
+        lines = [f"default: {{group_size: 64{extra}}}", "overrides:"]
+        lines += [f"- {{pattern: '{p}', {s}}}" for p, s in zip(places, settings)]
+        return model, f"{model} {mode} {number}", "\n".join(lines) + "\n", *options
+
+    def on_every_model(self, mode, settings, extra, *options):
+        """Returns runs in which every model has all of the settings."""
+        return [self.run_of(mode, model, i, part, extra, *options)
+                for model in MODELS for i, part in enumerate(chunks(settings, places_of(model)))]
+
+    def on_one_model_each(self, mode, settings, extra, *options):
+        """Returns runs in which each of the settings is in one model, and every model has some."""
+        share = -(-len(settings) // len(MODELS))
+        return [self.run_of(mode, model, i, part, extra, *options)
+                for model, dealt in zip(MODELS, chunks(settings, share))
+                for i, part in enumerate(chunks(dealt, places_of(model)))]
 
     def test_there_are_formats_and_group_sizes_of_every_kind(self):
         self.assertGreaterEqual(set(self.sizes), {"int4", "int8", "fp8", "mxfp4", "nvfp4", "nf4"})
@@ -125,10 +141,10 @@ class EveryFormat(unittest.TestCase):
     def test_formats(self):
         settings = self.settings(aq=False)
         self.assertIn("wq: fp8, group_size: 0", settings)
-        self.all_well(self.experts("gptq", settings, "", *WINDOWS) +
-                      self.experts("refine", settings, ", " + REFINE, *WINDOWS) +
-                      self.experts("rtn", settings, "", "--algorithm", "rtn") +
-                      self.experts("rtn refine", settings, ", " + REFINE, "--algorithm", "rtn"))
+        self.all_well(self.on_every_model("gptq", settings, "", *WINDOWS) +
+                      self.on_one_model_each("refine", settings, ", " + REFINE, *WINDOWS) +
+                      self.on_one_model_each("rtn", settings, "", "--algorithm", "rtn") +
+                      self.on_one_model_each("rtn refine", settings, ", " + REFINE, "--algorithm", "rtn"))
 
     def test_formats_with_super_groups(self):
         """Super-groups of 256 divide the rows of the down projections of one model."""
@@ -150,8 +166,8 @@ class EveryFormat(unittest.TestCase):
         settings = self.settings(aq=True)
         self.assertIn("wq: int8, group_size: 0, aq: int8", settings)
         self.assertIn("wq: nvfp4, group_size: 16, aq: nvfp4", settings)
-        self.all_well(self.experts("gptq aq", settings, "", *WINDOWS) +
-                      self.experts("rtn aq", settings, "", "--algorithm", "rtn", *WINDOWS))
+        self.all_well(self.on_every_model("gptq aq", settings, "", *WINDOWS) +
+                      self.on_one_model_each("rtn aq", settings, "", "--algorithm", "rtn", *WINDOWS))
         both = self.recipe(f"default: {{wq: int8, aq: int8, {REFINE}}}")
         done = aqhost("plan", "--model", path_of("olmoe"), "--config", both)
         self.assertFalse(self.ends(done, "refine and aq"))
