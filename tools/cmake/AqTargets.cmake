@@ -26,7 +26,7 @@ function(aq_compile_options target)
   if(AQHOST_FUZZ)
     # Line numbers take a fifth of the compiler's time. Reports name the functions without them, and
     # the same programs in the preset asan, which replay an input, have them.
-    target_compile_options(${target} PRIVATE -O2 -g0 -fsanitize=fuzzer-no-link
+    target_compile_options(${target} PRIVATE -O1 -g0 -fsanitize=fuzzer-no-link
       -fsanitize-coverage-ignorelist=${PROJECT_SOURCE_DIR}/tests/fuzz/libraries.txt)
   endif()
 endfunction()
