@@ -41,4 +41,18 @@ std::size_t utf8_length(std::string_view text) {
   return at;
 }
 
+std::string as_utf8(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  while (!text.empty()) {
+    const std::size_t good = utf8_length(text);
+    out += text.substr(0, good);
+    text.remove_prefix(good);
+    if (text.empty()) break;
+    out += "\uFFFD";
+    text.remove_prefix(1);
+  }
+  return out;
+}
+
 }  // namespace aqhost

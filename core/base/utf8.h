@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 namespace aqhost {
@@ -11,5 +12,9 @@ namespace aqhost {
 std::size_t utf8_length(std::string_view text);
 
 inline bool is_utf8(std::string_view text) { return utf8_length(text) == text.size(); }
+
+/// `text` as well-formed UTF-8: U+FFFD is in the place of each byte that is not part of a
+/// character.
+std::string as_utf8(std::string_view text);
 
 }  // namespace aqhost

@@ -45,14 +45,7 @@ void append_escaped(std::string& out, char c) {
 std::string escape_html(std::string_view text) {
   std::string out;
   out.reserve(text.size() + text.size() / 8);
-  while (!text.empty()) {
-    const std::size_t good = utf8_length(text);
-    for (const char c : text.substr(0, good)) append_escaped(out, c);
-    text.remove_prefix(good);
-    if (text.empty()) break;
-    out += "\uFFFD";
-    text.remove_prefix(1);
-  }
+  for (const char c : as_utf8(text)) append_escaped(out, c);
   return out;
 }
 

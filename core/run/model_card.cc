@@ -12,6 +12,7 @@
 #include "base/counted.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 #include "checkpoint/model_folder.h"
 #include "export/gguf.h"
 #include "plan/loadable.h"
@@ -219,7 +220,7 @@ std::string base_model_name(const Source& original) {
   if (name.is_string() && is_hub_id(name.get<std::string>())) return name.get<std::string>();
   std::error_code ignored;
   const fs::path folder = fs::canonical(original.directory(), ignored);
-  return folder.filename().empty() ? "the original" : folder.filename().string();
+  return folder.filename().empty() ? "the original" : as_utf8(folder.filename().string());
 }
 
 std::string model_card(const Source& original, const Model& model, const Plan& plan,
@@ -229,7 +230,7 @@ std::string model_card(const Source& original, const Model& model, const Plan& p
                      serving(original, model, plan);
   if (!options.command.empty())
     text += fmt::format("\n## Repeating the run\n\n```\n{}\n```\n", options.command);
-  return text;
+  return as_utf8(text);
 }
 
 }  // namespace aqhost

@@ -36,6 +36,14 @@ TEST_CASE("UTF-8: exactly the sequences of Unicode's table of well-formed bytes 
   CHECK(utf8_length("\xf0\x9f\x98 \x80") == 0);
 }
 
+TEST_CASE("UTF-8: each byte that is not part of a character is replaced") {
+  CHECK(as_utf8("") == "");
+  CHECK(as_utf8("caf\xc3\xa9") == "caf\xc3\xa9");
+  CHECK(as_utf8("caf\xe9.txt") == "caf\uFFFD.txt");
+  CHECK(as_utf8("\xff\xc3\xa9\xc3") == "\uFFFD\xc3\xa9\uFFFD");
+  CHECK(as_utf8("\xf0\x9f\x98") == "\uFFFD\uFFFD\uFFFD");
+}
+
 TEST_CASE(
     "UTF-8: all pairs of bytes, before and after others, are judged as nlohmann judges them") {
   for (const std::string after : {"", "\x80", "\xbf\x80", "a\x80"})

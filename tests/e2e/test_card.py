@@ -1,5 +1,6 @@
 """Tests of the model card that every export has."""
 import json
+import os
 import shutil
 import unittest
 
@@ -63,6 +64,19 @@ class ModelCard(WorkFolder):
         for name, expected in (("allenai/OLMoE", "allenai/OLMoE"), ("/home/me/OLMoE", "MyMoE")):
             (model / "config.json").write_text(json.dumps({**config, "_name_or_path": name}))
             self.assertIn(f"base_model: {expected}\n", self.card("--algorithm", "rtn", model=model))
+
+    def test_bytes_of_file_names_that_are_not_utf_8_are_replaced(self):
+        model = self.work / os.fsdecode(b"caf\xe9-moe")
+        text = self.work / os.fsdecode(b"te\xffte.txt")
+        shutil.copytree(MODEL, model)
+        shutil.copy(CALIB, text)
+        shutil.copy(RECIPE, self.work / os.fsdecode(b"\xe9.yaml"))
+        card = self.card("--config", self.work / os.fsdecode(b"\xe9.yaml"), "--calib", text, "--nsamples", 2,
+                         "--seqlen", 64, model=model)
+        self.assertIn("of text (te\ufffdte.txt)", card)
+        self.assertIn("--config '\ufffd.yaml' --calib 'te\ufffdte.txt'", card)
+        self.assertIn('base_model: "caf\ufffd-moe"\n', card)
+        self.assertIn("# caf\ufffd-moe, quantized", card)
 
     def test_a_card_of_the_user_stays(self):
         out = self.work / "out"

@@ -48,7 +48,8 @@ void add_options(OptionTable& table, QuantizeCommandOptions& options) {
   add_recipe_option(table, options.recipe);
   add_calibration_options(
       table, options.calibration,
-      "Calibrate on this file, or on several files: FILE or FILE=WEIGHT, see above. GPTQ needs it, "
+      "Calibrate on this file, or on several files: FILE or FILE=WEIGHT, see above. JSON lines may "
+      "have chats (\"messages\"), which the model's chat template renders. GPTQ needs --calib, "
       "rounding to nearest does not.");
   table.choice("algorithm", {"gptq", "rtn"}, options.algorithm,
                "Solve all modules by gptq, or round them to nearest (rtn), whatever the recipe "
@@ -329,7 +330,10 @@ const Command kQuantize{
     "quantization_report.json.\n\n"
     "--calib takes plain text (UTF-8, one document), JSON lines or a JSON array, or token ids of "
     "the model's tokenizer. In JSON, a document is a string, an object with \"text\", or a chat in "
-    "\"messages\". Token ids come as .npy ([tokens] or [documents, tokens]) or as .safetensors "
+    "\"messages\", which becomes the text that the model's own chat template makes of it (without "
+    "a "
+    "template, its turns are joined by empty lines). Token ids come as .npy ([tokens] or "
+    "[documents, tokens]) or as .safetensors "
     "(input_ids, and an attention_mask if there is padding). The kind of a file is recognised by "
     "its content, not by its name, and the file may be a pipe.\n\n"
     "A document is cut into windows of --seqlen tokens. The rest of a document, or a document that "
