@@ -166,6 +166,12 @@ PhaseSeconds parse_phases(const Field& json) {
   return seconds;
 }
 
+PhaseBytes parse_bytes(const Field& json) {
+  PhaseBytes memory;
+  for (const auto& [phase, bytes] : json.members()) memory[phase] = bytes.integer();
+  return memory;
+}
+
 }  // namespace
 
 void UnitReport::append(UnitReport other) {
@@ -294,6 +300,7 @@ Json to_json(const RunReport& report) {
                     {"resumed_layers", report.resumed_layers},
                     {"peak_memory_bytes", report.peak_memory_bytes}};
   if (report.peak_device_bytes) json["totals"]["peak_device_bytes"] = *report.peak_device_bytes;
+  if (!report.device_memory.empty()) json["totals"]["device_memory"] = report.device_memory;
   for (const RankReport& rank : report.ranks) json["totals"]["ranks"].push_back(to_json(rank));
   return json;
 }
@@ -314,8 +321,9 @@ RunReport parse_run_report(const Field& json) {
   report.weights = totals["weights"].integer();
   report.bits_per_weight = totals["bits_per_weight"].number();
   report.seconds = parse_phases(totals["seconds"]);
-  for (const auto& [phase, bytes] : totals["memory"].members())
-    report.memory[phase] = bytes.integer();
+  report.memory = parse_bytes(totals["memory"]);
+  if (const Field memory = totals["device_memory"]; !memory.is_null())
+    report.device_memory = parse_bytes(memory);
   report.bytes = totals["bytes"].integer();
   report.resumed_layers = totals["resumed_layers"].integer();
   report.peak_memory_bytes = totals["peak_memory_bytes"].integer();

@@ -149,6 +149,7 @@ struct RunReport {
   double bits_per_weight = 0;
   PhaseSeconds seconds;                      // of all tries, if a run was resumed
   PhaseBytes memory;                         // of this try and this process
+  PhaseBytes device_memory;                  // the same of tensors on a GPU; empty on the CPU
   int64_t bytes = 0;                         // of all tensors
   int64_t peak_memory_bytes = 0;             // of the process; the maximum of all ranks
   std::optional<int64_t> peak_device_bytes;  // of tensors on a GPU; the maximum of all ranks
@@ -168,7 +169,8 @@ struct RunReport {
 ///   run      {command, model, recipe_file, recipe, original_bytes, identity}: see RunSetup
 ///   engines  [{name, version, loads, right, problems, notes, ...}]: see EngineReport
 ///   totals   {modules, weights, bits_per_weight, loss, rtn_loss, seconds{phase}, memory{phase},
-///             peak_memory_bytes, bytes, resumed_layers, and, if several processes did the run,
+///             peak_memory_bytes, bytes, resumed_layers, on a GPU also device_memory{phase} and
+///             peak_device_bytes, and, if several processes did the run,
 ///             ranks[{peak_memory_bytes, traffic{station -> {bytes, seconds}}}]}
 ///   card_sha256  of README.md as the run wrote it (Exporter::commit)
 ///   files    every file of the export, which a later run with --overwrite may replace; it is added

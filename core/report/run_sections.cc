@@ -276,6 +276,27 @@ void write_quality(Html& html, const ShownExport& shown) {
   draw_refinement(html, shown.report.units, shown.summary.layers);
 }
 
+/// The bytes of a station; "" if they are not known.
+std::string bytes_of(const PhaseBytes& memory, const std::string& name) {
+  const auto found = memory.find(name);
+  return found == memory.end() ? "" : format_bytes(found->second);
+}
+
+/// The time and the memory of each station.
+HtmlTable cost_table(const RunReport& report, const std::vector<Station>& stations) {
+  const double sum = report.total_seconds();
+  HtmlTable table{{"station", "what it does", "time", "share", "memory"}, {}, 2};
+  const bool on_gpu = !report.device_memory.empty();
+  if (on_gpu) table.header.emplace_back("GPU memory");
+  for (const Station& s : stations) {
+    const double seconds = seconds_of(report.seconds, s.name);
+    table.rows.push_back({s.name, s.what, format_duration(seconds),
+                          sum > 0 ? percent(seconds / sum) : "", bytes_of(report.memory, s.name)});
+    if (on_gpu) table.rows.back().push_back(bytes_of(report.device_memory, s.name));
+  }
+  return table;
+}
+
 void write_costs(Html& html, const ShownExport& shown) {
   const RunReport& report = shown.report;
   const double sum = report.total_seconds();
@@ -292,22 +313,21 @@ void write_costs(Html& html, const ShownExport& shown) {
         counted(report.resumed_layers, "layer") + (report.resumed_layers == 1 ? " was" : " were"));
   html.element("p", text);
   const std::vector<Station> stations = stations_of(report.seconds);
-  HtmlTable table{{"station", "what it does", "time", "share", "memory"}, {}, 2};
   std::vector<Portion> portions;
   for (const Station& s : stations) {
     const double seconds = seconds_of(report.seconds, s.name);
-    const auto memory = report.memory.find(s.name);
     portions.push_back({s.color, fmt::format("{} {}", s.name, format_duration(seconds)), seconds});
-    table.rows.push_back({s.name, s.what, format_duration(seconds),
-                          sum > 0 ? percent(seconds / sum) : "",
-                          memory == report.memory.end() ? "" : format_bytes(memory->second)});
   }
   draw_portions(html, {"Time by station.", "", {}}, portions);
-  write(html, table);
+  write(html, cost_table(report, stations));
   html.element("p", {{"class", "note"}},
                "The memory of a station is the most that the process was seen to hold in it. The "
                "largest of these numbers is exact; another may be too small, if the station held "
                "more for a while than it did at its end.");
+  if (!report.device_memory.empty())
+    html.element("p", {{"class", "note"}},
+                 "The GPU memory of a station is the most that tensors took there at once while it "
+                 "lasted, with the weights of the next layer, which are read at the same time.");
   draw_layer_seconds(html, report, stations);
   write_ranks(html, report.ranks);
 }

@@ -3,11 +3,13 @@
 #include <algorithm>
 
 #include "base/memory.h"
+#include "tensor/device.h"
 
 namespace aqhost {
 
 void PhaseTimer::begin(const std::string& phase) {
   end();
+  note_device_peak();  // of the time between the phases
   current_ = phase;
   peak_ = peak_memory_bytes();
   if (begun_) begun_(phase);
@@ -26,7 +28,24 @@ void PhaseTimer::end() {
     it->second += passed;
   else
     seconds_.emplace_back(current_, passed);
+  note_device_peak();
   current_.clear();
+}
+
+/// Adds what the GPU has held at most since the last call to the current phase, if there is one.
+void PhaseTimer::note_device_peak() {
+  if (device_.is_cpu()) return;
+  const int64_t peak = take_peak_device_bytes(device_);
+  device_peak_ = std::max(device_peak_, peak);
+  if (current_.empty()) return;
+  int64_t& most = device_memory_[current_];
+  most = std::max(most, peak);
+}
+
+std::optional<int64_t> PhaseTimer::peak_device_bytes() {
+  if (device_.is_cpu()) return {};
+  note_device_peak();
+  return device_peak_;
 }
 
 }  // namespace aqhost

@@ -369,7 +369,7 @@ class QuantizeRun {
   std::vector<RankReport> gather_rank_reports() {
     RankReport own;
     own.peak_memory_bytes = peak_memory_bytes();
-    if (!options_.device.is_cpu()) own.peak_device_bytes = peak_device_bytes(options_.device);
+    own.peak_device_bytes = timer_.peak_device_bytes();
     std::map<std::string, RankReport::Traffic> stations;
     for (const StationTraffic& t : comm_.traffic()) {
       const std::string name = t.station.substr(t.station.rfind(' ') + 1);  // of "layer 5: reduce"
@@ -403,6 +403,7 @@ class QuantizeRun {
     report.bits_per_weight = plan_.bits_per_weight();
     report.seconds = timer_.seconds();
     report.memory = timer_.memory();
+    report.device_memory = timer_.device_memory();
     report.bytes = exporter_.bytes();
     const std::vector<RankReport> ranks = gather_rank_reports();
     for (const RankReport& rank : ranks) {
@@ -450,7 +451,7 @@ RunReport quantize(const Source& original, const Model& model, const Plan& plan,
   const at::ScalarType dtype = compute_type(options.dtype, original, options.device);
   check_calibration(plan, options);
   check_unplanned_values(original, model, plan);
-  PhaseTimer timer;
+  PhaseTimer timer(options.device);
   timer.begin("prepare");
   return QuantizeRun(original, model, plan, options, comm, dtype, timer, observer).run();
 }

@@ -176,10 +176,12 @@ Tf32Products::~Tf32Products() {
   if (used_) set_products(at::Float32Precision::IEEE);
 }
 
-int64_t peak_device_bytes(at::Device device) {
+int64_t take_peak_device_bytes(at::Device device) {
   if (device.is_cpu()) return 0;
-  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
-  return stats.allocated_bytes[0].peak;
+  c10::DeviceAllocator& memory = *c10::getDeviceAllocator(device.type());
+  const int64_t peak = memory.getDeviceStats(device.index()).allocated_bytes[0].peak;
+  memory.resetPeakStats(device.index());
+  return peak;
 }
 
 }  // namespace aqhost

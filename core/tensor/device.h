@@ -64,7 +64,8 @@ class Tf32Products {
   const bool used_;
 };
 
-/// The maximum of tensor bytes that were held at once since the start; 0 on the CPU.
-int64_t peak_device_bytes(at::Device device);
+/// The maximum of tensor bytes that were held at once on a GPU since the last call, or since the
+/// start of the program before the first call; 0 on the CPU.
+int64_t take_peak_device_bytes(at::Device device);
 
 }  // namespace aqhost

@@ -141,7 +141,13 @@ class OnAGpu(WorkFolder):
         out = self.quantize("cuda", MODEL, "--nsamples", 2)
         report = json.loads((out / "quantization_report.json").read_text())
         self.assertEqual(report["device"], "cuda:0")
-        self.assertGreater(report["totals"]["peak_device_bytes"], 1 << 20)
+        totals = report["totals"]
+        self.assertGreater(totals["peak_device_bytes"], 1 << 20)
+        self.assertEqual(set(totals["device_memory"]), set(totals["seconds"]) - {"total"})
+        self.assertGreater(totals["device_memory"]["solve"], 1 << 20)
+        self.assertLess(totals["device_memory"]["prepare"], totals["peak_device_bytes"])
+        self.assertLessEqual(max(totals["device_memory"].values()), totals["peak_device_bytes"])
+        self.assertIn("GPU memory", (out / "report.html").read_text())
         self.fails(1, "layer weights, the inputs of modules", "--model", MODEL, "--calib", CALIB,
                    "--device", "cuda", "--memory-limit", 1, "--save", self.work / "no")
         self.assertFalse((self.work / "no").exists())

@@ -65,6 +65,20 @@ TEST_CASE(
   CHECK(contains(page, "<td>settings / percdamp</td><td>0.1</td>"));
 }
 
+TEST_CASE("the memory of a GPU is beside that of the host, if the run was on one") {
+  RunReport report = sample_report(2, 2);
+  const std::string on_cpu = report_page({{"out", report}});
+  CHECK(contains(on_cpu, "<td>solve</td><td>chooses codes and scales</td>"));
+  CHECK(contains(on_cpu, "<td>2.00 MB</td></tr>"));
+  CHECK(!contains(on_cpu, "GPU memory"));
+  report.device_memory = {{"solve", 3000000}};
+  const std::string on_gpu = report_page({{"out", report}});
+  CHECK(is_well_formed(on_gpu));
+  CHECK(contains(on_gpu, "<th>memory</th><th>GPU memory</th>"));
+  CHECK(contains(on_gpu, "<td>2.00 MB</td><td>3.00 MB</td></tr>"));
+  CHECK(contains(on_gpu, "<td>1.00 MB</td><td></td></tr>"));  // of "calibrate"
+}
+
 TEST_CASE("no text of a model or of a user becomes markup") {
   const std::string evil = "<script>alert('x')</script>\"&";
   RunReport report = sample_report(1, 2);

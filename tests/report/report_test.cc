@@ -18,6 +18,7 @@ TEST_CASE("a report that is read back is the report that was written") {
   RunReport report = sample_report(2, 3);
   report.resumed_layers = 1;
   report.peak_device_bytes = 77;
+  report.device_memory = {{"solve", 76}, {"write", 3}};
   report.units.refined = {{1, 0.5, 0.25}};
   report.calibration->balance = {32, 0.5, 0.125};
   report.ranks = {{{{"reduce", 10, 0.5}}, 20, 30}, {{}, 21, {}}};

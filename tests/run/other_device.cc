@@ -5,29 +5,66 @@
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/view_native.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <malloc.h>
 #include <torch/library.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 
 #include "base/error.h"
 
 namespace aqhost {
 namespace {
 
-struct HostMemory : c10::Allocator {
+class HostMemory : public c10::DeviceAllocator {
+ public:
   at::DataPtr allocate(size_t bytes) override {
     void* data = std::malloc(bytes);
-    return {data, data, &std::free, kOtherDevice};
+    const std::lock_guard lock(mutex_);
+    held_.increase(::malloc_usable_size(data));
+    return {data, data, &free, kOtherDevice};
   }
-  at::DeleterFnPtr raw_deleter() const override { return &std::free; }
+  at::DeleterFnPtr raw_deleter() const override { return &free; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
     std::memcpy(to, from, bytes);
   }
+  bool initialized() override { return true; }
+  void emptyCache(c10::MempoolId_t /*pool*/) override {}
+  void recordStream(const at::DataPtr& /*data*/, c10::Stream /*stream*/) override {}
+  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex /*index*/) override {
+    const std::lock_guard lock(mutex_);
+    c10::CachingDeviceAllocator::DeviceStats stats;
+    stats.allocated_bytes[0] = held_;
+    return stats;
+  }
+  void resetAccumulatedStats(c10::DeviceIndex /*index*/) override {}
+  void resetPeakStats(c10::DeviceIndex /*index*/) override {
+    const std::lock_guard lock(mutex_);
+    held_.reset_peak();
+  }
+
+ private:
+  static void free(void* data);
+
+  std::mutex mutex_;
+  c10::CachingAllocator::Stat held_;
 };
 
 HostMemory memory;
+
+void HostMemory::free(void* data) {
+  {
+    const std::lock_guard lock(memory.mutex_);
+    memory.held_.decrease(::malloc_usable_size(data));
+  }
+  std::free(data);
+}
+
+REGISTER_ALLOCATOR(c10::kPrivateUse1, &memory)
+
 const c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
 
 at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> type,
