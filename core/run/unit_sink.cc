@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
+#include <map>
 
 namespace aqhost {
 namespace {
@@ -29,16 +30,22 @@ ModuleReport report_of(const Solution& solution) {
   return report;
 }
 
-/// The number of quantized weights in each unit.
-std::vector<double> weights_by_unit(const Plan& plan, int32_t units) {
-  std::vector<double> weights(static_cast<std::size_t>(units));
+/// The work of each unit. Learned rounding takes several times as long as the rest of a layer, and
+/// rounding to nearest takes no time to solve; formats differ less.
+std::vector<UnitWork> work_by_unit(const Plan& plan, int32_t units) {
+  std::vector<UnitWork> work(static_cast<std::size_t>(units));
+  std::vector<std::map<std::string, int64_t>> weights(work.size());
   for (const PlannedModule& m : plan.modules) {
+    if (!m.format) continue;
     const int32_t layer = m.module->key.layer;
-    if (m.format)
-      weights[static_cast<std::size_t>(layer >= 0 ? layer : units - 1)] +=
-          static_cast<double>(m.weights());
+    const auto unit = static_cast<std::size_t>(layer >= 0 ? layer : units - 1);
+    work[unit].weights += static_cast<double>(m.weights());
+    weights[unit][fmt::format("{}, refine {}", m.recipe.algorithm, m.recipe.refine_steps)] +=
+        m.weights();
   }
-  return weights;
+  for (std::size_t u = 0; u < work.size(); u++)
+    for (const auto& [how, count] : weights[u]) work[u].how += fmt::format("{} {}; ", count, how);
+  return work;
 }
 
 double now() {
@@ -56,7 +63,7 @@ UnitSink::UnitSink(Exporter& exporter, RunStore& store, Comm& comm, PhaseTimer& 
       observer_(observer),
       finished_(std::move(finished.report)),
       next_(finished.units),
-      time_left_(weights_by_unit(plan, exporter.units())) {
+      time_left_(work_by_unit(plan, exporter.units())) {
   for (const auto& [name, module] : finished_.modules)
     done_ += static_cast<double>(module.out_features * module.in_features);
   observer_.begin("quantizing", static_cast<double>(plan.quantized_weights()), "weights");
