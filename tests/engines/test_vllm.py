@@ -82,7 +82,7 @@ class DeepseekConfig(PretrainedConfig):
 """
 
 
-def serve(model, use):
+def serve(model, use, skip_tokenizer_init=True):
     """Loads the model in vLLM, and returns use(vLLM's object). One model can be there at a time."""
     import vllm
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -90,7 +90,7 @@ def serve(model, use):
     try:
         server = vllm.LLM(str(model), enforce_eager=True, max_model_len=LENGTH + 1, max_num_seqs=4,
                           enable_prefix_caching=False, gpu_memory_utilization=0.1,
-                          trust_remote_code=True, use_tqdm_on_load=False, skip_tokenizer_init=True)
+                          trust_remote_code=True, use_tqdm_on_load=False, skip_tokenizer_init=skip_tokenizer_init)
         return use(server)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold parts of vLLM, whose end would disturb the next model
@@ -181,6 +181,19 @@ class VLLM(unittest.TestCase):
             serve(self.export(options), lambda server: None)
         print(f"{model} {scheme}: refused with {refused.exception}", flush=True)
         self.assertIn(message, str(refused.exception))
+
+    def test_an_export_answers_the_request_of_the_readme(self):
+        """The commands there start a server, which this test does not: the environment lacks what a server needs."""
+        import vllm
+        commands = (TESTS.parent / "README.md").read_text()
+        self.assertRegex(commands, r"(?m)^    vllm serve out ")
+        request = json.loads(re.search(r"-d '(\{\"model\": \"out\".*\})'", commands)[1])
+        options, _ = self.plan("olmoe", "int4 g128", INT4)
+        sampling = vllm.SamplingParams(max_tokens=request["max_tokens"], temperature=0)
+        answer, = serve(self.export(options), lambda server: server.generate(request["prompt"], sampling),
+                        skip_tokenizer_init=False)
+        self.assertEqual(len(answer.outputs[0].token_ids), request["max_tokens"])
+        self.assertRegex(answer.outputs[0].text, r"\w+ \w+")
 
 
 def add_tests(check, model, schemes):

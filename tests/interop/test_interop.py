@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -223,6 +224,16 @@ class Decoded(Export):
 
 class Loaded(Export):
     """Other programs read exports, or this test unpacks them in the same way."""
+
+    def test_transformers_answers_by_the_command_of_the_readme(self):
+        command, = re.findall(r"(?m)^    (python3 -c 'from transformers .*)$", (ROOT / "README.md").read_text())
+        work = pathlib.Path(tempfile.mkdtemp(dir=self.work))
+        (work / "out").symlink_to(self.gptq)
+        path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(["bash", "-c", command], cwd=work, capture_output=True, text=True,
+                              env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"'generated_text': .In the beginning\W*\w+")
 
     def test_gptq_files_hold_our_weights_as_their_readers_unpack_them(self):
         """This test unpacks as AutoGPTQ's kernels do, because the package itself needs a GPU."""
