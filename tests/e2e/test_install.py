@@ -10,7 +10,7 @@ import re
 import tempfile
 import unittest
 
-from run_command import run
+from run_command import programs_that_name, run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ["AQ_BUILD"]).resolve()
@@ -61,6 +61,8 @@ class Installed(unittest.TestCase):
                 if file.startswith("bin/") or file.startswith("plugins/"):
                     name = pathlib.Path(file).name
                     self.assertTrue(list(prefix.rglob(name)), f"{name} is not installed")
+            headers = re.search(r"(?m)^LIBTORCH_ROOT:\w+=(.*)$", (BUILD / "CMakeCache.txt").read_text())[1] + "/include"
+            self.assertEqual(programs_that_name([BUILD, ROOT / "core", ROOT / "sdk", headers], prefix), [])
             environment = {k: v for k, v in os.environ.items() if k != "AQ_PLUGIN_PATH"}
             aqhost = prefix / "bin/aqhost"
             listed = json.loads(run(aqhost, "plugins", "--json", env=environment, cwd=work))

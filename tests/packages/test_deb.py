@@ -15,7 +15,7 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests/e2e"))
-from run_command import run  # noqa: E402
+from run_command import programs_that_name, run  # noqa: E402
 
 BUILD = pathlib.Path(os.environ["AQ_BUILD"]).resolve()
 OLMOE = ROOT / "tests/models/olmoe-tiny"
@@ -89,6 +89,10 @@ class Packages(unittest.TestCase):
         for file in (self.usr / "lib/aqhost/bin/aqhost", self.usr / "bin/aq-check"):
             paths = re.findall(r"R(?:UN)?PATH.*\[(.*)\]", run("readelf", "-d", file))
             self.assertNotIn(str(pathlib.Path(libtorch_root()).parent), "".join(paths))
+
+    def test_no_program_names_the_folders_in_which_it_was_built(self):
+        self.assertGreater(len(programs_that_name(["/lib64"], self.usr)), 1)  # the programs are found
+        self.assertEqual(programs_that_name([BUILD, ROOT / "core", ROOT / "sdk", libtorch_root()], self.usr), [])
 
     def test_without_libtorch_one_sentence_says_what_to_run(self):
         environment = {"PATH": self.environment["PATH"], "HOME": str(self.work)}

@@ -18,7 +18,7 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests/e2e"))
-from run_command import run  # noqa: E402
+from run_command import programs_that_name, run  # noqa: E402
 
 BUILD = pathlib.Path(os.environ["AQ_BUILD"]).resolve()
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -83,6 +83,11 @@ class Wheel(unittest.TestCase):
             inside = pathlib.Path(path).resolve().is_relative_to(self.site.resolve())
             self.assertTrue(inside or "/site-packages/" in path or re.fullmatch(SYSTEM, name), f"{name} => {path}")
         self.assertEqual(sum("libgomp" in name for name, _ in found), 1)  # LibTorch's
+
+    def test_no_program_names_the_folders_in_which_it_was_built(self):
+        libtorch = re.search(r"(?m)^LIBTORCH_ROOT:\w+=(.*)$", (BUILD / "CMakeCache.txt").read_text())[1]
+        self.assertGreater(len(programs_that_name(["/lib64"], self.package)), 1)  # the programs are found
+        self.assertEqual(programs_that_name([BUILD, ROOT / "core", ROOT / "sdk", libtorch], self.package), [])
 
     def test_it_quantizes_with_its_plugins(self):
         self.assertIn("\nLibTorch ", self.installed("aqhost", "--version"))

@@ -4,6 +4,8 @@ function(aq_compile_options target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wshadow
     # no fused multiply-add behind our back: formats are defined to the bit
     -ffp-contract=off
+    # LibTorch's checks name the file that they are in, which need not have the folder of this machine
+    -fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=
     $<$<COMPILE_LANGUAGE:CXX>:-Wconversion>
     # GCC 12 sees overlaps and overflows in std::string that are not there (its bug 105651)
     $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> $<$<CXX_COMPILER_ID:GNU>:-Wno-stringop-overflow>
