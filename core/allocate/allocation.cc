@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <set>
 #include <tuple>
@@ -179,18 +180,31 @@ void Allocation::find_allowed(const Engine& engine) {
   }
 }
 
+/// What prevents the engine from loading parts that have the candidates in turn, all but `without`;
+/// "" if nothing does.
+std::string Allocation::problem_of_mixture(const Engine& engine, std::size_t without) {
+  const std::size_t n = plans_.size();
+  std::size_t last = n - 1;
+  for (Part& part : parts_) {
+    std::size_t step = 1;
+    const auto may_have = [&](std::size_t c) { return part.allowed[c] && c != without; };
+    while (step <= n && !may_have((last + step) % n)) step++;
+    if (step > n) return "a part may have no other candidate";
+    last = part.chosen = (last + step) % n;
+  }
+  return problem_in(plan_of(chosen_rows(), "--candidates"), engine);
+}
+
 /// Throws an Error if the engine loads each part in its candidates, but not parts in different
 /// ones.
 void Allocation::check_mixture(const Engine& engine) {
-  std::size_t last = plans_.size();
-  for (Part& part : parts_) {  // as different as possible
-    for (std::size_t c = 0; c < plans_.size(); c++)
-      if (part.allowed[c] && (c != last || !part.allowed[part.chosen])) part.chosen = c;
-    last = part.chosen;
-  }
-  const std::string problem = problem_in(plan_of(chosen_rows(), "--candidates"), engine);
-  if (!problem.empty())
-    fail("there is nothing to allocate, because parts of this model cannot differ: {}", problem);
+  const std::string problem = problem_of_mixture(engine, plans_.size());
+  if (problem.empty()) return;
+  for (std::size_t c = 0; plans_.size() > 2 && c < plans_.size(); c++)
+    if (problem_of_mixture(engine, c).empty())
+      fail("the candidate {} cannot be mixed with the others; leave it out of --candidates: {}",
+           options_.candidates[c].text, problem);
+  fail("there is nothing to allocate, because parts of this model cannot differ: {}", problem);
 }
 
 void Allocation::set_scores(const Scores& scores) {
@@ -210,10 +224,28 @@ double Allocation::weights() const {
   return sum;
 }
 
+/// What the parts may take in all.
+int64_t Allocation::budget_of(double bits) const {
+  return static_cast<int64_t>(std::floor(bits * weights() * (1 + 1e-12)));
+}
+
+void Allocation::check_budget(double bits) const {
+  int64_t least = 0;
+  for (const Part& part : parts_) {
+    int64_t of_part = std::numeric_limits<int64_t>::max();
+    for (std::size_t c = 0; c < part.choices.size(); c++)
+      if (part.allowed[c]) of_part = std::min(of_part, part.choices[c].bits);
+    least += of_part;
+  }
+  if (least > budget_of(bits))
+    fail("--bits {:g}: the smallest candidates take {:.4f} bits per weight", bits,
+         static_cast<double>(least) / weights());
+}
+
 void Allocation::choose(double bits) {
+  check_budget(bits);
   std::vector<std::vector<Choice>> allowed;
   std::vector<std::vector<std::size_t>> candidate;  // of each allowed choice
-  int64_t least = 0;
   for (const Part& part : parts_) {
     auto& choices = allowed.emplace_back();
     auto& indices = candidate.emplace_back();
@@ -222,15 +254,8 @@ void Allocation::choose(double bits) {
       choices.push_back(part.choices[c]);
       indices.push_back(c);
     }
-    least += std::min_element(choices.begin(), choices.end(), [](const auto& a, const auto& b) {
-               return a.bits < b.bits;
-             })->bits;
   }
-  const auto budget = static_cast<int64_t>(std::floor(bits * weights() * (1 + 1e-12)));
-  if (least > budget)
-    fail("--bits {:g}: the smallest candidates take {:.4f} bits per weight", bits,
-         static_cast<double>(least) / weights());
-  const std::vector<std::size_t> answer = aqhost::choose(allowed, budget);
+  const std::vector<std::size_t> answer = aqhost::choose(allowed, budget_of(bits));
   for (std::size_t u = 0; u < parts_.size(); u++) parts_[u].chosen = candidate[u][answer[u]];
 }
 

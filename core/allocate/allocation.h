@@ -57,9 +57,11 @@ class Allocation {
   const std::vector<Part>& parts() const { return parts_; }
   const std::vector<Candidate>& candidates() const { return options_.candidates; }
 
+  /// Throws an Error that names the least possible number of bits per weight if that is more.
+  void check_budget(double bits) const;
   void set_scores(const Scores& scores);
   /// Chooses the formats with the least sum of scores whose bits per weight are at most `bits`.
-  /// Throws an Error that names the least possible number of bits if that is more.
+  /// Throws the Error of check_budget().
   void choose(double bits);
 
   /// The bits per weight and the sum of scores of what was chosen, or of one candidate for all
@@ -81,10 +83,12 @@ class Allocation {
   Plan plan_of(std::vector<BaseRecipe::Row> rows, const std::string& file) const;
   void add_part(const AllocatedGroup& part);
   void find_allowed(const Engine& engine);
+  std::string problem_of_mixture(const Engine& engine, std::size_t without);
   void check_mixture(const Engine& engine);
   std::string problem_in(const Plan& plan, const Engine& engine) const;
   int64_t counted(const Module& module, int64_t number) const;
   double weights() const;
+  int64_t budget_of(double bits) const;
   std::vector<BaseRecipe::Row> skipped_rows(const Recipe& recipe) const;
   std::vector<BaseRecipe::Row> chosen_rows() const;
   void add_rows(const std::vector<const Part*>& alike, std::vector<BaseRecipe::Row>& rows) const;

@@ -52,11 +52,11 @@ WeightSpectrum weight_spectrum(const at::Tensor& weight) {
           at::var(weight, /*unbiased=*/false).item<double>()};
 }
 
-std::vector<WeightSpectrum> weight_spectra(const Source& source, const Plan& plan,
+std::vector<WeightSpectrum> weight_spectra(const Source& source, const Plan& plan, Comm& comm,
                                            RunObserver& observer) {
-  std::vector<WeightSpectrum> spectra(plan.modules.size());
+  std::vector<double> values(2 * plan.modules.size(), 0);  // of all modules: alpha and variance
   const auto count = static_cast<int64_t>(plan.modules.size());
-  const int64_t at_once = int64_t{4} * at::get_num_threads();
+  const int64_t at_once = int64_t{4} * at::get_num_threads() * comm.size();
   observer.begin("measuring spectra", static_cast<double>(count), "modules");
   for (int64_t begin = 0; begin < count; begin += at_once) {
     check_interrupt();
@@ -65,15 +65,21 @@ std::vector<WeightSpectrum> weight_spectra(const Source& source, const Plan& pla
     at::parallel_for(begin, std::min(count, begin + at_once), 1, [&](int64_t first, int64_t last) {
       const at::NoGradGuard no_grad;
       for (int64_t i = first; i < last; i++) {
-        const PlannedModule& m = plan.modules[static_cast<std::size_t>(i)];
-        if (!m.format) continue;
-        spectra[static_cast<std::size_t>(i)] = weight_spectrum(
+        const auto index = static_cast<std::size_t>(i);
+        const PlannedModule& m = plan.modules[index];
+        if (!m.format || i % comm.size() != comm.rank()) continue;
+        const WeightSpectrum spectrum = weight_spectrum(
             read_tensor(source, m.module->weight, {m.module->out_features, m.module->in_features}));
+        values[2 * index] = spectrum.alpha;
+        values[2 * index + 1] = spectrum.variance;
       }
     });
   }
+  comm.sum(values);
   observer.end();
   source.check_unchanged();
+  std::vector<WeightSpectrum> spectra;
+  for (std::size_t i = 0; i < values.size(); i += 2) spectra.push_back({values[i], values[i + 1]});
   return spectra;
 }
 

@@ -7,6 +7,7 @@
 #include "base/observer.h"
 #include "checkpoint/source.h"
 #include "plan/plan.h"
+#include "run/comm.h"
 
 namespace aqhost {
 
@@ -26,8 +27,8 @@ struct WeightSpectrum {
 WeightSpectrum weight_spectrum(const at::Tensor& weight);
 
 /// weight_spectrum() of every module that the plan quantizes; zeros for the others. The same for
-/// the same checkpoint, without any data.
-std::vector<WeightSpectrum> weight_spectra(const Source& source, const Plan& plan,
+/// the same checkpoint, without any data. Ranks share the modules, and all get the result.
+std::vector<WeightSpectrum> weight_spectra(const Source& source, const Plan& plan, Comm& comm,
                                            RunObserver& observer);
 
 }  // namespace aqhost

@@ -93,11 +93,16 @@ void fill_up(const Parts& parts, int64_t budget, Answer& answer) {
   }
 }
 
+/// The state without the last part, and the choice of that part.
+struct Origin {
+  uint32_t before, choice;
+};
+
 /// A way to store the first parts.
 struct State {
   int64_t bits;
   double loss;
-  uint32_t before, choice;  // the state without the last part, and the choice of that part
+  Origin origin;
 };
 
 /// Removes the states that another one beats in bits and loss. The rest rises in bits.
@@ -128,28 +133,31 @@ Answer improve(const Parts& parts, int64_t budget, double price, const Answer& k
   // sums in another order may differ in their last digits
   const double limit =
       best + 1e-9 * (std::abs(best) + std::abs(rest[0]) + price * static_cast<double>(budget));
-  std::vector<std::vector<State>> stages{{{0, 0, 0, 0}}};
+  std::vector<State> states{{0, 0, {0, 0}}};
+  std::vector<std::vector<Origin>> origins;  // of the states of each stage
   for (std::size_t u = 0; u < parts.size(); u++) {
     std::vector<State> next;
-    const std::vector<State>& states = stages.back();
     for (std::size_t s = 0; s < states.size(); s++)
       for (std::size_t c = 0; c < parts[u].size(); c++) {
-        const State state{states[s].bits + parts[u][c].bits, states[s].loss + parts[u][c].loss,
-                          static_cast<uint32_t>(s), static_cast<uint32_t>(c)};
+        const State state{states[s].bits + parts[u][c].bits,
+                          states[s].loss + parts[u][c].loss,
+                          {static_cast<uint32_t>(s), static_cast<uint32_t>(c)}};
         const int64_t left = budget - state.bits;
         const double bound = state.loss + rest[u + 1] - price * static_cast<double>(left);
         if (left >= fewest[u + 1] && bound <= limit) next.push_back(state);
       }
     keep_best(next);
-    stages.push_back(std::move(next));
+    std::vector<Origin>& of_stage = origins.emplace_back();
+    of_stage.reserve(next.size());
+    for (const State& state : next) of_stage.push_back(state.origin);
+    states = std::move(next);
   }
-  if (stages.back().empty()) return known;
+  if (states.empty()) return known;
   Answer answer(parts.size());
-  std::size_t at = stages.back().size() - 1;  // the most bits, and so the least loss
+  std::size_t at = states.size() - 1;  // the most bits, and so the least loss
   for (std::size_t u = parts.size(); u-- > 0;) {
-    const State& state = stages[u + 1][at];
-    answer[u] = state.choice;
-    at = state.before;
+    answer[u] = origins[u][at].choice;
+    at = origins[u][at].before;
   }
   return answer;
 }

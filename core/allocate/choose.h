@@ -20,7 +20,7 @@ struct Choice {
 /// The result is exact: dynamic programming over the pairs (bits, loss) that no other pair of the
 /// same parts beats in both. Pairs are left out if Lagrange's bound says that they cannot lead to a
 /// better answer than the best one on Lagrange's path. The time and the memory grow with the number
-/// of pairs that are left, of which each takes 24 bytes: millions for hundreds of parts with eight
+/// of pairs that are left, of which each takes 8 bytes: millions for hundreds of parts with eight
 /// choices.
 std::vector<std::size_t> choose(const std::vector<std::vector<Choice>>& parts, int64_t budget);
 

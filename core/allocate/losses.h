@@ -4,10 +4,8 @@
 
 #include <vector>
 
-#include "base/observer.h"
-#include "checkpoint/source.h"
-#include "plan/plan.h"
-#include "plugin/model.h"
+#include "allocate/candidate_walk.h"
+#include "allocate/measured_steps.h"
 
 namespace aqhost {
 
@@ -21,17 +19,11 @@ struct CandidateLosses {
   std::vector<double> weight;
 };
 
-/// Runs the original model on windows [n, tokens] i64, and solves each module of `plan` on the way
-/// in the format that each of `candidates` gives it, as a run does (GPTQ or rounding to nearest, as
-/// the recipe says). The plans have the same modules. Nothing is written, and later modules see the
-/// original weights, so a module's losses do not depend on the formats of others. `options` are the
-/// type and the device in which layers compute.
-///
-/// Costs the run of the model, and the solves of a run for each candidate. Memory: as a run without
-/// error feedback, and the solver's for one candidate at a time. One thread; Interrupted is thrown
-/// after a signal.
-CandidateLosses measure_losses(const Source& source, const Model& model, const Plan& plan,
-                               const std::vector<Plan>& candidates, const at::Tensor& windows,
-                               const at::TensorOptions& options, RunObserver& observer);
+/// Solves each module in every candidate, see walk_candidates(). Nothing but the losses is kept:
+/// those of a layer are a step of `steps`, and those of lm_head the last one. `earlier` steps
+/// belong to something else. The result is the same on all ranks; another number of ranks adds up
+/// the Hessians in another order.
+CandidateLosses measure_losses(const MeasureSetup& setup, const at::Tensor& windows,
+                               MeasuredSteps& steps, int32_t earlier);
 
 }  // namespace aqhost

@@ -111,6 +111,15 @@ WorkFolder::WorkFolder(const fs::path& target, std::set<std::string> replaced)
         "earlier run wrote it",
         name_);
   }
+  open();
+}
+
+WorkFolder::WorkFolder(OfFile /*tag*/, const fs::path& file)
+    : name_(file.string()), target_(fs::weakly_canonical(fs::absolute(file))) {
+  open();
+}
+
+void WorkFolder::open() {
   work_ = work_of(target_, inside_);
   try {
     make();

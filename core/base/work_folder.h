@@ -46,6 +46,10 @@ class WorkFolder {
   /// Error if this process does not see the folder.
   struct OfOtherProcess {};
   WorkFolder(OfOtherProcess, const std::filesystem::path& target);
+  /// The work folder (`FILE.work`) of a run that writes one file, which may exist already. The run
+  /// writes the file itself, and clear() ends the work; commit() is not for such a folder.
+  struct OfFile {};
+  WorkFolder(OfFile, const std::filesystem::path& file);
   /// Removes the work folder, unless keep() was called or the folder contains the work of an
   /// earlier run.
   ~WorkFolder();
@@ -101,6 +105,7 @@ class WorkFolder {
   void commit();
 
  private:
+  void open();
   void make();
   void lock();
   void check_ours() const;

@@ -29,6 +29,8 @@ class OutputHead {
   at::Tensor final_norm(const at::Tensor& x) const;
   /// Turns x [..., hidden], the output of the last layer, into logits [..., vocab].
   at::Tensor logits(const at::Tensor& x) const;
+  /// Uses another weight [vocab, hidden] for lm_head, which is converted to the head's type.
+  void set_weight(const at::Tensor& weight) { head_.weight = weight.to(head_.weight.options()); }
   int64_t vocab_size() const { return head_.weight.size(0); }
 
  private:

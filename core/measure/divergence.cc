@@ -122,13 +122,7 @@ Divergences diverge(const Runnable& reference, const std::vector<Runnable>& mode
     return open_layer(*m.source, *m.model, t / in_turn, windows.size(1), options);
   });
   for (int32_t l = 0; l < reference.model->desc().n_layers; l++) {
-    at::Tensor y0 = at::empty_like(x0);
-    {
-      const Layer& layer = reader.next();
-      for_window_batches(x0, [&](int64_t begin, int64_t count) {
-        y0.narrow(0, begin, count).copy_(layer.forward(x0.narrow(0, begin, count)));
-      });
-    }
+    const at::Tensor y0 = layer_output(reader.next(), x0);
     for (std::size_t m = 0; m < models.size(); m++)
       result.models[m].layers.push_back(run_layer(reader.next(), x0, y0, states[m]));
     x0 = y0;

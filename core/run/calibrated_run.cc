@@ -80,30 +80,6 @@ int32_t last_layer(const Model& model, const Plan& plan) {
   return last;
 }
 
-/// The calibration windows of one rank.
-struct OwnWindows {
-  at::Tensor ids;  // [windows, tokens] i64
-  int64_t originals =
-      0;  // how many of them, from the first on, also run through the original model
-  double shift_scale = 1;  // all windows / the windows that run through the original, of all ranks
-};
-
-/// Deals the windows to the ranks in turn, so that each receives some of text and some of random
-/// tokens, and its part of those that run through the original model.
-OwnWindows own_windows(const Plan& plan, const at::Tensor& windows, const Comm& comm) {
-  const int64_t n = windows.size(0), ranks = comm.size(), rank = comm.rank();
-  if (n < ranks)
-    fail("{} cannot be dealt to {} processes; use more --nsamples, or fewer processes",
-         counted(n, "calibration window"), ranks);
-  OwnWindows own{windows.slice(0, rank, n, ranks).contiguous()};
-  int64_t originals = original_windows(plan, n, windows.size(1));
-  if (originals == 0) return own;
-  originals = std::max(originals, ranks);  // one at least on each rank
-  own.originals = (originals - rank + ranks - 1) / ranks;
-  own.shift_scale = static_cast<double>(n) / static_cast<double>(originals);
-  return own;
-}
-
 /// Moves the hidden states of a rank's calibration windows through the layers.
 class Calibrator {
  public:
@@ -231,6 +207,20 @@ int64_t usual_chunk_bytes(at::Device device) {
 }
 
 }  // namespace
+
+OwnWindows own_windows(const Plan& plan, const at::Tensor& windows, const Comm& comm) {
+  const int64_t n = windows.size(0), ranks = comm.size(), rank = comm.rank();
+  if (n < ranks)
+    fail("{} cannot be dealt to {} processes; use more --nsamples, or fewer processes",
+         counted(n, "calibration window"), ranks);
+  OwnWindows own{windows.slice(0, rank, n, ranks).contiguous()};
+  int64_t originals = original_windows(plan, n, windows.size(1));
+  if (originals == 0) return own;
+  originals = std::max(originals, ranks);  // one at least on each rank
+  own.originals = (originals - rank + ranks - 1) / ranks;
+  own.shift_scale = static_cast<double>(n) / static_cast<double>(originals);
+  return own;
+}
 
 int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen) {
   constexpr int64_t kMinTokens = 1 << 15;

@@ -23,6 +23,18 @@ int32_t layers_with_states(const Model& model, const Plan& plan);
 /// How many of a run's windows (of seqlen tokens) also run through the original model.
 int64_t original_windows(const Plan& plan, int64_t windows, int64_t seqlen);
 
+/// The calibration windows of one rank.
+struct OwnWindows {
+  at::Tensor ids;          // [windows, tokens] i64
+  int64_t originals = 0;   // how many of them, from the first on, also run through the original
+  double shift_scale = 1;  // all windows / the windows that run through the original, of all ranks
+};
+
+/// Deals windows [n, tokens] to the ranks in turn, so that each receives some of text and some of
+/// random tokens, and its part of those that run through the original model. Throws an Error if
+/// there are more ranks than windows.
+OwnWindows own_windows(const Plan& plan, const at::Tensor& windows, const Comm& comm);
+
 struct CalibratedRunOptions {
   at::ScalarType dtype = at::kFloat;  // in which layers compute
   at::Device device = at::kCPU;

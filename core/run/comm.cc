@@ -297,6 +297,13 @@ void Comm::sum(at::Tensor& tensor) {
   });
 }
 
+void Comm::sum(std::vector<double>& values) {
+  if (size_ == 1) return;
+  at::Tensor tensor =
+      at::from_blob(values.data(), {static_cast<int64_t>(values.size())}, at::kDouble);
+  sum(tensor);
+}
+
 void Comm::maximum(at::Tensor& tensor) {
   if (size_ == 1) return;
   run_call([&] {

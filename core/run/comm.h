@@ -107,8 +107,10 @@ class Comm {
   /// Copies tensors[i] of rank owners[i] to every rank. Contiguous, all on one device.
   void share(std::vector<at::Tensor>& tensors, const std::vector<int>& owners);
 
-  /// The elementwise sum and maximum over all ranks of a small tensor on the CPU, on every rank.
+  /// The elementwise sum and maximum over all ranks of a small tensor on the CPU, or of as many
+  /// values on every rank, on every rank.
   void sum(at::Tensor& tensor);
+  void sum(std::vector<double>& values);
   void maximum(at::Tensor& tensor);
 
   /// This rank's traffic by station, in the order of their first use. Not collective.

@@ -12,6 +12,14 @@ constexpr int64_t kMaxLogits = int64_t{1} << 27;  // 512 MiB of float32
 
 }  // namespace
 
+at::Tensor layer_output(const Layer& layer, const at::Tensor& x) {
+  at::Tensor out = at::empty_like(x);
+  for_window_batches(x, [&](int64_t begin, int64_t count) {
+    out.narrow(0, begin, count).copy_(layer.forward(x.narrow(0, begin, count)));
+  });
+  return out;
+}
+
 at::Tensor run_layers(const Source& source, const Model& model, const at::Tensor& windows,
                       const std::function<void(int32_t layer)>& progress,
                       const at::TensorOptions& options,

@@ -12,6 +12,9 @@
 
 namespace aqhost {
 
+/// Runs hidden states [windows, length, hidden] through a layer. The result has their type.
+at::Tensor layer_output(const Layer& layer, const at::Tensor& x);
+
 /// Runs windows [n, length] i64 through all layers, each opened by open_layer(). Returns the hidden
 /// states [n, length, hidden] after the last layer, in the type and on the device of `options`. The
 /// weights of one layer are in memory at a time (of two on a GPU). `progress`, if set, is called

@@ -102,27 +102,6 @@ void check_unplanned_values(const Source& original, const Model& model, const Pl
   check_finite(original, model, solved);
 }
 
-/// How run_differences() calls the runs of rank 0 and of another rank.
-DifferenceWords words_of(int rank) {
-  const std::string other = fmt::format("on rank {}", rank);
-  return {"on rank 0", other, "only " + other, "only on rank 0", "not the same"};
-}
-
-/// Throws the Error that says how another rank's start differs from that of rank 0, if it does.
-void require_no_differences(std::size_t rank, const std::vector<std::string>& differences) {
-  if (!differences.empty())
-    fail("the processes of a run must be started alike, but rank {} differs from rank 0: {}", rank,
-         listed(differences));
-}
-
-/// Throws an Error if another rank was started for another run.
-void require_same_run(const Json& manifest, Comm& comm) {
-  const std::vector<std::string> all = comm.all_gather(to_text(manifest));
-  for (std::size_t rank = 1; rank < all.size(); rank++)
-    require_no_differences(rank, run_differences(Json::parse(all.front()), Json::parse(all[rank]),
-                                                 words_of(static_cast<int>(rank))));
-}
-
 /// The name of a file in progress/ by which the others recognise the folder of rank 0.
 std::string mark_name(int64_t number) {
   return fmt::format("{}{}.json", WorkFolder::kSharedMark, number);

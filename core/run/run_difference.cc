@@ -9,7 +9,9 @@
 #include <set>
 #include <string_view>
 
+#include "base/error.h"
 #include "base/work_folder.h"
+#include "run/comm.h"
 
 namespace aqhost {
 namespace {
@@ -69,6 +71,10 @@ constexpr std::array kNames{Name{"version", "the version of aqhost"},
                             Name{"dtype", "--dtype"},
                             Name{"device", "--device"},
                             Name{"ranks", "the number of processes"},
+                            Name{"score", "--score"},
+                            Name{"text_ids", "the windows of text for the score"},
+                            Name{"candidates.", "the candidate {} (--candidates or --config)"},
+                            Name{"parts", "the parts (--target or --config)"},
                             Name{"plugins.", "the plugin {} (--plugin-dir)"},
                             Name{"settings.", "{} (--config)"},
                             Name{"plan.", "{} (--config or --algorithm)"}};
@@ -96,6 +102,12 @@ std::string text_of(const std::string& name, const Difference& difference,
                      difference.before.is_null() ? words.added
                      : difference.now.is_null()  ? words.missing
                                                  : words.changed);
+}
+
+/// How run_differences() calls the runs of rank 0 and of another rank.
+DifferenceWords words_of(int rank) {
+  const std::string other = fmt::format("on rank {}", rank);
+  return {"on rank 0", other, "only " + other, "only on rank 0", "not the same"};
 }
 
 }  // namespace
@@ -126,7 +138,8 @@ std::vector<std::string> run_differences(const Json& before, const Json& now,
            d.field == "device";
   };
   const auto is_of_no_identity = [](const Difference& d) {
-    return d.field.starts_with(kOptions) || d.field.starts_with(WorkFolder::kFiles);
+    return d.field.starts_with(kOptions) || d.field.starts_with(WorkFolder::kFiles) ||
+           d.field == "steps";  // they follow from the score
   };
   std::vector<Difference> found = compare(with_ranks(before), with_ranks(now));
   std::erase_if(found, is_of_no_identity);
@@ -147,6 +160,19 @@ std::vector<std::string> run_differences(const Json& before, const Json& now,
   }
   for (const Difference& d : found) texts.push_back(text_of(name_of(d.field), d, words));
   return texts;
+}
+
+void require_no_differences(std::size_t rank, const std::vector<std::string>& differences) {
+  if (!differences.empty())
+    fail("the processes of a run must be started alike, but rank {} differs from rank 0: {}", rank,
+         listed(differences));
+}
+
+void require_same_run(const Json& manifest, Comm& comm) {
+  const std::vector<std::string> all = comm.all_gather(to_text(manifest));
+  for (std::size_t rank = 1; rank < all.size(); rank++)
+    require_no_differences(rank, run_differences(Json::parse(all.front()), Json::parse(all[rank]),
+                                                 words_of(static_cast<int>(rank))));
 }
 
 std::string listed(std::vector<std::string> differences) {

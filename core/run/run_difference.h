@@ -9,6 +9,8 @@
 
 namespace aqhost {
 
+class Comm;
+
 /// What a work folder records of its run: `identity` (see run_identity()), and the options that the
 /// calibration windows were made with. The options identify nothing, since other options may lead
 /// to the same windows; they explain in which option two runs differ.
@@ -26,6 +28,12 @@ struct DifferenceWords {
 /// last. Empty if the identities are equal.
 std::vector<std::string> run_differences(const Json& before, const Json& now,
                                          const DifferenceWords& words = {});
+
+/// Throws an Error if another rank was started for another run than rank 0, given the manifest of
+/// this rank's. Collective (see Comm).
+void require_same_run(const Json& manifest, Comm& comm);
+/// Throws the Error that says how the start of `rank` differs from that of rank 0, if it does.
+void require_no_differences(std::size_t rank, const std::vector<std::string>& differences);
 
 /// The differences as one text: the first eight, and how many more there are.
 std::string listed(std::vector<std::string> differences);

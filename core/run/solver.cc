@@ -122,6 +122,48 @@ void reduce_hessians(Comm& comm, std::vector<Hessian>& hessians, const std::vect
   }
 }
 
+DealtTask deal_task(SolveTask task, const std::string& station, Comm& comm, PhaseTimer& timer) {
+  const std::vector<int> owners = deal_groups(task.groups, comm.size());
+  std::vector<Hessian> hessians;
+  for (SolveGroup& group : task.groups) hessians.push_back(std::move(group.hessian));
+  comm.station(station + ": reduce");
+  timer.begin("reduce");
+  reduce_hessians(comm, hessians, owners);
+  comm.station(station + ": solve");
+  DealtTask dealt{{{}, task.room}, std::move(task.groups), owners};
+  for (std::size_t i = 0; i < dealt.groups.size(); i++) {
+    if (owners[i] != comm.rank()) continue;
+    dealt.own.groups.push_back(dealt.groups[i]);
+    dealt.own.groups.back().hessian = std::move(hessians[i]);
+  }
+  return dealt;
+}
+
+std::vector<NewWeight> share_weights(const DealtTask& dealt, const std::vector<NewWeight>& own,
+                                     const std::string& station, Comm& comm, PhaseTimer& timer) {
+  comm.station(station + ": share");
+  timer.begin("share");
+  std::map<const Module*, at::Tensor> solved;
+  for (const NewWeight& weight : own) solved[weight.module] = weight.values;
+  std::vector<NewWeight> weights;
+  std::vector<at::Tensor> values;
+  std::vector<int> owners;
+  for (std::size_t i = 0; i < dealt.groups.size(); i++) {
+    for (const SolveGroup::Member& m : dealt.groups[i].members) {
+      const at::Tensor like = m.weight;  // the layer would convert the values to its type anyway
+      values.push_back(dealt.owners[i] == comm.rank()
+                           ? solved.at(m.planned->module).to(like.options()).contiguous()
+                           : at::empty(like.sizes(), like.options()));
+      owners.push_back(dealt.owners[i]);
+      weights.push_back({m.planned->module, values.back()});
+    }
+  }
+  comm.share(values, owners);
+  comm.station(station + ": forward");
+  timer.begin("calibrate");
+  return weights;
+}
+
 Solver::Solver(const RunSettings& settings, Comm& comm, std::string station, SolutionSink sink,
                PhaseTimer& timer)
     : settings_(settings),
@@ -132,49 +174,8 @@ Solver::Solver(const RunSettings& settings, Comm& comm, std::string station, Sol
 
 std::vector<NewWeight> Solver::solve(SolveTask task) {
   if (comm_.size() == 1) return solve_here(std::move(task));
-  const std::vector<int> owners = deal_groups(task.groups, comm_.size());
-  std::vector<Hessian> hessians;
-  for (SolveGroup& group : task.groups) hessians.push_back(std::move(group.hessian));
-  comm_.station(station_ + ": reduce");
-  timer_.begin("reduce");
-  reduce_hessians(comm_, hessians, owners);
-  comm_.station(station_ + ": solve");
-  SolveTask own{{}, task.room};
-  for (std::size_t i = 0; i < task.groups.size(); i++) {
-    if (owners[i] != comm_.rank()) continue;
-    own.groups.push_back(task.groups[i]);
-    own.groups.back().hessian = std::move(hessians[i]);
-  }
-  const std::vector<NewWeight> solved = solve_here(std::move(own));
-  comm_.station(station_ + ": share");
-  timer_.begin("share");
-  std::vector<NewWeight> weights = share_weights(task.groups, owners, solved);
-  comm_.station(station_ + ": forward");
-  timer_.begin("calibrate");
-  return weights;
-}
-
-/// The new weights of all groups. `own` are those of the groups that this rank owns.
-std::vector<NewWeight> Solver::share_weights(const std::vector<SolveGroup>& groups,
-                                             const std::vector<int>& owners,
-                                             const std::vector<NewWeight>& own) {
-  std::map<const Module*, at::Tensor> solved;
-  for (const NewWeight& weight : own) solved[weight.module] = weight.values;
-  std::vector<NewWeight> weights;
-  std::vector<at::Tensor> values;
-  std::vector<int> their_owners;
-  for (std::size_t i = 0; i < groups.size(); i++) {
-    for (const SolveGroup::Member& m : groups[i].members) {
-      const at::Tensor like = m.weight;  // the layer would convert the values to its type anyway
-      values.push_back(owners[i] == comm_.rank()
-                           ? solved.at(m.planned->module).to(like.options()).contiguous()
-                           : at::empty(like.sizes(), like.options()));
-      their_owners.push_back(owners[i]);
-      weights.push_back({m.planned->module, values.back()});
-    }
-  }
-  comm_.share(values, their_owners);
-  return weights;
+  DealtTask dealt = deal_task(std::move(task), station_, comm_, timer_);
+  return share_weights(dealt, solve_here(std::move(dealt.own)), station_, comm_, timer_);
 }
 
 /// Solves groups on this rank.

@@ -59,6 +59,21 @@ QuantizedBatch solve_weights(const std::vector<const PlannedModule*>& modules,
 /// on every rank. Does nothing if there is one rank.
 void reduce_hessians(Comm& comm, std::vector<Hessian>& hessians, const std::vector<int>& owners);
 
+/// A task whose groups are dealt to the ranks.
+struct DealtTask {
+  SolveTask own;                   // the groups of this rank, under the Hessians of all ranks
+  std::vector<SolveGroup> groups;  // of all ranks, without Hessians
+  std::vector<int> owners;         // of each of these groups: the rank that solves it
+};
+
+/// Deals the groups of a task to the ranks, such that each has about as much to solve, and adds up
+/// their Hessians. `station` names what is being solved; see Comm::station().
+DealtTask deal_task(SolveTask task, const std::string& station, Comm& comm, PhaseTimer& timer);
+/// The new weights of all groups, given those that this rank has solved. The weights of the others
+/// come in the type of the layer.
+std::vector<NewWeight> share_weights(const DealtTask& dealt, const std::vector<NewWeight>& own,
+                                     const std::string& station, Comm& comm, PhaseTimer& timer);
+
 /// Solves the tasks of a walk through a layer. Used by one thread only.
 class TaskSolver {
  public:
@@ -91,9 +106,6 @@ class Solver : public TaskSolver {
 
  private:
   std::vector<NewWeight> solve_here(SolveTask task);
-  std::vector<NewWeight> share_weights(const std::vector<SolveGroup>& groups,
-                                       const std::vector<int>& owners,
-                                       const std::vector<NewWeight>& own);
   void solve_alike(std::vector<SolveGroup> groups, int64_t room, std::vector<NewWeight>& weights);
   void hand_over(const std::vector<SolveGroup>& groups, const QuantizedBatch& solved);
   void deliver(bool beside);

@@ -22,8 +22,9 @@ RunStatus read_status(const fs::path& work) {
   const Json manifest = read_json(path);
   const Field field(manifest, path.string());
   RunStatus status;
-  status.layers = field["layers"].integer(0);
-  status.modules = static_cast<int64_t>(field["plan"].members().size());
+  status.measures = !field[kSteps].is_null();
+  status.layers = field[status.measures ? kSteps : "layers"].integer(0);
+  if (!status.measures) status.modules = static_cast<int64_t>(field["plan"].members().size());
   status.running = WorkFolder::is_locked(work);
   for (const auto& entry : list_folder(work / "progress")) {
     const std::string name = entry.path().filename().string();
@@ -35,8 +36,9 @@ RunStatus read_status(const fs::path& work) {
           "{}: its content is not what was written (SHA-256); the next run does this layer and "
           "those after it again",
           entry.path().string());
-    const UnitReport report = parse_unit_report(record["report"]);
     status.finished_layers++;
+    if (status.measures) continue;
+    const UnitReport report = parse_unit_report(record["report"]);
     status.finished_modules += static_cast<int64_t>(report.modules.size());
     status.loss += report.loss();
     status.rtn_loss += report.rtn_loss();

@@ -7,6 +7,7 @@ namespace aqhost {
 
 /// What the work folder of a run (see RunStore) says about its progress.
 struct RunStatus {
+  bool measures = false;  // whether it is of `allocate`; then steps count in place of layers
   int64_t layers = 0, finished_layers = 0;
   int64_t modules = 0, finished_modules = 0;  // of those that the plan quantizes
   double loss = 0, rtn_loss = 0;              // sums over the finished modules

@@ -8,8 +8,6 @@
 #include "base/field.h"
 #include "base/file.h"
 #include "base/interrupt.h"
-#include "base/sha256.h"
-#include "run/run_difference.h"
 #include "tensor/device.h"
 
 namespace aqhost {
@@ -20,13 +18,6 @@ namespace {
 constexpr int kRest = 10;
 constexpr std::chrono::seconds kMinimumRest{30};
 
-std::string record_name(int32_t unit) { return fmt::format("unit-{:05}.json", unit); }
-
-std::string sha256_of_record(const Json& record) {
-  const std::string text = to_text(record);
-  return sha256_of(std::as_bytes(std::span(text)));
-}
-
 /// The name of the files of one rank about a unit, without the extension.
 std::string rank_name(int32_t unit, int rank, int ranks) {
   return fmt::format("states-{:05}", unit) + (ranks > 1 ? fmt::format(".rank-{:04}", rank) : "");
@@ -36,49 +27,7 @@ std::string states_name(int32_t unit, const Comm& comm) {
   return rank_name(unit, comm.rank(), comm.size()) + ".safetensors";
 }
 
-/// The name of a file in its folder, and what shows whether the file is whole.
-struct FileMark {
-  std::string name, sha256;
-  int64_t bytes = 0;
-};
-
-Json to_json(const FileMark& mark) {
-  return {{"file", mark.name}, {"bytes", mark.bytes}, {"sha256", mark.sha256}};
-}
-
-FileMark parse_mark(const Field& json) {
-  return {json["file"].text(), json["sha256"].text(), json["bytes"].integer(0)};
-}
-
-FileMark mark_of(const fs::path& folder, const std::string& name) {
-  const InputFile file(folder / name);
-  return {name, sha256_of(file, file.size()), file.size()};
-}
-
-/// Says why a file is not the one that was written; "" if it is.
-std::string damage(const fs::path& folder, const FileMark& mark) {
-  const fs::path path = folder / mark.name;
-  std::error_code ignored;
-  if (fs::is_symlink(fs::symlink_status(path, ignored)))
-    return fmt::format("{}: is a link, not the file that was written", path.string());
-  try {
-    const InputFile file(path);
-    if (file.size() != mark.bytes)
-      return fmt::format("{}: has {} bytes, {} were written", path.string(), file.size(),
-                         mark.bytes);
-    if (sha256_of(file, file.size()) == mark.sha256) return {};
-    return fmt::format("{}: its content is not what was written (SHA-256)", path.string());
-  } catch (const Error& e) {
-    return e.what();
-  }
-}
-
 }  // namespace
-
-bool record_is_whole(const Field& file) {
-  const std::string sha256 = sha256_of_record(file["record"].json());
-  return file["sha256"].text() == sha256;
-}
 
 struct RunStore::Record {
   std::vector<FileMark> shards;
@@ -109,15 +58,13 @@ RunStore::~RunStore() {
 }
 
 std::optional<RunStore::Record> RunStore::read_record(int32_t unit) const {
-  const fs::path path = work_.progress() / record_name(unit);
+  const fs::path path = record_path(work_.progress(), unit);
   std::error_code ignored;
   if (!fs::exists(path, ignored)) return {};
   const std::string content = read_file(path);  // a file that cannot be read is not a damaged one
   try {
-    const Json file = parse_json(content, path.string());
-    const Field root(file, path.string()), field = root["record"];
-    if (!record_is_whole(root))
-      fail("{}: its content is not what was written (SHA-256)", path.string());
+    const Json file = parse_record_file(content, path.string());
+    const Field field = Field(file, path.string())["record"];
     Record record;
     for (const Field& mark : field["shards"].items()) record.shards.push_back(parse_mark(mark));
     for (const Field& mark : field["states"].items()) record.states.push_back(parse_mark(mark));
@@ -155,30 +102,11 @@ bool RunStore::states_are_whole(const Record& record) const {
   return true;
 }
 
-void RunStore::refuse_other_run() const {
-  std::vector<std::string> found =
-      run_differences(read_json(work_.path() / WorkFolder::kManifest), manifest_);
-  if (found.empty()) return;
-  fail(
-      "{}: holds the unfinished work of another run: {}. Run it as before to go on, save to "
-      "another folder, or pass --resume never to begin anew",
-      work_.path().string(), listed(std::move(found)));
-}
-
 Finished RunStore::open(const Json& manifest, Resume resume, int32_t needs_states,
                         const StatesPlace& place) {
   manifest_ = manifest;
   needs_states_ = needs_states;
-  const std::vector<fs::directory_entry> notes = list_folder(work_.progress());
-  const bool any = std::any_of(notes.begin(), notes.end(), [](const fs::directory_entry& note) {
-    const std::string name = note.path().filename().string();
-    return name.starts_with("unit-") && name.ends_with(".json");  // a kill may leave a .part
-  });
-  if (!any && resume == Resume::kRequired)
-    fail("{}: there is nothing to go on with (--resume required): no finished layer",
-         work_.path().string());
-  if (!any || resume == Resume::kNever) return {};
-  refuse_other_run();
+  if (!may_resume(work_, manifest, resume)) return {};
   std::vector<std::optional<Record>> records;
   for (int32_t u = 0; u < exporter_.units(); u++) records.push_back(read_record(u));
 
@@ -364,10 +292,7 @@ void RunStore::finish_unit(int32_t unit, UnitReport report, const PhaseSeconds& 
   flush_folder(work_.result());
   flush_folder(work_.progress());
   work_.check_in_place();
-  const std::string sha256 = sha256_of_record(record);
-  write_file(work_.progress() / record_name(unit),
-             to_text(Json{{"sha256", sha256}, {"record", std::move(record)}}) + "\n");
-  flush_folder(work_.progress());
+  write_record(work_.progress(), unit, std::move(record));
   finished_ = unit + 1;
   if (stored_states_.size() >= 2) remove_states_before(stored_states_[stored_states_.size() - 2]);
 }

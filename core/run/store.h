@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "base/field.h"
 #include "base/json.h"
 #include "base/observer.h"
 #include "base/work_folder.h"
@@ -18,19 +17,9 @@
 #include "run/comm.h"
 #include "run/exporter.h"
 #include "run/states.h"
+#include "run/unit_record.h"
 
 namespace aqhost {
-
-/// What a run does with the finished units of an earlier run to the same target.
-enum class Resume : uint8_t {
-  kAuto,      // it goes on after them, if there are any
-  kNever,     // it removes them and begins anew
-  kRequired,  // it goes on after them, and fails if there are none
-};
-
-/// Whether a file of a work folder's progress/ has the "record" that a run wrote there, as "sha256"
-/// in the same file says. Throws an Error that names file and field if one of them is missing.
-bool record_is_whole(const Field& file);
 
 /// What an earlier try of a run has finished.
 struct Finished {
@@ -116,7 +105,6 @@ class RunStore {
   std::optional<Record> read_record(int32_t unit) const;
   bool shards_are_whole(int32_t unit, const Record& record) const;
   bool states_are_whole(const Record& record) const;
-  void refuse_other_run() const;
   void remove_states_before(int32_t unit) const;
 
   WorkFolder& work_;

@@ -24,6 +24,13 @@ struct MeasuredModel {
     model = fake.open();
   }
 
+  std::vector<double> sensitivity() const {
+    RunObserver silent;
+    MeasuredSteps steps;
+    const std::unique_ptr<Comm> alone = Comm::alone();
+    return output_sensitivity(fake.source(), *model, windows, at::kCPU, 1, *alone, steps, silent);
+  }
+
   at::Tensor log_probabilities(Layer& layer, const at::Tensor& x) const {
     const MemorySource source = fake.source();
     return OutputHead(source, *model).logits(layer.forward(x)).to(at::kDouble).log_softmax(-1);
@@ -60,9 +67,7 @@ struct MeasuredModel {
 
 /// Checks the prediction for the modules of each role that `tested` accepts. Returns their number.
 std::size_t check_prediction(const MeasuredModel& run, bool (*tested)(const Module&)) {
-  RunObserver silent;
-  const std::vector<double> sensitivity =
-      output_sensitivity(run.fake.source(), *run.model, run.windows, at::kCPU, 1, silent);
+  const std::vector<double> sensitivity = run.sensitivity();
   std::map<std::pair<int32_t, int32_t>, std::vector<const Module*>> alike;  // experts of a role
   for (const Module& m : run.model->modules())
     if (tested(m)) alike[{m.key.role, std::min(m.key.expert, 0)}].push_back(&m);
@@ -97,9 +102,7 @@ TEST_CASE("attention of every described kind lets gradients pass") {
   for (const auto change : {+[](FakeModel& fake) { fake.use_latent_attention(16); },
                             +[](FakeModel& fake) { fake.use_delta_rule(false); }}) {
     const MeasuredModel run(change);
-    RunObserver silent;
-    const std::vector<double> sensitivity =
-        output_sensitivity(run.fake.source(), *run.model, run.windows, at::kCPU, 1, silent);
+    const std::vector<double> sensitivity = run.sensitivity();
     for (const Module& m : run.model->modules()) {
       INFO(m.name);
       CHECK((sensitivity[m.index] > 0) == (m.key.role != AQ_ROLE_ROUTER));
@@ -109,9 +112,8 @@ TEST_CASE("attention of every described kind lets gradients pass") {
 
 TEST_CASE("an attention that the adapter computes is refused") {
   const MeasuredModel run([](FakeModel& fake) { fake.wire_attention(); });
-  RunObserver silent;
   CHECK_THROWS_WITH_AS(
-      output_sensitivity(run.fake.source(), *run.model, run.windows, at::kCPU, 1, silent),
+      run.sensitivity(),
       "model \"fake\", layer 0: the adapter computes the attention itself, and gradients cannot "
       "pass it; use --score error or alpha",
       Error);

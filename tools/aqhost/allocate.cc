@@ -4,9 +4,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 
 #include "allocate/allocation.h"
-#include "allocate/sensitivity.h"
+#include "allocate/measurement.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "calibration_options.h"
@@ -15,18 +16,16 @@
 #include "forward/compute_type.h"
 #include "heat_map.h"
 #include "print_table.h"
+#include "ranks.h"
 #include "run/quantize.h"
-#include "run/world.h"
 #include "tensor/device.h"
 
 namespace aqhost {
 namespace {
 
-constexpr int64_t kGradientWindows = 16;
-
 struct AllocateOptions : ModelOptions {
   std::string recipe, bits, candidates = "int2,int3,int4,int8", save_recipe, save_picture;
-  std::string score = "loss", cost = "stored", target = "any", dtype = "auto";
+  std::string score = "loss", cost = "stored", target = "any", dtype = "auto", resume = "auto";
   bool overwrite = false;
   CalibrationChoice calibration;
   DeviceOptions device;
@@ -40,8 +39,8 @@ void add_options(OptionTable& table, AllocateOptions& options) {
              "Choose from these formats: ids for wq in a recipe, separated by commas. A format may "
              "have options, as in int2:group_size=32:symmetric=false. bf16 leaves a module as it "
              "is.");
-  table.choice("score", {"loss", "error", "alpha"}, options.score,
-               "Minimize this sum: loss, error or alpha, see above.");
+  table.choice("score", {"loss", "error", "kl", "alpha"}, options.score,
+               "Minimize this sum: loss, error, kl or alpha, see above.");
   table.choice("cost", {"stored", "active"}, options.cost,
                "Count the bits that are stored, or those that are active: read to compute one "
                "token, where routed experts count by the share of them that a token is sent to.");
@@ -57,6 +56,11 @@ void add_options(OptionTable& table, AllocateOptions& options) {
   table.text("save-picture", "FILE", options.save_picture,
              "Write a heat map of the bits by layer and part to this file, in SVG.");
   table.flag("overwrite", options.overwrite, "Replace the files if they exist.");
+  add_resume_option(
+      table, options.resume,
+      "Decide about the finished steps of an earlier run for the same recipe: auto continues after "
+      "them, if there are any; never removes them and begins anew; required fails if there are "
+      "none.");
   add_calibration_options(table, options.calibration,
                           "Measure on this file, or on several files, as quantize does. The score "
                           "alpha needs none.");
@@ -84,51 +88,36 @@ void check_free(const std::string& file, bool overwrite) {
     fail("{}: there is no folder {}", file, folder.string());
 }
 
-/// What the scores were computed from, as far as it is shown.
+/// What the scores were computed from, as far as it is used later.
 struct Measured {
   Scores scores;
-  std::vector<WeightSpectrum> spectra;  // of the score alpha
+  std::vector<WeightSpectrum> spectra;         // of the score alpha
+  std::unique_ptr<Measurement> measurement{};  // of the other scores
 };
 
 Measured measure_alpha(const AllocateOptions& options, const Source& original,
-                       const Allocation& allocation, RunObserver& observer) {
+                       const Allocation& allocation, Comm& comm, RunObserver& observer) {
   warn_of_no_effect(options.given,
                     {"calib", "nsamples", "seqlen", "random-percent", "seed", "balance-experts",
-                     "dtype", "device"},
+                     "dtype", "device", "resume"},
                     "the score alpha needs no calibration");
   Measured measured;
-  measured.spectra = weight_spectra(original, allocation.plan(), observer);
+  measured.spectra = weight_spectra(original, allocation.plan(), comm, observer);
   measured.scores = alpha_scores(measured.spectra, allocation.plan(), allocation.plans());
   return measured;
 }
 
-/// Windows of text for the gradients.
-at::Tensor gradient_windows(CalibrationOptions calibration, const Source& original,
-                            const Model& model, const at::TensorOptions& run) {
-  calibration.nsamples = std::min(calibration.nsamples, kGradientWindows);
-  calibration.random_percent = 0;
-  calibration.balance_experts = false;
-  RunObserver silent;  // the text is read a second time
-  return read_calibration(original, model, calibration, run, silent).windows;
-}
-
-Measured measure_losses_of(const AllocateOptions& options, const CalibrationOptions& calibration,
-                           const Source& original, const Model& model, const Allocation& allocation,
-                           RunObserver& observer) {
-  const at::Device device = open_device(options.device.name);
-  const at::TensorOptions run =
-      at::TensorOptions(device).dtype(compute_type(options.dtype, original, device));
-  const at::Tensor windows = read_calibration(original, model, calibration, run, observer).windows;
-  std::vector<double> sensitivity;
-  if (options.score == "loss")
-    sensitivity =
-        output_sensitivity(original, model, gradient_windows(calibration, original, model, run),
-                           device, calibration.seed, observer);
-  const CandidateLosses losses = measure_losses(original, model, allocation.plan(),
-                                                allocation.plans(), windows, run, observer);
-  return {options.score == "loss" ? loss_scores(losses, sensitivity, allocation.plan())
-                                  : error_scores(losses, windows.numel()),
-          {}};
+Measured measure_on_text(const AllocateOptions& options, const MeasureSetup& setup,
+                         const Allocation& allocation, std::vector<PluginInfo> plugins) {
+  MeasurementOptions measurement{
+      options.score,           *calibration_of(options.calibration),
+      allocation.candidates(), {allocation.parts().begin(), allocation.parts().end()},
+      options.save_recipe,     resume_of(options.resume),
+      std::move(plugins)};
+  Measured measured;
+  measured.measurement = std::make_unique<Measurement>(setup, measurement);
+  measured.scores = measured.measurement->run();
+  return measured;
 }
 
 /// The names of the parts and the numbers of the layers, in order, with each part's place.
@@ -172,6 +161,7 @@ void print_parts(const Allocation& allocation) {
 /// What a sum of scores is.
 std::string meaning_of(const std::string& score) {
   if (score == "loss") return "predicted KL divergence, in nats per token";
+  if (score == "kl") return "KL divergence of each part alone, in nats per token";
   return score == "error" ? "sum of squared errors per token, halved" : "score of AlphaQ";
 }
 
@@ -243,37 +233,25 @@ HeatMap heat_map(const AllocateOptions& options, const Allocation& allocation) {
   return map;
 }
 
-void run(const AllocateOptions& options) {
-  const double bits = parse_bits(options.bits);
-  AllocationOptions allocation_options{
-      parse_candidates(options.candidates), options.recipe, options.target,
-      options.cost == "active" ? BitCost::kActive : BitCost::kStored};
+/// Throws an Error or a UsageError if the options contradict each other or a file cannot be
+/// written.
+void check(const AllocateOptions& options) {
   (void)find_engine(options.target);
-  const auto calibration = calibration_of(options.calibration);
-  if (options.score != "alpha" && !calibration)
+  if (!calibration_of(options.calibration) && options.score != "alpha")
     throw UsageError(fmt::format(
         "the score {} is measured on calibration text: give --calib FILE, or --score alpha",
         options.score));
-  if (const World world = world_of_environment(); world.size > 1)
-    fail("allocate runs in one process, and {} were started", world.size);
+  check_device_name(options.device.name);
   check_free(options.save_recipe, options.overwrite);
   check_free(options.save_picture, options.overwrite);
   if (std::filesystem::weakly_canonical(options.save_recipe) ==
       std::filesystem::weakly_canonical(options.save_picture))
     throw UsageError(fmt::format("--save-recipe and --save-picture name the same file, {}",
                                  options.save_recipe));
-  set_threads(options.device);
-  const auto registry = open_registry(options);
-  const auto original = open_original(options.model, *registry);
-  const auto model = open_model(*registry, *original, options);
-  Allocation allocation(*original, *model, *registry, std::move(allocation_options));
-  ConsoleObserver observer(quiet(options));
-  const Measured measured =
-      options.score == "alpha"
-          ? measure_alpha(options, *original, allocation, observer)
-          : measure_losses_of(options, *calibration, *original, *model, allocation, observer);
-  allocation.set_scores(measured.scores);
-  allocation.choose(bits);
+}
+
+void write_results(const AllocateOptions& options, const Allocation& allocation, double bits,
+                   const Measured& measured) {
   write_file(options.save_recipe,
              allocation.recipe(fmt::format(
                  "Chosen by aqhost allocate: {:.4f} {}bits per weight, at most {:g} were allowed.\n"
@@ -286,6 +264,48 @@ void run(const AllocateOptions& options) {
     fmt::print("{}\n", to_text(to_json(options, allocation, measured)));
   else
     print(options, allocation);
+}
+
+void allocate(const AllocateOptions& options, double bits, Comm& comm,
+              std::optional<at::Device> opened) {
+  const auto registry = open_registry(options);
+  const auto original = open_original(options.model, *registry);
+  const auto model = open_model(*registry, *original, options);
+  Allocation allocation(*original, *model, *registry,
+                        {parse_candidates(options.candidates), options.recipe, options.target,
+                         options.cost == "active" ? BitCost::kActive : BitCost::kStored});
+  allocation.check_budget(bits);
+  ConsoleObserver observer(quiet(options) || comm.rank() != 0);
+  Measured measured;
+  if (options.score == "alpha") {
+    measured = measure_alpha(options, *original, allocation, comm, observer);
+  } else {
+    const at::Device device = opened ? *opened : open_device(options.device.name);
+    const MeasureSetup setup{
+        *original,
+        *model,
+        allocation.plan(),
+        allocation.plans(),
+        at::TensorOptions(device).dtype(compute_type(options.dtype, *original, device)),
+        comm,
+        observer};
+    measured = measure_on_text(options, setup, allocation, registry->plugins());
+  }
+  if (comm.rank() != 0) return;
+  allocation.set_scores(measured.scores);
+  allocation.choose(bits);
+  write_results(options, allocation, bits, measured);
+  if (measured.measurement) measured.measurement->remove_work();
+}
+
+void run(const AllocateOptions& options) {
+  const double bits = parse_bits(options.bits);
+  (void)parse_candidates(options.candidates);
+  check(options);
+  set_threads(options.device);
+  run_as_rank(options.device, [&](Comm& comm, std::optional<at::Device> device) {
+    allocate(options, bits, comm, device);
+  });
 }
 
 }  // namespace
@@ -308,9 +328,15 @@ const Command kAllocate{
     "its "
     "output, is multiplied by the mean squared gradient that the model's predictions have at this "
     "output, which one pass back through the layers measures on 16 windows of text. The score "
-    "error leaves the gradient out. The score alpha is that of AlphaQ (arXiv:2606.04980) and needs "
-    "no text: a part whose weights have a spectrum with a heavier tail gets more bits.\n\n"
-    "allocate runs in one process, writes only its result, and begins anew if it is stopped.",
+    "error leaves the gradient out. The score kl is the KL divergence that is measured when one "
+    "part alone is quantized, on up to 16 windows of text. The score alpha is that of AlphaQ "
+    "(arXiv:2606.04980) and needs no text: a part whose weights have a spectrum with a heavier "
+    "tail "
+    "gets more bits.\n\n"
+    "While scores are measured on text, each finished layer is kept in a work folder beside the "
+    "recipe (RECIPE.work). If the command ends early, even by a crash, the same command continues "
+    "after it, also with other --bits; if a signal stopped it, it ends with status 75. Several "
+    "processes share the work as in quantize, see aqhost --help.",
     prepare<AllocateOptions, add_options, run>};
 
 }  // namespace aqhost

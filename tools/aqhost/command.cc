@@ -118,6 +118,15 @@ void set_threads(const DeviceOptions& options) {
   if (options.threads > 0) at::set_num_threads(static_cast<int>(options.threads));
 }
 
+void add_resume_option(OptionTable& table, std::string& resume, const char* help) {
+  table.choice("resume", {"auto", "never", "required"}, resume, help);
+}
+
+Resume resume_of(const std::string& resume) {
+  if (resume == "never") return Resume::kNever;
+  return resume == "required" ? Resume::kRequired : Resume::kAuto;
+}
+
 void add_recipe_option(OptionTable& table, std::string& file) {
   table.text("config", "FILE", file,
              "Follow this recipe, in YAML or JSON, which says what each module becomes (see "

@@ -10,6 +10,7 @@
 #include "option_table.h"
 #include "plan/plan.h"
 #include "plugin/registry.h"
+#include "run/resume.h"
 
 namespace aqhost {
 
@@ -108,6 +109,10 @@ struct DeviceOptions {
 void add_device_options(OptionTable& table, DeviceOptions& options);
 /// Makes LibTorch use options.threads.
 void set_threads(const DeviceOptions& options);
+
+/// Adds --resume.
+void add_resume_option(OptionTable& table, std::string& resume, const char* help);
+Resume resume_of(const std::string& resume);
 
 /// Add --config, --dtype and --window.
 void add_recipe_option(OptionTable& table, std::string& file);

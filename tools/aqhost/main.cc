@@ -1,8 +1,8 @@
 // aqhost quantizes Mixture-of-Experts checkpoints. This file chooses the command, parses its
 // options, runs it and reports how it ended, with one of these exit statuses: 0 if the command is
-// done, 1 if it failed, 2 if the command line is wrong, 75 if a signal stopped quantize (the same
-// command continues), and otherwise 128 + the signal (129 SIGHUP, 130 SIGINT, 141 SIGPIPE, 143
-// SIGTERM).
+// done, 1 if it failed, 2 if the command line is wrong, 75 if a signal stopped quantize or allocate
+// (the same command continues), and otherwise 128 + the signal (129 SIGHUP, 130 SIGINT, 141
+// SIGPIPE, 143 SIGTERM).
 
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
@@ -137,7 +137,8 @@ int complain(const std::string& message, int status) {
 }
 
 int run_and_report(const std::vector<std::string>& arguments) {
-  const bool quantizes = command_name(arguments) == kQuantize.name;
+  const std::string name = command_name(arguments);
+  const bool quantizes = name == kQuantize.name;
   try {
     run(arguments);
     if (std::fflush(stdout) != 0) throw std::system_error(errno, std::generic_category());
@@ -147,7 +148,8 @@ int run_and_report(const std::vector<std::string>& arguments) {
   } catch (const RunInterrupted& e) {
     return complain(e.what(), EX_TEMPFAIL);
   } catch (const Interrupted&) {
-    if (quantizes) return complain("interrupted, nothing was written", EX_TEMPFAIL);
+    if (quantizes || name == kAllocate.name)
+      return complain("interrupted, nothing was written", EX_TEMPFAIL);
     return complain("interrupted", 128 + interrupt_signal());
   } catch (const Error& e) {
     return complain(e.what(), 1);

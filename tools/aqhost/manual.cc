@@ -77,7 +77,7 @@ constexpr std::array<std::pair<const char*, const char*>, 6> kExitStatus{{
     {"0", "The command is done."},
     {"1", "The command failed. The last line on stderr says why."},
     {"2", "The command line is wrong."},
-    {"75", "A signal stopped quantize. The same command continues the run."},
+    {"75", "A signal stopped quantize or allocate. The same command continues the run."},
     {"128 + N", "Signal N stopped another command, or a second signal stopped quantize."},
     {"141", "The program that reads stdout has ended."},
 }};

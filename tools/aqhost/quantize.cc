@@ -58,10 +58,11 @@ void add_options(OptionTable& table, QuantizeCommandOptions& options) {
                       "Write the export to this folder, which must be new or empty.");
   table.flag("overwrite", options.overwrite,
              "Replace an earlier export in the folder of --save. Files that you added to it stay.");
-  table.choice("resume", {"auto", "never", "required"}, options.resume,
-               "Decide about the finished layers of an earlier run to the same folder: auto "
-               "continues after them if that is possible, and begins anew if there are none; never "
-               "removes them and begins anew; required fails if the run cannot continue.");
+  add_resume_option(
+      table, options.resume,
+      "Decide about the finished layers of an earlier run to the same folder: auto "
+      "continues after them if that is possible, and begins anew if there are none; never "
+      "removes them and begins anew; required fails if the run cannot continue.");
   add_export_options(table, options.result);
   table.integer(kMaxShardSize, "MB", options.max_shard_mb, 1, int64_t{1} << 40,
                 "Use several files for a layer that takes more than this; with --export gguf and "
@@ -236,9 +237,7 @@ QuantizeOptions run_options(const QuantizeCommandOptions& options) {
   result.max_shard_bytes = options.max_shard_mb * 1'000'000;
   result.dtype = options.dtype;
   result.overwrite = options.overwrite;
-  result.resume = options.resume == "never"      ? Resume::kNever
-                  : options.resume == "required" ? Resume::kRequired
-                                                 : Resume::kAuto;
+  result.resume = resume_of(options.resume);
   result.calibration = calibration_of(options.calibration);
   result.memory_limit = options.memory_limit_mb * 1'000'000;
   return result;

@@ -37,9 +37,11 @@ fs::path work_folder(const fs::path& given) {
 }
 
 void print(const fs::path& folder, const RunStatus& s) {
-  fmt::print("{}: {} of {} layers are finished, {} of {} modules{}\n", folder.string(),
-             s.finished_layers, s.layers, s.finished_modules, s.modules,
-             s.running ? "; a run is using it" : "");
+  const std::string modules =
+      s.measures ? " of allocate"
+                 : fmt::format(", {} of {} modules", s.finished_modules, s.modules);
+  fmt::print("{}: {} of {} {} are finished{}{}\n", folder.string(), s.finished_layers, s.layers,
+             s.measures ? "steps" : "layers", modules, s.running ? "; a run is using it" : "");
   if (s.rtn_loss > 0)
     fmt::print("loss so far {:.4g}, {:.1f} % of rounding to nearest\n", s.loss,
                100 * s.loss / s.rtn_loss);
