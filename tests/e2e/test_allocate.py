@@ -156,6 +156,9 @@ class Refused(Allocate):
         self.fails(1, "this router", *alpha, *self.base("overrides: [{pattern: '*.mlp.gate', wq: int8}]"))
         self.fails(1, "may have none of the candidates: llama.cpp", *alpha, "--target", "llamacpp",
                    "--candidates", "int2,int3")
+        self.fails(1, "the candidate fp8 cannot be mixed with the others; leave it out of --candidates: SGLang",
+                   *self.command("--score", "alpha", "--target", "sglang", "--candidates", "int4,int8,fp8",
+                                 model=QWEN2_MOE))
         self.recipe.write_text("mine")
         self.fails(1, f"{self.recipe}: exists already; --overwrite replaces it", *alpha)
         self.assertEqual(self.recipe.read_text(), "mine")

@@ -3,9 +3,9 @@
 
     tools/bench/allocation.py [--model olmoe ...] [--bits 2.5 ...] > table.md
 
-Each recipe quantizes a model of tests/models by the default settings, calibrated on tests/data/kjv_calib.txt. The table
-has the perplexity on tests/data/kjv_eval.txt and on Python source code, see ACCURACY.md. It needs build/bin/aqhost,
-and of Python 3.11 only the standard library, which is also the source code.
+Each recipe quantizes a model of tests/models by the default settings, calibrated on tests/data/kjv_calib.txt. The
+table has the perplexity on tests/data/kjv_eval.txt and on Python source code, see ACCURACY.md. It needs build/bin/aqhost,
+and of Python only the standard library, which is also the source code.
 """
 import argparse
 import json
@@ -35,7 +35,7 @@ def aqhost(*arguments):
 
 
 def source_code():
-    """Returns the code that the tables of ACCURACY.md are measured on."""
+    """Returns the code that ACCURACY.md describes, of the Python that runs this."""
     modules = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
     return "".join(m.read_text() for m in modules[::7])[:200_000]
 
