@@ -108,11 +108,16 @@ class Endings(unittest.TestCase):
         self.addCleanup(process.stderr.close)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
-        # not "**", because folders below progress/ may disappear while they are listed
-        export = self.work / "out.work/export"
-        while not list(export.glob("*.safetensors.part")) and process.poll() is None:
+        while not self.writes() and process.poll() is None:
             time.sleep(0.005)
         return process
+
+    def writes(self):
+        """Whether the run has begun to write a shard. Folders may disappear while they are listed."""
+        try:
+            return any(name.endswith(".safetensors.part") for name in os.listdir(self.work / "out.work/export"))
+        except FileNotFoundError:
+            return False
 
     def wait_for_handler(self, process, number):
         """Waits until the program has its own handler of the signal, soon after its start."""
