@@ -24,7 +24,7 @@ std::string sha256_of_json(const Json& json) {
 }
 
 /// The number of windows of text alone that a score needs.
-int64_t text_windows(const MeasureSetup& setup, const MeasurementOptions& options) {
+int64_t text_windows(const MeasureSetup& setup, const ScoreMeasurementOptions& options) {
   if (options.score == "loss") return kGradientWindows;
   if (options.score == "error") return 0;
   return divergence_windows(setup, options.parts, options.calibration.nsamples);
@@ -37,7 +37,8 @@ int32_t steps_of(const std::string& score, const Model& model) {
 
 }  // namespace
 
-Measurement::Measurement(const MeasureSetup& setup, const MeasurementOptions& options)
+ScoreMeasurement::ScoreMeasurement(const MeasureSetup& setup,
+                                   const ScoreMeasurementOptions& options)
     : setup_(setup),
       score_(options.score),
       seed_(options.calibration.seed),
@@ -46,8 +47,8 @@ Measurement::Measurement(const MeasureSetup& setup, const MeasurementOptions& op
       steps_(options.target, manifest(setup, options, windows_), options.resume, setup.comm,
              setup.observer) {}
 
-Measurement::Windows Measurement::read_windows(const MeasureSetup& setup,
-                                               const MeasurementOptions& options) {
+ScoreMeasurement::Windows ScoreMeasurement::read_windows(const MeasureSetup& setup,
+                                                         const ScoreMeasurementOptions& options) {
   const auto read = [&](const CalibrationOptions& calibration, RunObserver& observer) {
     return read_calibration(setup.source, setup.model, calibration, setup.options, observer)
         .windows;
@@ -66,8 +67,8 @@ Measurement::Windows Measurement::read_windows(const MeasureSetup& setup,
 }
 
 /// What identifies a measurement in its work folder.
-Json Measurement::manifest(const MeasureSetup& setup, const MeasurementOptions& options,
-                           const Windows& windows) {
+Json ScoreMeasurement::manifest(const MeasureSetup& setup, const ScoreMeasurementOptions& options,
+                                const Windows& windows) {
   const uint64_t seed = options.calibration.seed;
   const auto identity_of = [&](const Plan& plan) {
     return run_identity(setup.source, setup.model, plan, options.plugins, 0, windows.calibration,
@@ -97,7 +98,7 @@ Json Measurement::manifest(const MeasureSetup& setup, const MeasurementOptions& 
   return run_manifest(std::move(json), options.calibration);
 }
 
-Scores Measurement::measure() {
+Scores ScoreMeasurement::measure() {
   if (score_ == "kl")
     return measure_divergences(setup_, parts_, windows_.calibration, windows_.text, steps_);
   if (score_ == "error")
@@ -111,7 +112,7 @@ Scores Measurement::measure() {
       sensitivity, setup_.plan);
 }
 
-Scores Measurement::run() {
+Scores ScoreMeasurement::run() {
   const auto end_interrupted = [this] {
     const std::string kept = steps_.kept();
     if (kept.empty()) throw Interrupted();

@@ -15,7 +15,7 @@
 
 namespace aqhost {
 
-struct MeasurementOptions {
+struct ScoreMeasurementOptions {
   std::string score;  // "loss", "error" or "kl"
   CalibrationOptions calibration;
   std::vector<Candidate> candidates;  // those of MeasureSetup
@@ -28,12 +28,12 @@ struct MeasurementOptions {
 /// Measures the scores of modules on calibration text. Each finished layer is kept in a work folder
 /// (see MeasuredSteps), so that a measurement that ends early goes on behind it with the same
 /// result. What is measured does not depend on the budget, so another one may go on.
-class Measurement {
+class ScoreMeasurement {
  public:
   /// Reads the text, and opens the work folder. What `setup` refers to is borrowed. Throws an Error
   /// if that has the work of a measurement with other options, or if the ranks were started
   /// differently.
-  Measurement(const MeasureSetup& setup, const MeasurementOptions& options);
+  ScoreMeasurement(const MeasureSetup& setup, const ScoreMeasurementOptions& options);
 
   /// Measures. Throws RunInterrupted after a signal if steps are finished, or else Interrupted. An
   /// Error says which steps are kept.
@@ -47,8 +47,8 @@ class Measurement {
     at::Tensor calibration;  // [n, tokens] i64: to solve modules
     at::Tensor text;         // [m, tokens] i64 of text alone: for gradients or divergences
   };
-  static Windows read_windows(const MeasureSetup& setup, const MeasurementOptions& options);
-  static Json manifest(const MeasureSetup& setup, const MeasurementOptions& options,
+  static Windows read_windows(const MeasureSetup& setup, const ScoreMeasurementOptions& options);
+  static Json manifest(const MeasureSetup& setup, const ScoreMeasurementOptions& options,
                        const Windows& windows);
   Scores measure();
 

@@ -44,11 +44,15 @@ at::Tensor fit_globals(const FormatDesc& desc, const at::Tensor& weights) {
   return at::where(most == 0, at::ones_like(most), fitted).unsqueeze(1);
 }
 
-/// Writes to out [n] how much an error in each of n weights counts if nothing is known of their
-/// inputs: w^2 plus the mean of w^2 over the weight's group of `width`, in units of the largest
-/// w^2. So a scale is searched that keeps large weights near to what they were: the unweighted
-/// squared error gives them up too easily (tools/bench/ACCURACY.md has the measurements).
-void weigh_by_size(const float* weights, int64_t n, int64_t width, float* out) {
+/// Whether errors of a format count by the sizes of the weights where nothing is known of their
+/// inputs. With more bits, hardly any weight is given up, and the scales of super-groups have a
+/// search of their own.
+bool counts_by_size(const FormatDesc& desc) { return desc.element_bits <= 4 && !desc.two_level(); }
+
+/// Writes to out [n] how much an error in each of the n weights of a group counts: w^2 plus the
+/// mean of w^2, in units of the largest w^2. The unweighted squared error gives large weights up
+/// too easily (tools/bench/ACCURACY.md has the measurements).
+void weigh_by_size(const float* weights, int64_t n, float* out) {
   double most = 0;
   for (int64_t i = 0; i < n; i++) most = std::max(most, std::fabs(double{weights[i]}));
   if (most == 0) most = 1;
@@ -56,13 +60,10 @@ void weigh_by_size(const float* weights, int64_t n, int64_t width, float* out) {
     const double relative = double{weights[i]} / most;
     return relative * relative;
   };
-  for (int64_t begin = 0; begin < n; begin += width) {
-    const int64_t end = std::min(n, begin + width);
-    double sum = 0;
-    for (int64_t i = begin; i < end; i++) sum += square(i);
-    const double mean = sum / static_cast<double>(end - begin);
-    for (int64_t i = begin; i < end; i++) out[i] = static_cast<float>(square(i) + mean);
-  }
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += square(i);
+  const double mean = sum / static_cast<double>(n);
+  for (int64_t i = 0; i < n; i++) out[i] = static_cast<float>(square(i) + mean);
 }
 
 at::Tensor columns(const at::Tensor& matrix, int64_t begin, int64_t count) {
@@ -115,21 +116,25 @@ at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at:
     return params;
   }
   const int64_t width = desc.width(in), together = desc.two_level() ? desc.super_size : width;
+  const bool by_size = !importance.defined() && counts_by_size(desc);
   at::parallel_for(0, weights.size(0) * rows, kRowGrain, [&](int64_t begin, int64_t end) {
     Rounder::Scratch scratch;
-    std::vector<float> by_size(static_cast<std::size_t>(together));
+    std::vector<float> sizes(static_cast<std::size_t>(by_size ? width : 0));
     for (int64_t r = begin; r < end; r++) {
       const auto h = row_span(importance, r / rows), whole = row_span(tensor_params, r / rows);
       const float global = whole.empty() ? 1.0f : whole[0];
       for (int64_t c = 0; c < in; c += together) {
         const int64_t n = std::min(together, in - c);
         const float* mine = w + r * in + c;
-        if (h.empty()) weigh_by_size(mine, n, width, by_size.data());
-        const float* counts = h.empty() ? by_size.data() : h.data() + c;
+        const float* counts = h.empty() ? nullptr : h.data() + c;
         float* p = out + (r * groups + c / width) * n_params;
         if (desc.two_level()) {
           rounder.fit_two_level(mine, n, counts, p);
           continue;
+        }
+        if (by_size) {
+          weigh_by_size(mine, n, sizes.data());
+          counts = sizes.data();
         }
         const aq::GroupParams fitted = rounder.fit(mine, n, counts, global, scratch);
         p[0] = fitted.scale;

@@ -9,9 +9,9 @@ namespace aqhost {
 
 /// Fits every group of weights [E, out, in], on their device. Returns params
 /// [E, out, groups, group_params]. `importance` [E, in] says how much an error in each column
-/// counts. If it is undefined, the weights must be on the CPU, and an error counts by the size of
-/// its weight and of its group's weights; but to formats that the host does not round, and to
-/// groups that are the whole matrix, all errors count alike.
+/// counts. If it is undefined, the weights must be on the CPU, and all errors count alike; but in
+/// groups of codes of up to 4 bits with one level of scales, which the host rounds and which are
+/// not the whole matrix, an error counts by w^2 plus the mean of w^2 over the group.
 at::Tensor fit_groups(const Format& format, const at::Tensor& weights, const at::Tensor& importance,
                       const at::Tensor& tensor_params);
 

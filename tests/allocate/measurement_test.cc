@@ -74,7 +74,7 @@ Scores measure(const OpenModel& open, Measuring& how) {
       *alone,        witness};
   Scores scores;
   try {
-    Measurement measurement(
+    ScoreMeasurement measurement(
         setup, {how.score, calibration_of(how), allocation.candidates(), groups_of(allocation),
                 open / how.recipe, how.resume, registry().plugins()});
     scores = measurement.run();

@@ -150,22 +150,18 @@ Matrix damped(std::span<const float> hessian, std::size_t n, double percdamp) {
   return h;
 }
 
-/// The weights of errors where no Hessian gives them (see fit_groups()), for weights that are
-/// fitted together, in groups of `width`.
-std::vector<float> weights_by_size(const std::vector<float>& w, std::size_t width) {
+/// The weights of errors where no Hessian gives them (see fit_groups()), for the weights of a
+/// group.
+std::vector<float> weights_by_size(const FormatDesc& d, const std::vector<float>& w) {
   double most = 0;
   for (const float x : w) most = std::max(most, std::abs(static_cast<double>(x)));
-  if (most == 0) return std::vector<float>(w.size(), 0.0f);
+  if (most == 0 || d.element_bits > 4) return std::vector<float>(w.size(), 1.0f);
+  std::vector<double> squares;
+  for (const float x : w) squares.push_back(std::pow(static_cast<double>(x) / most, 2));
+  const double mean =
+      std::accumulate(squares.begin(), squares.end(), 0.0) / static_cast<double>(w.size());
   std::vector<float> result;
-  for (std::size_t begin = 0; begin < w.size(); begin += width) {
-    const std::size_t n = std::min(width, w.size() - begin);
-    std::vector<double> squares;
-    for (std::size_t i = begin; i < begin + n; i++)
-      squares.push_back(std::pow(static_cast<double>(w[i]) / most, 2));
-    const double mean =
-        std::accumulate(squares.begin(), squares.end(), 0.0) / static_cast<double>(n);
-    for (const double square : squares) result.push_back(static_cast<float>(square + mean));
-  }
+  for (const double square : squares) result.push_back(static_cast<float>(square + mean));
   return result;
 }
 
@@ -183,16 +179,15 @@ ReferenceResult reference_rtn(const FormatDesc& d, std::span<const float> weight
       if (super > 0 && begin % super == 0) {
         const std::size_t size = std::min(super, n - begin), at = r.params.size();
         const auto first = weights.begin() + static_cast<std::ptrdiff_t>(row * n + begin);
-        const std::vector<float> all(first, first + static_cast<std::ptrdiff_t>(size));
         r.params.resize(at + static_cast<std::size_t>(d.groups(static_cast<int64_t>(size))) * 4);
-        const std::vector<float> by_size = weights_by_size(all, width);
-        fit_two_level(d, all, importance.empty() ? by_size : importance.subspan(begin, size), true,
+        fit_two_level(d, {first, first + static_cast<std::ptrdiff_t>(size)},
+                      importance.empty() ? importance : importance.subspan(begin, size), true,
                       &r.params[at]);
       }
       const std::size_t size = std::min(width, n - begin);
       const auto first = weights.begin() + static_cast<std::ptrdiff_t>(row * n + begin);
       const std::vector<float> group(first, first + static_cast<std::ptrdiff_t>(size));
-      const std::vector<float> by_size = weights_by_size(group, width);
+      const std::vector<float> by_size = weights_by_size(d, group);
       Params p;
       if (d.two_level()) {
         const float* mine = &r.params[(row * ((n + width - 1) / width) + begin / width) * 4];

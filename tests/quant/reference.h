@@ -21,8 +21,7 @@ struct ReferenceResult {
   bool failed = false;  // H was not positive definite, so the weights are rounded to nearest
 };
 
-/// `weights` is [rows, cols]; `importance` is [cols], or empty for errors that count by the sizes
-/// of their weights (see fit_groups()).
+/// `weights` is [rows, cols]; `importance` is [cols], or empty for what fit_groups() takes then.
 ReferenceResult reference_rtn(const FormatDesc& desc, std::span<const float> weights, int64_t cols,
                               std::span<const float> importance);
 

@@ -91,8 +91,8 @@ void check_free(const std::string& file, bool overwrite) {
 /// What the scores were computed from, as far as it is used later.
 struct Measured {
   Scores scores;
-  std::vector<WeightSpectrum> spectra;         // of the score alpha
-  std::unique_ptr<Measurement> measurement{};  // of the other scores
+  std::vector<WeightSpectrum> spectra;              // of the score alpha
+  std::unique_ptr<ScoreMeasurement> measurement{};  // of the other scores
 };
 
 Measured measure_alpha(const AllocateOptions& options, const Source& original,
@@ -109,13 +109,13 @@ Measured measure_alpha(const AllocateOptions& options, const Source& original,
 
 Measured measure_on_text(const AllocateOptions& options, const MeasureSetup& setup,
                          const Allocation& allocation, std::vector<PluginInfo> plugins) {
-  MeasurementOptions measurement{
+  ScoreMeasurementOptions measurement{
       options.score,           *calibration_of(options.calibration),
       allocation.candidates(), {allocation.parts().begin(), allocation.parts().end()},
       options.save_recipe,     resume_of(options.resume),
       std::move(plugins)};
   Measured measured;
-  measured.measurement = std::make_unique<Measurement>(setup, measurement);
+  measured.measurement = std::make_unique<ScoreMeasurement>(setup, measurement);
   measured.scores = measured.measurement->run();
   return measured;
 }

@@ -34,9 +34,9 @@
  * minima later, but never d and dmin.
  *
  * f takes the values of `search` (1 if there are none) in their order. The first f with the minimum
- * of sum(importance * (w - stored)^2) is used; the sum is computed as double over the columns in
- * order, with importance 1 where none is given. So if E8M0 scales are rounded down and the factors
- * are 1, 1/2 and 2, the result is the best of three neighbouring powers of 2.
+ * of sum(importance * (w - stored)^2) is used, a sum of doubles in the order of the columns, with
+ * importance 1 where none is given (in the host, w^2 plus its mean over the group, up to 4 bits).
+ * If E8M0 scales are rounded down, 1, 1/2 and 2 give the best of three neighbouring powers of 2.
  *
  * If a format is described and its scales are not E8M0, the host may then refine the scale, also a
  * float32 one, by least squares and store a scale between 1/2 and 2 times that of this formula,
