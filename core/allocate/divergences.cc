@@ -13,8 +13,6 @@ namespace aqhost {
 namespace {
 
 constexpr int64_t kMaximumWindows = 16, kRunsOfWindows = 2;
-constexpr int64_t kLogitRows = 128;               // positions with float64 logits at once
-constexpr int64_t kGpuLogits = int64_t{1} << 25;  // logits of one model on a GPU at once
 
 /// What of the parts lies in a layer: the modules of each.
 using LayerParts = std::vector<std::vector<std::size_t>>;
@@ -146,17 +144,16 @@ class PartDivergences {
 
   /// Adds to each variant its divergence from the original model.
   void compare(const OutputHead& head, std::span<Variant> variants) const {
-    const int64_t rows =
-        ids_.is_cpu() ? kLogitRows : std::max<int64_t>(1, kGpuLogits / head.vocab_size());
     if (variants.empty()) return;
-    for_positions(ids_, rows, !ids_.is_cpu(), [&](const Positions& p) {
-      const auto log_p_of = [&](const OutputHead& of, const at::Tensor& x) {
-        return of.logits(p.of(x)).to(at::kDouble).log_softmax(-1);
-      };
-      const at::Tensor log_p0 = log_p_of(head_, last_), p0 = log_p0.exp();
-      for (Variant& v : variants)
-        v.divergence += (p0 * (log_p0 - log_p_of(head, v.x))).sum().item<double>();
-    });
+    for_positions(ids_, compared_positions(head, ids_.device()), !ids_.is_cpu(),
+                  [&](const Positions& p) {
+                    const auto log_p_of = [&](const OutputHead& of, const at::Tensor& x) {
+                      return of.logits(p.of(x)).to(at::kDouble).log_softmax(-1);
+                    };
+                    const at::Tensor log_p0 = log_p_of(head_, last_), p0 = log_p0.exp();
+                    for (Variant& v : variants)
+                      v.divergence += (p0 * (log_p0 - log_p_of(head, v.x))).sum().item<double>();
+                  });
   }
 
   const MeasureSetup& setup_;

@@ -5,15 +5,6 @@
 namespace aqhost {
 namespace {
 
-/// What a step of a layer is about: its modules, or for the number of layers those outside them.
-std::vector<std::size_t> modules_of(const Model& model, int32_t layer) {
-  const int32_t key = layer < model.desc().n_layers ? layer : -1;
-  std::vector<std::size_t> modules;
-  for (const Module& m : model.modules())
-    if (m.key.layer == key) modules.push_back(m.index);
-  return modules;
-}
-
 /// The losses of these modules by candidate, and then their weights.
 std::vector<double> values_of(const CandidateLosses& losses,
                               const std::vector<std::size_t>& modules) {
@@ -42,7 +33,7 @@ CandidateLosses measure_losses(const MeasureSetup& setup, const at::Tensor& wind
   losses.weight.assign(modules, 0);
   const int32_t finished = std::max(0, steps.finished() - earlier);
   for (int32_t l = 0; l < finished; l++)
-    set_values(losses, modules_of(setup.model, l),
+    set_values(losses, modules_of_layer(setup.model, l),
                steps.result(earlier + l).get<std::vector<double>>());
   const CandidateSink sink{[&](std::size_t c, const Solution& s) {
                              losses.loss[c][s.planned->module->index] = s.loss;
@@ -51,7 +42,7 @@ CandidateLosses measure_losses(const MeasureSetup& setup, const at::Tensor& wind
                            {}};
   setup.observer.begin("measuring losses", setup.model.desc().n_layers, "layers");
   walk_candidates(setup, windows, finished, sink, [&](int32_t l) {
-    const std::vector<std::size_t> of_layer = modules_of(setup.model, l);
+    const std::vector<std::size_t> of_layer = modules_of_layer(setup.model, l);
     std::vector<double> values = values_of(losses, of_layer);
     setup.comm.sum(values);
     set_values(losses, of_layer, values);

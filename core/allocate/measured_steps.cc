@@ -19,6 +19,14 @@ std::string state_name(int32_t step) { return fmt::format("states-{:05}.safetens
 
 }  // namespace
 
+std::vector<std::size_t> modules_of_layer(const Model& model, int32_t layer) {
+  const int32_t key = layer < model.desc().n_layers ? layer : -1;
+  std::vector<std::size_t> modules;
+  for (const Module& m : model.modules())
+    if (m.key.layer == key) modules.push_back(m.index);
+  return modules;
+}
+
 MeasuredSteps::MeasuredSteps(const fs::path& target, const Json& manifest, Resume resume,
                              Comm& comm, RunObserver& observer)
     : comm_(&comm) {
@@ -115,9 +123,7 @@ void MeasuredSteps::finish(Json result, const at::Tensor& state) {
 
 std::string MeasuredSteps::kept() const {
   if (comm_ == nullptr || results_.empty()) return {};
-  return fmt::format("{} of measuring {} kept in {}; run the same command again to go on after {}",
-                     counted(finished(), "finished step"), finished() == 1 ? "is" : "are", path_,
-                     finished() == 1 ? "it" : "them");
+  return kept_text(counted(finished(), "finished step") + " of measuring", finished(), path_);
 }
 
 void MeasuredSteps::remove() {

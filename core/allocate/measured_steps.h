@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -11,10 +12,15 @@
 #include "base/json.h"
 #include "base/observer.h"
 #include "base/work_folder.h"
+#include "plugin/model.h"
 #include "run/comm.h"
 #include "run/unit_record.h"
 
 namespace aqhost {
+
+/// The modules of a layer, or for the number of layers those outside them, as indices in
+/// Model::modules().
+std::vector<std::size_t> modules_of_layer(const Model& model, int32_t layer);
 
 /// What the steps of measuring have given. The results lie in a work folder, so that a process
 /// that ends early goes on after the last finished step:

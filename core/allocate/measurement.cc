@@ -8,7 +8,6 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/sha256.h"
-#include "run/quantize.h"
 #include "run/run_difference.h"
 #include "run/run_identity.h"
 #include "tensor/tensor.h"
@@ -17,11 +16,6 @@ namespace aqhost {
 namespace {
 
 constexpr int64_t kGradientWindows = 16;
-
-std::string sha256_of_json(const Json& json) {
-  const std::string text = to_text(json);
-  return sha256_of(std::as_bytes(std::span(text)));
-}
 
 /// The number of windows of text alone that a score needs.
 int64_t text_windows(const MeasureSetup& setup, const ScoreMeasurementOptions& options) {
@@ -79,7 +73,7 @@ Json ScoreMeasurement::manifest(const MeasureSetup& setup, const ScoreMeasuremen
     const Json candidate = identity_of(setup.candidates[c]);
     if (candidate.contains("plugins")) json["plugins"].update(candidate["plugins"]);
     json["candidates"][options.candidates[c].text] =
-        sha256_of_json({c, candidate["plan"]});  // the order counts
+        sha256_of_text(to_text(Json{c, candidate["plan"]}));  // the order counts
   }
   for (const char* of_exports : {"container", "max_shard_bytes", "plan"}) json.erase(of_exports);
   json["score"] = options.score;
@@ -91,7 +85,7 @@ Json ScoreMeasurement::manifest(const MeasureSetup& setup, const ScoreMeasuremen
   if (options.score == "kl") {
     Json parts = Json::array();
     for (const AllocatedGroup& part : options.parts) parts.push_back(part.modules);
-    json["parts"] = sha256_of_json(parts);
+    json["parts"] = sha256_of_text(to_text(parts));
   }
   if (setup.comm.size() > 1) json["ranks"] = setup.comm.size();
   json[kSteps] = steps_of(options.score, setup.model);
@@ -113,23 +107,14 @@ Scores ScoreMeasurement::measure() {
 }
 
 Scores ScoreMeasurement::run() {
-  const auto end_interrupted = [this] {
-    const std::string kept = steps_.kept();
-    if (kept.empty()) throw Interrupted();
-    throw RunInterrupted("interrupted: " + kept);
-  };
+  const auto keep = [this] { return steps_.kept(); };
   try {
     return measure();
   } catch (const Interrupted&) {
-    end_interrupted();
-  } catch (const Error& e) {
-    // a signal that stops all ranks may stop another one first
-    if (setup_.comm.size() > 1 && interrupt_signal() != 0) end_interrupted();
-    const std::string kept = steps_.kept();
-    if (kept.empty()) throw;
-    fail("{}. {}", e.what(), kept);
+    end_early(setup_.comm, keep);
+  } catch (const Error&) {
+    end_early(setup_.comm, keep);
   }
-  return {};
 }
 
 }  // namespace aqhost

@@ -46,9 +46,9 @@ class BackwardPass {
       : source_(source),
         model_(model),
         all_windows_(windows),
-        windows_(of_rank(windows, comm)),
-        random_(of_rank(
-            at::rand(windows.sizes(), at::detail::createCPUGenerator(seed), at::kDouble), comm)),
+        windows_(comm.dealt(windows)),
+        random_(comm.dealt(
+            at::rand(windows.sizes(), at::detail::createCPUGenerator(seed), at::kDouble))),
         options_(at::TensorOptions(device).dtype(at::kFloat)),
         comm_(comm),
         steps_(steps),
@@ -71,7 +71,7 @@ class BackwardPass {
       finish_step(0, gradient);
     } else {
       states_.push_back(x);
-      gradient = of_rank(steps_.state(), comm_).to(options_.device());
+      gradient = comm_.dealt(steps_.state()).to(options_.device());
     }
     LayerReader reader(options_.device(), end, [&](int32_t turn) { return open(end - 1 - turn); });
     for (int32_t l = end - 1; l >= 0; l--) {
@@ -85,11 +85,6 @@ class BackwardPass {
   }
 
  private:
-  /// The windows of this rank, of tensors that have all of them.
-  static at::Tensor of_rank(const at::Tensor& all, const Comm& comm) {
-    return all.slice(0, comm.rank(), all.size(0), comm.size()).contiguous();
-  }
-
   /// All windows on every rank, of tensors that have those of the rank; on the CPU.
   at::Tensor of_all_ranks(const at::Tensor& own) const {
     std::vector<at::Tensor> windows;
@@ -104,13 +99,9 @@ class BackwardPass {
     return at::stack(windows).cpu();
   }
 
-  /// The modules of a step, with their values.
+  /// The modules of a step: those outside the layers first.
   std::vector<std::size_t> modules_of(int32_t step) const {
-    const int32_t layer = step == 0 ? -1 : model_.desc().n_layers - step;
-    std::vector<std::size_t> modules;
-    for (const Module& m : model_.modules())
-      if (m.key.layer == layer) modules.push_back(m.index);
-    return modules;
+    return modules_of_layer(model_, model_.desc().n_layers - step);
   }
 
   void set_values(int32_t step, const std::vector<double>& values) {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "base/file.h"
 
@@ -17,5 +18,8 @@ std::string sha256_of(const std::filesystem::path& path);
 std::string sha256_of(const InputFile& file, int64_t size);
 /// The same for bytes in memory.
 std::string sha256_of(std::span<const std::byte> bytes);
+inline std::string sha256_of_text(std::string_view text) {
+  return sha256_of(std::as_bytes(std::span(text)));
+}
 
 }  // namespace aqhost

@@ -12,9 +12,6 @@
 namespace aqhost {
 namespace {
 
-constexpr int64_t kLogitRows = 128;               // positions with float64 logits at once
-constexpr int64_t kGpuLogits = int64_t{1} << 25;  // logits per model that are on a GPU at once
-
 void check_same_shape(const Runnable& reference, const Runnable& other) {
   const auto& a = reference.model->desc();
   const auto& b = other.model->desc();
@@ -71,7 +68,7 @@ Sums compare_logits(const OutputHead& head0, const at::Tensor& x0, const OutputH
                     const at::Tensor& x, const at::Tensor& windows) {
   Sums sums;
   const at::Tensor ids = windows.to(x.device());
-  const int64_t maximum = x.is_cpu() ? kLogitRows : kGpuLogits / head.vocab_size();
+  const int64_t maximum = compared_positions(head, x.device());
   for_positions(windows, maximum, !x.is_cpu(), [&](const Positions& p) {
     add_positions(head0.logits(p.of(x0)), head.logits(p.of(x)), p.next(ids), sums);
   });

@@ -45,7 +45,7 @@ at::Tensor windows_of_rank(const at::Tensor& windows, const std::string& run, Co
   if (windows.size(0) < comm->size())
     fail("{} cannot be shared by {} processes; use fewer processes, or a smaller --window",
          counted(windows.size(0), "window"), comm->size());
-  return windows.slice(0, comm->rank(), windows.size(0), comm->size()).contiguous();
+  return comm->dealt(windows);
 }
 
 void check_window(const Model& model, int64_t window) {

@@ -213,7 +213,7 @@ OwnWindows own_windows(const Plan& plan, const at::Tensor& windows, const Comm& 
   if (n < ranks)
     fail("{} cannot be dealt to {} processes; use more --nsamples, or fewer processes",
          counted(n, "calibration window"), ranks);
-  OwnWindows own{windows.slice(0, rank, n, ranks).contiguous()};
+  OwnWindows own{comm.dealt(windows)};
   int64_t originals = original_windows(plan, n, windows.size(1));
   if (originals == 0) return own;
   originals = std::max(originals, ranks);  // one at least on each rank

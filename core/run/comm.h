@@ -76,6 +76,12 @@ class Comm {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
+  /// The part of `all` that is dealt to this rank: of its first dimension, rank(), rank() + size(),
+  /// and so on. Not collective.
+  at::Tensor dealt(const at::Tensor& all) const {
+    return all.slice(0, rank_, all.size(0), size_).contiguous();
+  }
+
   /// Says what this rank does from now on ("layer 5, solve"). The others show it if this rank is
   /// lost, and traffic() is counted by it. Not collective; cheap.
   void station(const std::string& name);

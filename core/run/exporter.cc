@@ -329,7 +329,7 @@ void Exporter::commit(const RunReport& report, const std::string& card) {
   if (!writes_card) std::erase(written, kCardFile);
   Json json = to_json(report);
   json[kFiles] = written;
-  if (writes_card) json[kCardSum] = sha256_of(std::as_bytes(std::span(card)));
+  if (writes_card) json[kCardSum] = sha256_of_text(card);
   const std::string text = to_text(json, 2) + "\n";
   // as aqhost report makes it of the file
   const std::string page = report_page(parse_json(text, kReportFile), kReportFile);

@@ -54,6 +54,12 @@ void for_positions(const at::Tensor& windows, int64_t maximum, bool across,
   });
 }
 
+int64_t compared_positions(const OutputHead& head, at::Device device) {
+  constexpr int64_t kLogitRows = 128;
+  constexpr int64_t kGpuLogits = int64_t{1} << 25;
+  return device.is_cpu() ? kLogitRows : kGpuLogits / head.vocab_size();
+}
+
 at::Tensor next_token_losses(const OutputHead& head, const at::Tensor& x,
                              const at::Tensor& windows) {
   const at::Tensor ids = windows.to(x.device());

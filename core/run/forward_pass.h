@@ -47,6 +47,10 @@ struct Positions {
 void for_positions(const at::Tensor& windows, int64_t maximum, bool across,
                    const std::function<void(const Positions&)>& body);
 
+/// The maximum for for_positions() where the logits of a model are compared in float64, and the
+/// hidden states are on `device`.
+int64_t compared_positions(const OutputHead& head, at::Device device);
+
 /// The loss of each next token of windows [n, length] i64, as [n, length - 1] f32 on the CPU. x [n,
 /// length, hidden] are their hidden states after the last layer, on the device of `head`.
 at::Tensor next_token_losses(const OutputHead& head, const at::Tensor& x,

@@ -88,9 +88,7 @@ std::string keep_finished(RunStore& store, const Exporter& exporter, const Comm&
   if (finished > 0) work.keep();
   work.check_in_place();
   if (finished == 0) return {};
-  return fmt::format("{} kept in {}; run the same command again to go on after {}",
-                     layers_text(exporter, finished) + (finished == 1 ? " is" : " are"),
-                     work.path().string(), finished == 1 ? "it" : "them");
+  return kept_text(layers_text(exporter, finished), finished, work.path().string());
 }
 
 /// Throws an Error if a value of the model is not finite. The weights of planned modules are left
@@ -200,6 +198,7 @@ class QuantizeRun {
 
   /// Does the whole run. An Error, and RunInterrupted, say which finished layers are kept.
   RunReport run() {
+    const auto keep = [this] { return keep_finished(store_, exporter_, comm_, work_); };
     try {
       Calibration calibration = read_calibration_windows();
       const Json manifest = manifest_for(calibration.windows);
@@ -216,30 +215,16 @@ class QuantizeRun {
       comm_.barrier();
       return report;
     } catch (const Interrupted&) {
-      end_interrupted();
-    } catch (const Error& e) {
-      // A signal that stops all ranks may stop another one first, which then removes files of the
-      // run. What fails here because of that is no failure of the run.
-      if (comm_.size() > 1 && interrupt_signal() != 0) end_interrupted();
-      const std::string kept = keep_finished(store_, exporter_, comm_, work_);
-      if (kept.empty()) throw;
-      fail("{}. {}", e.what(), kept);
+      end_early(comm_, keep);
+    } catch (const Error&) {
+      end_early(comm_, keep);
     } catch (const std::exception&) {
-      if (const std::string kept = keep_finished(store_, exporter_, comm_, work_); !kept.empty())
-        observer_.warn(kept);
+      if (const std::string kept = keep(); !kept.empty()) observer_.warn(kept);
       throw;
     }
   }
 
  private:
-  /// Ends a run that a signal stops. Throws RunInterrupted if finished layers are kept, and
-  /// Interrupted otherwise.
-  [[noreturn]] void end_interrupted() {
-    const std::string kept = keep_finished(store_, exporter_, comm_, work_);
-    if (kept.empty()) throw Interrupted();
-    throw RunInterrupted("interrupted: " + kept);
-  }
-
   /// The windows are undefined if the plan does not run the model.
   Calibration read_calibration_windows() {
     timer_.begin("tokenize");

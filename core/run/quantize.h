@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "run/calibration.h"
 #include "run/comm.h"
 #include "run/model_card.h"
+#include "run/resume.h"
 #include "run/store.h"
 
 namespace aqhost {
@@ -44,12 +44,6 @@ struct QuantizeOptions {
   // what the engines will do with the export
   RunSetup setup;
   std::vector<Loadable> engines;
-};
-
-/// Thrown when a signal stops a run. what() says what is kept, and how to go on.
-class RunInterrupted : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
 };
 
 /// Opens a checkpoint that is to be quantized, as its dense tensors if it is published quantized

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/work_folder.h"
 #include "run/comm.h"
+#include "run/unit_record.h"
 
 namespace aqhost {
 namespace {
@@ -139,7 +140,7 @@ std::vector<std::string> run_differences(const Json& before, const Json& now,
   };
   const auto is_of_no_identity = [](const Difference& d) {
     return d.field.starts_with(kOptions) || d.field.starts_with(WorkFolder::kFiles) ||
-           d.field == "steps";  // they follow from the score
+           d.field == kSteps;  // they follow from the score
   };
   std::vector<Difference> found = compare(with_ranks(before), with_ranks(now));
   std::erase_if(found, is_of_no_identity);

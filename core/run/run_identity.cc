@@ -29,8 +29,7 @@ Json identity_of(const RunSettings& settings) {
 
 /// The files by name: their sizes, and the SHA-256 of what tells how they are laid out.
 Json identity_of(const Source& source) {
-  const std::string config = to_text(source.config());
-  Json files{{"config.json", sha256_of(std::as_bytes(std::span(config)))}};
+  Json files{{"config.json", sha256_of_text(to_text(source.config()))}};
   for (const SafetensorsFile* file : source.files())
     files[file->path().filename().string()] = {{"bytes", file->size()},
                                                {"header", file->header_sha256()},

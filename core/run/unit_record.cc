@@ -11,11 +11,6 @@ namespace aqhost {
 namespace fs = std::filesystem;
 namespace {
 
-std::string sha256_of_record(const Json& record) {
-  const std::string text = to_text(record);
-  return sha256_of(std::as_bytes(std::span(text)));
-}
-
 void refuse_other_run(const WorkFolder& work, const Json& manifest) {
   std::vector<std::string> found =
       run_differences(read_json(work.path() / WorkFolder::kManifest), manifest);
@@ -63,15 +58,14 @@ fs::path record_path(const fs::path& progress, int32_t unit) {
 }
 
 void write_record(const fs::path& progress, int32_t unit, Json record) {
-  const std::string sha256 = sha256_of_record(record);
+  const std::string sha256 = sha256_of_text(to_text(record));
   write_file(record_path(progress, unit),
              to_text(Json{{"sha256", sha256}, {"record", std::move(record)}}) + "\n");
   flush_folder(progress);
 }
 
 bool record_is_whole(const Field& file) {
-  const std::string sha256 = sha256_of_record(file["record"].json());
-  return file["sha256"].text() == sha256;
+  return file["sha256"].text() == sha256_of_text(to_text(file["record"].json()));
 }
 
 Json parse_record_file(const std::string& content, const std::string& path) {

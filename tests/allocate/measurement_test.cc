@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "export/decoded_checkpoint.h"
 #include "forward/compute_type.h"
+#include "kept_messages.h"
 #include "measure/divergence.h"
 #include "small_model.h"
 #include "torch_doctest.h"
@@ -19,17 +20,13 @@ namespace fs = std::filesystem;
 using doctest::Contains;
 
 /// Keeps all messages, and fails at an update.
-class Witness : public RunObserver {
+class Witness : public KeptMessages {
  public:
   explicit Witness(int update) : left_(update) {}
 
-  void warn(const std::string& message) override { heard += message + "\n"; }
-  void inform(const std::string& message) override { heard += message + "\n"; }
   void update(double /*done*/, const std::string& /*detail*/) override {
     if (left_-- == 0) fail("stopped here");
   }
-
-  std::string heard;
 
  private:
   int left_;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/sha256.h"
+#include "kept_messages.h"
 #include "run/memory_need.h"
 #include "run/quantize.h"
 #include "run/run_difference.h"
@@ -20,20 +21,16 @@ using doctest::Contains;
 
 /// Keeps all messages. When the run begins to work on something whose name contains `at`, it calls
 /// `act`, or lets the run fail if there is no `act`.
-class Witness : public RunObserver {
+class Witness : public KeptMessages {
  public:
   Witness(std::string at, std::function<void()> act) : at_(std::move(at)), act_(std::move(act)) {}
 
-  void warn(const std::string& message) override { heard += "warning: " + message + "\n"; }
-  void inform(const std::string& message) override { heard += message + "\n"; }
   void update(double /*done*/, const std::string& detail) override {
     if (at_.empty() || detail.find(at_) == std::string::npos) return;
     if (!act_) fail("stopped here");
     std::exchange(at_, "");
     act_();
   }
-
-  std::string heard;
 
  private:
   std::string at_;
